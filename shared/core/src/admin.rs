@@ -1,0 +1,95 @@
+//! What every binary answers about itself over HTTP: `/healthz`, `/readyz`, `/metrics`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Which parts of a binary are ready, and what the others wait for.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Mutex<BTreeMap<&'static str, Option<String>>>>);
+
+impl Health {
+    /// `part` works.
+    pub fn up(&self, part: &'static str) {
+        self.set(part, None);
+    }
+
+    /// `part` doesn't work, because of `reason`.
+    pub fn down(&self, part: &'static str, reason: impl Into<String>) {
+        self.set(part, Some(reason.into()));
+    }
+
+    fn set(&self, part: &'static str, reason: Option<String>) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(part, reason);
+    }
+
+    /// Every part, with the reason of those that are down.
+    pub fn parts(&self) -> BTreeMap<&'static str, Option<String>> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// The three routes.
+pub fn router(health: Health, metrics: PrometheusHandle) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz).with_state(health))
+        .route("/metrics", get(render).with_state(metrics))
+}
+
+/// 200 when every part is up, else 503; the body names each part.
+async fn readyz(State(health): State<Health>) -> impl IntoResponse {
+    let parts = health.parts();
+    let ready = !parts.is_empty() && parts.values().all(Option::is_none);
+    let parts: BTreeMap<_, _> = parts
+        .into_iter()
+        .map(|(part, reason)| (part, reason.unwrap_or_else(|| "up".to_owned())))
+        .collect();
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(json!({ "ready": ready, "parts": parts })))
+}
+
+async fn render(State(metrics): State<PrometheusHandle>) -> impl IntoResponse {
+    (
+        [(CONTENT_TYPE, "text/plain; version=0.0.4")],
+        metrics.render(),
+    )
+}
+
+/// Serves `router` until `shutdown`, then finishes the requests under way.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    axum::serve(listener, router)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! The target catalogue on disk: `targets.d/*.{toml,yaml,json}`, one table per target, later files winning.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use config::{Config, File, FileFormat};
+
+use crate::target::{TargetConfig, TargetName};
+
+/// The three targets of the original system.
+const SHIPPED: &str = include_str!("targets.toml");
+
+/// Every target, enabled or not, by name.
+pub type Catalogue = BTreeMap<TargetName, TargetConfig>;
+
+/// Loads a catalogue file, or a directory of them merged in the order of their names.
+///
+/// Without `path`: the three targets that ship.
+///
+/// # Errors
+/// Every problem found, each naming file, target and key.
+pub fn load(path: Option<&Path>) -> Result<Catalogue, Vec<String>> {
+    let Some(path) = path else {
+        return parse(
+            Config::builder().add_source(File::from_str(SHIPPED, FileFormat::Toml)),
+            "shipped targets",
+        );
+    };
+    let mut builder = Config::builder();
+    for file in files(path)? {
+        builder = builder.add_source(File::from(file));
+    }
+    parse(builder, &path.display().to_string())
+}
+
+/// The catalogue files at `path`, in the order they are merged.
+fn files(path: &Path) -> Result<Vec<PathBuf>, Vec<String>> {
+    if path.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let unreadable = |error| {
+        vec![format!(
+            "{}: {error}; expected a catalogue file or a directory of them",
+            path.display()
+        )]
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(unreadable)? {
+        let file = entry.map_err(unreadable)?.path();
+        let ending = file.extension().and_then(|ending| ending.to_str());
+        if matches!(ending, Some("toml" | "yaml" | "yml" | "json")) {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn parse(
+    builder: config::ConfigBuilder<config::builder::DefaultState>,
+    origin: &str,
+) -> Result<Catalogue, Vec<String>> {
+    let tables: BTreeMap<String, serde_json::Value> = builder
+        .build()
+        .and_then(Config::try_deserialize)
+        .map_err(|error| vec![format!("{origin}: {error}")])?;
+    let mut catalogue = Catalogue::new();
+    let mut problems = Vec::new();
+    for (name, mut table) in tables {
+        let Some(members) = table.as_object_mut() else {
+            problems.push(format!(
+                "{origin}: {name}: expected a table with at least `url`"
+            ));
+            continue;
+        };
+        members.insert("name".to_owned(), name.as_str().into());
+        match serde_json::from_value::<TargetConfig>(table) {
+            Ok(target) => {
+                problems.extend(
+                    target
+                        .problems()
+                        .iter()
+                        .map(|problem| format!("{origin}: {name}.{problem}")),
+                );
+                catalogue.insert(target.name.clone(), target);
+            }
+            Err(error) => problems.push(format!("{origin}: {name}: {error}")),
+        }
+    }
+    if problems.is_empty() {
+        Ok(catalogue)
+    } else {
+        Err(problems)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_targets_are_those_of_the_original_system() {
+        let catalogue = load(None).unwrap();
+        let seen: Vec<_> = catalogue
+            .values()
+            .map(|target| (target.name.as_ref(), target.url.as_str()))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("redis-cache", "redis://localhost:6379"),
+                (
+                    "unified-auth",
+                    "http://localhost:8207/api/v1/auth/sync/user"
+                ),
+                ("user-service", "http://localhost:8081/api/v1/users/sync"),
+            ]
+        );
+        for target in catalogue.values() {
+            let sees_hash = !target
+                .fields
+                .exclude
+                .contains(&"data.password_hash".to_owned());
+            assert_eq!(
+                sees_hash,
+                target.name.as_ref() == "unified-auth",
+                "{}",
+                target.name
+            );
+        }
+    }
+
+    #[test]
+    fn files_merge_in_the_order_of_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(
+            dir.path().join("10.toml"),
+            "[a]\nurl = 'http://h/1'\ntimeout = '3s'",
+        )
+        .unwrap();
+        std::fs::write(
+            dir.path().join("20.yaml"),
+            "a: {timeout: 5s}\nb: {url: 'redis://h'}",
+        )
+        .unwrap();
+        std::fs::write(dir.path().join("notes.txt"), "not a catalogue").unwrap();
+        let catalogue = load(Some(dir.path())).unwrap();
+        let a = &catalogue[&"a".parse().unwrap()];
+        assert_eq!((a.url.as_str(), a.timeout.as_secs()), ("http://h/1", 5));
+        assert_eq!(catalogue.len(), 2);
+    }
+
+    #[test]
+    fn every_problem_names_file_target_and_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.toml");
+        std::fs::write(&path, "[A]\nurl='http://h'\n[b]\nurl='http://h'\nmethods='PUT'\n[c]\nurl='http://h'\ntimeout='0s'\n[d]\nsecret='hunter2'\nurl='http://h'").unwrap();
+        let problems = load(Some(&path)).unwrap_err().join("\n");
+        for part in [
+            "t.toml: A: a target name",
+            "b: unknown field `methods`",
+            "c.timeout: expected",
+            "d: expected a reference",
+        ] {
+            assert!(problems.contains(part), "no {part:?} in {problems}");
+        }
+        assert!(!problems.contains("hunter2"));
+    }
+}

@@ -1,0 +1,440 @@
+//! What a service publishes about a user: parsing, validation and its JSON form.
+//!
+//! Knows nothing of the state an event leads to; see [`crate::state`].
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
+use serde_json::{Map, Value};
+
+use crate::user_id::UserId;
+
+/// The four things that can happen to a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum EventType {
+    /// Replaces the user, and revives a deleted one.
+    #[serde(rename = "user.created")]
+    Created,
+    /// Merges into the user (RFC 7396).
+    #[serde(rename = "user.updated")]
+    Updated,
+    /// Leaves a tombstone without personal data.
+    #[serde(rename = "user.deleted")]
+    Deleted,
+    /// Merges like `Updated`; its own type so that targets can tell.
+    #[serde(rename = "user.status_changed")]
+    StatusChanged,
+}
+
+impl EventType {
+    /// Every type, in the order of the documentation.
+    pub const ALL: [Self; 4] = [
+        Self::Created,
+        Self::Updated,
+        Self::Deleted,
+        Self::StatusChanged,
+    ];
+
+    /// The full name, which is also the NATS subject: `user.created`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "user.created",
+            Self::Updated => "user.updated",
+            Self::Deleted => "user.deleted",
+            Self::StatusChanged => "user.status_changed",
+        }
+    }
+}
+
+impl fmt::Display for EventType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for EventType {
+    type Err = InvalidEvent;
+
+    fn from_str(text: &str) -> Result<Self, InvalidEvent> {
+        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
+        found.ok_or_else(|| InvalidEvent::new("/type", UNKNOWN_TYPE))
+    }
+}
+
+const UNKNOWN_TYPE: &str =
+    "must be one of user.created, user.updated, user.deleted, user.status_changed";
+
+/// What an event says of one member of the user (RFC 7396: absent, null or a value).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Change<T> {
+    /// The member is absent: leave it as it is.
+    #[default]
+    Keep,
+    /// The member is null: remove it.
+    Clear,
+    /// The member has a value: set it, or merge an object.
+    Set(T),
+}
+
+/// A valid event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Idempotency key, unique per thing that happened: 1 to 128 printable ASCII characters.
+    pub id: String,
+    /// What happened.
+    pub kind: EventType,
+    /// To whom.
+    pub user_id: UserId,
+    /// The log-in name.
+    pub username: Change<String>,
+    /// The e-mail address.
+    pub email: Change<String>,
+    /// Anything else of the user. A `status` given beside it is kept as `data.status`.
+    pub data: Change<Value>,
+    /// When it happened, says the publisher. Never decides the order.
+    pub timestamp: Timestamp,
+    /// The service that published it.
+    pub source: Option<String>,
+}
+
+/// Why a document is no valid event, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{reason}", if pointer.is_empty() { String::new() } else { format!("{pointer}: ") })]
+pub struct InvalidEvent {
+    /// JSON Pointer (RFC 6901) to the offending member; empty for the whole document.
+    pub pointer: Cow<'static, str>,
+    /// What is wrong and what is expected; never quotes the value.
+    pub reason: Cow<'static, str>,
+}
+
+impl InvalidEvent {
+    /// An error at `pointer`.
+    pub fn new(
+        pointer: impl Into<Cow<'static, str>>,
+        reason: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self {
+            pointer: pointer.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// What an event may leave out, because its transport already says it.
+#[derive(Clone, Debug, Default)]
+pub struct Envelope {
+    /// The type the subject names; the document must agree with it.
+    pub kind: Option<EventType>,
+    /// The id to use when the document has none.
+    pub id: Option<String>,
+    /// The time to use when the document has none; without it, `timestamp` must be there.
+    pub timestamp: Option<Timestamp>,
+}
+
+/// The largest event taken, in bytes of JSON.
+pub const MAX_EVENT_BYTES: usize = 256 * 1024;
+/// The deepest nesting of arrays and objects taken, the event itself included.
+pub const MAX_EVENT_DEPTH: usize = 32;
+const MAX_ID_CHARS: usize = 128;
+const MAX_NAME_CHARS: usize = 320;
+
+impl Event {
+    /// Parses the payload of one message.
+    ///
+    /// # Errors
+    /// [`InvalidEvent`] when the payload is too large, no JSON object, or breaks the contract.
+    pub fn parse(payload: &[u8], envelope: Envelope) -> Result<Self, InvalidEvent> {
+        if payload.len() > MAX_EVENT_BYTES {
+            let reason = format!(
+                "the event has {} bytes; at most {MAX_EVENT_BYTES} are taken",
+                payload.len()
+            );
+            return Err(InvalidEvent::new("", reason));
+        }
+        let value = serde_json::from_slice(payload).map_err(|error| not_json(&error))?;
+        Self::from_value(value, envelope)
+    }
+
+    /// Takes one parsed document.
+    ///
+    /// # Errors
+    /// [`InvalidEvent`] when the document is no object or breaks the contract.
+    pub fn from_value(value: Value, envelope: Envelope) -> Result<Self, InvalidEvent> {
+        if depth(&value, 0) > MAX_EVENT_DEPTH {
+            let reason =
+                format!("arrays and objects are nested deeper than {MAX_EVENT_DEPTH} levels");
+            return Err(InvalidEvent::new("", reason));
+        }
+        let Value::Object(mut members) = value else {
+            return Err(InvalidEvent::new("", "an event must be a JSON object"));
+        };
+        let user_id = match members.get("user_id") {
+            None => return Err(InvalidEvent::new("/user_id", "is required")),
+            Some(value) => UserId::try_from(value)
+                .map_err(|error| InvalidEvent::new("/user_id", error.to_string()))?,
+        };
+        let kind = take_type(&mut members, envelope.kind)?;
+        let id = match take_text(&mut members, "id", MAX_ID_CHARS)? {
+            Change::Set(id) if !is_token(&id) => {
+                return Err(InvalidEvent::new(
+                    "/id",
+                    "must be 1 to 128 printable ASCII characters without spaces",
+                ));
+            }
+            Change::Set(id) => id,
+            Change::Keep | Change::Clear => match envelope.id {
+                Some(id) if is_token(&id) && id.len() <= MAX_ID_CHARS => id,
+                _ => {
+                    return Err(InvalidEvent::new(
+                        "/id",
+                        "is required: 1 to 128 printable ASCII characters without spaces",
+                    ));
+                }
+            },
+        };
+        let timestamp = match take_text(&mut members, "timestamp", 64)? {
+            Change::Set(text) => text.parse().map_err(|_| {
+                InvalidEvent::new(
+                    "/timestamp",
+                    "must be an RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z",
+                )
+            })?,
+            Change::Keep | Change::Clear => envelope
+                .timestamp
+                .ok_or_else(|| InvalidEvent::new("/timestamp", "is required: an RFC 3339 time"))?,
+        };
+        let source = match take_text(&mut members, "source", MAX_ID_CHARS)? {
+            Change::Set(source) => Some(source),
+            Change::Keep | Change::Clear => None,
+        };
+        Ok(Self {
+            id,
+            kind,
+            user_id,
+            username: take_text(&mut members, "username", MAX_NAME_CHARS)?,
+            email: take_text(&mut members, "email", MAX_NAME_CHARS)?,
+            data: take_data(&mut members)?,
+            timestamp,
+            source,
+        })
+    }
+}
+
+fn not_json(error: &serde_json::Error) -> InvalidEvent {
+    // serde_json's own text may quote the payload, so only the place is passed on.
+    InvalidEvent::new(
+        "",
+        format!(
+            "is not JSON: line {} column {}",
+            error.line(),
+            error.column()
+        ),
+    )
+}
+
+/// How deep `value` nests; stops descending soon after the limit.
+fn depth(value: &Value, level: usize) -> usize {
+    if level > MAX_EVENT_DEPTH {
+        return level;
+    }
+    match value {
+        Value::Array(items) => items
+            .iter()
+            .map(|item| depth(item, level + 1))
+            .max()
+            .unwrap_or(level + 1),
+        Value::Object(members) => members
+            .values()
+            .map(|item| depth(item, level + 1))
+            .max()
+            .unwrap_or(level + 1),
+        _ => level,
+    }
+}
+
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn take_type(
+    members: &mut Map<String, Value>,
+    subject: Option<EventType>,
+) -> Result<EventType, InvalidEvent> {
+    let stated = match members.remove("type") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text.parse::<EventType>()?),
+        Some(_) => return Err(InvalidEvent::new("/type", UNKNOWN_TYPE)),
+    };
+    match (stated, subject) {
+        (Some(stated), Some(subject)) if stated != subject => Err(InvalidEvent::new(
+            "/type",
+            format!("is {stated}, but the subject says {subject}"),
+        )),
+        (Some(kind), _) | (None, Some(kind)) => Ok(kind),
+        (None, None) => Err(InvalidEvent::new("/type", UNKNOWN_TYPE)),
+    }
+}
+
+fn take_text(
+    members: &mut Map<String, Value>,
+    name: &'static str,
+    most: usize,
+) -> Result<Change<String>, InvalidEvent> {
+    match members.remove(name) {
+        None => Ok(Change::Keep),
+        Some(Value::Null) => Ok(Change::Clear),
+        Some(Value::String(text)) if text.chars().count() <= most => Ok(Change::Set(text)),
+        Some(_) => Err(InvalidEvent::new(
+            format!("/{name}"),
+            format!("must be a string of at most {most} characters"),
+        )),
+    }
+}
+
+/// Takes `data`, with a `status` beside it moved to `data.status`, its one place.
+fn take_data(members: &mut Map<String, Value>) -> Result<Change<Value>, InvalidEvent> {
+    let data = members.remove("data");
+    let Some(status) = members.remove("status") else {
+        return Ok(match data {
+            None => Change::Keep,
+            Some(Value::Null) => Change::Clear,
+            Some(value) => Change::Set(value),
+        });
+    };
+    if !status.is_string() && !status.is_null() {
+        return Err(InvalidEvent::new("/status", "must be a string"));
+    }
+    match data {
+        None => Ok(Change::Set(Value::Object(Map::from_iter([(
+            "status".to_owned(),
+            status,
+        )])))),
+        Some(Value::Object(mut object)) => {
+            object.insert("status".to_owned(), status);
+            Ok(Change::Set(Value::Object(object)))
+        }
+        Some(_) => Err(InvalidEvent::new(
+            "/data",
+            "must be an object when status is given beside it",
+        )),
+    }
+}
+
+impl Serialize for Event {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        fn change<M: SerializeMap, T: Serialize>(
+            map: &mut M,
+            name: &str,
+            change: &Change<T>,
+        ) -> Result<(), M::Error> {
+            match change {
+                Change::Keep => Ok(()),
+                Change::Clear => map.serialize_entry(name, &()),
+                Change::Set(value) => map.serialize_entry(name, value),
+            }
+        }
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("id", &self.id)?;
+        map.serialize_entry("type", &self.kind)?;
+        map.serialize_entry("user_id", &self.user_id)?;
+        change(&mut map, "username", &self.username)?;
+        change(&mut map, "email", &self.email)?;
+        change(&mut map, "data", &self.data)?;
+        map.serialize_entry("timestamp", &self.timestamp)?;
+        if let Some(source) = &self.source {
+            map.serialize_entry("source", source)?;
+        }
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn envelope() -> Envelope {
+        Envelope {
+            kind: Some(EventType::Created),
+            id: Some("7".into()),
+            timestamp: Some(Timestamp::UNIX_EPOCH),
+        }
+    }
+
+    fn parse(value: Value) -> Result<Event, InvalidEvent> {
+        Event::parse(value.to_string().as_bytes(), envelope())
+    }
+
+    #[test]
+    fn nats_publishers_may_leave_out_what_the_message_says() {
+        let event = parse(json!({"user_id": 42, "username": "ann"})).unwrap();
+        assert_eq!((event.id.as_str(), event.kind), ("7", EventType::Created));
+        assert_eq!(event.timestamp, Timestamp::UNIX_EPOCH);
+        assert_eq!(event.email, Change::Keep);
+    }
+
+    #[test]
+    fn status_lives_in_data() {
+        let event = parse(json!({"user_id": 1, "status": "locked", "data": {"a": 1}})).unwrap();
+        assert_eq!(event.data, Change::Set(json!({"a": 1, "status": "locked"})));
+    }
+
+    #[test]
+    fn an_event_survives_its_own_json() {
+        let event = parse(json!({
+            "id": "e1", "user_id": "u-1", "email": null, "data": {"x": [1, 2.5, "ü"]},
+            "timestamp": "2026-01-31T12:00:00+01:00", "source": "s",
+        }))
+        .unwrap();
+        let again = Event::parse(&serde_json::to_vec(&event).unwrap(), Envelope::default());
+        assert_eq!(again, Ok(event));
+    }
+
+    #[test]
+    fn every_refusal_points_at_the_member() {
+        let nested = (0..40).fold(json!(1), |inner, _| json!([inner]));
+        let long = "x".repeat(400);
+        let cases = [
+            ("", json!([])),
+            ("", json!({"user_id": 1, "data": nested})),
+            ("/user_id", json!({})),
+            ("/user_id", json!({"user_id": "a.b"})),
+            ("/user_id", json!({"user_id": -1})),
+            ("/type", json!({"user_id": 1, "type": "user.exploded"})),
+            ("/type", json!({"user_id": 1, "type": "user.deleted"})),
+            ("/type", json!({"user_id": 1, "type": 3})),
+            ("/id", json!({"user_id": 1, "id": "has space"})),
+            ("/id", json!({"user_id": 1, "id": 3})),
+            ("/email", json!({"user_id": 1, "email": 3})),
+            ("/username", json!({"user_id": 1, "username": long})),
+            (
+                "/timestamp",
+                json!({"user_id": 1, "timestamp": "yesterday"}),
+            ),
+            ("/status", json!({"user_id": 1, "status": 1})),
+            ("/data", json!({"user_id": 1, "status": "a", "data": 1})),
+        ];
+        for (pointer, value) in cases {
+            let error = parse(value.clone()).expect_err(&value.to_string());
+            assert_eq!(error.pointer, pointer, "{value}");
+        }
+    }
+
+    #[test]
+    fn bad_json_is_refused_without_quoting_it() {
+        let error = Event::parse(b"{\"email\":\"secret@example.com", envelope()).unwrap_err();
+        assert!(
+            error.to_string().starts_with("is not JSON: line 1"),
+            "{error}"
+        );
+        assert!(!error.to_string().contains("secret"));
+        let large = vec![b' '; MAX_EVENT_BYTES + 1];
+        assert!(
+            Event::parse(&large, envelope())
+                .unwrap_err()
+                .reason
+                .contains("at most")
+        );
+    }
+}

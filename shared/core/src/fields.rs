@@ -1,0 +1,241 @@
+//! Which members of a user a target gets, and in what form its document then is.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{event::Change, state::State};
+
+/// Members as dotted paths: `email`, `data.phone`.
+///
+/// Without `include` a target gets everything; `exclude` then takes away. `user_id`, `deleted`
+/// and `version` always stay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fields {
+    /// Only these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Not these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+}
+
+/// What a target is told of a user. `Keep` = it is not told, `Clear` = there is none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Members {
+    /// The log-in name.
+    pub username: Change<String>,
+    /// The e-mail address.
+    pub email: Change<String>,
+    /// `data.status`, where it is a string.
+    pub status: Change<String>,
+    /// Everything else.
+    pub data: Change<Value>,
+}
+
+impl Fields {
+    /// Takes out of `state` what this target may see.
+    ///
+    /// Of a partial state only the members present are told: the others aren't known to be absent.
+    pub fn project(&self, state: &mut State) -> Members {
+        let partial = state.partial;
+        let tell = |name, value: Option<String>| match value {
+            _ if !self.sees(name) => Change::Keep,
+            Some(value) => Change::Set(value),
+            None if partial => Change::Keep,
+            None => Change::Clear,
+        };
+        Members {
+            username: tell("username", state.username.take()),
+            email: tell("email", state.email.take()),
+            status: tell("status", state.status.take()),
+            data: match self.data(std::mem::take(&mut state.data)) {
+                Change::Clear if partial => Change::Keep,
+                data => data,
+            },
+        }
+    }
+
+    fn sees(&self, name: &str) -> bool {
+        let named = |paths: &[String]| paths.iter().any(|path| path == name);
+        (self.include.is_empty() || named(&self.include)) && !named(&self.exclude)
+    }
+
+    fn data(&self, mut data: Value) -> Change<Value> {
+        let inside = |paths: &'_ [String]| paths.iter().any(|path| path.starts_with("data."));
+        if !self.sees("data") {
+            if self.exclude.iter().any(|path| path == "data") || !inside(&self.include) {
+                return Change::Keep;
+            }
+            let whole = std::mem::take(&mut data);
+            for path in self
+                .include
+                .iter()
+                .filter_map(|path| path.strip_prefix("data."))
+            {
+                copy_path(&whole, path, &mut data);
+            }
+        }
+        for path in self
+            .exclude
+            .iter()
+            .filter_map(|path| path.strip_prefix("data."))
+        {
+            remove_path(&mut data, path);
+        }
+        if data.is_null() {
+            Change::Clear
+        } else {
+            Change::Set(data)
+        }
+    }
+
+    /// What is wrong with the paths.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
+        let known = |path: &str| {
+            matches!(path, "username" | "email" | "status" | "data")
+                || path
+                    .strip_prefix("data.")
+                    .is_some_and(|rest| !rest.is_empty())
+        };
+        self.include.iter().chain(&self.exclude).filter(move |path| !known(path)).map(|path| {
+            format!("fields: `{path}` is no member of a user; expected username, email, status, data or data.<path>")
+        })
+    }
+}
+
+fn copy_path(from: &Value, path: &str, into: &mut Value) {
+    let (name, rest) = path
+        .split_once('.')
+        .map_or((path, None), |(name, rest)| (name, Some(rest)));
+    let Some(value) = from.get(name) else { return };
+    if !into.is_object() {
+        *into = Value::Object(Map::new());
+    }
+    let Value::Object(members) = into else { return };
+    match rest {
+        None => {
+            members.insert(name.to_owned(), value.clone());
+        }
+        Some(rest) => copy_path(value, rest, members.entry(name).or_insert(Value::Null)),
+    }
+}
+
+fn remove_path(from: &mut Value, path: &str) {
+    let Value::Object(members) = from else { return };
+    match path.split_once('.') {
+        None => {
+            members.remove(path);
+        }
+        Some((name, rest)) => {
+            if let Some(inner) = members.get_mut(name) {
+                remove_path(inner, rest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Envelope, Event, EventType};
+    use crate::state::{Position, apply};
+    use serde_json::json;
+
+    fn state(kind: EventType, mut document: Value) -> State {
+        document["user_id"] = json!(1);
+        let envelope = Envelope {
+            kind: Some(kind),
+            id: Some("e".into()),
+            timestamp: Some(jiff::Timestamp::UNIX_EPOCH),
+        };
+        let mut state = None;
+        let event = Event::from_value(document, envelope).unwrap();
+        apply(
+            &mut state,
+            event,
+            Position {
+                seq: 1,
+                stored_us: 1,
+            },
+            1,
+        );
+        state.unwrap()
+    }
+
+    /// What is told, as JSON: absent when the target isn't told.
+    fn told(fields: Value, mut state: State) -> Value {
+        let fields: Fields = serde_json::from_value(fields).unwrap();
+        let members = fields.project(&mut state);
+        let mut object = Map::new();
+        for (name, change) in [
+            ("username", members.username),
+            ("email", members.email),
+            ("status", members.status),
+        ] {
+            match change {
+                Change::Keep => {}
+                Change::Clear => drop(object.insert(name.into(), Value::Null)),
+                Change::Set(value) => drop(object.insert(name.into(), value.into())),
+            }
+        }
+        match members.data {
+            Change::Keep => {}
+            Change::Clear => drop(object.insert("data".into(), Value::Null)),
+            Change::Set(value) => drop(object.insert("data".into(), value)),
+        }
+        Value::Object(object)
+    }
+
+    #[test]
+    fn fields_choose_what_a_target_is_told() {
+        let user = json!({
+            "username": "ann", "email": "a@x",
+            "data": {"phone": "1", "secret": {"hash": "h", "salt": "s"}, "status": "active"},
+        });
+        let rows = [
+            (
+                json!({}),
+                json!({"username": "ann", "email": "a@x", "status": "active", "data": user["data"]}),
+            ),
+            (
+                json!({"include": ["email", "data.secret.hash"]}),
+                json!({"email": "a@x", "data": {"secret": {"hash": "h"}}}),
+            ),
+            (
+                json!({"exclude": ["email", "data.secret.hash", "data.nothing.there"]}),
+                json!({"username": "ann", "status": "active",
+                       "data": {"phone": "1", "secret": {"salt": "s"}, "status": "active"}}),
+            ),
+            (
+                json!({"include": ["username", "data"], "exclude": ["data"]}),
+                json!({"username": "ann"}),
+            ),
+            (json!({"include": ["username"]}), json!({"username": "ann"})),
+        ];
+        for (fields, expected) in rows {
+            assert_eq!(
+                told(fields.clone(), state(EventType::Created, user.clone())),
+                expected,
+                "{fields}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_partial_user_tells_only_what_is_known() {
+        let whole = told(
+            json!({}),
+            state(EventType::Created, json!({"email": "a@x"})),
+        );
+        assert_eq!(
+            whole,
+            json!({"username": null, "email": "a@x", "status": null, "data": null})
+        );
+        let partial = told(
+            json!({}),
+            state(EventType::Updated, json!({"email": "a@x"})),
+        );
+        assert_eq!(partial, json!({"email": "a@x"}));
+    }
+}

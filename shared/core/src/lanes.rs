@@ -1,0 +1,214 @@
+//! Lanes: work queued per user, one piece of work per user under way at a time.
+//!
+//! What arrives for a user whose lane is busy waits there and is then taken all at once, so
+//! order per user holds and a burst for one user becomes one piece of work. Knows nothing of
+//! what the work is: intake queues events, a worker queues deliveries.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::user_id::UserId;
+
+/// Work of type `T`, queued per user.
+#[derive(Debug)]
+pub struct Lanes<T> {
+    lanes: HashMap<UserId, Lane<T>>,
+    /// Users to take next; may also name some who were taken through the other queue since.
+    urgent: VecDeque<UserId>,
+    waiting: VecDeque<UserId>,
+    queued: usize,
+}
+
+#[derive(Debug)]
+struct Lane<T> {
+    items: Vec<T>,
+    busy: bool,
+    urgent: bool,
+}
+
+/// Whom [`Lanes::take`] looks at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefer {
+    /// Users with urgent work.
+    Urgent,
+    /// Users with none.
+    Waiting,
+}
+
+impl<T> Default for Lanes<T> {
+    fn default() -> Self {
+        Self {
+            lanes: HashMap::new(),
+            urgent: VecDeque::new(),
+            waiting: VecDeque::new(),
+            queued: 0,
+        }
+    }
+}
+
+impl<T> Lanes<T> {
+    /// Queues `item` behind everything else of `user`.
+    pub fn push(&mut self, user: UserId, item: T) {
+        self.queued += 1;
+        let lane = self.lanes.entry(user.clone()).or_insert_with(Lane::new);
+        lane.items.push(item);
+        if !lane.busy && lane.items.len() == 1 {
+            self.waiting.push_back(user);
+        }
+    }
+
+    /// Queues `item` like [`Self::push`], and makes its user's lane urgent.
+    pub fn push_urgent(&mut self, user: UserId, item: T) {
+        self.queued += 1;
+        let lane = self.lanes.entry(user.clone()).or_insert_with(Lane::new);
+        lane.items.push(item);
+        if !lane.urgent {
+            lane.urgent = true;
+            if !lane.busy {
+                self.urgent.push_back(user);
+            }
+        }
+    }
+
+    /// Takes everything queued for the next user who is not busy; the lane is busy until [`Self::done`].
+    pub fn take(&mut self, prefer: Prefer) -> Option<(UserId, Vec<T>)> {
+        match prefer {
+            Prefer::Urgent => self.take_from(true).or_else(|| self.take_from(false)),
+            Prefer::Waiting => self.take_from(false).or_else(|| self.take_from(true)),
+        }
+    }
+
+    fn take_from(&mut self, urgent: bool) -> Option<(UserId, Vec<T>)> {
+        let queue = if urgent {
+            &mut self.urgent
+        } else {
+            &mut self.waiting
+        };
+        while let Some(user) = queue.pop_front() {
+            let Some(lane) = self.lanes.get_mut(&user) else {
+                continue;
+            };
+            if lane.busy || lane.items.is_empty() {
+                continue;
+            }
+            lane.busy = true;
+            lane.urgent = false;
+            let items = std::mem::take(&mut lane.items);
+            self.queued -= items.len();
+            return Some((user, items));
+        }
+        None
+    }
+
+    /// Ends the work that [`Self::take`] handed out for `user`.
+    pub fn done(&mut self, user: &UserId) {
+        let Some(lane) = self.lanes.get_mut(user) else {
+            return;
+        };
+        lane.busy = false;
+        if lane.items.is_empty() {
+            self.lanes.remove(user);
+        } else if lane.urgent {
+            self.urgent.push_back(user.clone());
+        } else {
+            self.waiting.push_back(user.clone());
+        }
+    }
+
+    /// How many items are queued, without those handed out.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Everything queued, in no particular order.
+    pub fn items(&self) -> impl Iterator<Item = &T> {
+        self.lanes.values().flat_map(|lane| &lane.items)
+    }
+
+    /// Takes everything that is queued and forgets every lane.
+    pub fn drain(&mut self) -> impl Iterator<Item = T> {
+        let lanes = std::mem::take(self).lanes;
+        lanes.into_values().flat_map(|lane| lane.items)
+    }
+}
+
+impl<T> Lane<T> {
+    fn new() -> Self {
+        Self {
+            items: Vec::new(),
+            busy: false,
+            urgent: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Prefer::{Urgent, Waiting};
+
+    #[test]
+    fn a_user_is_worked_on_once_at_a_time_and_in_order() {
+        let mut lanes = Lanes::default();
+        let (ann, bob) = (UserId::from(1), UserId::from(2));
+        lanes.push(ann.clone(), 1);
+        assert_eq!(lanes.take(Urgent), Some((ann.clone(), vec![1])));
+        lanes.push(ann.clone(), 2);
+        lanes.push(bob.clone(), 9);
+        lanes.push(ann.clone(), 3);
+        assert_eq!(lanes.queued(), 3);
+        assert_eq!(lanes.take(Urgent), Some((bob.clone(), vec![9])));
+        assert_eq!(lanes.take(Urgent), None);
+        lanes.done(&bob);
+        lanes.done(&ann);
+        assert_eq!(lanes.take(Urgent), Some((ann.clone(), vec![2, 3])));
+        lanes.done(&ann);
+        assert_eq!((lanes.queued(), lanes.take(Urgent)), (0, None));
+    }
+
+    #[test]
+    fn urgent_work_overtakes_other_users_but_not_its_own() {
+        let mut lanes = Lanes::default();
+        for user in 1..=3 {
+            lanes.push(UserId::from(user), "live");
+        }
+        lanes.push_urgent(UserId::from(3), "repair");
+        lanes.push_urgent(UserId::from(4), "repair");
+        let order: Vec<_> = std::iter::from_fn(|| lanes.take(Urgent)).collect();
+        let users: Vec<_> = order
+            .iter()
+            .map(|(user, items)| (user.to_string(), items.len()))
+            .collect();
+        assert_eq!(
+            users,
+            [
+                ("3".into(), 2),
+                ("4".into(), 1),
+                ("1".into(), 1),
+                ("2".into(), 1)
+            ]
+        );
+    }
+
+    #[test]
+    fn places_can_be_kept_for_work_that_is_not_urgent() {
+        let mut lanes = Lanes::default();
+        lanes.push_urgent(UserId::from(1), "repair");
+        lanes.push(UserId::from(2), "live");
+        assert_eq!(lanes.take(Waiting).unwrap().1, ["live"]);
+        lanes.push_urgent(UserId::from(2), "repair");
+        lanes.done(&UserId::from(2));
+        assert_eq!(lanes.take(Waiting).unwrap().0, UserId::from(1));
+        assert_eq!(lanes.take(Waiting).unwrap().0, UserId::from(2));
+        assert_eq!(lanes.queued(), 0);
+    }
+
+    #[test]
+    fn draining_hands_back_what_was_never_taken() {
+        let mut lanes = Lanes::default();
+        lanes.push(UserId::from(1), 1);
+        lanes.push(UserId::from(2), 2);
+        lanes.take(Urgent);
+        assert_eq!(lanes.drain().collect::<Vec<_>>(), [2]);
+        assert_eq!(lanes.queued(), 0);
+    }
+}

@@ -1,0 +1,18 @@
+//! What every usersync binary shares: the contracts (events, states, subjects, targets) and the
+//! plumbing (settings, NATS, telemetry, lifecycle). Knows no driver of any target.
+
+pub mod admin;
+pub mod catalogue;
+pub mod event;
+pub mod fields;
+pub mod lanes;
+pub mod nats;
+pub mod secret;
+pub mod service;
+pub mod settings;
+pub mod state;
+pub mod streams;
+pub mod subjects;
+pub mod target;
+pub mod telemetry;
+pub mod user_id;

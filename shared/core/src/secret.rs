@@ -1,0 +1,124 @@
+//! References to secrets: settings and catalogues name where a secret is, never the secret.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+/// `env:NAME` or `file:PATH`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum SecretRef {
+    /// An environment variable.
+    Env(String),
+    /// A file; white space around its content is dropped.
+    File(PathBuf),
+}
+
+/// Why a secret is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The text is no reference. It is not repeated here: it may be the secret itself.
+    #[error("expected a reference, `env:NAME` or `file:PATH`, never the secret itself")]
+    NotAReference,
+    /// The variable is not set.
+    #[error("the environment variable {0} is not set")]
+    Unset(String),
+    /// The file can't be read.
+    #[error("can't read the secret file {}: {source}", path.display())]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl SecretRef {
+    /// Fetches the secret.
+    ///
+    /// # Errors
+    /// When the variable is not set or the file can't be read.
+    pub fn resolve(&self) -> Result<SecretString, SecretError> {
+        match self {
+            Self::Env(name) => std::env::var(name)
+                .map(SecretString::from)
+                .map_err(|_| SecretError::Unset(name.clone())),
+            Self::File(path) => std::fs::read_to_string(path)
+                .map(|text| SecretString::from(text.trim().to_owned()))
+                .map_err(|source| SecretError::Unreadable {
+                    path: path.clone(),
+                    source,
+                }),
+        }
+    }
+}
+
+impl FromStr for SecretRef {
+    type Err = SecretError;
+
+    fn from_str(text: &str) -> Result<Self, SecretError> {
+        match text.split_once(':') {
+            Some(("env", name)) if !name.is_empty() => Ok(Self::Env(name.to_owned())),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => Err(SecretError::NotAReference),
+        }
+    }
+}
+
+impl TryFrom<String> for SecretRef {
+    type Error = SecretError;
+
+    fn try_from(text: String) -> Result<Self, SecretError> {
+        text.parse()
+    }
+}
+
+impl From<SecretRef> for String {
+    fn from(reference: SecretRef) -> Self {
+        reference.to_string()
+    }
+}
+
+impl fmt::Display for SecretRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Env(name) => write!(f, "env:{name}"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use secrecy::ExposeSecret;
+
+    #[test]
+    fn a_plain_secret_is_refused_and_not_repeated() {
+        for text in ["hunter2", "env:", "file:", "whsec_abc"] {
+            let error = text.parse::<SecretRef>().unwrap_err().to_string();
+            assert!(
+                !error.contains("hunter2") && !error.contains("whsec"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn files_are_trimmed_and_missing_ones_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        std::fs::write(&path, "hunter2\n").unwrap();
+        let reference: SecretRef = format!("file:{}", path.display()).parse().unwrap();
+        assert_eq!(reference.resolve().unwrap().expose_secret(), "hunter2");
+        let missing: SecretRef = "file:/nonexistent/s".parse().unwrap();
+        assert!(
+            missing
+                .resolve()
+                .unwrap_err()
+                .to_string()
+                .contains("/nonexistent/s")
+        );
+    }
+}

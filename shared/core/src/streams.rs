@@ -1,0 +1,314 @@
+//! Streams and consumers: one definition, created or updated by the gateway, waited for by the others.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::Context as _;
+use async_nats::jetstream::{
+    self, ErrorCode,
+    consumer::{AckPolicy, DeliverPolicy, PriorityPolicy, pull},
+    context::GetStreamErrorKind,
+    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
+};
+
+use crate::{subjects, target::TargetConfig};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
+/// How long a delivery may go unanswered before the server hands it out again.
+pub const ACK_WAIT: Duration = Duration::from_secs(30);
+/// After how long without a sign of life another gateway takes over (ADR-42).
+pub const PIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Deliveries the server grants beyond a target's own limit, for workers that die on the last one.
+const SPARE_DELIVERIES: u32 = 8;
+
+/// Every stream, with `replicas` copies (1, 3 or 5).
+pub fn all(replicas: usize) -> Vec<Config> {
+    let base = |name: &str, description: &str, subjects: &[&str]| Config {
+        name: name.to_owned(),
+        description: Some(description.to_owned()),
+        subjects: subjects
+            .iter()
+            .map(|subject| (*subject).to_owned())
+            .collect(),
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::New,
+        storage: StorageType::File,
+        num_replicas: replicas,
+        max_messages: -1,
+        max_bytes: -1,
+        max_consumers: -1,
+        max_messages_per_subject: -1,
+        max_message_size: -1,
+        duplicate_window: Duration::from_secs(120),
+        allow_direct: true,
+        ..Config::default()
+    };
+    vec![
+        Config {
+            max_age: 7 * DAY,
+            duplicate_window: HOUR,
+            ..base(
+                subjects::USER_EVENTS,
+                "What happened, in arrival order",
+                &[subjects::EVENTS],
+            )
+        },
+        Config {
+            max_messages_per_subject: 1,
+            discard: DiscardPolicy::Old,
+            ..base(
+                subjects::USER_STATE,
+                "The newest state of every user",
+                &[subjects::STATES],
+            )
+        },
+        Config {
+            retention: RetentionPolicy::WorkQueue,
+            max_messages_per_subject: 1,
+            discard: DiscardPolicy::Old,
+            max_age: 7 * DAY,
+            ..base(
+                subjects::USER_REPAIR,
+                "Deliveries asked for",
+                &[subjects::REPAIRS],
+            )
+        },
+        Config {
+            max_messages_per_subject: 1,
+            discard: DiscardPolicy::Old,
+            allow_message_ttl: true,
+            ..base(
+                subjects::USER_DEAD,
+                "What could not be taken in or delivered",
+                &[subjects::DEAD_LETTERS],
+            )
+        },
+        Config {
+            max_age: 7 * DAY,
+            discard: DiscardPolicy::Old,
+            ..base(
+                subjects::USER_ADVISORY,
+                "Messages that ran out of deliveries",
+                &subjects::ADVISORIES,
+            )
+        },
+    ]
+}
+
+/// The gateways' consumer of raw events: pinned, so that one of them is active at a time.
+pub fn intake_consumer() -> pull::Config {
+    pull::Config {
+        durable_name: Some(subjects::INTAKE.to_owned()),
+        description: Some("Merges events into states; one gateway at a time".to_owned()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: 20_000,
+        priority_policy: PriorityPolicy::PinnedClient,
+        priority_groups: vec![subjects::INTAKE_GROUP.to_owned()],
+        priority_timeout: PIN_TIMEOUT,
+        ..pull::Config::default()
+    }
+}
+
+/// The consumer of states of one target. It starts at the first state, so a new target is back-filled.
+pub fn state_consumer(target: &TargetConfig) -> pull::Config {
+    target_consumer(target, subjects::STATES.to_owned())
+}
+
+/// The consumer of repairs of one target.
+pub fn repair_consumer(target: &TargetConfig) -> pull::Config {
+    target_consumer(target, subjects::repairs_of(&target.name))
+}
+
+fn target_consumer(target: &TargetConfig, filter_subject: String) -> pull::Config {
+    pull::Config {
+        durable_name: Some(target.name.to_string()),
+        filter_subject,
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: i64::from(target.retry.max_deliver + SPARE_DELIVERIES),
+        // Delayed messages hold a slot until they come back, so there must be many.
+        max_ack_pending: 50_000,
+        ..pull::Config::default()
+    }
+}
+
+/// Creates what is missing, updates what may be updated, and refuses what may not.
+///
+/// # Errors
+/// When the server refuses, or a stream exists with an incompatible shape: the error lists every
+/// difference and what to do. Nothing is changed then.
+pub async fn ensure(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Result<()> {
+    let mut changes = Vec::new();
+    let mut conflicts = Vec::new();
+    for wanted in all(replicas) {
+        match jetstream.get_stream(&wanted.name).await {
+            Ok(stream) => {
+                let found = &stream.cached_info().config;
+                conflicts.extend(incompatible(found, &wanted));
+                if let Some(updated) = updated(found, &wanted) {
+                    changes.push((updated, true));
+                }
+            }
+            Err(error) if is_missing(&error) => changes.push((wanted, false)),
+            Err(error) => {
+                return Err(error).with_context(|| format!("asking for stream {}", wanted.name));
+            }
+        }
+    }
+    anyhow::ensure!(
+        conflicts.is_empty(),
+        "existing streams have an incompatible shape; nothing was changed:\n  {}\nEdit or remove them with `nats stream edit` or `nats stream rm`, after saving what they hold (`nats stream backup`), or point nats.url at another account",
+        conflicts.join("\n  ")
+    );
+    for (config, exists) in changes {
+        let name = config.name.clone();
+        if exists {
+            jetstream
+                .update_stream(&config)
+                .await
+                .with_context(|| format!("updating stream {name}"))?;
+        } else {
+            jetstream
+                .create_stream(config)
+                .await
+                .with_context(|| format!("creating stream {name}"))?;
+        }
+        tracing::info!(
+            stream = name,
+            "{}",
+            if exists { "updated" } else { "created" }
+        );
+    }
+    Ok(())
+}
+
+/// Creates or updates the consumers of `targets` and of intake.
+///
+/// # Errors
+/// When the server refuses.
+pub async fn ensure_consumers<'a>(
+    jetstream: &jetstream::Context,
+    targets: impl Iterator<Item = &'a TargetConfig>,
+) -> anyhow::Result<()> {
+    let mut wanted = vec![(subjects::USER_EVENTS, intake_consumer())];
+    for target in targets {
+        wanted.push((subjects::USER_STATE, state_consumer(target)));
+        wanted.push((subjects::USER_REPAIR, repair_consumer(target)));
+    }
+    for (stream, config) in wanted {
+        let name = config.durable_name.clone().unwrap_or_default();
+        let created = jetstream.create_consumer_on_stream(config, stream).await;
+        created.with_context(|| format!("creating consumer {name} on stream {stream}"))?;
+    }
+    Ok(())
+}
+
+fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
+/// What differs between `found` and `wanted` that no update may change silently.
+fn incompatible(found: &Config, wanted: &Config) -> Vec<String> {
+    let shape = |config: &Config| {
+        BTreeMap::from([
+            ("subjects", format!("{:?}", config.subjects)),
+            ("retention", format!("{:?}", config.retention)),
+            ("storage", format!("{:?}", config.storage)),
+            ("discard", format!("{:?}", config.discard)),
+            (
+                "max_msgs_per_subject",
+                config.max_messages_per_subject.to_string(),
+            ),
+            ("allow_direct", config.allow_direct.to_string()),
+            ("mirror", config.mirror.is_some().to_string()),
+            ("sealed", config.sealed.to_string()),
+        ])
+    };
+    let (found_shape, wanted_shape) = (shape(found), shape(wanted));
+    let differing = wanted_shape
+        .iter()
+        .filter(|(key, value)| found_shape[*key] != **value);
+    differing
+        .map(|(key, value)| {
+            format!(
+                "{}: {key} is {}, expected {value}",
+                wanted.name, found_shape[key]
+            )
+        })
+        .collect()
+}
+
+/// `found` with what we own set as `wanted`, `None` when it is so already.
+///
+/// Limits an operator may have added (bytes, messages, placement…) stay.
+fn updated(found: &Config, wanted: &Config) -> Option<Config> {
+    let same = found.num_replicas == wanted.num_replicas
+        && found.max_age == wanted.max_age
+        && found.duplicate_window == wanted.duplicate_window
+        && found.allow_message_ttl == wanted.allow_message_ttl
+        && found.description == wanted.description;
+    (!same).then(|| Config {
+        num_replicas: wanted.num_replicas,
+        max_age: wanted.max_age,
+        duplicate_window: wanted.duplicate_window,
+        allow_message_ttl: wanted.allow_message_ttl,
+        description: wanted.description.clone(),
+        ..found.clone()
+    })
+}
+
+/// Waits until `name` exists, saying so; for those who don't create streams.
+pub async fn wait_for_stream(jetstream: &jetstream::Context, name: &str) -> Stream {
+    let mut said = false;
+    loop {
+        match jetstream.get_stream(name).await {
+            Ok(stream) => return stream,
+            Err(error) if !said => {
+                tracing::warn!(stream = name, %error, "waiting for the stream; usersync-gateway creates it");
+                said = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_equal_stream_needs_nothing_and_operator_limits_stay() {
+        for config in all(1) {
+            assert!(incompatible(&config, &config).is_empty());
+            assert_eq!(updated(&config, &config), None);
+            let limited = Config {
+                max_bytes: 1 << 30,
+                ..config.clone()
+            };
+            assert!(incompatible(&limited, &config).is_empty());
+            let replicated = Config {
+                num_replicas: 3,
+                ..config.clone()
+            };
+            assert_eq!(updated(&limited, &replicated).unwrap().max_bytes, 1 << 30);
+        }
+    }
+
+    #[test]
+    fn another_shape_is_a_conflict_that_names_stream_and_key() {
+        let wanted = &all(1)[1];
+        let found = Config {
+            max_messages_per_subject: -1,
+            storage: StorageType::Memory,
+            ..wanted.clone()
+        };
+        let conflicts = incompatible(&found, wanted);
+        assert_eq!(conflicts.len(), 2, "{conflicts:?}");
+        assert!(conflicts[0].starts_with("USER_STATE: max_msgs_per_subject is -1, expected 1"));
+    }
+}

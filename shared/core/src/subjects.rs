@@ -1,0 +1,118 @@
+//! Every name usersync uses in NATS, built and parsed here and nowhere else.
+//!
+//! docs/SUBJECTS.md shows the same tables; a test holds the two together.
+
+use crate::{event::EventType, target::TargetName, user_id::UserId};
+
+/// What happened, in arrival order.
+pub const USER_EVENTS: &str = "USER_EVENTS";
+/// The newest state of every user, one message each.
+pub const USER_STATE: &str = "USER_STATE";
+/// Deliveries asked for: by an operator, a dead-letter replay, or the consistency check.
+pub const USER_REPAIR: &str = "USER_REPAIR";
+/// What could not be taken in or delivered.
+pub const USER_DEAD: &str = "USER_DEAD";
+/// What the server says of messages that ran out of deliveries.
+pub const USER_ADVISORY: &str = "USER_ADVISORY";
+
+/// All raw events: two tokens, so that nothing internal matches.
+pub const EVENTS: &str = "user.*";
+/// All states.
+pub const STATES: &str = "user.state.*";
+/// All repairs of all targets.
+pub const REPAIRS: &str = "user.repair.*.*";
+/// All dead letters.
+pub const DEAD_LETTERS: &str = "user.dead.>";
+/// The advisories kept in [`USER_ADVISORY`].
+pub const ADVISORIES: [&str; 2] = [
+    "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>",
+    "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>",
+];
+
+/// The gateway's durable consumer on [`USER_EVENTS`].
+pub const INTAKE: &str = "gateway-intake";
+/// The priority group the gateways compete in (ADR-42).
+pub const INTAKE_GROUP: &str = "intake";
+/// The target name under which refused events are dead-lettered; no real target may have it.
+pub const GATEWAY_TARGET: &str = "gateway";
+
+/// The state of one user.
+pub fn state(user_id: &UserId) -> String {
+    format!("user.state.{user_id}")
+}
+
+/// "Deliver this user's newest state to this target now."
+pub fn repair(target: &TargetName, user_id: &UserId) -> String {
+    format!("user.repair.{target}.{user_id}")
+}
+
+/// All repairs of one target.
+pub fn repairs_of(target: &TargetName) -> String {
+    format!("user.repair.{target}.*")
+}
+
+/// What could not be delivered to a target.
+pub fn dead_letter(target: &TargetName, user_id: &UserId) -> String {
+    format!("user.dead.{target}.{user_id}")
+}
+
+/// An event that intake refused, by its sequence in [`USER_EVENTS`].
+pub fn refused_event(seq: u64) -> String {
+    format!("user.dead.{GATEWAY_TARGET}.{seq}")
+}
+
+/// The event type a raw event's subject names, `None` for an unknown one.
+pub fn event_type(subject: &str) -> Option<EventType> {
+    subject.parse().ok()
+}
+
+/// The user a `user.state.<user_id>` subject is about.
+pub fn user_of_state(subject: &str) -> Option<UserId> {
+    subject.strip_prefix("user.state.")?.parse().ok()
+}
+
+/// The user a `user.repair.<target>.<user_id>` subject is about.
+pub fn user_of_repair(subject: &str) -> Option<UserId> {
+    subject
+        .strip_prefix("user.repair.")?
+        .split_once('.')?
+        .1
+        .parse()
+        .ok()
+}
+
+/// Header names of dead letters.
+pub mod header {
+    /// Why, in words.
+    pub const REASON: &str = "Usersync-Reason";
+    /// `invalid`, `permanent`, `transient` or `target-fault`.
+    pub const CLASS: &str = "Usersync-Class";
+    /// How often delivery was tried.
+    pub const ATTEMPTS: &str = "Usersync-Attempts";
+    /// The version that could not be delivered.
+    pub const VERSION: &str = "Usersync-Version";
+    /// The status code the target answered, where its protocol has one.
+    pub const STATUS_CODE: &str = "Usersync-Status-Code";
+    /// The subject the message came on.
+    pub const SUBJECT: &str = "Usersync-Subject";
+    /// JSON Pointer (RFC 6901) to the member that made an event invalid.
+    pub const POINTER: &str = "Usersync-Pointer";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_parse_back_to_what_built_them() {
+        let user: UserId = "a-B_9".parse().unwrap();
+        let target: TargetName = "unified-auth".parse().unwrap();
+        assert_eq!(user_of_state(&state(&user)), Some(user.clone()));
+        assert_eq!(user_of_repair(&repair(&target, &user)), Some(user));
+        for kind in EventType::ALL {
+            assert_eq!(event_type(kind.as_str()), Some(kind));
+        }
+        assert_eq!(event_type("user.renamed"), None);
+        assert_eq!(user_of_state("user.state.a.b"), None);
+    }
+}

@@ -1,0 +1,66 @@
+//! Logs and metrics of a binary: human lines on a terminal, JSON otherwise; Prometheus text on request.
+
+use std::{io::IsTerminal, time::Duration};
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Upper bounds of every `*_seconds` histogram, from a fifth of a millisecond to half an hour.
+const SECONDS: [f64; 20] = [
+    0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0,
+    5.0, 15.0, 60.0, 300.0, 1800.0,
+];
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Sends log lines to standard error. `filter` is a tracing filter: `info`, `debug,async_nats=warn`.
+///
+/// # Errors
+/// When the filter doesn't parse.
+pub fn init_logs(filter: &str, format: Option<LogFormat>) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter)?;
+    let on_terminal = std::io::stderr().is_terminal();
+    let format = format.unwrap_or(if on_terminal {
+        LogFormat::Human
+    } else {
+        LogFormat::Json
+    });
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Human => lines
+            .with_ansi(on_terminal && std::env::var_os("NO_COLOR").is_none())
+            .init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// Starts recording metrics; the handle renders them.
+///
+/// # Errors
+/// When a recorder is already installed in this process.
+pub fn init_metrics(shutdown: CancellationToken) -> anyhow::Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .install_recorder()?;
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        let mut every = tokio::time::interval(Duration::from_secs(5));
+        while shutdown.run_until_cancelled(every.tick()).await.is_some() {
+            upkeep.run_upkeep();
+        }
+    });
+    Ok(handle)
+}
