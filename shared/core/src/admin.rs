@@ -19,28 +19,28 @@ use tokio_util::sync::CancellationToken;
 
 /// Which parts of a binary are ready, and what the others wait for.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<&'static str, Option<String>>>>);
+pub struct Health(Arc<Mutex<BTreeMap<String, Option<String>>>>);
 
 impl Health {
     /// `part` works.
-    pub fn up(&self, part: &'static str) {
+    pub fn up(&self, part: &str) {
         self.set(part, None);
     }
 
     /// `part` doesn't work, because of `reason`.
-    pub fn down(&self, part: &'static str, reason: impl Into<String>) {
+    pub fn down(&self, part: &str, reason: impl Into<String>) {
         self.set(part, Some(reason.into()));
     }
 
-    fn set(&self, part: &'static str, reason: Option<String>) {
+    fn set(&self, part: &str, reason: Option<String>) {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(part, reason);
+            .insert(part.to_owned(), reason);
     }
 
     /// Every part, with the reason of those that are down.
-    pub fn parts(&self) -> BTreeMap<&'static str, Option<String>> {
+    pub fn parts(&self) -> BTreeMap<String, Option<String>> {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -5,7 +5,7 @@
 use std::{borrow::Cow, fmt, str::FromStr};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::user_id::UserId;
@@ -77,24 +77,45 @@ pub enum Change<T> {
     Set(T),
 }
 
+impl<T> Change<T> {
+    /// Whether the member is absent; serialising skips it then.
+    pub fn is_keep(&self) -> bool {
+        matches!(self, Self::Keep)
+    }
+}
+
+impl<T: Serialize> Serialize for Change<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Keep | Self::Clear => serializer.serialize_unit(),
+            Self::Set(value) => value.serialize(serializer),
+        }
+    }
+}
+
 /// A valid event.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Event {
     /// Idempotency key, unique per thing that happened: 1 to 128 printable ASCII characters.
     pub id: String,
     /// What happened.
+    #[serde(rename = "type")]
     pub kind: EventType,
     /// To whom.
     pub user_id: UserId,
     /// The log-in name.
+    #[serde(skip_serializing_if = "Change::is_keep")]
     pub username: Change<String>,
     /// The e-mail address.
+    #[serde(skip_serializing_if = "Change::is_keep")]
     pub email: Change<String>,
     /// Anything else of the user. A `status` given beside it is kept as `data.status`.
+    #[serde(skip_serializing_if = "Change::is_keep")]
     pub data: Change<Value>,
     /// When it happened, says the publisher. Never decides the order.
     pub timestamp: Timestamp,
     /// The service that published it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
 }
 
@@ -318,34 +339,6 @@ fn take_data(members: &mut Map<String, Value>) -> Result<Change<Value>, InvalidE
             "/data",
             "must be an object when status is given beside it",
         )),
-    }
-}
-
-impl Serialize for Event {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        fn change<M: SerializeMap, T: Serialize>(
-            map: &mut M,
-            name: &str,
-            change: &Change<T>,
-        ) -> Result<(), M::Error> {
-            match change {
-                Change::Keep => Ok(()),
-                Change::Clear => map.serialize_entry(name, &()),
-                Change::Set(value) => map.serialize_entry(name, value),
-            }
-        }
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("id", &self.id)?;
-        map.serialize_entry("type", &self.kind)?;
-        map.serialize_entry("user_id", &self.user_id)?;
-        change(&mut map, "username", &self.username)?;
-        change(&mut map, "email", &self.email)?;
-        change(&mut map, "data", &self.data)?;
-        map.serialize_entry("timestamp", &self.timestamp)?;
-        if let Some(source) = &self.source {
-            map.serialize_entry("source", source)?;
-        }
-        map.end()
     }
 }
 

@@ -21,15 +21,19 @@ pub struct Fields {
 }
 
 /// What a target is told of a user. `Keep` = it is not told, `Clear` = there is none.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Members {
     /// The log-in name.
+    #[serde(skip_serializing_if = "Change::is_keep")]
     pub username: Change<String>,
     /// The e-mail address.
+    #[serde(skip_serializing_if = "Change::is_keep")]
     pub email: Change<String>,
     /// `data.status`, where it is a string.
+    #[serde(skip_serializing_if = "Change::is_keep")]
     pub status: Change<String>,
     /// Everything else.
+    #[serde(skip_serializing_if = "Change::is_keep")]
     pub data: Change<Value>,
 }
 
@@ -166,25 +170,7 @@ mod tests {
     /// What is told, as JSON: absent when the target isn't told.
     fn told(fields: Value, mut state: State) -> Value {
         let fields: Fields = serde_json::from_value(fields).unwrap();
-        let members = fields.project(&mut state);
-        let mut object = Map::new();
-        for (name, change) in [
-            ("username", members.username),
-            ("email", members.email),
-            ("status", members.status),
-        ] {
-            match change {
-                Change::Keep => {}
-                Change::Clear => drop(object.insert(name.into(), Value::Null)),
-                Change::Set(value) => drop(object.insert(name.into(), value.into())),
-            }
-        }
-        match members.data {
-            Change::Keep => {}
-            Change::Clear => drop(object.insert("data".into(), Value::Null)),
-            Change::Set(value) => drop(object.insert("data".into(), value)),
-        }
-        Value::Object(object)
+        serde_json::to_value(fields.project(&mut state)).unwrap()
     }
 
     #[test]

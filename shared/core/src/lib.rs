@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod catalogue;
+pub mod common;
 pub mod event;
 pub mod fields;
 pub mod lanes;

@@ -1,0 +1,22 @@
+//! `usersync-worker`: reads settings, starts logs, runs, drains.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use usersync_core::{service, telemetry};
+use usersync_worker::{Flags, Settings};
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let settings = match Settings::read(&flags) {
+        Ok(settings) => settings,
+        Err(problems) => return service::fail(&problems.into()),
+    };
+    service::run(async |shutdown| {
+        telemetry::init_logs(&settings.common.log, settings.common.log_format)?;
+        if flags.common.check {
+            return usersync_worker::check(&settings).await;
+        }
+        usersync_worker::run(settings, shutdown).await
+    })
+}

@@ -1,0 +1,96 @@
+//! What a worker is told: flags, environment, file.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use clap::Parser;
+use usersync_core::{
+    common::{self, Common},
+    settings::{Problems, Reader},
+    target::{TargetConfig, TargetName},
+};
+
+/// Delivers the newest state of every user to its targets.
+///
+/// Start one per target, or several for one target to share its load. Without --target, one
+/// worker serves every enabled target. Exit status: 0 stopped, 1 failed, 64 bad configuration.
+#[derive(Debug, Parser)]
+#[command(
+    name = "usersync-worker",
+    version,
+    after_help = "\
+Examples:
+  usersync-worker --target unified-auth
+  usersync-worker --target redis-cache --target user-service --listen 127.0.0.1:9464
+  usersync-worker --targets targets.d --check"
+)]
+pub struct Flags {
+    /// Serve this target; may be given several times [setting target, USERSYNC_TARGET; default: every enabled target]
+    #[arg(long = "target", value_name = "NAME")]
+    pub target: Vec<String>,
+    /// What the gateway has too.
+    #[command(flatten)]
+    pub common: common::Flags,
+}
+
+/// A worker's settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the gateway has too.
+    pub common: Common,
+    /// The targets to serve.
+    pub targets: Vec<TargetConfig>,
+}
+
+impl Settings {
+    /// Reads file, environment and flags.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn read(flags: &Flags) -> Result<Self, Problems> {
+        let mut reader = Reader::new(flags.common.config.as_deref());
+        // Several workers share a machine, so each takes a free port unless told.
+        let common = Common::read(
+            &mut reader,
+            &flags.common,
+            SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        );
+        reader.flag(
+            "target",
+            (!flags.target.is_empty()).then_some(&flags.target),
+        );
+        let expected = "names of targets in the catalogue";
+        let names: Vec<TargetName> = reader.get("target", Vec::new(), expected);
+        let mut targets = Vec::new();
+        for name in &names {
+            match common.catalogue.get(name) {
+                Some(target) if target.enabled => targets.push(target.clone()),
+                Some(_) => reader.report(format!(
+                    "target: {name} is disabled in the catalogue; set `enabled = true` there"
+                )),
+                None => {
+                    let known: Vec<_> = common.catalogue.keys().map(TargetName::as_ref).collect();
+                    reader.report(format!(
+                        "target: {name} is not in the catalogue; expected one of {}",
+                        known.join(", ")
+                    ));
+                }
+            }
+        }
+        if names.is_empty() {
+            targets.extend(
+                common
+                    .catalogue
+                    .values()
+                    .filter(|target| target.enabled)
+                    .cloned(),
+            );
+        }
+        for target in &targets {
+            if let Err(error) = usersync_targets::connect(target) {
+                reader.report(format!("target {}: {error}", target.name));
+            }
+        }
+        reader.finish()?;
+        Ok(Self { common, targets })
+    }
+}

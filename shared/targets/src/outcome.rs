@@ -1,0 +1,44 @@
+//! What became of one delivery, as its target kind classifies it. What follows from it is decided in the worker.
+
+use std::{borrow::Cow, time::Duration};
+
+/// The result of one delivery.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The target has this version.
+    Delivered {
+        /// Whether the target itself refuses older versions, so that order across workers is safe.
+        guarded: bool,
+    },
+    /// The target already had a newer version, and kept it.
+    AlreadyNewer,
+    /// Trying again may help: this delivery failed, others may work.
+    Transient(Failure),
+    /// Trying again won't help: the target refuses this very user.
+    Permanent(Failure),
+    /// The target as a whole can't be used: not reachable, or it refuses us.
+    Fault(Failure),
+}
+
+/// Why a call failed. Never holds a payload, a secret or personal data.
+#[derive(Clone, Debug, Default, PartialEq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Failure {
+    /// In words, for people.
+    pub reason: Cow<'static, str>,
+    /// The status code, where the protocol has one.
+    pub status: Option<u16>,
+    /// How long the target asks us to wait.
+    pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure without a status code.
+    pub fn new(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            reason: reason.into(),
+            status: None,
+            retry_after: None,
+        }
+    }
+}

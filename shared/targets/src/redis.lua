@@ -1,0 +1,37 @@
+-- Writes a batch of users, each only if nothing newer is stored.
+--
+-- KEYS: the document and the tombstone of each user, in turn.
+-- ARGV: seconds to keep, then version and document of each user, in turn; '' deletes.
+-- Answers per user: 0 written, the newer version found, or the error's text.
+--
+-- A document starts with {"version":N, so that a look at its head tells the version.
+local seconds = ARGV[1]
+local answers = {}
+for i = 1, #KEYS, 2 do
+  local document, tombstone = KEYS[i], KEYS[i + 1]
+  local version, body = tonumber(ARGV[i + 1]), ARGV[i + 2]
+  local head = redis.pcall('GETRANGE', document, 0, 31)
+  local buried = redis.pcall('GET', tombstone)
+  local answer
+  if type(head) == 'table' then
+    answer = head.err
+  elseif type(buried) == 'table' then
+    answer = buried.err
+  else
+    local held = tonumber(string.match(head, '^{"version":(%d+)') or 0)
+    local newest = math.max(held, tonumber(buried or 0) or 0)
+    local written
+    if newest > version then
+      answer = newest
+    elseif body == '' then
+      written = redis.pcall('SET', tombstone, ARGV[i + 1], 'EX', seconds)
+      if not written.err then redis.call('DEL', document) end
+    else
+      written = redis.pcall('SET', document, body, 'EX', seconds)
+      if buried and not written.err then redis.call('DEL', tombstone) end
+    end
+    if written then answer = written.err or 0 end
+  end
+  answers[#answers + 1] = answer
+end
+return answers
