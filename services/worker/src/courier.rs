@@ -51,6 +51,7 @@ impl Courier {
         jetstream: jetstream::Context,
         health: Health,
     ) -> Self {
+        health.down(config.name.as_ref(), "starting");
         Self {
             config,
             driver,
@@ -76,6 +77,7 @@ impl Courier {
         };
         let mut live = source(subjects::USER_STATE, capacity / 2).messages();
         let mut repairs = source(subjects::USER_REPAIR, limits.batch.max(16)).messages();
+        self.health.up(self.config.name.as_ref());
         tracing::info!(target = %self.config.name, limits.concurrency, limits.batch, "serving");
 
         let mut load = Load {

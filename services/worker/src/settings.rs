@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use clap::Parser;
 use usersync_core::{
-    common::{self, Common},
+    common::{Common, CommonFlags},
     settings::{Problems, Reader},
     target::{TargetConfig, TargetName},
 };
@@ -29,7 +29,7 @@ pub struct Flags {
     pub target: Vec<String>,
     /// What the gateway has too.
     #[command(flatten)]
-    pub common: common::Flags,
+    pub common: CommonFlags,
 }
 
 /// A worker's settings.
@@ -92,5 +92,15 @@ impl Settings {
         }
         reader.finish()?;
         Ok(Self { common, targets })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_are_well_formed() {
+        <Flags as clap::CommandFactory>::command().debug_assert();
     }
 }

@@ -11,7 +11,7 @@ use crate::{
 
 /// Flags; each wins over its environment variable, which wins over the settings file.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct Flags {
+pub struct CommonFlags {
     /// Settings file: TOML, YAML or JSON, by its ending
     #[arg(long, value_name = "FILE", env = "USERSYNC_CONFIG")]
     pub config: Option<PathBuf>,
@@ -52,7 +52,7 @@ pub struct Common {
 
 impl Common {
     /// Reads the shared settings; problems stay in `reader`.
-    pub fn read(reader: &mut Reader, flags: &Flags, listen: SocketAddr) -> Self {
+    pub fn read(reader: &mut Reader, flags: &CommonFlags, listen: SocketAddr) -> Self {
         reader.flag("nats.url", flags.nats_url.as_ref());
         reader.flag("listen", flags.listen.as_ref());
         reader.flag("targets", flags.targets.as_ref());

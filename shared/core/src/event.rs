@@ -197,7 +197,7 @@ impl Event {
         };
         let kind = take_type(&mut members, envelope.kind)?;
         let id = match take_text(&mut members, "id", MAX_ID_CHARS)? {
-            Change::Set(id) if !is_token(&id) => {
+            Change::Set(id) if !is_id(&id) => {
                 return Err(InvalidEvent::new(
                     "/id",
                     "must be 1 to 128 printable ASCII characters without spaces",
@@ -205,7 +205,7 @@ impl Event {
             }
             Change::Set(id) => id,
             Change::Keep | Change::Clear => match envelope.id {
-                Some(id) if is_token(&id) && id.len() <= MAX_ID_CHARS => id,
+                Some(id) if is_id(&id) => id,
                 _ => {
                     return Err(InvalidEvent::new(
                         "/id",
@@ -274,8 +274,9 @@ fn depth(value: &Value, level: usize) -> usize {
     }
 }
 
-fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+/// Whether `text` can be an event's id: 1 to 128 printable ASCII characters without spaces.
+pub fn is_id(text: &str) -> bool {
+    (1..=MAX_ID_CHARS).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 fn take_type(

@@ -157,7 +157,7 @@ mod tests {
         let event = Event::from_value(document, envelope).unwrap();
         apply(
             &mut state,
-            event,
+            &event,
             Position {
                 seq: 1,
                 stored_us: 1,

@@ -87,7 +87,7 @@ pub enum Applied {
 /// Applies `event` to `state`, `None` being a user nobody has heard of.
 ///
 /// `now_us` is the clock in unix microseconds, for the version.
-pub fn apply(state: &mut Option<State>, event: Event, at: Position, now_us: u64) -> Applied {
+pub fn apply(state: &mut Option<State>, event: &Event, at: Position, now_us: u64) -> Applied {
     if let Some(known) = state {
         if at.seq <= known.event_seq || known.recent.contains(&event.id) {
             return Applied::Known;
@@ -110,9 +110,9 @@ pub fn apply(state: &mut Option<State>, event: Event, at: Position, now_us: u64)
     };
     let deleted = event.kind == EventType::Deleted;
     if !deleted {
-        merge_member(&mut user.username, event.username);
-        merge_member(&mut user.email, event.email);
-        match event.data {
+        merge_member(&mut user.username, &event.username);
+        merge_member(&mut user.email, &event.email);
+        match &event.data {
             Change::Keep => {}
             Change::Clear => user.data = Value::Null,
             Change::Set(patch) => merge(&mut user.data, patch),
@@ -126,7 +126,7 @@ pub fn apply(state: &mut Option<State>, event: Event, at: Position, now_us: u64)
         user.recent.push(event.id.clone());
     }
     *state = Some(State {
-        user_id: event.user_id,
+        user_id: event.user_id.clone(),
         username: user.username,
         email: user.email,
         status: user
@@ -140,9 +140,9 @@ pub fn apply(state: &mut Option<State>, event: Event, at: Position, now_us: u64)
         version,
         event_seq: at.seq,
         event: Cause {
-            id: event.id,
+            id: event.id.clone(),
             kind: event.kind,
-            source: event.source,
+            source: event.source.clone(),
             timestamp: event.timestamp,
             stored_us: at.stored_us,
         },
@@ -178,18 +178,18 @@ impl User {
     }
 }
 
-fn merge_member(member: &mut Option<String>, change: Change<String>) {
+fn merge_member(member: &mut Option<String>, change: &Change<String>) {
     match change {
         Change::Keep => {}
         Change::Clear => *member = None,
-        Change::Set(value) => *member = Some(value),
+        Change::Set(value) => *member = Some(value.clone()),
     }
 }
 
 /// JSON Merge Patch, RFC 7396 section 2.
-fn merge(target: &mut Value, patch: Value) {
+fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
-        *target = patch;
+        *target = patch.clone();
         return;
     };
     if !target.is_object() {
@@ -200,9 +200,9 @@ fn merge(target: &mut Value, patch: Value) {
     };
     for (name, value) in patch {
         if value.is_null() {
-            members.remove(&name);
+            members.remove(name);
         } else {
-            merge(members.entry(name).or_insert(Value::Null), value);
+            merge(members.entry(name.as_str()).or_insert(Value::Null), value);
         }
     }
 }
@@ -222,7 +222,7 @@ mod tests {
             let event = event(*kind, members.clone(), seq);
             results.push(apply(
                 &mut state,
-                event,
+                &event,
                 Position { seq, stored_us: 5 },
                 1_000,
             ));
@@ -274,7 +274,7 @@ mod tests {
             ),
         ];
         for (mut target, patch, expected) in rows {
-            merge(&mut target, patch);
+            merge(&mut target, &patch);
             assert_eq!(target, expected);
         }
     }
@@ -361,7 +361,7 @@ mod tests {
         let before = state.clone();
         let mut again = |id: &str, seq| {
             let repeated = event(Updated, json!({"id": id, "username": "eve"}), seq);
-            apply(&mut state, repeated, Position { seq, stored_us: 5 }, 9_000)
+            apply(&mut state, &repeated, Position { seq, stored_us: 5 }, 9_000)
         };
         assert_eq!(again("other", 2), Applied::Known);
         assert_eq!(again("first", 3), Applied::Known);

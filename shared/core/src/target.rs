@@ -123,13 +123,13 @@ pub struct Retry {
 }
 
 impl Default for Retry {
-    /// Eight attempts over about an hour: 1 s, 5 s, 25 s, 2 min, then every 15 min.
+    /// Eight attempts over about an hour: after 1 s, 5 s, 25 s, 2 min, 10 min and then every 20 min.
     fn default() -> Self {
         Self {
             max_deliver: 8,
             base: Duration::from_secs(1),
             factor: 5.0,
-            cap: Duration::from_secs(15 * 60),
+            cap: Duration::from_secs(20 * 60),
         }
     }
 }

@@ -42,7 +42,7 @@ pub fn init_logs(filter: &str, format: Option<LogFormat>) -> anyhow::Result<()> 
         LogFormat::Human => lines
             .with_ansi(on_terminal && std::env::var_os("NO_COLOR").is_none())
             .init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_target(false).init(),
     }
     Ok(())
 }

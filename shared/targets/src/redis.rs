@@ -11,6 +11,7 @@ use redis::{
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
 use serde::Serialize;
+use tokio::sync::OnceCell;
 use usersync_core::{fields::Members, target::TargetConfig, user_id::UserId};
 
 use crate::{ConfigError, Delivery, Failure, Limits, Outcome, Target};
@@ -22,7 +23,10 @@ const SECONDS: u32 = 86_400;
 
 /// A target that holds documents under `user:<id>`.
 pub(crate) struct RedisTarget {
-    connection: ConnectionManager,
+    client: Client,
+    patience: ConnectionManagerConfig,
+    /// Opened with the first call, then shared by all and kept open.
+    connection: OnceCell<ConnectionManager>,
     script: Script,
     limits: Limits,
 }
@@ -48,15 +52,16 @@ impl RedisTarget {
                 expected: "SET",
             });
         }
-        let unusable = |error: RedisError| ConfigError::Url(describe(&error));
-        let client = Client::open(config.url.as_str()).map_err(unusable)?;
+        let client = Client::open(config.url.as_str())
+            .map_err(|error| ConfigError::Url(describe(&error)))?;
         let patience = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(config.timeout.min(Duration::from_secs(5))))
             .set_response_timeout(Some(config.timeout))
             .set_max_delay(Duration::from_secs(1));
         Ok(Self {
-            connection: ConnectionManager::new_lazy_with_config(client, patience)
-                .map_err(unusable)?,
+            client,
+            patience,
+            connection: OnceCell::new(),
             script: Script::new(include_str!("redis.lua")),
             limits: Limits::of(config, CONCURRENCY, BATCH),
         })
@@ -70,7 +75,14 @@ impl RedisTarget {
                 .key(format!("user:{}:deleted", delivery.user_id));
             call.arg(delivery.version).arg(document(delivery)?);
         }
-        call.invoke_async(&mut self.connection.clone()).await
+        call.invoke_async(&mut self.connection().await?).await
+    }
+
+    async fn connection(&self) -> Result<ConnectionManager, RedisError> {
+        let open = async || {
+            ConnectionManager::new_lazy_with_config(self.client.clone(), self.patience.clone())
+        };
+        self.connection.get_or_try_init(open).await.cloned()
     }
 }
 
@@ -90,12 +102,13 @@ impl Target for RedisTarget {
     }
 
     async fn probe(&self) -> Result<(), Failure> {
-        let answer: Result<String, _> = redis::cmd("PING")
-            .query_async(&mut self.connection.clone())
-            .await;
-        answer
-            .map(drop)
-            .map_err(|error| Failure::new(describe(&error)))
+        let ping = async {
+            redis::cmd("PING")
+                .exec_async(&mut self.connection().await?)
+                .await
+        };
+        ping.await
+            .map_err(|error: RedisError| Failure::new(describe(&error)))
     }
 
     fn limits(&self) -> Limits {

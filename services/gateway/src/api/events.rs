@@ -1,0 +1,226 @@
+//! `POST /v1/events`: one event or an array, answered when JetStream has stored them.
+
+use async_nats::jetstream::{
+    self,
+    context::{PublishAckFuture, PublishErrorKind},
+    message::PublishMessage,
+};
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+use usersync_core::event::{Envelope, Event, InvalidEvent, MAX_EVENT_BYTES};
+use uuid::Uuid;
+
+use super::{cloud_event, problem::Problem};
+
+/// The most events in one request.
+const MOST_EVENTS: usize = 1_000;
+
+/// One stored event.
+#[derive(Debug, Serialize)]
+struct Accepted {
+    id: String,
+    seq: u64,
+    /// The stream had this id already within its dedup window; nothing was stored again.
+    duplicate: bool,
+}
+
+/// What became of one event of an array.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Item {
+    Accepted {
+        status: u16,
+        #[serde(flatten)]
+        accepted: Accepted,
+    },
+    Refused(Problem),
+}
+
+/// The answer to an array.
+#[derive(Serialize)]
+struct Items {
+    accepted: usize,
+    refused: usize,
+    results: Vec<Item>,
+}
+
+/// 202 when every event is stored; for an array 207 when only some are, 422 when none is.
+pub(super) async fn publish(
+    State(jetstream): State<jetstream::Context>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    if !is_json(&headers) {
+        let detail = "the content type must be application/json or application/cloudevents+json";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    let document: Value = serde_json::from_slice(&body).map_err(|error| {
+        let detail = format!(
+            "the body is not JSON: line {} column {}",
+            error.line(),
+            error.column()
+        );
+        Problem::new(StatusCode::BAD_REQUEST, detail)
+    })?;
+    let traceparent = headers
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok());
+    match document {
+        Value::Array(documents) => publish_all(&jetstream, documents, traceparent).await,
+        document => {
+            if body.len() > MAX_EVENT_BYTES {
+                let detail = format!(
+                    "the event has {} bytes; at most {MAX_EVENT_BYTES} are taken",
+                    body.len()
+                );
+                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+            }
+            let sent = send(&jetstream, document, traceparent).await?;
+            let accepted = sent.stored().await?;
+            Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
+        }
+    }
+}
+
+/// Publishes in order, all under way before the first PubAck is awaited.
+async fn publish_all(
+    jetstream: &jetstream::Context,
+    documents: Vec<Value>,
+    traceparent: Option<&str>,
+) -> Result<Response, Problem> {
+    if documents.len() > MOST_EVENTS {
+        let detail = format!(
+            "the array has {} events; at most {MOST_EVENTS} are taken",
+            documents.len()
+        );
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
+    let mut sent = Vec::with_capacity(documents.len());
+    for document in documents {
+        sent.push(send(jetstream, document, traceparent).await);
+    }
+    let mut items = Items {
+        accepted: 0,
+        refused: 0,
+        results: Vec::with_capacity(sent.len()),
+    };
+    let mut unavailable = false;
+    for sent in sent {
+        let stored = match sent {
+            Ok(sent) => sent.stored().await,
+            Err(problem) => Err(problem),
+        };
+        items.results.push(match stored {
+            Ok(accepted) => {
+                items.accepted += 1;
+                Item::Accepted {
+                    status: StatusCode::ACCEPTED.as_u16(),
+                    accepted,
+                }
+            }
+            Err(problem) => {
+                items.refused += 1;
+                unavailable |= problem.status == StatusCode::SERVICE_UNAVAILABLE;
+                Item::Refused(problem)
+            }
+        });
+    }
+    let status = match (items.accepted, items.refused) {
+        (_, 0) => StatusCode::ACCEPTED,
+        (0, _) if unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        (0, _) => StatusCode::UNPROCESSABLE_ENTITY,
+        _ => StatusCode::MULTI_STATUS,
+    };
+    Ok((status, Json(items)).into_response())
+}
+
+/// An event on its way into the stream.
+struct Sent {
+    id: String,
+    ack: PublishAckFuture,
+}
+
+impl Sent {
+    async fn stored(self) -> Result<Accepted, Problem> {
+        match self.ack.await {
+            Ok(ack) => Ok(Accepted {
+                id: self.id,
+                seq: ack.sequence,
+                duplicate: ack.duplicate,
+            }),
+            Err(error) if error.kind() == PublishErrorKind::TimedOut => Err(Problem::unavailable(
+                "NATS did not confirm the event in time; it may be stored: send it again with the same id",
+            )),
+            Err(_) => Err(Problem::unavailable(
+                "NATS did not store the event; send it again with the same id",
+            )),
+        }
+    }
+}
+
+async fn send(
+    jetstream: &jetstream::Context,
+    document: Value,
+    traceparent: Option<&str>,
+) -> Result<Sent, Problem> {
+    let event = event(document)?;
+    let payload = serde_json::to_vec(&event)
+        .map_err(|_| InvalidEvent::new("", "can't be written as JSON"))?;
+    if payload.len() > MAX_EVENT_BYTES {
+        let reason = format!(
+            "the event has {} bytes; at most {MAX_EVENT_BYTES} are taken",
+            payload.len()
+        );
+        return Err(InvalidEvent::new("", reason).into());
+    }
+    let mut message = PublishMessage::build()
+        .payload(payload.into())
+        .message_id(&event.id);
+    if let Some(traceparent) = traceparent {
+        message = message.header("traceparent", traceparent);
+    }
+    let sent = jetstream.send_publish(event.kind.as_str(), message).await;
+    let ack =
+        sent.map_err(|_| Problem::unavailable("NATS can't be reached; send the event again"))?;
+    Ok(Sent { id: event.id, ack })
+}
+
+fn event(document: Value) -> Result<Event, InvalidEvent> {
+    let document = if cloud_event::is_cloud_event(&document) {
+        cloud_event::into_event(document)?
+    } else {
+        document
+    };
+    let envelope = Envelope {
+        kind: None,
+        id: Some(Uuid::now_v7().to_string()),
+        timestamp: Some(Timestamp::now()),
+    };
+    Event::from_value(document, envelope)
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(CONTENT_TYPE) else {
+        return true;
+    };
+    let essence = value
+        .to_str()
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    essence == "application/json"
+        || essence == "application/cloudevents+json"
+        || essence == "application/cloudevents-batch+json"
+}

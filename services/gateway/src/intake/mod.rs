@@ -1,0 +1,292 @@
+//! Intake: events in stream order, merged into states. One gateway at a time does it.
+//!
+//! `session` hands over events in order, `turn` merges those of one user, `refusal` keeps what
+//! can't be merged. Correct because of stream order per user and optimistic concurrency; the pin
+//! only saves work. See docs/ARCHITECTURE.md, "Order is stream order".
+
+mod refusal;
+mod session;
+mod turn;
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{Client, jetstream};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use jiff::Timestamp;
+use metrics::{Gauge, counter, gauge, histogram};
+use moka::sync::Cache;
+use tokio_util::sync::CancellationToken;
+use usersync_core::{
+    admin::Health,
+    event::{self, Envelope, Event, InvalidEvent},
+    lanes::{Lanes, Prefer},
+    state::Position,
+    subjects,
+    user_id::UserId,
+};
+
+use crate::Settings;
+use session::{InOrder, Lost, Pinned, Session};
+use turn::{Arrival, Desk, Meters, Stored};
+
+/// Turns under way at once.
+const TURNS: usize = 2_000;
+/// The most events queued; the consumer's max_ack_pending is no larger.
+const QUEUED: usize = 20_000;
+/// How long to wait after an error before trying again.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How long turns under way may take to end on shutdown.
+const DRAIN: Duration = Duration::from_secs(6);
+
+/// The part of a gateway that merges events.
+pub(crate) struct Intake {
+    client: Client,
+    jetstream: jetstream::Context,
+    health: Health,
+    accept_empty_state: bool,
+    cache_bytes: u64,
+    active: Gauge,
+}
+
+/// How a session came to its end.
+enum Ended {
+    Stopped,
+    Lost(Lost),
+}
+
+impl Intake {
+    pub(crate) fn new(
+        client: Client,
+        jetstream: jetstream::Context,
+        health: Health,
+        settings: &Settings,
+    ) -> Self {
+        Self {
+            client,
+            jetstream,
+            health,
+            accept_empty_state: settings.accept_empty_state,
+            cache_bytes: settings.cache_bytes,
+            active: gauge!("usersync_intake_active"),
+        }
+    }
+
+    /// Merges events whenever this gateway is the chosen one, until `shutdown`.
+    pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        self.active.set(0.0);
+        let events = self
+            .jetstream
+            .get_stream_no_info(subjects::USER_EVENTS)
+            .await?;
+        let states = self
+            .jetstream
+            .get_stream_no_info(subjects::USER_STATE)
+            .await?;
+        let pinned = Pinned {
+            client: self.client.clone(),
+            jetstream: self.jetstream.clone(),
+            events,
+        };
+        let desk = Arc::new(Desk {
+            jetstream: self.jetstream.clone(),
+            states,
+            known: Cache::builder()
+                .max_capacity(self.cache_bytes)
+                .weigher(|_: &UserId, stored: &Stored| {
+                    u32::try_from(stored.payload.len() + 256).unwrap_or(u32::MAX)
+                })
+                .build(),
+            meters: meters(),
+        });
+        let mut pin = None;
+        while !shutdown.is_cancelled() {
+            let opened = shutdown
+                .run_until_cancelled(self.open(&pinned, &desk, pin.take()))
+                .await;
+            let mut session = match opened {
+                None => break,
+                Some(Ok(Some(session))) => session,
+                Some(Ok(None)) => continue,
+                Some(Err(error)) => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "can't take in events; trying again"
+                    );
+                    self.health.down("intake", format!("{error:#}"));
+                    shutdown
+                        .run_until_cancelled(tokio::time::sleep(PATIENCE))
+                        .await;
+                    continue;
+                }
+            };
+            self.active.set(1.0);
+            let ended = merge_events(&mut session, &desk, &shutdown).await;
+            self.active.set(0.0);
+            match ended {
+                Ended::Stopped => {
+                    if let Err(error) = session.release().await {
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "can't hand over; another gateway takes over in 3 s"
+                        );
+                    }
+                }
+                Ended::Lost(lost) => {
+                    tracing::info!(reason = %lost, "intake session ended");
+                    pin = lost.may_keep_pin().then(|| session.into_pin());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a session, under `pin` if it is still good, else when this gateway is chosen.
+    async fn open(
+        &self,
+        pinned: &Pinned,
+        desk: &Desk,
+        pin: Option<String>,
+    ) -> anyhow::Result<Option<Session>> {
+        let pin = match pin {
+            Some(pin) => pin,
+            None => {
+                self.health.up("intake");
+                pinned.stand_by().await?
+            }
+        };
+        self.refuse_lost_states(pinned, desk).await?;
+        let session = pinned.start(pin).await?;
+        if session.is_some() {
+            tracing::info!("taking in events");
+        }
+        Ok(session)
+    }
+
+    /// States that are gone can be made again only while every event is still there.
+    async fn refuse_lost_states(&self, pinned: &Pinned, desk: &Desk) -> anyhow::Result<()> {
+        let states = desk.states.get_info().await?.state;
+        if states.messages > 0 {
+            return Ok(());
+        }
+        let events = pinned.events.get_info().await?.state;
+        if events.first_sequence > 1 && !self.accept_empty_state {
+            anyhow::bail!(
+                "USER_STATE is empty, but USER_EVENTS begins at {}: older events are gone, so the states can't be made from them. \
+                 Restore the stream (`nats stream restore`), or start usersync-gateway once with --accept-empty-state to go on \
+                 from the events that are left",
+                events.first_sequence
+            );
+        }
+        let consumer = pinned.events.consumer_info(subjects::INTAKE).await?;
+        if consumer.ack_floor.stream_sequence > 0 && events.messages > 0 {
+            tracing::warn!("USER_STATE is empty: making it again from every event in USER_EVENTS");
+            pinned
+                .events
+                .reset_consumer(subjects::INTAKE, Some(events.first_sequence))
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Merges the events of one session until it is lost or `shutdown`; what is under way then is finished.
+async fn merge_events(
+    session: &mut Session,
+    desk: &Arc<Desk>,
+    shutdown: &CancellationToken,
+) -> Ended {
+    let mut lanes = Lanes::default();
+    let mut turns = FuturesUnordered::<BoxFuture<'static, Option<UserId>>>::new();
+    let ended = loop {
+        while turns.len() < TURNS {
+            let Some((user_id, arrivals)) = lanes.take(Prefer::Urgent) else {
+                break;
+            };
+            turns.push(Box::pin(
+                turn::take(desk.clone(), user_id, arrivals).map(Some),
+            ));
+        }
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break Ended::Stopped,
+            Some(done) = turns.next() => {
+                if let Some(user_id) = done {
+                    lanes.done(&user_id);
+                }
+                while let Some(Some(done)) = turns.next().now_or_never() {
+                    if let Some(user_id) = done {
+                        lanes.done(&user_id);
+                    }
+                }
+            }
+            next = session.next(), if lanes.queued() < QUEUED => {
+                let event = match next {
+                    Ok(event) => event,
+                    Err(lost) => break Ended::Lost(lost),
+                };
+                match arrival(&event) {
+                    Ok((user_id, parsed)) => {
+                        let at = Position { seq: event.seq, stored_us: event.stored_us };
+                        lanes.push(user_id, Arrival { event: parsed, at, message: event.message });
+                    }
+                    Err(invalid) => {
+                        let desk = desk.clone();
+                        turns.push(Box::pin(async move {
+                            turn::refuse(&desk, &event.message, event.seq, &invalid).await;
+                            None
+                        }));
+                    }
+                }
+            }
+        }
+    };
+    if matches!(ended, Ended::Stopped) {
+        // What is queued was never begun: it stays unacknowledged and comes again.
+        let drained =
+            tokio::time::timeout(DRAIN, async { while turns.next().await.is_some() {} }).await;
+        if drained.is_err() {
+            tracing::warn!(
+                turns = turns.len(),
+                "not all turns ended in time; their events come again"
+            );
+        }
+    }
+    ended
+}
+
+/// Parses one message into an event, filling in what its publisher may leave out.
+fn arrival(raw: &InOrder) -> Result<(UserId, Event), InvalidEvent> {
+    let Some(kind) = subjects::event_type(&raw.message.subject) else {
+        let reason = "the subject names no event type; expected user.created, user.updated, user.deleted or user.status_changed";
+        return Err(InvalidEvent::new("", reason));
+    };
+    let message_id = raw
+        .message
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get(async_nats::header::NATS_MESSAGE_ID));
+    let message_id = message_id
+        .map(|id| id.as_str())
+        .filter(|id| event::is_id(id));
+    let id = message_id.map_or_else(|| raw.seq.to_string(), str::to_owned);
+    let stored = i64::try_from(raw.stored_us).unwrap_or_default();
+    let envelope = Envelope {
+        kind: Some(kind),
+        id: Some(id),
+        timestamp: Timestamp::from_microsecond(stored).ok(),
+    };
+    let event = Event::parse(&raw.message.payload, envelope)?;
+    Ok((event.user_id.clone(), event))
+}
+
+fn meters() -> Meters {
+    let result =
+        |result: &'static str| counter!("usersync_intake_events_total", "result" => result);
+    Meters {
+        changed: result("changed"),
+        known: result("known"),
+        after_delete: result("after_delete"),
+        refused: result("refused"),
+        seconds: histogram!("usersync_intake_seconds"),
+    }
+}

@@ -1,0 +1,34 @@
+//! Events that can't be taken: kept as `user.dead.gateway.<stream seq>`, with the reason and the original bytes.
+
+use async_nats::{
+    HeaderMap,
+    jetstream::{self, Message, message::PublishMessage},
+};
+use usersync_core::{
+    event::InvalidEvent,
+    subjects::{self, header},
+};
+
+/// Stores a refused event and awaits the PubAck; the caller may acknowledge it then.
+pub(super) async fn store(
+    jetstream: &jetstream::Context,
+    message: &Message,
+    seq: u64,
+    invalid: &InvalidEvent,
+) -> anyhow::Result<()> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CLASS, "invalid");
+    headers.insert(header::REASON, invalid.reason.as_ref());
+    headers.insert(header::SUBJECT, message.subject.as_str());
+    if !invalid.pointer.is_empty() {
+        headers.insert(header::POINTER, invalid.pointer.as_ref());
+    }
+    let letter = PublishMessage::build()
+        .payload(message.payload.clone())
+        .headers(headers);
+    jetstream
+        .send_publish(subjects::refused_event(seq), letter)
+        .await?
+        .await?;
+    Ok(())
+}

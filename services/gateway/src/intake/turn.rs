@@ -1,0 +1,254 @@
+//! A turn: every event queued for one user, merged into one new state.
+//!
+//! Optimistic concurrency makes it safe beside anyone else who writes states: a state is stored
+//! only where the one it was made from is still the newest; else it is read and made again.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::{
+    self, Message,
+    context::PublishErrorKind,
+    message::PublishMessage,
+    stream::{DirectGetErrorKind, LastRawMessageErrorKind, Stream},
+};
+use bytes::Bytes;
+use jiff::Timestamp;
+use metrics::{Counter, Histogram};
+use moka::sync::Cache;
+use usersync_core::{
+    event::{Event, InvalidEvent},
+    state::{self, Applied, Position, State},
+    subjects,
+    user_id::UserId,
+};
+
+use super::refusal;
+
+/// The largest state, in bytes of JSON: with its headers it must fit into one message.
+const MAX_STATE_BYTES: usize = 512 * 1024;
+/// How long to wait when the server can't store or answer.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// What all turns share.
+pub(super) struct Desk {
+    pub jetstream: jetstream::Context,
+    pub states: Stream<()>,
+    /// The newest states as last stored by us. May be outdated: storing then fails and tells.
+    pub known: Cache<UserId, Stored>,
+    pub meters: Meters,
+}
+
+/// A state as USER_STATE holds it.
+#[derive(Clone)]
+pub(super) struct Stored {
+    /// Its sequence in USER_STATE; 0 with no payload = there is none.
+    pub seq: u64,
+    pub payload: Bytes,
+}
+
+/// What intake counts.
+pub(super) struct Meters {
+    pub changed: Counter,
+    pub known: Counter,
+    pub after_delete: Counter,
+    pub refused: Counter,
+    /// From the event's being stored to its state's being stored.
+    pub seconds: Histogram,
+}
+
+/// A valid event in its place.
+pub(super) struct Arrival {
+    pub event: Event,
+    pub at: Position,
+    pub message: Message,
+}
+
+/// Where the state a turn starts from was found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// Kept at hand since we stored it.
+    Cache,
+    /// Any replica, which may lag.
+    Replica,
+    /// The stream's leader.
+    Leader,
+}
+
+/// Merges `arrivals` and stores the result; returns when all of them are acknowledged.
+pub(super) async fn take(desk: Arc<Desk>, user_id: UserId, mut arrivals: Vec<Arrival>) -> UserId {
+    if let Some(too_large) = merge(&desk, &user_id, &arrivals).await {
+        if arrivals.len() == 1 {
+            let reason = format!(
+                "the user would have {too_large} bytes; at most {MAX_STATE_BYTES} are kept"
+            );
+            refuse(
+                &desk,
+                &arrivals[0].message,
+                arrivals[0].at.seq,
+                &InvalidEvent::new("", reason),
+            )
+            .await;
+        } else {
+            // One of several made the state too large: find out which.
+            for arrival in arrivals.drain(..) {
+                Box::pin(take(desk.clone(), user_id.clone(), vec![arrival])).await;
+            }
+        }
+    }
+    user_id
+}
+
+/// Stores a refused event, for as long as it takes, and acknowledges it.
+pub(super) async fn refuse(desk: &Desk, message: &Message, seq: u64, invalid: &InvalidEvent) {
+    while let Err(error) = refusal::store(&desk.jetstream, message, seq, invalid).await {
+        tracing::warn!(event.seq = seq, %error, "can't store a refused event; trying again");
+        tokio::time::sleep(PATIENCE).await;
+    }
+    desk.meters.refused.increment(1);
+    tracing::warn!(event.seq = seq, reason = %invalid, "refused an event; kept as a dead letter");
+    acknowledge(message).await;
+}
+
+/// `Some(size)` when the merged state would be too large; nothing is stored then.
+async fn merge(desk: &Desk, user_id: &UserId, arrivals: &[Arrival]) -> Option<usize> {
+    let mut origin = Origin::Cache;
+    loop {
+        let base = match desk.known.get(user_id).filter(|_| origin == Origin::Cache) {
+            Some(stored) => stored,
+            None => {
+                if origin == Origin::Cache {
+                    origin = Origin::Replica;
+                }
+                match read(desk, user_id, origin).await {
+                    Ok(stored) => stored,
+                    Err(error) => {
+                        tracing::warn!(user.id = %user_id, error = format!("{error:#}"), "can't read a state; trying again");
+                        tokio::time::sleep(PATIENCE).await;
+                        continue;
+                    }
+                }
+            }
+        };
+        let mut state: Option<State> = match base.payload.is_empty() {
+            true => None,
+            false => match serde_json::from_slice(&base.payload) {
+                Ok(state) => Some(state),
+                Err(error) => {
+                    // Only a foreign writer can have stored it; a user.created puts it right.
+                    tracing::error!(user.id = %user_id, line = error.line(), "USER_STATE holds something that is no state; starting anew");
+                    None
+                }
+            },
+        };
+        let now_us = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default();
+        let applied: Vec<Applied> = arrivals
+            .iter()
+            .map(|arrival| state::apply(&mut state, &arrival.event, arrival.at, now_us))
+            .collect();
+        // A replica that lags may still show a tombstone: drop nothing on its word alone.
+        if origin == Origin::Replica && applied.contains(&Applied::AfterDelete) {
+            origin = Origin::Leader;
+            continue;
+        }
+        if let Some(state) = state.filter(|_| applied.contains(&Applied::Changed)) {
+            let payload = match serde_json::to_vec(&state) {
+                Ok(payload) if payload.len() > MAX_STATE_BYTES => return Some(payload.len()),
+                Ok(payload) => Bytes::from(payload),
+                Err(error) => {
+                    tracing::error!(user.id = %user_id, %error, "can't write a state as JSON");
+                    return Some(0);
+                }
+            };
+            match store(desk, user_id, arrivals, payload.clone(), base.seq).await {
+                Ok(seq) => desk.known.insert(user_id.clone(), Stored { seq, payload }),
+                Err(kind) => {
+                    desk.known.invalidate(user_id);
+                    origin = Origin::Leader;
+                    if kind != PublishErrorKind::WrongLastSequence {
+                        tracing::warn!(user.id = %user_id, error = %kind, "can't store a state; trying again");
+                        tokio::time::sleep(PATIENCE).await;
+                    }
+                    continue;
+                }
+            }
+        } else if origin != Origin::Cache {
+            desk.known.insert(user_id.clone(), base);
+        }
+        for (arrival, applied) in arrivals.iter().zip(applied) {
+            acknowledge(&arrival.message).await;
+            match applied {
+                Applied::Changed => {
+                    desk.meters.changed.increment(1);
+                    let micros = now_us.saturating_sub(arrival.at.stored_us);
+                    desk.meters.seconds.record(Duration::from_micros(micros));
+                }
+                Applied::Known => desk.meters.known.increment(1),
+                Applied::AfterDelete => desk.meters.after_delete.increment(1),
+            }
+        }
+        return None;
+    }
+}
+
+/// Reads the newest state: from any replica, or surely from the leader.
+async fn read(desk: &Desk, user_id: &UserId, origin: Origin) -> anyhow::Result<Stored> {
+    let subject = subjects::state(user_id);
+    let none = Stored {
+        seq: 0,
+        payload: Bytes::new(),
+    };
+    if origin == Origin::Leader {
+        return match desk.states.get_last_raw_message_by_subject(&subject).await {
+            Ok(message) => Ok(Stored {
+                seq: message.sequence,
+                payload: message.payload,
+            }),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(none),
+            Err(error) => Err(error.into()),
+        };
+    }
+    match desk.states.direct_get_last_for_subject(subject).await {
+        Ok(message) => Ok(Stored {
+            seq: message.sequence,
+            payload: message.payload,
+        }),
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(none),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Stores a state if `base` is still the newest; returns its sequence.
+async fn store(
+    desk: &Desk,
+    user_id: &UserId,
+    arrivals: &[Arrival],
+    payload: Bytes,
+    base: u64,
+) -> Result<u64, PublishErrorKind> {
+    let mut message = PublishMessage::build()
+        .payload(payload)
+        .expected_last_subject_sequence(base);
+    let trace = arrivals
+        .iter()
+        .rev()
+        .filter_map(|arrival| arrival.message.headers.as_ref());
+    if let Some(traceparent) = trace
+        .filter_map(|headers| headers.get("traceparent"))
+        .next()
+    {
+        message = message.header("traceparent", traceparent.as_str());
+    }
+    let sent = desk
+        .jetstream
+        .send_publish(subjects::state(user_id), message)
+        .await;
+    let ack = sent.map_err(|error| error.kind())?.await;
+    Ok(ack.map_err(|error| error.kind())?.sequence)
+}
+
+async fn acknowledge(message: &Message) {
+    if let Err(error) = message.ack().await {
+        // Not lost: the event comes again and is known then.
+        tracing::warn!(%error, "can't acknowledge an event; it will come again");
+    }
+}

@@ -1,0 +1,126 @@
+//! The gateway: events in over HTTP and NATS, states out.
+//!
+//! `api` is HTTP; `intake` merges events into states. Streams and consumers are made here from
+//! the one definition in `usersync_core::streams`.
+
+mod api;
+mod intake;
+mod settings;
+
+use std::{io::Write, time::Duration};
+
+use anyhow::Context as _;
+use async_nats::jetstream;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use usersync_core::{
+    admin::{self, Health},
+    nats, streams, telemetry,
+};
+
+pub use settings::{Flags, Settings};
+
+/// Serves until `shutdown`, then finishes what is in flight.
+///
+/// # Errors
+/// When the address is taken, or a stream exists with an incompatible shape.
+pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let listen = settings.common.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("listen: can't listen on {listen}"))?;
+    tracing::info!(http.address = %listener.local_addr()?, "API, health and metrics");
+    let health = Health::default();
+    health.down("streams", "not created yet");
+    let stopped = CancellationToken::new();
+    let metrics = telemetry::init_metrics(stopped.clone())?;
+    let client = nats::connect(&settings.common.nats, "usersync-gateway", &health).await?;
+    let context = jetstream::context::ContextBuilder::new()
+        .timeout(nats::REQUEST_TIMEOUT)
+        .ack_timeout(nats::REQUEST_TIMEOUT)
+        .max_ack_inflight(10_000);
+    let jetstream = context.build(client.clone());
+    let router = api::router(jetstream.clone()).merge(admin::router(health.clone(), metrics));
+    let http = tokio::spawn(admin::serve(listener, router, shutdown.clone()));
+
+    if let Some(made) = shutdown
+        .run_until_cancelled(make_streams(&settings, &jetstream, &health))
+        .await
+    {
+        made?;
+        let intake = intake::Intake::new(client.clone(), jetstream, health, &settings);
+        intake.run(shutdown.clone()).await?;
+    }
+    shutdown.cancel();
+    http.await.context("the HTTP server panicked")??;
+    client
+        .flush()
+        .await
+        .context("sending the last acknowledgements")?;
+    stopped.cancel();
+    Ok(())
+}
+
+/// Creates streams and consumers; waits for a server that isn't there yet.
+async fn make_streams(
+    settings: &Settings,
+    jetstream: &jetstream::Context,
+    health: &Health,
+) -> anyhow::Result<()> {
+    let mut said = false;
+    while let Err(error) = jetstream.query_account().await {
+        if !said {
+            tracing::warn!(%error, "waiting for JetStream");
+            said = true;
+        }
+        health.down("streams", format!("waiting for JetStream: {error}"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    streams::ensure(jetstream, settings.replicas).await?;
+    streams::ensure_consumers(
+        jetstream,
+        settings
+            .common
+            .catalogue
+            .values()
+            .filter(|target| target.enabled),
+    )
+    .await?;
+    health.up("streams");
+    Ok(())
+}
+
+/// Tries the connection to NATS and compares the streams there, changing nothing.
+///
+/// # Errors
+/// When NATS can't be used.
+pub async fn check(settings: &Settings) -> anyhow::Result<()> {
+    nats::check(&settings.common.nats, "usersync-gateway").await?;
+    tracing::info!("NATS with JetStream answers");
+    let listen = settings.common.listen;
+    TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("listen: can't listen on {listen}"))?;
+    tracing::info!(http.address = %listen, targets = settings.common.catalogue.len(), "the settings are good");
+    Ok(())
+}
+
+/// Prints the streams as JSON: all as an array, or the one named as an object.
+///
+/// # Errors
+/// When no stream has that name.
+pub fn print_streams(settings: &Settings, name: &str) -> anyhow::Result<()> {
+    let all = streams::all(settings.replicas);
+    let json =
+        if name.is_empty() {
+            serde_json::to_string_pretty(&all)?
+        } else {
+            let known: Vec<_> = all.iter().map(|stream| stream.name.clone()).collect();
+            let stream = all.into_iter().find(|stream| stream.name == name);
+            serde_json::to_string_pretty(&stream.with_context(|| {
+                format!("no stream {name}; expected one of {}", known.join(", "))
+            })?)?
+        };
+    writeln!(std::io::stdout(), "{json}")?;
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! `usersync-gateway`: reads settings, starts logs, runs, drains.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use usersync_core::{service, telemetry};
+use usersync_gateway::{Flags, Settings};
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let settings = match Settings::read(&flags) {
+        Ok(settings) => settings,
+        Err(problems) => return service::fail(&problems.into()),
+    };
+    if let Some(name) = &flags.print_streams {
+        return match usersync_gateway::print_streams(&settings, name) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => service::fail(&error),
+        };
+    }
+    service::run(async |shutdown| {
+        telemetry::init_logs(&settings.common.log, settings.common.log_format)?;
+        if flags.common.check {
+            return usersync_gateway::check(&settings).await;
+        }
+        usersync_gateway::run(settings, shutdown).await
+    })
+}

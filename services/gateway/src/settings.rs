@@ -1,0 +1,101 @@
+//! What the gateway is told: flags, environment, file.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use clap::Parser;
+use usersync_core::{
+    common::{Common, CommonFlags},
+    settings::{Problems, Reader},
+};
+
+/// Takes user events in, over NATS (`user.*`) and HTTP, and keeps the newest state of every user.
+///
+/// Creates and updates the streams and consumers. Several may run: all serve HTTP, one at a time
+/// merges events. Exit status: 0 stopped, 1 failed, 64 bad configuration.
+#[derive(Debug, Parser)]
+#[command(
+    name = "usersync-gateway",
+    version,
+    after_help = "\
+Examples:
+  usersync-gateway --listen 0.0.0.0:8090 --nats-url nats://nats:4222
+  usersync-gateway --print-streams USER_EVENTS > events.json && nats stream add --config events.json
+  usersync-gateway --config /etc/usersync/gateway.toml --check"
+)]
+pub struct Flags {
+    /// What the workers have too.
+    #[command(flatten)]
+    pub common: CommonFlags,
+    /// Copies of every stream: 1, 3 or 5 [setting streams.replicas, USERSYNC_STREAMS__REPLICAS; default 1]
+    #[arg(long, value_name = "N")]
+    pub replicas: Option<usize>,
+    /// Print the streams as JSON, or the one named, for `nats stream add --config`, and exit
+    #[arg(long, value_name = "STREAM", num_args = 0..=1, default_missing_value = "")]
+    pub print_streams: Option<String>,
+    /// Go on from the events that are left although USER_STATE is empty and older events are gone [setting intake.accept_empty_state]
+    #[arg(long)]
+    pub accept_empty_state: bool,
+}
+
+/// The gateway's settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the workers have too.
+    pub common: Common,
+    /// Copies of every stream.
+    pub replicas: usize,
+    /// Whether to go on when the states are gone and can't all be rebuilt.
+    pub accept_empty_state: bool,
+    /// The most memory for states kept at hand, in bytes.
+    pub cache_bytes: u64,
+}
+
+impl Settings {
+    /// Reads file, environment and flags.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn read(flags: &Flags) -> Result<Self, Problems> {
+        let mut reader = Reader::new(flags.common.config.as_deref());
+        let common = Common::read(
+            &mut reader,
+            &flags.common,
+            SocketAddr::from((Ipv4Addr::LOCALHOST, 8090)),
+        );
+        reader.flag("streams.replicas", flags.replicas);
+        reader.flag(
+            "intake.accept_empty_state",
+            flags.accept_empty_state.then_some(true),
+        );
+        let replicas = reader.get("streams.replicas", 1, "1, 3 or 5");
+        if !matches!(replicas, 1 | 3 | 5) {
+            reader.problem("streams.replicas", "1, 3 or 5");
+        }
+        let accept_empty_state = reader.get("intake.accept_empty_state", false, "true or false");
+        let cache_mib: u64 = reader.get(
+            "intake.cache_mib",
+            64,
+            "a number of mebibytes from 1 to 65536",
+        );
+        if !(1..=65_536).contains(&cache_mib) {
+            reader.problem("intake.cache_mib", "a number of mebibytes from 1 to 65536");
+        }
+        reader.finish()?;
+        Ok(Self {
+            common,
+            replicas,
+            accept_empty_state,
+            cache_bytes: cache_mib << 20,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_are_well_formed() {
+        <Flags as clap::CommandFactory>::command().debug_assert();
+    }
+}
