@@ -1,0 +1,71 @@
+//! A target that checks passwords, and locks accounts that are being guessed at.
+
+mod failures;
+mod routes;
+mod settings;
+
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use usersync_core::admin::Health;
+use usersync_example_support::{
+    database,
+    password::{OWASP_MEMORY_KIB, Passwords},
+    replica::{self, Replica},
+    server,
+    unpublished::{self, Unpublished},
+};
+use usersync_receiver::Options;
+
+pub use settings::Settings;
+
+/// How long events may be published after the last request was answered.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+
+/// Serves until `shutdown`, then finishes the requests under way and publishes what they changed.
+///
+/// # Errors
+/// When the service can't start: the database, the address or a setting is unusable.
+pub async fn run(
+    settings: Settings,
+    metrics: PrometheusHandle,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let health = Health::default();
+    let options = Options {
+        secrets: settings.secrets.resolve()?,
+        ..Options::default()
+    };
+    let pool = database::open(
+        &settings.database,
+        &[replica::SCHEMA, unpublished::SCHEMA, failures::SCHEMA],
+    )
+    .await?;
+    let replica = Replica::new(pool.clone());
+    let sync = usersync_receiver::router(replica.clone(), options)?;
+    let publisher = settings.common.publisher("unified-auth", &health).await?;
+    let passwords = Passwords::new(OWASP_MEMORY_KIB)?;
+    let unpublished = Unpublished::new(pool.clone(), publisher);
+
+    let tasks = TaskTracker::new();
+    tasks.spawn(database::watch(
+        pool.clone(),
+        health.clone(),
+        shutdown.clone(),
+    ));
+    tasks.spawn(unpublished.clone().run(shutdown.clone()));
+    tasks.close();
+
+    let app = routes::App {
+        pool,
+        replica,
+        passwords,
+        unpublished: unpublished.clone(),
+    };
+    let routes = routes::router(app).nest("/api/v1/auth/sync/user", sync);
+    server::serve(settings.listen, routes, health, metrics, shutdown.clone()).await?;
+    tasks.wait().await;
+    unpublished.flush(FLUSH_WITHIN).await;
+    Ok(())
+}
