@@ -80,6 +80,7 @@ impl Settings {
         if !(1..=65_536).contains(&cache_mib) {
             reader.problem("intake.cache_mib", "a number of mebibytes from 1 to 65536");
         }
+        reader.leave(&["target"]);
         reader.finish()?;
         Ok(Self {
             common,
@@ -97,5 +98,24 @@ mod tests {
     #[test]
     fn the_flags_are_well_formed() {
         <Flags as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn the_settings_file_that_ships_holds_the_defaults() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/usersync.toml");
+        let shipped =
+            Settings::read(&Flags::parse_from(["usersync-gateway", "--config", file])).unwrap();
+        let defaults = Settings::read(&Flags::parse_from(["usersync-gateway"])).unwrap();
+        assert_eq!(format!("{shipped:?}"), format!("{defaults:?}"));
+    }
+
+    #[test]
+    fn replicas_are_odd_and_few() {
+        let flags = Flags::parse_from(["usersync-gateway", "--replicas", "2"]);
+        let problems = Settings::read(&flags).unwrap_err().to_string();
+        assert!(
+            problems.contains("streams.replicas: expected 1, 3 or 5"),
+            "{problems}"
+        );
     }
 }

@@ -3,10 +3,11 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use clap::Parser;
+use serde::Deserialize;
 use usersync_core::{
     common::{Common, CommonFlags},
     settings::{Problems, Reader},
-    target::{TargetConfig, TargetName},
+    target::{InvalidTargetName, TargetConfig, TargetName},
 };
 
 /// Delivers the newest state of every user to its targets.
@@ -30,6 +31,33 @@ pub struct Flags {
     /// What the gateway has too.
     #[command(flatten)]
     pub common: CommonFlags,
+}
+
+/// Names as a list, or in one text separated by commas, as an environment variable has them.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "OneOrMany")]
+struct Names(Vec<TargetName>);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<TargetName>),
+}
+
+impl TryFrom<OneOrMany> for Names {
+    type Error = InvalidTargetName;
+
+    fn try_from(names: OneOrMany) -> Result<Self, InvalidTargetName> {
+        match names {
+            OneOrMany::Many(names) => Ok(Self(names)),
+            OneOrMany::One(text) => text
+                .split(',')
+                .map(|name| name.trim().parse())
+                .collect::<Result<_, _>>()
+                .map(Self),
+        }
+    }
 }
 
 /// A worker's settings.
@@ -59,7 +87,12 @@ impl Settings {
             (!flags.target.is_empty()).then_some(&flags.target),
         );
         let expected = "names of targets in the catalogue";
-        let names: Vec<TargetName> = reader.get("target", Vec::new(), expected);
+        let names = reader.get("target", Names(Vec::new()), expected).0;
+        reader.leave(&[
+            "streams.replicas",
+            "intake.accept_empty_state",
+            "intake.cache_mib",
+        ]);
         let mut targets = Vec::new();
         for name in &names {
             match common.catalogue.get(name) {
@@ -102,5 +135,35 @@ mod tests {
     #[test]
     fn the_flags_are_well_formed() {
         <Flags as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn the_settings_file_that_ships_serves_gateway_and_workers() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy");
+        let (file, catalogue) = (format!("{root}/usersync.toml"), format!("{root}/targets.d"));
+        let flags = [
+            "usersync-worker",
+            "--config",
+            &file,
+            "--targets",
+            &catalogue,
+            "--target",
+            "user-service",
+        ];
+        let settings = Settings::read(&Flags::parse_from(flags)).unwrap();
+        assert_eq!(settings.targets.len(), 1);
+        assert_eq!(
+            settings.common.catalogue,
+            usersync_core::catalogue::load(None).unwrap()
+        );
+    }
+
+    #[test]
+    fn names_may_be_a_list_or_a_text() {
+        for text in ["[\"a\", \"b\"]", "\"a, b\""] {
+            let names: Names = serde_json::from_str(text).unwrap();
+            assert_eq!(names.0, ["a".parse().unwrap(), "b".parse().unwrap()]);
+        }
+        assert!(serde_json::from_str::<Names>("\"a,B\"").is_err());
     }
 }

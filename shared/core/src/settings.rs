@@ -124,10 +124,16 @@ impl Reader {
         self.problems.push(problem.to_string());
     }
 
+    /// Accepts keys that only other binaries read, so that one file can serve all.
+    pub fn leave(&mut self, keys: &[&'static str]) {
+        self.known.extend(keys);
+    }
+
     /// Ends reading.
     ///
     /// # Errors
-    /// All recorded problems, and every key nobody asked for.
+    /// All recorded problems, and every key nobody asked for. A plain environment variable may
+    /// have the prefix and be something else, a secret say; only `USERSYNC_X__Y` must be a setting.
     pub fn finish(mut self) -> Result<(), Problems> {
         let Ok(all) = self.figment.find_value("") else {
             return self.result();
@@ -136,6 +142,7 @@ impl Reader {
         if let Value::Dict(_, members) = all {
             unknown_keys(&members, "", &self.known, &mut unknown);
         }
+        unknown.retain(|key| key.contains('.') || !self.is_from_environment(key));
         for key in unknown {
             let near = self
                 .known
@@ -159,6 +166,11 @@ impl Reader {
         }
     }
 
+    fn is_from_environment(&self, key: &str) -> bool {
+        let metadata = self.figment.find_metadata(key);
+        metadata.is_some_and(|metadata| metadata.name.contains("environment"))
+    }
+
     /// "FILE: " or "environment variable NAME: ", whichever layer set `key` last.
     fn origin(&self, key: &str) -> String {
         let Some(metadata) = self.figment.find_metadata(key) else {
@@ -170,7 +182,7 @@ impl Reader {
             .and_then(figment::Source::file_path)
         {
             Some(path) => format!("{}: ", path.display()),
-            None if metadata.name.contains("environment") => {
+            None if self.is_from_environment(key) => {
                 format!(
                     "environment variable {ENV_PREFIX}{}: ",
                     key.to_uppercase().replace('.', "__")

@@ -1,0 +1,97 @@
+//! docs/SUBJECTS.md says what `subjects.rs` and `streams.rs` build.
+
+use std::collections::BTreeSet;
+
+use usersync_core::{event::EventType, streams, subjects};
+
+const DOC: &str = include_str!("../../../docs/SUBJECTS.md");
+
+/// The rows of the table under `heading`: each cell's texts in backticks.
+fn table(heading: &str) -> Vec<Vec<Vec<String>>> {
+    let section = DOC
+        .split("\n## ")
+        .find(|section| section.starts_with(heading))
+        .unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let ticked = |cell: &str| {
+        cell.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    };
+    rows.map(|row| row.split('|').skip(1).map(ticked).collect())
+        .collect()
+}
+
+fn first_cells(heading: &str) -> BTreeSet<String> {
+    table(heading)
+        .into_iter()
+        .map(|row| row[0][0].clone())
+        .collect()
+}
+
+#[test]
+fn every_subject_is_documented() {
+    let user = "U".parse().unwrap();
+    let name = "t".parse().unwrap();
+    let mut built: BTreeSet<String> = EventType::ALL.iter().map(ToString::to_string).collect();
+    let shown = |subject: String| {
+        subject
+            .replace(".t.", ".<target>.")
+            .replace("U", "<user_id>")
+    };
+    built.insert(shown(subjects::state(&user)));
+    built.insert(shown(subjects::repair(&name, &user)));
+    built.insert(shown(subjects::dead_letter(&name, &user)));
+    built.insert(subjects::refused_event(7).replace('7', "<stream_seq>"));
+    assert_eq!(first_cells("Subjects"), built);
+}
+
+#[test]
+fn every_stream_is_documented_with_its_subjects() {
+    let documented: BTreeSet<_> = table("Streams")
+        .into_iter()
+        .map(|row| (row[0][0].clone(), row[1].clone()))
+        .collect();
+    let defined = streams::all(1)
+        .into_iter()
+        .map(|stream| (stream.name, stream.subjects))
+        .collect();
+    assert_eq!(documented, defined);
+}
+
+#[test]
+fn every_consumer_is_documented() {
+    let documented: Vec<_> = table("Consumers")
+        .into_iter()
+        .map(|row| (row[0][0].clone(), row[1][0].clone()))
+        .collect();
+    let row = |stream: &str, durable: &str| (stream.to_owned(), durable.to_owned());
+    let defined = [
+        row(subjects::USER_EVENTS, subjects::INTAKE),
+        row(subjects::USER_STATE, "<target>"),
+        row(subjects::USER_REPAIR, "<target>"),
+    ];
+    assert_eq!(documented, defined);
+    assert!(DOC.contains(&format!("`{}`", subjects::INTAKE_GROUP)));
+}
+
+#[test]
+fn every_header_is_documented() {
+    use subjects::header::{ATTEMPTS, CLASS, POINTER, REASON, STATUS_CODE, SUBJECT, VERSION};
+    let ours: BTreeSet<_> = first_cells("Headers")
+        .into_iter()
+        .filter(|name| name.starts_with("Usersync-"))
+        .collect();
+    let defined = [
+        ATTEMPTS,
+        CLASS,
+        POINTER,
+        REASON,
+        STATUS_CODE,
+        SUBJECT,
+        VERSION,
+    ];
+    assert_eq!(ours, defined.into_iter().map(str::to_owned).collect());
+}
