@@ -53,10 +53,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     }
     shutdown.cancel();
     http.await.context("the HTTP server panicked")??;
-    client
-        .flush()
-        .await
-        .context("sending the last acknowledgements")?;
+    nats::flush(&client).await;
     stopped.cancel();
     Ok(())
 }
@@ -93,15 +90,21 @@ async fn make_streams(
 /// Tries the connection to NATS and compares the streams there, changing nothing.
 ///
 /// # Errors
-/// When NATS can't be used.
+/// When NATS can't be used, or a stream exists with an incompatible shape.
 pub async fn check(settings: &Settings) -> anyhow::Result<()> {
-    nats::check(&settings.common.nats, "usersync-gateway").await?;
+    let jetstream = nats::check(&settings.common.nats, "usersync-gateway").await?;
     tracing::info!("NATS with JetStream answers");
-    let listen = settings.common.listen;
-    TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("listen: can't listen on {listen}"))?;
-    tracing::info!(http.address = %listen, targets = settings.common.catalogue.len(), "the settings are good");
+    for step in streams::plan(&jetstream, settings.replicas).await? {
+        let doing = match step {
+            streams::Step::Create(_) => "would be created",
+            streams::Step::Update(_) => "would be updated",
+        };
+        tracing::info!(stream = step.stream(), "{doing}");
+    }
+    tracing::info!(
+        targets = settings.common.catalogue.len(),
+        "the settings are good"
+    );
     Ok(())
 }
 

@@ -25,6 +25,8 @@ use crate::{
 
 /// How often deliveries without a guard are proven to be the newest.
 const PROVE_EVERY: Duration = Duration::from_millis(250);
+/// How long calls under way may take to end on shutdown.
+const DRAIN: Duration = Duration::from_secs(7);
 /// One call in this many goes to live work first, however many repairs wait.
 const LIVE_SHARE: usize = 4;
 
@@ -144,7 +146,11 @@ impl Courier {
                 let _ = message.ack_with(AckKind::Nak(None)).await;
             }
         }
-        while parcels.next().await.is_some() {}
+        let drained =
+            tokio::time::timeout(DRAIN, async { while parcels.next().await.is_some() {} });
+        if drained.await.is_err() {
+            tracing::warn!(target = %route.config.name, calls = parcels.len(), "calls did not end in time; their users come again");
+        }
         tracing::info!(target = %route.config.name, "drained");
     }
 }

@@ -58,10 +58,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     while let Some(ended) = couriers.join_next().await {
         ended.context("a courier panicked")?;
     }
-    client
-        .flush()
-        .await
-        .context("sending the last acknowledgements")?;
+    nats::flush(&client).await;
     served.cancel();
     http.await.context("the health server panicked")?
 }
@@ -73,7 +70,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
 pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     let mut failed = Vec::new();
     match nats::check(&settings.common.nats, "usersync-worker").await {
-        Ok(()) => tracing::info!("NATS with JetStream answers"),
+        Ok(_) => tracing::info!("NATS with JetStream answers"),
         Err(error) => failed.push(format!("{error:#}")),
     }
     for target in &settings.targets {

@@ -118,7 +118,7 @@ pub async fn connect(settings: &Settings, name: &str, health: &Health) -> anyhow
 ///
 /// # Errors
 /// When the server can't be reached, refuses us, or has no JetStream.
-pub async fn check(settings: &Settings, name: &str) -> anyhow::Result<()> {
+pub async fn check(settings: &Settings, name: &str) -> anyhow::Result<jetstream::Context> {
     let url = redacted(&settings.url);
     let options = settings
         .options(name)
@@ -128,13 +128,24 @@ pub async fn check(settings: &Settings, name: &str) -> anyhow::Result<()> {
     let client = client.with_context(|| {
         format!("can't connect to NATS at {url}; is nats-server running there?")
     })?;
-    let account = jetstream::new(client).query_account().await;
+    let jetstream = jetstream::new(client);
+    let account = jetstream.query_account().await;
     account.with_context(|| {
         format!(
             "NATS at {url} answers, but JetStream doesn't; start it with this project's nats.conf"
         )
     })?;
-    Ok(())
+    Ok(jetstream)
+}
+
+/// Sends what is buffered, the last acknowledgements say, for at most a second.
+pub async fn flush(client: &Client) {
+    let flushed = tokio::time::timeout(Duration::from_secs(1), client.flush()).await;
+    if !matches!(flushed, Ok(Ok(()))) {
+        tracing::warn!(
+            "NATS can't be reached to send the last acknowledgements; messages will come again"
+        );
+    }
 }
 
 /// `url` without user and password.

@@ -136,24 +136,39 @@ fn target_consumer(target: &TargetConfig, filter_subject: String) -> pull::Confi
     }
 }
 
-/// Creates what is missing, updates what may be updated, and refuses what may not.
+/// What must be done so that every stream is as defined.
+#[derive(Debug)]
+pub enum Step {
+    /// The stream is missing.
+    Create(Config),
+    /// The stream is there and needs an update that changes no shape.
+    Update(Config),
+}
+
+impl Step {
+    /// The stream's name.
+    pub fn stream(&self) -> &str {
+        let (Self::Create(config) | Self::Update(config)) = self;
+        &config.name
+    }
+}
+
+/// Compares the streams there with those defined, changing nothing.
 ///
 /// # Errors
-/// When the server refuses, or a stream exists with an incompatible shape: the error lists every
-/// difference and what to do. Nothing is changed then.
-pub async fn ensure(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Result<()> {
-    let mut changes = Vec::new();
+/// When the server can't be asked, or a stream exists with an incompatible shape: the error lists
+/// every difference and what to do.
+pub async fn plan(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Result<Vec<Step>> {
+    let mut steps = Vec::new();
     let mut conflicts = Vec::new();
     for wanted in all(replicas) {
         match jetstream.get_stream(&wanted.name).await {
             Ok(stream) => {
                 let found = &stream.cached_info().config;
                 conflicts.extend(incompatible(found, &wanted));
-                if let Some(updated) = updated(found, &wanted) {
-                    changes.push((updated, true));
-                }
+                steps.extend(updated(found, &wanted).map(Step::Update));
             }
-            Err(error) if is_missing(&error) => changes.push((wanted, false)),
+            Err(error) if is_missing(&error) => steps.push(Step::Create(wanted)),
             Err(error) => {
                 return Err(error).with_context(|| format!("asking for stream {}", wanted.name));
             }
@@ -164,24 +179,28 @@ pub async fn ensure(jetstream: &jetstream::Context, replicas: usize) -> anyhow::
         "existing streams have an incompatible shape; nothing was changed:\n  {}\nEdit or remove them with `nats stream edit` or `nats stream rm`, after saving what they hold (`nats stream backup`), or point nats.url at another account",
         conflicts.join("\n  ")
     );
-    for (config, exists) in changes {
-        let name = config.name.clone();
-        if exists {
-            jetstream
-                .update_stream(&config)
-                .await
-                .with_context(|| format!("updating stream {name}"))?;
-        } else {
-            jetstream
-                .create_stream(config)
-                .await
-                .with_context(|| format!("creating stream {name}"))?;
+    Ok(steps)
+}
+
+/// Creates what is missing, updates what may be updated, and refuses what may not.
+///
+/// # Errors
+/// Those of [`plan`], and when the server refuses a step.
+pub async fn ensure(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Result<()> {
+    for step in plan(jetstream, replicas).await? {
+        let name = step.stream().to_owned();
+        match step {
+            Step::Create(config) => {
+                let created = jetstream.create_stream(config).await;
+                created.with_context(|| format!("creating stream {name}"))?;
+                tracing::info!(stream = name, "created");
+            }
+            Step::Update(config) => {
+                let updated = jetstream.update_stream(&config).await;
+                updated.with_context(|| format!("updating stream {name}"))?;
+                tracing::info!(stream = name, "updated");
+            }
         }
-        tracing::info!(
-            stream = name,
-            "{}",
-            if exists { "updated" } else { "created" }
-        );
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ fn table(heading: &str) -> Vec<Vec<Vec<String>>> {
     let section = DOC
         .split("\n## ")
         .find(|section| section.starts_with(heading))
-        .unwrap();
+        .expect("a section of that name");
     let rows = section.lines().filter(|line| line.starts_with("| `"));
     let ticked = |cell: &str| {
         cell.split('`')

@@ -2,7 +2,7 @@
 
 use async_nats::jetstream::{self, stream::DirectGetErrorKind};
 use axum::{
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
@@ -13,8 +13,10 @@ use super::problem::Problem;
 /// The state as it stands in USER_STATE, a tombstone included; 404 for a user nobody has heard of.
 pub(super) async fn show(
     State(jetstream): State<jetstream::Context>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
+    let Path(id) =
+        id.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
     let user_id: UserId = id
         .parse()
         .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the user id {error}")))?;

@@ -38,6 +38,9 @@ const PATIENCE: Duration = Duration::from_millis(250);
 /// How long turns under way may take to end on shutdown.
 const DRAIN: Duration = Duration::from_secs(6);
 
+/// How long handing over to another gateway may take.
+const HAND_OVER: Duration = Duration::from_secs(2);
+
 /// The part of a gateway that merges events.
 pub(crate) struct Intake {
     client: Client,
@@ -124,7 +127,8 @@ impl Intake {
             self.active.set(0.0);
             match ended {
                 Ended::Stopped => {
-                    if let Err(error) = session.release().await {
+                    let released = tokio::time::timeout(HAND_OVER, session.release()).await;
+                    if let Err(error) = released.unwrap_or_else(|late| Err(late.into())) {
                         tracing::warn!(
                             error = format!("{error:#}"),
                             "can't hand over; another gateway takes over in 3 s"
