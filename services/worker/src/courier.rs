@@ -25,6 +25,8 @@ use crate::{
 
 /// How often deliveries without a guard are proven to be the newest.
 const PROVE_EVERY: Duration = Duration::from_millis(250);
+/// The least room for queued tasks: what a fast target takes while the next messages are pulled.
+const LEAST_QUEUED: usize = 1_024;
 /// How long calls under way may take to end on shutdown.
 const DRAIN: Duration = Duration::from_secs(7);
 /// One call in this many goes to live work first, however many repairs wait.
@@ -69,7 +71,7 @@ impl Courier {
             return;
         };
         let limits = self.driver.limits();
-        let capacity = 4 * limits.concurrency * limits.batch;
+        let capacity = (2 * limits.concurrency * limits.batch).max(LEAST_QUEUED);
         let source = |stream, ahead| Source {
             jetstream: self.jetstream.clone(),
             stream,

@@ -6,7 +6,7 @@ use async_nats::jetstream::{
     self, AckKind, Message,
     stream::{DirectGetErrorKind, Stream},
 };
-use futures_util::{StreamExt, stream::FuturesOrdered};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use usersync_core::{
@@ -144,35 +144,46 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
 
 /// The newest state of every item: from its message, or asked for where there is none.
 async fn newest(route: &Route, items: &[Item]) -> Vec<Newest> {
-    let mut found: FuturesOrdered<_> = items
-        .iter()
-        .map(|item| async move {
-            let live = item.tasks.iter().filter_map(|task| match task {
+    let mut newest = Vec::with_capacity(items.len());
+    let mut asked = FuturesUnordered::new();
+    for (index, item) in items.iter().enumerate() {
+        match newest_message(item) {
+            Some(message) => newest.push(read(message)),
+            None => {
+                newest.push(Newest::Nothing);
+                asked.push(async move { (index, ask(route, item).await) });
+            }
+        }
+    }
+    while let Some((index, answer)) = asked.next().await {
+        newest[index] = answer;
+    }
+    newest
+}
+
+/// The message with the newest state, `None` when the state must be asked for.
+fn newest_message(item: &Item) -> Option<&Message> {
+    match item.tasks.as_slice() {
+        [Task::Live(only)] => Some(only),
+        tasks => {
+            let live = tasks.iter().map(|task| match task {
                 Task::Live(message) => Some(message),
                 Task::Repair(_) | Task::Recheck(_) => None,
             });
-            let live =
-                live.max_by_key(|message| message.info().map_or(0, |info| info.stream_sequence));
-            match live {
-                Some(message) if item.tasks.iter().all(|task| matches!(task, Task::Live(_))) => {
-                    let traceparent = message
-                        .headers
-                        .as_ref()
-                        .and_then(|headers| headers.get("traceparent"));
-                    parse(
-                        &message.payload,
-                        traceparent.map(|value| value.as_str().to_owned()),
-                    )
-                }
-                _ => ask(route, item).await,
-            }
-        })
-        .collect();
-    let mut newest = Vec::with_capacity(items.len());
-    while let Some(one) = found.next().await {
-        newest.push(one);
+            let live = live.collect::<Option<Vec<_>>>()?;
+            let seq = |message: &&Message| message.info().map_or(0, |info| info.stream_sequence);
+            live.into_iter().max_by_key(seq)
+        }
     }
-    newest
+}
+
+fn read(message: &Message) -> Newest {
+    let headers = message.headers.as_ref();
+    let traceparent = headers.and_then(|headers| headers.get("traceparent"));
+    parse(
+        &message.payload,
+        traceparent.map(|value| value.as_str().to_owned()),
+    )
 }
 
 /// Reads the newest state by direct get.

@@ -15,13 +15,14 @@ pub const GRACE: Duration = Duration::from_secs(10);
 
 /// Runs `service` until it ends, or until SIGTERM or SIGINT cancels its token and it has drained.
 ///
-/// A second signal, or [`GRACE`] running out, ends the process at once.
+/// A second signal, or [`GRACE`] running out, ends the process at once. Everything runs on one
+/// thread: processes are what scales (docs/adr/0006).
 pub fn run<F, Fut>(service: F) -> ExitCode
 where
     F: FnOnce(CancellationToken) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
+    let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
     {

@@ -57,7 +57,7 @@ pub fn init_metrics(shutdown: CancellationToken) -> anyhow::Result<PrometheusHan
         .install_recorder()?;
     let upkeep = handle.clone();
     tokio::spawn(async move {
-        let mut every = tokio::time::interval(Duration::from_secs(5));
+        let mut every = tokio::time::interval(Duration::from_secs(1));
         while shutdown.run_until_cancelled(every.tick()).await.is_some() {
             upkeep.run_upkeep();
         }

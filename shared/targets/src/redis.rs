@@ -17,7 +17,7 @@ use usersync_core::{fields::Members, target::TargetConfig, user_id::UserId};
 use crate::{ConfigError, Delivery, Failure, Limits, Outcome, Target};
 
 const CONCURRENCY: usize = 4;
-const BATCH: usize = 256;
+const BATCH: usize = 128;
 /// How long a document lives, and how long a deleted user's version is remembered.
 const SECONDS: u32 = 86_400;
 
