@@ -17,7 +17,7 @@ use usersync_core::{
 use usersync_targets::Target;
 
 use crate::{
-    feed::Source,
+    feed::{Feed, Source},
     freshness::Freshness,
     meters::Meters,
     parcel::{self, Carried, Item, Route, Task},
@@ -46,6 +46,8 @@ struct Load {
     freshness: Freshness,
     /// The most tasks queued before pulling stops.
     capacity: usize,
+    /// Repairs among the tasks queued.
+    repairs: usize,
 }
 
 impl Courier {
@@ -72,15 +74,16 @@ impl Courier {
         };
         let limits = self.driver.limits();
         let capacity = (2 * limits.concurrency * limits.batch).max(LEAST_QUEUED);
-        let source = |stream, ahead| Source {
-            jetstream: self.jetstream.clone(),
-            stream,
-            consumer: self.config.name.to_string(),
-            ahead,
-            health: self.health.clone(),
+        let feed = |stream| {
+            Feed::new(Source {
+                jetstream: self.jetstream.clone(),
+                stream,
+                consumer: self.config.name.to_string(),
+                health: self.health.clone(),
+            })
         };
-        let mut live = source(subjects::USER_STATE, capacity / 2).messages();
-        let mut repairs = source(subjects::USER_REPAIR, limits.batch.max(16)).messages();
+        let mut live = feed(subjects::USER_STATE);
+        let mut repairs = feed(subjects::USER_REPAIR);
         self.health.up(self.config.name.as_ref());
         tracing::info!(target = %self.config.name, limits.concurrency, limits.batch, "serving");
 
@@ -88,6 +91,7 @@ impl Courier {
             lanes: Lanes::default(),
             freshness: Freshness::default(),
             capacity,
+            repairs: 0,
         };
         let mut parcels = FuturesUnordered::new();
         let mut prove = tokio::time::interval(PROVE_EVERY);
@@ -116,7 +120,9 @@ impl Courier {
                 }
                 parcels.push(parcel::carry(route.clone(), items));
             }
-            let has_room = load.lanes.queued() < load.capacity;
+            let room = load.capacity.saturating_sub(load.lanes.queued());
+            // Half the room is for live states, however many repairs wait.
+            let repair_room = room.min((load.capacity / 2).saturating_sub(load.repairs));
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
@@ -127,25 +133,26 @@ impl Courier {
                     }
                 }
                 handed_out = &mut proof => load.prove(handed_out),
-                Some(message) = repairs.next(), if has_room => load.repair(message).await,
-                Some(message) = live.next(), if has_room => {
+                message = repairs.next(repair_room) => load.repair(message).await,
+                message = live.next(room) => {
                     load.live(message).await;
-                    while load.lanes.queued() < load.capacity {
-                        let Some(Some(message)) = live.next().now_or_never() else { break };
+                    while let Some(message) = live.ready() {
                         load.live(message).await;
                     }
                 }
                 _ = prove.tick(), if !load.freshness.is_empty() => {
+                    load.freshness.asking();
                     proof.set(handed_out(route.states.clone(), route.config.name.to_string()).fuse());
                 }
                 _ = progress.tick() => parcel::progress(load.lanes.items()).await,
             }
         }
-        drop((live, repairs));
-        for task in load.lanes.drain() {
-            if let Some(message) = task.message() {
-                // Someone else may have it at once; should this fail, after ack_wait.
-                let _ = message.ack_with(AckKind::Nak(None)).await;
+        // What was never begun goes back: another worker may have it at once.
+        let (live, repairs) = tokio::join!(live.close(), repairs.close());
+        let queued = load.lanes.items().filter_map(Task::message);
+        for message in queued.chain(&live).chain(&repairs) {
+            if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
+                tracing::warn!(%error, "can't hand a message back; it comes again after ack_wait");
             }
         }
         let drained =
@@ -165,7 +172,15 @@ impl Load {
             let Some((user_id, tasks)) = self.lanes.take(prefer) else {
                 break;
             };
-            items.push(Item { user_id, tasks });
+            self.repairs -= tasks
+                .iter()
+                .filter(|task| matches!(task, Task::Repair(_)))
+                .count();
+            items.push(Item {
+                user_id,
+                tasks,
+                seen: self.freshness.last_seq(),
+            });
         }
         items
     }
@@ -191,7 +206,10 @@ impl Load {
 
     async fn repair(&mut self, message: Message) {
         match subjects::user_of_repair(&message.subject) {
-            Some(user) => self.lanes.push_urgent(user, Task::Repair(message)),
+            Some(user) => {
+                self.repairs += 1;
+                self.lanes.push_urgent(user, Task::Repair(message));
+            }
             None => give_up(message).await,
         }
     }

@@ -1,16 +1,15 @@
-//! An endless stream of messages from one durable consumer, through reconnects and deletions.
+//! An endless feed of messages from one durable consumer, through reconnects and deletions.
+//!
+//! It asks for no more than there is room for, so that everything handed out is in the courier's
+//! hands: kept alive while it waits, handed back on shutdown.
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    self, Message,
-    consumer::{PullConsumer, pull},
-};
-use futures_util::{Stream, StreamExt, stream};
-use usersync_core::admin::Health;
+use async_nats::jetstream::{self, Message};
+use futures_util::{FutureExt, future::BoxFuture};
+use usersync_core::{admin::Health, pull::Pull};
 
 const EXPIRES: Duration = Duration::from_secs(10);
-const HEARTBEAT: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(250);
 
 /// Where to pull from.
@@ -22,83 +21,125 @@ pub(crate) struct Source {
     pub stream: &'static str,
     /// The durable consumer's name.
     pub consumer: String,
-    /// The most messages asked for ahead of their being taken.
-    pub ahead: usize,
     /// Told how the consumer stands, as part `<stream> <consumer>`.
     pub health: Health,
 }
 
-impl Source {
-    /// The messages, in delivery order. Never ends; dropping it stops pulling.
-    pub(crate) fn messages(self) -> impl Stream<Item = Message> + Send + Unpin {
-        let part = format!("{} {}", self.stream, self.consumer);
-        self.health.down(&part, "not opened yet");
-        Box::pin(stream::unfold(
-            (self, part, None),
-            async |(source, part, mut open)| {
-                loop {
-                    let mut pulling: pull::Stream = match open.take() {
-                        Some(pulling) => pulling,
-                        None => source.open(&part).await,
-                    };
-                    match pulling.next().await {
-                        Some(Ok(message)) => return Some((message, (source, part, Some(pulling)))),
-                        // Not terminal: the next pull tells.
-                        Some(Err(error))
-                            if error.kind() == pull::MessagesErrorKind::MissingHeartbeat =>
-                        {
-                            open = Some(pulling)
-                        }
-                        Some(Err(error)) => {
-                            tracing::warn!(consumer = part, %error, "pulling failed; opening the consumer again");
-                            source.health.down(&part, error.to_string());
-                            tokio::time::sleep(AGAIN).await;
-                        }
-                        None => source.health.down(&part, "the consumer was closed"),
-                    }
-                }
-            },
-        ))
+/// The messages of a [`Source`], in delivery order.
+pub(crate) struct Feed {
+    source: Source,
+    state: State,
+}
+
+enum State {
+    Opening(BoxFuture<'static, Pull>),
+    Open(Box<Pull>),
+}
+
+impl Feed {
+    pub(crate) fn new(source: Source) -> Self {
+        source.health.down(&source.part(), "not opened yet");
+        let state = State::Opening(source.clone().open().boxed());
+        Self { source, state }
     }
 
-    /// Waits for the consumer and starts pulling from it.
-    async fn open(&self, part: &str) -> pull::Stream {
+    /// The next message, asking for more where there is `room` for it. Never ends; dropping the
+    /// future loses nothing.
+    pub(crate) async fn next(&mut self, room: usize) -> Message {
+        loop {
+            let pull = match &mut self.state {
+                State::Opening(opening) => {
+                    let pull = opening.await;
+                    self.state = State::Open(Box::new(pull));
+                    continue;
+                }
+                State::Open(pull) => pull,
+            };
+            let outstanding = pull.outstanding();
+            // Asking in large steps keeps requests rare; asking when all came keeps them coming.
+            if outstanding == 0 || outstanding + room / 2 <= room {
+                let batch = room.saturating_sub(outstanding);
+                if batch > 0 && pull.ask(batch, None).await.is_err() {
+                    self.reopen("the connection is closed");
+                    continue;
+                }
+            }
+            match pull.next().await {
+                Ok(Some(message)) => return message,
+                Ok(None) => {}
+                Err(stopped) => self.reopen(&stopped.to_string()),
+            }
+        }
+    }
+
+    /// The next message, if it is there already.
+    pub(crate) fn ready(&mut self) -> Option<Message> {
+        let State::Open(pull) = &mut self.state else {
+            return None;
+        };
+        pull.ready().unwrap_or_else(|stopped| {
+            self.reopen(&stopped.to_string());
+            None
+        })
+    }
+
+    /// Stops pulling; returns what was handed out and not taken.
+    pub(crate) async fn close(self) -> Vec<Message> {
+        match self.state {
+            State::Opening(_) => Vec::new(),
+            State::Open(pull) => pull.close().await,
+        }
+    }
+
+    fn reopen(&mut self, reason: &str) {
+        let part = self.source.part();
+        tracing::warn!(
+            consumer = part,
+            reason,
+            "pulling stopped; opening the consumer again"
+        );
+        self.source.health.down(&part, reason);
+        self.state = State::Opening(self.source.clone().open().boxed());
+    }
+}
+
+impl Source {
+    fn part(&self) -> String {
+        format!("{} {}", self.stream, self.consumer)
+    }
+
+    /// Waits for the consumer and opens an inbox for it.
+    async fn open(self) -> Pull {
+        let part = self.part();
         let mut said = false;
         loop {
             match self.try_open().await {
-                Ok(pulling) => {
-                    self.health.up(part);
+                Ok(pull) => {
+                    self.health.up(&part);
                     tracing::info!(consumer = part, "pulling");
-                    return pulling;
+                    return pull;
                 }
                 Err(error) => {
+                    let error = format!("{error:#}");
                     if !said {
                         tracing::warn!(
                             consumer = part,
-                            error = format!("{error:#}"),
+                            error,
                             "waiting for the consumer; usersync-gateway creates it"
                         );
                         said = true;
                     }
                     self.health
-                        .down(part, format!("waiting for the consumer: {error:#}"));
+                        .down(&part, format!("waiting for the consumer: {error}"));
                     tokio::time::sleep(AGAIN).await;
                 }
             }
         }
     }
 
-    async fn try_open(&self) -> anyhow::Result<pull::Stream> {
+    async fn try_open(&self) -> anyhow::Result<Pull> {
         let stream = self.jetstream.get_stream_no_info(self.stream).await?;
-        let consumer: PullConsumer = stream
-            .get_consumer(&self.consumer)
-            .await
-            .map_err(anyhow::Error::from_boxed)?;
-        let pulling = consumer
-            .stream()
-            .max_messages_per_batch(self.ahead)
-            .expires(EXPIRES)
-            .heartbeat(HEARTBEAT);
-        Ok(pulling.messages().await?)
+        stream.consumer_info(&self.consumer).await?;
+        Pull::open(&self.jetstream, self.stream, &self.consumer, EXPIRES).await
     }
 }

@@ -11,10 +11,15 @@ use usersync_core::user_id::UserId;
 /// What was delivered to a target without a guard, until it is known to be the newest.
 #[derive(Debug, Default)]
 pub(crate) struct Freshness {
-    last_seq: Option<u64>,
-    shared: bool,
-    recent: Vec<Unproven>,
-    /// What awaits proof that we were alone up to this consumer sequence.
+    /// The consumer sequence received last; 0 before the first.
+    last_seq: u64,
+    /// The first message after the last gap.
+    last_gap: u64,
+    /// Landed since the server was last asked how far it has handed out messages.
+    landed: Vec<Unproven>,
+    /// Landed before it was asked; the answer is on its way.
+    asked: Vec<Unproven>,
+    /// Await our having received everything up to this consumer sequence.
     pending: Option<(u64, Vec<Unproven>)>,
 }
 
@@ -25,40 +30,51 @@ pub(crate) struct Unproven {
     pub user_id: UserId,
     /// The version delivered.
     pub version: u64,
+    /// The consumer sequence received when that version was the newest; 0 when unknown.
+    pub since: u64,
 }
 
 impl Freshness {
+    /// The consumer sequence received last; 0 before the first.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.last_seq
+    }
+
     /// A live message arrived with this consumer sequence.
     pub(crate) fn received(&mut self, seq: u64) {
-        self.shared |= self.last_seq.is_some_and(|last| seq != last + 1);
-        self.last_seq = Some(seq);
+        if self.last_seq != 0 && seq != self.last_seq + 1 {
+            self.last_gap = seq;
+        }
+        self.last_seq = seq;
     }
 
     /// A target without a guard took this version.
     pub(crate) fn delivered(&mut self, unproven: Unproven) {
-        self.recent.push(unproven);
+        self.landed.push(unproven);
     }
 
-    /// Whether anything awaits proof.
+    /// Whether nothing awaits proof.
     pub(crate) fn is_empty(&self) -> bool {
-        self.recent.is_empty() && self.pending.is_none()
+        self.landed.is_empty() && self.asked.is_empty() && self.pending.is_none()
     }
 
-    /// Takes stock, given the last consumer sequence the server has handed out to anyone.
+    /// The server is being asked now how far it has handed out messages.
+    pub(crate) fn asking(&mut self) {
+        self.asked.append(&mut self.landed);
+    }
+
+    /// The server has handed out messages up to this consumer sequence, to whomever.
     ///
     /// Returns the deliveries that must be compared with the newest state.
     pub(crate) fn suspects(&mut self, handed_out: u64) -> Vec<Unproven> {
-        let alone_up_to = |seq| !self.shared && self.last_seq.is_some_and(|last| last >= seq);
         let mut suspects = Vec::new();
         if let Some((seq, deliveries)) = self.pending.take() {
-            if !alone_up_to(seq) {
-                suspects = deliveries;
-                suspects.append(&mut self.recent);
-            }
-            self.shared = false;
+            let alone_since = |since| self.last_seq >= seq && since != 0 && since >= self.last_gap;
+            suspects = deliveries;
+            suspects.retain(|delivery| !alone_since(delivery.since));
         }
-        if !self.recent.is_empty() {
-            self.pending = Some((handed_out, std::mem::take(&mut self.recent)));
+        if !self.asked.is_empty() {
+            self.pending = Some((handed_out, std::mem::take(&mut self.asked)));
         }
         suspects
     }
@@ -68,11 +84,18 @@ impl Freshness {
 mod tests {
     use super::*;
 
-    fn delivery(version: u64) -> Unproven {
+    fn delivery(since: u64) -> Unproven {
         Unproven {
             user_id: UserId::from(1),
-            version,
+            version: since,
+            since,
         }
+    }
+
+    /// Asks, and answers that everything up to `handed_out` is out.
+    fn ask(freshness: &mut Freshness, handed_out: u64) -> Vec<Unproven> {
+        freshness.asking();
+        freshness.suspects(handed_out)
     }
 
     #[test]
@@ -81,25 +104,23 @@ mod tests {
         for seq in 7..20 {
             freshness.received(seq);
             freshness.delivered(delivery(seq));
-            assert_eq!(freshness.suspects(seq), []);
+            assert_eq!(ask(&mut freshness, seq), []);
         }
-        assert_eq!(freshness.suspects(19), []);
+        assert_eq!(ask(&mut freshness, 19), []);
         assert!(freshness.is_empty());
     }
 
     #[test]
-    fn a_gap_makes_what_was_delivered_around_it_suspect() {
+    fn a_gap_while_a_call_was_under_way_makes_its_delivery_suspect() {
         let mut freshness = Freshness::default();
         freshness.received(1);
-        freshness.delivered(delivery(1));
-        assert_eq!(freshness.suspects(1), []);
         freshness.received(3);
+        // Long after the gap was seen, the slow call of the first message lands.
+        assert_eq!(ask(&mut freshness, 3), []);
+        freshness.delivered(delivery(1));
         freshness.delivered(delivery(3));
-        assert_eq!(freshness.suspects(3), [delivery(1), delivery(3)]);
-        freshness.received(4);
-        freshness.delivered(delivery(4));
-        assert_eq!(freshness.suspects(4), []);
-        assert_eq!(freshness.suspects(4), []);
+        assert_eq!(ask(&mut freshness, 3), []);
+        assert_eq!(ask(&mut freshness, 3), [delivery(1)]);
         assert!(freshness.is_empty());
     }
 
@@ -108,7 +129,18 @@ mod tests {
         let mut freshness = Freshness::default();
         freshness.received(1);
         freshness.delivered(delivery(1));
-        assert_eq!(freshness.suspects(9), []);
-        assert_eq!(freshness.suspects(9), [delivery(1)]);
+        assert_eq!(ask(&mut freshness, 9), []);
+        assert_eq!(ask(&mut freshness, 9), [delivery(1)]);
+    }
+
+    #[test]
+    fn what_lands_while_the_server_is_asked_waits_for_the_next_answer() {
+        let mut freshness = Freshness::default();
+        freshness.received(1);
+        freshness.asking();
+        freshness.delivered(delivery(1));
+        assert_eq!(freshness.suspects(1), []);
+        assert_eq!(ask(&mut freshness, 2), []);
+        assert_eq!(ask(&mut freshness, 2), [delivery(1)]);
     }
 }

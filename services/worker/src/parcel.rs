@@ -59,6 +59,35 @@ impl Task {
 pub(crate) struct Item {
     pub user_id: UserId,
     pub tasks: Vec<Task>,
+    /// The consumer sequence received last when it was taken.
+    pub seen: u64,
+}
+
+impl Item {
+    /// The consumer sequence received when what is delivered was the newest; 0 when unknown.
+    fn since(&self) -> u64 {
+        let live = self.tasks.iter().filter_map(|task| match task {
+            Task::Live(message) => Some(message.info().map_or(0, |info| info.consumer_sequence)),
+            Task::Repair(_) | Task::Recheck(_) => None,
+        });
+        live.max().unwrap_or(self.seen)
+    }
+
+    /// A recheck has no message that comes again, so one that failed is unproven again.
+    fn failed_recheck(&self, outcome: &Outcome) -> Option<Unproven> {
+        let [Task::Recheck(version)] = *self.tasks.as_slice() else {
+            return None;
+        };
+        let failed = matches!(
+            outcome,
+            Outcome::Transient(_) | Outcome::Permanent(_) | Outcome::Fault(_)
+        );
+        failed.then(|| Unproven {
+            user_id: self.user_id.clone(),
+            version,
+            since: 0,
+        })
+    }
 }
 
 /// What is left to do when a batch has been settled.
@@ -108,7 +137,10 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
     let mut deliveries = batch.into_iter().zip(delivered).zip(stored_us);
     for (item, known) in items.into_iter().zip(outcomes) {
         match known {
-            Some(outcome) => settle(&route, &item, 0, &outcome).await,
+            Some(outcome) => {
+                settle(&route, &item, 0, &outcome).await;
+                carried.unproven.extend(item.failed_recheck(&outcome));
+            }
             None => {
                 let Some(((delivery, outcome), stored_us)) = deliveries.next() else {
                     continue;
@@ -128,6 +160,7 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
                             carried.unproven.push(Unproven {
                                 user_id: item.user_id.clone(),
                                 version: delivery.version,
+                                since: item.since(),
                             });
                         }
                     }
@@ -135,6 +168,7 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
                     Outcome::Transient(_) | Outcome::Permanent(_) | Outcome::Fault(_) => {}
                 }
                 settle(&route, &item, delivery.version, &outcome).await;
+                carried.unproven.extend(item.failed_recheck(&outcome));
             }
         }
         carried.users.push(item.user_id);
@@ -199,7 +233,7 @@ async fn ask(route: &Route, item: &Item) -> Newest {
         .await
     {
         Ok(message) => match parse(&message.payload, None) {
-            Newest::State(state, _) if only_rechecks && known.max() >= Some(state.version) => {
+            Newest::State(state, _) if only_rechecks && known.min() >= Some(state.version) => {
                 Newest::Nothing
             }
             found => found,

@@ -183,9 +183,7 @@ impl Event {
     /// [`InvalidEvent`] when the document is no object or breaks the contract.
     pub fn from_value(value: Value, envelope: Envelope) -> Result<Self, InvalidEvent> {
         if depth(&value, 0) > MAX_EVENT_DEPTH {
-            let reason =
-                format!("arrays and objects are nested deeper than {MAX_EVENT_DEPTH} levels");
-            return Err(InvalidEvent::new("", reason));
+            return Err(too_deep());
         }
         let Value::Object(mut members) = value else {
             return Err(InvalidEvent::new("", "an event must be a JSON object"));
@@ -242,16 +240,22 @@ impl Event {
     }
 }
 
-fn not_json(error: &serde_json::Error) -> InvalidEvent {
-    // serde_json's own text may quote the payload, so only the place is passed on.
-    InvalidEvent::new(
-        "",
-        format!(
-            "is not JSON: line {} column {}",
-            error.line(),
-            error.column()
-        ),
-    )
+/// Why a text is no JSON we take. serde_json's own words may quote the text, so only the place is passed on.
+pub fn not_json(error: &serde_json::Error) -> InvalidEvent {
+    if error.to_string().starts_with("recursion limit exceeded") {
+        return too_deep();
+    }
+    let place = format!(
+        "is not JSON: line {} column {}",
+        error.line(),
+        error.column()
+    );
+    InvalidEvent::new("", place)
+}
+
+fn too_deep() -> InvalidEvent {
+    let reason = format!("arrays and objects are nested deeper than {MAX_EVENT_DEPTH} levels");
+    InvalidEvent::new("", reason)
 }
 
 /// How deep `value` nests; stops descending soon after the limit.

@@ -8,6 +8,7 @@ pub mod event;
 pub mod fields;
 pub mod lanes;
 pub mod nats;
+pub mod pull;
 pub mod secret;
 pub mod service;
 pub mod settings;

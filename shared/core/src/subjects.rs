@@ -95,6 +95,8 @@ pub mod header {
     pub const STATUS_CODE: &str = "Usersync-Status-Code";
     /// The subject the message came on.
     pub const SUBJECT: &str = "Usersync-Subject";
+    /// The length in bytes of a refused event too long to be kept whole; all of it is in USER_EVENTS.
+    pub const TRUNCATED: &str = "Usersync-Truncated";
     /// JSON Pointer (RFC 6901) to the member that made an event invalid.
     pub const POINTER: &str = "Usersync-Pointer";
 }

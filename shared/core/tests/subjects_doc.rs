@@ -79,7 +79,9 @@ fn every_consumer_is_documented() {
 
 #[test]
 fn every_header_is_documented() {
-    use subjects::header::{ATTEMPTS, CLASS, POINTER, REASON, STATUS_CODE, SUBJECT, VERSION};
+    use subjects::header::{
+        ATTEMPTS, CLASS, POINTER, REASON, STATUS_CODE, SUBJECT, TRUNCATED, VERSION,
+    };
     let ours: BTreeSet<_> = first_cells("Headers")
         .into_iter()
         .filter(|name| name.starts_with("Usersync-"))
@@ -91,6 +93,7 @@ fn every_header_is_documented() {
         REASON,
         STATUS_CODE,
         SUBJECT,
+        TRUNCATED,
         VERSION,
     ];
     assert_eq!(ours, defined.into_iter().map(str::to_owned).collect());

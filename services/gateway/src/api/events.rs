@@ -15,7 +15,7 @@ use axum::{
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use usersync_core::event::{Envelope, Event, InvalidEvent, MAX_EVENT_BYTES};
+use usersync_core::event::{self, Envelope, Event, InvalidEvent, MAX_EVENT_BYTES};
 use uuid::Uuid;
 
 use super::{cloud_event, problem::Problem};
@@ -64,12 +64,10 @@ pub(super) async fn publish(
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
     let document: Value = serde_json::from_slice(&body).map_err(|error| {
-        let detail = format!(
-            "the body is not JSON: line {} column {}",
-            error.line(),
-            error.column()
-        );
-        Problem::new(StatusCode::BAD_REQUEST, detail)
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            format!("the body {}", event::not_json(&error).reason),
+        )
     })?;
     let traceparent = headers
         .get("traceparent")
@@ -172,7 +170,7 @@ async fn send(
     document: Value,
     traceparent: Option<&str>,
 ) -> Result<Sent, Problem> {
-    let event = event(document)?;
+    let event = parse(document)?;
     let payload = serde_json::to_vec(&event)
         .map_err(|_| InvalidEvent::new("", "can't be written as JSON"))?;
     if payload.len() > MAX_EVENT_BYTES {
@@ -194,7 +192,7 @@ async fn send(
     Ok(Sent { id: event.id, ack })
 }
 
-fn event(document: Value) -> Result<Event, InvalidEvent> {
+fn parse(document: Value) -> Result<Event, InvalidEvent> {
     let document = if cloud_event::is_cloud_event(&document) {
         cloud_event::into_event(document)?
     } else {

@@ -8,7 +8,13 @@ mod refusal;
 mod session;
 mod turn;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{Client, jetstream};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -49,6 +55,8 @@ pub(crate) struct Intake {
     accept_empty_state: bool,
     cache_bytes: u64,
     active: Gauge,
+    /// Whether lost states were looked after in this process.
+    mended: AtomicBool,
 }
 
 /// How a session came to its end.
@@ -71,6 +79,7 @@ impl Intake {
             accept_empty_state: settings.accept_empty_state,
             cache_bytes: settings.cache_bytes,
             active: gauge!("usersync_intake_active"),
+            mended: AtomicBool::new(false),
         }
     }
 
@@ -154,11 +163,12 @@ impl Intake {
         let pin = match pin {
             Some(pin) => pin,
             None => {
+                self.mend_lost_states(pinned, desk, None).await?;
                 self.health.up("intake");
                 pinned.stand_by().await?
             }
         };
-        self.refuse_lost_states(pinned, desk).await?;
+        self.mend_lost_states(pinned, desk, Some(&pin)).await?;
         let session = pinned.start(pin).await?;
         if session.is_some() {
             tracing::info!("taking in events");
@@ -166,10 +176,14 @@ impl Intake {
         Ok(session)
     }
 
-    /// States that are gone can be made again only while every event is still there.
-    async fn refuse_lost_states(&self, pinned: &Pinned, desk: &Desk) -> anyhow::Result<()> {
-        let states = desk.states.get_info().await?.state;
-        if states.messages > 0 {
+    /// Starts again at the first event when the states are gone; an error when older events are, too.
+    async fn mend_lost_states(
+        &self,
+        pinned: &Pinned,
+        desk: &Desk,
+        pin: Option<&str>,
+    ) -> anyhow::Result<()> {
+        if desk.states.get_info().await?.state.messages > 0 {
             return Ok(());
         }
         let events = pinned.events.get_info().await?.state;
@@ -182,6 +196,14 @@ impl Intake {
             );
         }
         let consumer = pinned.events.consumer_info(subjects::INTAKE).await?;
+        let mut pins = consumer
+            .priority_groups
+            .iter()
+            .filter_map(|group| group.pinned_client_id.as_deref());
+        // Another gateway at work mends it itself. Where no event made a state, once is enough.
+        if pins.any(|other| Some(other) != pin) || self.mended.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
         if consumer.ack_floor.stream_sequence > 0 && events.messages > 0 {
             tracing::warn!("USER_STATE is empty: making it again from every event in USER_EVENTS");
             pinned

@@ -9,6 +9,9 @@ use usersync_core::{
     subjects::{self, header},
 };
 
+/// What the headers of a dead letter take of the largest message, in bytes.
+const ROOM_FOR_HEADERS: usize = 4 * 1024;
+
 /// Stores a refused event and awaits the PubAck; the caller may acknowledge it then.
 pub(super) async fn store(
     jetstream: &jetstream::Context,
@@ -23,9 +26,16 @@ pub(super) async fn store(
     if !invalid.pointer.is_empty() {
         headers.insert(header::POINTER, invalid.pointer.as_ref());
     }
-    let letter = PublishMessage::build()
-        .payload(message.payload.clone())
-        .headers(headers);
+    let mut payload = message.payload.clone();
+    let most = jetstream
+        .client()
+        .max_payload()
+        .saturating_sub(ROOM_FOR_HEADERS);
+    if payload.len() > most {
+        headers.insert(header::TRUNCATED, payload.len().to_string());
+        payload.truncate(most);
+    }
+    let letter = PublishMessage::build().payload(payload).headers(headers);
     jetstream
         .send_publish(subjects::refused_event(seq), letter)
         .await?

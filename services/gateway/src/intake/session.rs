@@ -10,19 +10,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_nats::{
-    Client, StatusCode, Subscriber,
+    Client,
     jetstream::{self, Message, stream::Stream},
 };
-use futures_util::{FutureExt, StreamExt};
-use serde_json::json;
-use usersync_core::subjects::{INTAKE, INTAKE_GROUP, USER_EVENTS};
+use usersync_core::{
+    pull::{Member, Pull, Stopped},
+    subjects::{INTAKE, INTAKE_GROUP, USER_EVENTS},
+};
 
 /// Messages asked for at once; asked again when half of them are in.
 const BATCH: usize = 2_000;
 /// How long a pull lasts. Each renews the pin, so it is well below the pin's timeout (3 s).
 const EXPIRES: Duration = Duration::from_secs(1);
-/// Sign of life from the server while there is nothing to hand out.
-const HEARTBEAT: Duration = Duration::from_millis(500);
 /// After this long without a pull the pin may be gone: the process was stopped, or too slow.
 const STALL: Duration = Duration::from_millis(2_500);
 /// How often a standby looks whether a dead gateway's messages must be freed.
@@ -40,11 +39,9 @@ pub(super) struct Pinned {
 pub(super) struct Session {
     pinned: Pinned,
     pin: String,
-    inbox: String,
-    messages: Subscriber,
+    pull: Pull,
     consumer_seq: u64,
     stream_seq: u64,
-    outstanding: usize,
     last_pull: Instant,
     connects: u64,
 }
@@ -63,50 +60,57 @@ pub(super) enum Lost {
     Pin,
     #[error("an event came out of order")]
     Gap,
-    #[error("the server went silent")]
-    Silent,
     #[error("the connection was lost")]
     Reconnected,
     #[error("this process was stopped or too slow")]
     Stalled,
-    #[error("the server answered {0}")]
-    Status(StatusCode),
+    #[error("{0}")]
+    Stopped(#[from] Stopped),
 }
 
 impl Lost {
     /// Whether this gateway may still be the chosen one.
     pub(super) fn may_keep_pin(&self) -> bool {
-        matches!(self, Self::Gap | Self::Silent | Self::Reconnected)
+        matches!(
+            self,
+            Self::Gap | Self::Reconnected | Self::Stopped(Stopped::Silent)
+        )
     }
 }
 
 impl Pinned {
     /// Waits until the server chooses this gateway; returns the pin.
     pub(super) async fn stand_by(&self) -> anyhow::Result<String> {
-        let inbox = self.client.new_inbox();
-        let mut messages = self.client.subscribe(inbox.clone()).await?;
-        let (mut pulled, mut looked) = (None::<Instant>, Instant::now());
+        let mut pull = self.open().await?;
+        let mut looked = Instant::now();
         loop {
-            if pulled.is_none_or(|at| at.elapsed() > EXPIRES) {
-                self.pull(&inbox, None, 1).await?;
-                pulled = Some(Instant::now());
+            if pull.outstanding() == 0 {
+                pull.ask(
+                    1,
+                    Some(Member {
+                        group: INTAKE_GROUP,
+                        pin: None,
+                    }),
+                )
+                .await?;
             }
-            match tokio::time::timeout(EXPIRES / 5, messages.next()).await {
-                Ok(None) => anyhow::bail!("the subscription was closed"),
-                Ok(Some(message))
-                    if message.status.is_none_or(|status| status == StatusCode::OK) =>
-                {
-                    messages.unsubscribe().await?;
+            match tokio::time::timeout(EXPIRES, pull.next()).await {
+                Ok(Ok(Some(message))) => {
                     return pin_of(&message)
                         .context("the consumer isn't pinned; was it made by hand?");
                 }
-                Ok(Some(_)) | Err(_) => {}
+                Ok(Ok(None)) | Err(_) => {}
+                Ok(Err(stopped)) => return Err(stopped.into()),
             }
             if looked.elapsed() > LOOK {
                 looked = Instant::now();
                 self.free_the_dead().await?;
             }
         }
+    }
+
+    async fn open(&self) -> anyhow::Result<Pull> {
+        Pull::open(&self.jetstream, USER_EVENTS, INTAKE, EXPIRES).await
     }
 
     /// What a dead gateway had in flight isn't handed out before ack_wait, and until then nobody
@@ -129,16 +133,12 @@ impl Pinned {
             return Ok(None);
         }
         let reset = self.events.reset_consumer(INTAKE, None).await?;
-        let inbox = self.client.new_inbox();
-        let messages = self.client.subscribe(inbox.clone()).await?;
         let mut session = Session {
             pinned: self.clone(),
             pin,
-            inbox,
-            messages,
+            pull: self.open().await?,
             consumer_seq: 0,
             stream_seq: reset.reset_seq.saturating_sub(1),
-            outstanding: 0,
             last_pull: Instant::now(),
             connects: self.connects(),
         };
@@ -152,23 +152,6 @@ impl Pinned {
             .priority_groups
             .iter()
             .any(|group| group.pinned_client_id.as_deref() == Some(pin)))
-    }
-
-    async fn pull(&self, inbox: &str, pin: Option<&str>, batch: usize) -> anyhow::Result<()> {
-        let mut request = json!({
-            "batch": batch,
-            "expires": EXPIRES.as_nanos() as u64,
-            "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
-            "group": INTAKE_GROUP,
-        });
-        if let Some(pin) = pin {
-            request["id"] = pin.into();
-        }
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{USER_EVENTS}.{INTAKE}");
-        self.client
-            .publish_with_reply(subject, inbox.to_owned(), request.to_string().into())
-            .await?;
-        Ok(())
     }
 
     fn connects(&self) -> u64 {
@@ -189,52 +172,29 @@ impl Session {
     pub(super) async fn next(&mut self) -> Result<InOrder, Lost> {
         loop {
             if self.refill().await.is_err() {
-                return Err(Lost::Silent);
+                return Err(Stopped::Silent.into());
             }
-            let message = match self.messages.next().now_or_never() {
-                Some(ready) => ready,
-                None => match tokio::time::timeout(EXPIRES + HEARTBEAT, self.messages.next()).await
-                {
-                    Ok(message) => message,
-                    Err(_) => return Err(Lost::Silent),
-                },
-            };
-            let message = message.ok_or(Lost::Silent)?;
+            let message = self.pull.next().await.map_err(|stopped| match stopped {
+                Stopped::Refused(status, _) if status.as_u16() == 423 => Lost::Pin,
+                stopped => stopped.into(),
+            })?;
             if self.connects != self.pinned.connects() {
                 return Err(Lost::Reconnected);
             }
             if self.last_pull.elapsed() > STALL {
                 return Err(Lost::Stalled);
             }
-            match message.status.unwrap_or(StatusCode::OK) {
-                StatusCode::OK => return self.in_order(message),
-                StatusCode::IDLE_HEARTBEAT => {}
-                StatusCode::TIMEOUT => {
-                    let unused = message
-                        .headers
-                        .as_ref()
-                        .and_then(|headers| headers.get("Nats-Pending-Messages"));
-                    let unused = unused
-                        .and_then(|count| count.as_str().parse().ok())
-                        .unwrap_or(BATCH);
-                    self.outstanding = self.outstanding.saturating_sub(unused);
-                }
-                status if status.as_u16() == 423 => return Err(Lost::Pin),
-                status => return Err(Lost::Status(status)),
+            if let Some(message) = message {
+                return self.in_order(message);
             }
         }
     }
 
     /// Lets the message pass if it is the one that must come next.
-    fn in_order(&mut self, message: async_nats::Message) -> Result<InOrder, Lost> {
-        self.outstanding = self.outstanding.saturating_sub(1);
+    fn in_order(&mut self, message: Message) -> Result<InOrder, Lost> {
         if pin_of(&message).as_deref() != Some(self.pin.as_str()) {
             return Err(Lost::Pin);
         }
-        let message = Message {
-            message,
-            context: self.pinned.jetstream.clone(),
-        };
         let info = message.info().map_err(|_| Lost::Gap)?;
         let expected = info.consumer_sequence == self.consumer_seq + 1
             && info.stream_sequence > self.stream_seq
@@ -255,20 +215,21 @@ impl Session {
     }
 
     async fn refill(&mut self) -> anyhow::Result<()> {
-        if self.outstanding <= BATCH / 2 {
-            self.outstanding += BATCH;
+        if self.pull.outstanding() <= BATCH / 2 {
             self.last_pull = Instant::now();
-            self.pinned
-                .pull(&self.inbox, Some(&self.pin), BATCH)
-                .await?;
+            let member = Member {
+                group: INTAKE_GROUP,
+                pin: Some(&self.pin),
+            };
+            self.pull.ask(BATCH, Some(member)).await?;
         }
         Ok(())
     }
 
     /// Hands over at once instead of after the pin's timeout. Call it when all is acknowledged.
-    pub(super) async fn release(mut self) -> anyhow::Result<()> {
-        self.messages.unsubscribe().await?;
-        self.pinned.client.flush().await?;
+    pub(super) async fn release(self) -> anyhow::Result<()> {
+        // What comes now stays unacknowledged: the reset below frees it.
+        self.pull.close().await;
         if self.pinned.holds(&self.pin).await? {
             // What was handed out and not merged is free again, so that a standby is chosen now.
             self.pinned.events.reset_consumer(INTAKE, None).await?;
@@ -282,7 +243,7 @@ impl Session {
 }
 
 /// The server's own header comes last, should a publisher have set one too.
-fn pin_of(message: &async_nats::Message) -> Option<String> {
+fn pin_of(message: &Message) -> Option<String> {
     let headers = message.headers.as_ref()?;
     headers
         .get_last("Nats-Pin-Id")

@@ -1,0 +1,177 @@
+//! Pulling from a consumer by hand: one inbox, as much as is wanted, every answer sorted.
+//!
+//! The client library's own streams keep messages in a buffer that can neither be counted, handed
+//! back, nor kept alive, and hide what the server says about pins. See docs/adr/0002.
+
+use std::time::Duration;
+
+use async_nats::{
+    StatusCode, Subscriber,
+    jetstream::{self, Message},
+};
+use futures_util::{FutureExt, StreamExt};
+use serde_json::json;
+
+/// Sign of life from the server while there is nothing to hand out.
+pub const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long closing may wait for messages that are on their way.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// One inbox that a consumer's messages come to.
+pub struct Pull {
+    jetstream: jetstream::Context,
+    request: String,
+    expires: Duration,
+    inbox: String,
+    answers: Subscriber,
+    outstanding: usize,
+}
+
+/// The member of a priority group a request is for (ADR-42 of NATS).
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'a> {
+    /// The group.
+    pub group: &'a str,
+    /// The pin, once the server has given one.
+    pub pin: Option<&'a str>,
+}
+
+/// Why no more messages come.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stopped {
+    /// The server ended the request.
+    #[error("the server answered {0} {1}")]
+    Refused(StatusCode, String),
+    /// Nothing for longer than heartbeats allow, or the connection is closed.
+    #[error("the server went silent")]
+    Silent,
+}
+
+impl Pull {
+    /// An inbox for messages of `consumer`; each request lasts `expires`.
+    ///
+    /// # Errors
+    /// When the client is closed.
+    pub async fn open(
+        jetstream: &jetstream::Context,
+        stream: &str,
+        consumer: &str,
+        expires: Duration,
+    ) -> anyhow::Result<Self> {
+        let client = jetstream.client();
+        let inbox = client.new_inbox();
+        Ok(Self {
+            answers: client.subscribe(inbox.clone()).await?,
+            jetstream: jetstream.clone(),
+            request: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
+            expires,
+            inbox,
+            outstanding: 0,
+        })
+    }
+
+    /// How many messages were asked for and haven't come.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
+    /// Asks for up to `batch` more messages. Dropping the future before it is done asks for nothing.
+    ///
+    /// # Errors
+    /// When the client is closed.
+    pub async fn ask(&mut self, batch: usize, member: Option<Member<'_>>) -> anyhow::Result<()> {
+        let mut request = json!({
+            "batch": batch,
+            "expires": self.expires.as_nanos() as u64,
+            "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
+        });
+        if let Some(Member { group, pin }) = member {
+            request["group"] = group.into();
+            if let Some(pin) = pin {
+                request["id"] = pin.into();
+            }
+        }
+        let client = self.jetstream.client();
+        client
+            .publish_with_reply(
+                self.request.clone(),
+                self.inbox.clone(),
+                request.to_string().into(),
+            )
+            .await?;
+        self.outstanding += batch;
+        Ok(())
+    }
+
+    /// The next message; `None` is a sign of life. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// When no more messages come.
+    pub async fn next(&mut self) -> Result<Option<Message>, Stopped> {
+        if let Some(ready) = self.answers.next().now_or_never() {
+            return self.sort(ready);
+        }
+        let patience = if self.outstanding > 0 {
+            3 * HEARTBEAT
+        } else {
+            Duration::MAX
+        };
+        match tokio::time::timeout(patience, self.answers.next()).await {
+            Ok(answer) => self.sort(answer),
+            Err(_) => Err(Stopped::Silent),
+        }
+    }
+
+    /// The next message, if it is there already.
+    ///
+    /// # Errors
+    /// When no more messages come.
+    pub fn ready(&mut self) -> Result<Option<Message>, Stopped> {
+        match self.answers.next().now_or_never() {
+            Some(answer) => self.sort(answer),
+            None => Ok(None),
+        }
+    }
+
+    /// Stops pulling; returns the messages that came without being taken.
+    pub async fn close(mut self) -> Vec<Message> {
+        let mut left = Vec::new();
+        let closing = async {
+            self.answers.drain().await.ok();
+            while let Some(answer) = self.answers.next().await {
+                left.extend(self.sort(Some(answer)).ok().flatten());
+            }
+        };
+        tokio::time::timeout(CLOSING, closing).await.ok();
+        left
+    }
+
+    fn sort(&mut self, answer: Option<async_nats::Message>) -> Result<Option<Message>, Stopped> {
+        let message = answer.ok_or(Stopped::Silent)?;
+        let status = message.status.unwrap_or(StatusCode::OK);
+        if status == StatusCode::OK {
+            self.outstanding = self.outstanding.saturating_sub(1);
+            return Ok(Some(Message {
+                message,
+                context: self.jetstream.clone(),
+            }));
+        }
+        if status == StatusCode::IDLE_HEARTBEAT {
+            return Ok(None);
+        }
+        // The request has ended; what it asked for and did not get is said beside it.
+        let unused = message
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get("Nats-Pending-Messages"));
+        let unused = unused.and_then(|count| count.as_str().parse().ok());
+        self.outstanding = self
+            .outstanding
+            .saturating_sub(unused.unwrap_or(usize::MAX));
+        if status == StatusCode::TIMEOUT {
+            return Ok(None);
+        }
+        let description = message.description.map(|text| text.to_string());
+        Err(Stopped::Refused(status, description.unwrap_or_default()))
+    }
+}

@@ -1,0 +1,17 @@
+//! usersync end to end: our own binaries, real servers on free ports, one stack per test.
+
+mod delivery;
+mod http_target;
+mod independent_client;
+mod ingest;
+mod intake;
+mod lost_states;
+mod merging;
+mod model;
+mod redis_target;
+mod refusals;
+mod services;
+mod settings;
+mod support;
+mod takeover;
+mod workers;

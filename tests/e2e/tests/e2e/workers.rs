@@ -1,0 +1,517 @@
+//! Workers as processes: several for one target, killed, stopped, late, checked.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use anyhow::{Result, ensure};
+use redis::AsyncTypedCommands as _;
+use serde_json::{Value, json};
+use usersync_core::subjects::{USER_DEAD, USER_STATE};
+use usersync_stack::{
+    Directory, Launch, Process, Profile, Service, Signal, Stack, eventually, free_port, http, tools,
+};
+
+use crate::support::{Bus, Call, Gate, Recorder, SOON, answer, only};
+
+/// Tries again soon, and for long enough.
+const PATIENT: &str =
+    "retry = { max_deliver = 100, base = \"200ms\", factor = 1.0, cap = \"200ms\" }";
+
+fn change(user: u64, n: u64) -> Value {
+    json!({"user_id": user, "username": format!("name-{user}"), "data": {"n": n}})
+}
+
+/// Creates `users`, then updates them at random until `updates` were published in all. Answers the number
+/// of each user's last change.
+async fn random_updates(bus: &Bus, users: u64, updates: u64) -> Result<BTreeMap<u64, u64>> {
+    let mut newest = BTreeMap::new();
+    let mut events = Vec::new();
+    for n in 0..updates {
+        let (kind, user) = match n {
+            n if n < users => ("user.created", n),
+            _ => ("user.updated", fastrand::u64(0..users)),
+        };
+        newest.insert(user, n);
+        events.push((kind, change(user, n)));
+    }
+    bus.publish_all(events).await?;
+    Ok(newest)
+}
+
+/// How many deliveries a worker has made.
+async fn delivered(worker: &Service) -> Result<f64> {
+    let metrics = worker.metrics().await?;
+    Ok(metrics.sum("usersync_deliveries_total", &[("outcome", "delivered")]))
+}
+
+#[tokio::test]
+async fn two_workers_of_each_target_end_with_the_newest_states() -> Result<()> {
+    let hesitates = async |_| {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..20))).await;
+        answer(200)
+    };
+    let guarded = Recorder::start_guarded(hesitates).await?;
+    let plain = Recorder::start(hesitates).await?;
+    let catalogue = guarded.target("guarded", PATIENT) + &plain.target("plain", PATIENT);
+    let targets = ["guarded", "plain", "redis-cache"];
+    let mut builder = Stack::builder()
+        .examples(false)
+        .targets_toml(move |_| catalogue);
+    for target in targets {
+        builder = builder.workers(target, 2);
+    }
+    let stack = builder.start().await?;
+    let bus = Bus::connect(&stack).await?;
+    let newest = random_updates(&bus, 200, 10_000).await?;
+    for target in targets {
+        bus.until_settled(target).await?;
+    }
+
+    let redis = redis::Client::open(stack.redis.url())?;
+    let mut redis = redis.get_multiplexed_async_connection().await?;
+    for (&user, &n) in &newest {
+        let state = bus.state(user).await?;
+        assert_eq!(
+            state["data"]["n"], n,
+            "intake keeps the order of user {user}"
+        );
+        let text = redis.get(format!("user:{user}")).await?.unwrap_or_default();
+        let cached: Value = serde_json::from_str(&text)?;
+        for (target, held) in [("redis-cache", cached), ("guarded", guarded.holds(user))] {
+            assert_eq!(held["version"], state["version"], "user {user} at {target}");
+            assert_eq!(held["data"]["n"], n, "user {user} at {target}");
+        }
+    }
+    // A target without a guard is put right a moment later.
+    plain.until_all_answered().await?;
+    eventually(SOON, async || {
+        let stale: Vec<_> = newest
+            .iter()
+            .filter(|(user, n)| plain.holds(**user)["data"]["n"] != **n)
+            .collect();
+        ensure!(
+            stale.is_empty(),
+            "stale at the target without a guard: {stale:?}"
+        );
+        Ok(())
+    })
+    .await?;
+    for target in targets {
+        for worker in &stack.workers[target] {
+            let count = delivered(worker).await?;
+            assert!(count > 0.0, "{} delivered nothing", worker.name());
+        }
+    }
+    assert_eq!(bus.count(USER_DEAD).await?, 0);
+    Ok(())
+}
+
+/// Calls that take long are the hard case without a guard: the newer version is delivered by the other
+/// worker and proven long before the older one lands.
+#[tokio::test]
+async fn a_slow_call_of_one_worker_does_not_undo_what_the_other_delivered() -> Result<()> {
+    let gate = Gate::closed();
+    let plain = Recorder::start({
+        let gate = gate.clone();
+        move |call: Call| {
+            let gate = gate.clone();
+            async move {
+                if call.n() == 1 {
+                    gate.pass().await;
+                    // Long after the workers have looked whether what they delivered was the newest.
+                    tokio::time::sleep(Duration::from_millis(1_500)).await;
+                }
+                answer(200)
+            }
+        }
+    })
+    .await?;
+    let stack = only(plain.target("plain", PATIENT))
+        .workers("plain", 2)
+        .start()
+        .await?;
+    let bus = Bus::connect(&stack).await?;
+    let others = async |users: std::ops::Range<u64>| {
+        bus.publish_all(users.clone().map(|user| ("user.created", change(user, 2))))
+            .await?;
+        eventually(SOON, async || {
+            let missing = users
+                .clone()
+                .filter(|user| plain.holds(*user).is_null())
+                .count();
+            ensure!(missing == 0, "{missing} of {users:?} are missing");
+            Ok(())
+        })
+        .await
+    };
+    others(100..120).await?;
+    // An odd number: the server takes turns, so most newer versions go to the other worker.
+    let users = 1..=41_u64;
+    bus.publish_all(users.clone().map(|user| ("user.created", change(user, 1))))
+        .await?;
+    eventually(SOON, async || {
+        ensure!(plain.arrived() == 61, "{} calls", plain.arrived());
+        Ok(())
+    })
+    .await?;
+    bus.publish_all(users.clone().map(|user| ("user.updated", change(user, 2))))
+        .await?;
+    // Those whose newer version went to the other worker have it now; the others wait in their lanes.
+    let overtaken = eventually(SOON, async || {
+        let handed_out = bus.handed_out(USER_STATE, "plain").await?;
+        ensure!(handed_out == 102, "{handed_out} of 102 messages handed out");
+        let overtaken: Vec<u64> = users
+            .clone()
+            .filter(|user| plain.holds(*user)["data"]["n"] == 2)
+            .collect();
+        ensure!(
+            overtaken.len() >= 5,
+            "only {overtaken:?} went to the other worker"
+        );
+        Ok(overtaken)
+    })
+    .await?;
+    // Both workers go on, and prove what they deliver.
+    others(200..240).await?;
+    gate.open();
+
+    bus.until_settled("plain").await?;
+    plain.until_all_answered().await?;
+    eventually(SOON, async || {
+        let stale: Vec<_> = users
+            .clone()
+            .filter(|user| plain.holds(*user)["data"]["n"] != 2)
+            .collect();
+        ensure!(
+            stale.is_empty(),
+            "of {overtaken:?} and more were undone: {stale:?}"
+        );
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_killed_worker_loses_nothing() -> Result<()> {
+    let slow = async |_| {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        answer(200)
+    };
+    let recorder = Recorder::start(slow).await?;
+    let settings = format!("concurrency = 8\n{PATIENT}");
+    let mut stack = only(recorder.target("audit", &settings)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    let newest = random_updates(&bus, 200, 2_000).await?;
+    eventually(SOON, async || {
+        ensure!(recorder.arrived() >= 50, "{} calls", recorder.arrived());
+        Ok(())
+    })
+    .await?;
+    let worker = &mut stack.workers.get_mut("audit").unwrap()[0];
+    worker.kill9().await;
+    assert!(
+        recorder.answered() < recorder.arrived(),
+        "it was killed with calls under way"
+    );
+    worker.restart().await?;
+
+    bus.until_settled("audit").await?;
+    for (&user, &n) in &newest {
+        assert_eq!(recorder.holds(user)["data"]["n"], n, "user {user}");
+    }
+    assert_eq!(bus.count(USER_DEAD).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn sigterm_finishes_calls_and_hands_back_the_rest_at_once() -> Result<()> {
+    let gate = Gate::closed();
+    let recorder = Recorder::start({
+        let gate = gate.clone();
+        move |_| {
+            let gate = gate.clone();
+            async move {
+                gate.pass().await;
+                answer(200)
+            }
+        }
+    })
+    .await?;
+    let settings = format!("concurrency = 4\n{PATIENT}");
+    let mut stack = only(recorder.target("audit", &settings)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish_all((1..=3_000).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    bus.until_taken_in().await?;
+    // Four calls are under way; the worker has as much more in hand as it takes.
+    eventually(SOON, async || {
+        let handed_out = bus.handed_out(USER_STATE, "audit").await?;
+        ensure!(
+            recorder.arrived() == 4 && handed_out > 8,
+            "{} calls, {handed_out} handed out",
+            recorder.arrived()
+        );
+        Ok(())
+    })
+    .await?;
+
+    let worker = &stack.workers["audit"][0];
+    worker.signal(Signal::SIGTERM)?;
+    eventually(SOON, async || {
+        let log = worker.process().log_tail();
+        ensure!(log.contains("stopping"), "{log}");
+        Ok(())
+    })
+    .await?;
+    assert!(
+        worker.process().is_running(),
+        "it waits for the calls under way"
+    );
+    gate.open();
+    let status = worker.process().wait_exit(Duration::from_secs(10)).await?;
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(
+        (recorder.answered(), recorder.arrived()),
+        (4, 4),
+        "no call is cut"
+    );
+
+    // ack_wait is 30 s: what was handed back comes well before.
+    stack.add_worker("audit").await?;
+    eventually(Duration::from_secs(15), async || {
+        let missing: Vec<_> = (1..=3_000)
+            .filter(|user| recorder.holds(*user).is_null())
+            .collect();
+        let (count, some) = (missing.len(), missing.iter().take(5));
+        ensure!(
+            count == 0,
+            "{count} not handed back: {:?}…",
+            some.collect::<Vec<_>>()
+        );
+        Ok(())
+    })
+    .await?;
+    bus.until_settled("audit").await?;
+    assert_eq!(recorder.arrived(), 3_000, "each was delivered once");
+    Ok(())
+}
+
+/// A target that takes longer for user 1 than the 30 s after which the server hands a message out again.
+async fn very_slow_for_user_1() -> Result<Recorder> {
+    let slow = |call: Call| async move {
+        if call.user() == "1" {
+            tokio::time::sleep(Duration::from_secs(35)).await;
+        }
+        answer(200)
+    };
+    Recorder::start(slow).await
+}
+
+/// Takes long: see [`very_slow_for_user_1`].
+#[tokio::test]
+async fn a_call_longer_than_ack_wait_is_not_made_twice() -> Result<()> {
+    let recorder = very_slow_for_user_1().await?;
+    let settings = format!("timeout = \"40s\"\n{PATIENT}");
+    let stack = only(recorder.target("audit", &settings))
+        .workers("audit", 2)
+        .start()
+        .await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish("user.created", change(1, 1)).await?;
+    bus.until_settled("audit").await?;
+    assert_eq!(recorder.arrived(), 1);
+    assert_eq!(bus.handed_out(USER_STATE, "audit").await?, 1);
+    Ok(())
+}
+
+/// Takes long: see [`very_slow_for_user_1`].
+#[tokio::test]
+async fn what_waits_behind_a_long_call_is_not_delivered_twice() -> Result<()> {
+    let recorder = very_slow_for_user_1().await?;
+    let settings = format!("timeout = \"40s\"\nconcurrency = 1\n{PATIENT}");
+    let mut stack = only(recorder.target("audit", &settings)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish("user.created", change(1, 1)).await?;
+    eventually(SOON, async || {
+        ensure!(recorder.arrived() == 1, "not called yet");
+        Ok(())
+    })
+    .await?;
+    bus.publish_all((2..=2_000).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    eventually(SOON, async || {
+        let handed_out = bus.handed_out(USER_STATE, "audit").await?;
+        ensure!(handed_out > 2, "{handed_out} handed out");
+        Ok(())
+    })
+    .await?;
+    // It gets the rest, and what the first one doesn't hold on to.
+    stack.add_worker("audit").await?;
+
+    bus.until_settled("audit").await?;
+    let again: Vec<_> = (1..=2_000)
+        .filter(|user| recorder.calls_for(*user).len() != 1)
+        .collect();
+    assert!(
+        again.is_empty(),
+        "{} delivered again although a worker had them",
+        again.len()
+    );
+    let handed_out = bus.handed_out(USER_STATE, "audit").await?;
+    assert_eq!(
+        handed_out, 10,
+        "a message in a worker's hands must not use up attempts"
+    );
+    Ok(())
+}
+
+/// A worker with flags of our own.
+fn worker(dir: &Path, nats_url: &str, args: &[&str]) -> Result<Service> {
+    let port = free_port()?;
+    let launch = launch(dir, nats_url, args)?.args(["--listen", &format!("127.0.0.1:{port}")]);
+    Service::spawn(launch, format!("http://127.0.0.1:{port}"))
+}
+
+fn launch(dir: &Path, nats_url: &str, args: &[&str]) -> Result<Launch> {
+    let program = tools::binary("usersync-worker", Profile::own())?;
+    let launch = Launch::new("worker", program, dir.join("logs").join("own-worker.log"));
+    Ok(launch
+        .args(["--nats-url", nats_url, "--log-format", "human"])
+        .args(args))
+}
+
+#[tokio::test]
+async fn a_worker_waits_for_the_gateway_and_says_so() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let mut stack = only(recorder.target("audit", ""))
+        .gateways(0)
+        .workers("audit", 0)
+        .start()
+        .await?;
+    let catalogue = stack.catalogue().display().to_string();
+    let worker = worker(
+        stack.dir(),
+        &stack.nats.url(),
+        &["--target", "audit", "--targets", &catalogue],
+    )?;
+    eventually(SOON, async || {
+        let log = worker.process().log_tail();
+        ensure!(
+            log.contains("waiting for the stream; usersync-gateway creates it"),
+            "{log}"
+        );
+        Ok(())
+    })
+    .await?;
+    let ready = http::client()
+        .get(format!("{}/readyz", worker.url()))
+        .send()
+        .await?;
+    assert_eq!(ready.status(), 503);
+
+    stack.add_gateway().await?;
+    worker.until_ready().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish("user.created", change(7, 1)).await?;
+    bus.until_settled("audit").await?;
+    assert_eq!(recorder.holds(7)["data"]["n"], 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_without_a_target_serves_all_that_are_enabled() -> Result<()> {
+    let (one, two, off) = (
+        Recorder::start(async |_| answer(200)).await?,
+        Recorder::start(async |_| answer(200)).await?,
+        Recorder::start(async |_| answer(200)).await?,
+    );
+    let catalogue =
+        one.target("one", "") + &two.target("two", "") + &off.target("off", "enabled = false");
+    let stack = only(catalogue)
+        .workers("one", 0)
+        .workers("two", 0)
+        .start()
+        .await?;
+    let catalogue = stack.catalogue().display().to_string();
+    let worker = worker(stack.dir(), &stack.nats.url(), &["--targets", &catalogue])?;
+    worker.until_ready().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish_all((1..=20).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    bus.until_settled("one").await?;
+    bus.until_settled("two").await?;
+    assert_eq!((one.arrived(), two.arrived(), off.arrived()), (20, 20, 0));
+    Ok(())
+}
+
+/// Runs `usersync-worker --check` to its end: exit status and output.
+async fn check(dir: &Path, nats_url: &str, args: &[&str]) -> Result<(Option<i32>, String)> {
+    let process: Process = launch(dir, nats_url, args)?.arg("--check").spawn()?;
+    let status = process.wait_exit(SOON).await?;
+    Ok((status.code(), process.log_tail()))
+}
+
+#[tokio::test]
+async fn check_tries_every_connection_and_names_what_fails() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(405)).await?;
+    let stack = only(recorder.target("audit", ""))
+        .workers("audit", 0)
+        .start()
+        .await?;
+    let catalogue = stack.catalogue().display().to_string();
+    let args = ["--targets", catalogue.as_str()];
+    let (status, told) = check(stack.dir(), &stack.nats.url(), &args).await?;
+    assert_eq!(status, Some(0), "{told}");
+    assert!(told.contains("NATS with JetStream answers"), "{told}");
+    assert!(told.contains("audit"), "{told}");
+
+    let dir = Directory::temporary()?;
+    let closed = free_port()?;
+    let file = dir.path().join("t.toml");
+    std::fs::write(
+        &file,
+        format!("[gone]\nurl = \"http://127.0.0.1:{closed}/x\"\n"),
+    )?;
+    let file = file.display().to_string();
+    let nowhere = format!("nats://127.0.0.1:{}", free_port()?);
+    let (status, told) = check(dir.path(), &nowhere, &["--targets", &file]).await?;
+    assert_eq!(status, Some(1), "{told}");
+    assert!(
+        told.contains(&nowhere) && told.contains("target gone"),
+        "{told}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bad_configuration_is_told_whole_and_exits_64() -> Result<()> {
+    let dir = Directory::temporary()?;
+    let file = dir.path().join("t.toml");
+    std::fs::write(
+        &file,
+        "[off]\nurl = \"http://127.0.0.1:1/\"\nenabled = false\n[odd]\nurl = \"gopher://127.0.0.1/\"\n",
+    )?;
+    let file = file.display().to_string();
+    let args = [
+        "--targets",
+        &file,
+        "--target",
+        "off",
+        "--target",
+        "nobody",
+        "--target",
+        "odd",
+        "--listen",
+        "here",
+    ];
+    let (status, told) = check(dir.path(), "nats://127.0.0.1:1", &args).await?;
+    assert_eq!(status, Some(64), "{told}");
+    for part in [
+        "off is disabled",
+        "nobody is not in the catalogue",
+        "gopher",
+        "listen: expected",
+    ] {
+        assert!(told.contains(part), "{part:?} in {told}");
+    }
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! The target catalogue of a stack: the shipped targets at the ports of this stack, and their secrets.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
+use usersync_core::catalogue::{self, Catalogue};
+use usersync_core::secret::SecretRef;
+
+use crate::Endpoints;
+
+/// Where a stack keeps the secret that signs calls to `target`; `file:PATH` refers to it.
+pub(crate) fn secret_file(dir: &Path, target: &str) -> PathBuf {
+    dir.join("secrets").join(target)
+}
+
+/// Writes the catalogue directory: the shipped targets, then `toml`, then the user's own `file`. The names
+/// of the files decide what is merged over what.
+pub(crate) fn write(
+    dir: &Path,
+    endpoints: &Endpoints,
+    toml: Option<String>,
+    file: Option<&Path>,
+) -> Result<PathBuf> {
+    let folder = dir.join("targets.d");
+    if folder.exists() {
+        // Left by an earlier run, which had other ports.
+        fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
+    fs::create_dir(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let write = |name: &str, text: String| {
+        let path = folder.join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    };
+    let shipped = shipped(dir, endpoints)?;
+    for target in shipped.values() {
+        if let Some(SecretRef::File(path)) = &target.secret {
+            ensure_secret(path)?;
+        }
+    }
+    write("10-shipped.json", serde_json::to_string_pretty(&shipped)?)?;
+    if let Some(toml) = toml {
+        write("50-stack.toml", toml)?;
+    }
+    if let Some(file) = file {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let text = fs::read_to_string(file)
+            .with_context(|| format!("reading the targets in {}", file.display()))?;
+        write(&format!("90-{name}"), text)?;
+    }
+    Ok(folder)
+}
+
+/// The names of the targets in the catalogue directory that are enabled.
+pub(crate) fn enabled(folder: &Path) -> Result<Vec<String>> {
+    let targets = catalogue::load(Some(folder)).map_err(|problems| anyhow!(problems.join("\n")))?;
+    let enabled = targets.values().filter(|target| target.enabled);
+    Ok(enabled.map(|target| target.name.to_string()).collect())
+}
+
+/// The shipped targets that have a server here, at its port and, over HTTP, with a secret.
+fn shipped(dir: &Path, endpoints: &Endpoints) -> Result<Catalogue> {
+    let mut targets = catalogue::load(None).map_err(|problems| anyhow!(problems.join("\n")))?;
+    targets.retain(|name, target| {
+        let Some(port) = endpoints.port_of(name.as_ref()) else {
+            return false;
+        };
+        // Neither can fail: these URLs have a host.
+        let _ = target.url.set_host(Some("127.0.0.1"));
+        let _ = target.url.set_port(Some(port));
+        if target.url.scheme() == "http" {
+            target.secret = Some(SecretRef::File(secret_file(dir, name.as_ref())));
+        }
+        true
+    });
+    Ok(targets)
+}
+
+/// Makes a secret unless the directory has it from an earlier run. Only its owner may read it.
+fn ensure_secret(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    }
+    let mut random = [0; 24];
+    File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut random))
+        .context("reading /dev/urandom")?;
+    let mut file = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("creating {}", path.display()))?;
+    writeln!(file, "whsec_{}", BASE64.encode(random))
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoints() -> Endpoints {
+        Endpoints {
+            nats: 1,
+            redis: 2,
+            basic_server: Some(3),
+            user_service: Some(4),
+            unified_auth: Some(5),
+        }
+    }
+
+    #[test]
+    fn a_secret_is_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = secret_file(dir.path(), "unified-auth");
+        ensure_secret(&path).unwrap();
+        let secret = fs::read_to_string(&path).unwrap();
+        assert_eq!(secret.trim().len(), "whsec_".len() + 32);
+        ensure_secret(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), secret);
+    }
+
+    #[test]
+    fn shipped_targets_move_to_the_ports_of_the_stack_and_keep_the_rest() {
+        let targets = shipped(Path::new("/stack"), &endpoints()).unwrap();
+        let told: Vec<_> = targets
+            .values()
+            .map(|target| (target.name.as_ref(), target.url.as_str()))
+            .collect();
+        let auth = "http://127.0.0.1:5/api/v1/auth/sync/user";
+        let users = "http://127.0.0.1:4/api/v1/users/sync";
+        let cache = "redis://127.0.0.1:2";
+        assert_eq!(
+            told,
+            [
+                ("redis-cache", cache),
+                ("unified-auth", auth),
+                ("user-service", users)
+            ]
+        );
+        for target in targets.values() {
+            let hides = target
+                .fields
+                .exclude
+                .iter()
+                .any(|path| path == "data.password_hash");
+            assert_eq!(
+                hides,
+                target.name.as_ref() != "unified-auth",
+                "{}",
+                target.name
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_added_later_is_merged_over_the_shipped_targets() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("mine.yaml");
+        fs::write(&own, "user-service: { enabled: false }\n").unwrap();
+        let toml = "[audit]\nurl = \"http://127.0.0.1:9/\"\n".to_owned();
+        let folder = write(dir.path(), &endpoints(), Some(toml), Some(&own)).unwrap();
+        assert_eq!(
+            enabled(&folder).unwrap(),
+            ["audit", "redis-cache", "unified-auth"]
+        );
+    }
+}

@@ -1,0 +1,48 @@
+//! Starts the real servers and our own binaries, on free ports and in a directory of their own, and
+//! leaves nothing behind: what the end-to-end tests, the bench, `cargo xtask demo` and `up` stand on.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use std::time::Duration;
+//! use usersync_stack::{Stack, eventually, http};
+//!
+//! let stack = Stack::builder().workers("unified-auth", 2).start().await?;
+//! let user = format!("{}/v1/users/42", stack.gateway().url());
+//! eventually(Duration::from_secs(5), async || {
+//!     let status = http::client().get(&user).send().await?.status();
+//!     anyhow::ensure!(status == 200, "{user} answers {status}");
+//!     Ok(())
+//! })
+//! .await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod builder;
+mod catalogue;
+mod directory;
+pub mod http;
+mod launch;
+mod metrics;
+mod nats;
+mod port;
+mod process;
+mod redis;
+mod service;
+mod stack;
+pub mod tools;
+mod wait;
+
+pub use builder::{Endpoints, StackBuilder};
+pub use directory::Directory;
+pub use launch::Launch;
+pub use metrics::Metrics;
+pub use nats::{NatsBuilder, NatsServer};
+pub use nix::sys::signal::Signal;
+pub use port::{free_port, free_port_or};
+pub use process::Process;
+pub use redis::RedisServer;
+pub use service::Service;
+pub use stack::Stack;
+pub use tools::Profile;
+pub use wait::eventually;

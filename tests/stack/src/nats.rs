@@ -1,0 +1,177 @@
+//! A NATS server of our own, started with the project's `nats.conf`.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::{Launch, Process, free_port, http, tools};
+
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// A running nats-server with JetStream; killed on drop, its store stays in its directory.
+#[derive(Debug)]
+pub struct NatsServer {
+    launch: Launch,
+    process: Process,
+    port: u16,
+    monitor_port: u16,
+}
+
+/// What to start a [`NatsServer`] with.
+#[derive(Debug)]
+pub struct NatsBuilder {
+    dir: PathBuf,
+    conf: PathBuf,
+    port: Option<u16>,
+    monitor_port: Option<u16>,
+    args: Vec<OsString>,
+}
+
+impl NatsServer {
+    /// Starts one with the project's `nats.conf`, on free ports, with its store and log in `dir`.
+    ///
+    /// # Errors
+    /// When it is not installed, or not ready in time: with the end of its log.
+    pub async fn start(dir: &Path) -> Result<Self> {
+        Self::builder(dir).start().await
+    }
+
+    /// The same with another configuration file.
+    ///
+    /// # Errors
+    /// As [`NatsServer::start`].
+    pub async fn start_with_conf(dir: &Path, conf: &Path) -> Result<Self> {
+        Self::builder(dir).conf(conf).start().await
+    }
+
+    /// For a server with ports or arguments of its own.
+    #[must_use]
+    pub fn builder(dir: &Path) -> NatsBuilder {
+        NatsBuilder {
+            dir: dir.to_owned(),
+            conf: tools::nats_conf(),
+            port: None,
+            monitor_port: None,
+            args: Vec::new(),
+        }
+    }
+
+    /// Where clients connect: `nats://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// The port of [`NatsServer::url`].
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where `/varz`, `/jsz` and the like are: `http://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn monitor_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.monitor_port)
+    }
+
+    /// The server's process.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Kills it the hard way and waits until it is gone.
+    pub async fn kill9(&self) {
+        self.process.kill9().await;
+    }
+
+    /// Starts it again on the same ports and the same store; one that still runs is killed first.
+    ///
+    /// # Errors
+    /// As [`NatsServer::start`].
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process.kill9().await;
+        self.process = self.launch.spawn()?;
+        self.until_ready().await
+    }
+
+    /// Stops it with SIGTERM; after `grace` it is killed.
+    ///
+    /// # Errors
+    /// When it did not stop cleanly.
+    pub async fn stop(&self, grace: Duration) -> Result<()> {
+        self.process.stop(grace).await
+    }
+
+    /// Ready means that JetStream serves, not only that the port is open.
+    async fn until_ready(&self) -> Result<()> {
+        let client = http::client();
+        let url = format!("{}/healthz?js-server-only=true", self.monitor_url());
+        self.process
+            .until_ready(READY_WITHIN, async || {
+                http::get_text(&client, &url).await.map(drop)
+            })
+            .await
+    }
+}
+
+impl NatsBuilder {
+    /// Another configuration than the project's. It must not set `store_dir`, which is given as a flag.
+    #[must_use]
+    pub fn conf(mut self, conf: &Path) -> Self {
+        self.conf = conf.to_owned();
+        self
+    }
+
+    /// The port for clients, else a free one.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// The port for monitoring, else a free one.
+    #[must_use]
+    pub fn monitor_port(mut self, port: u16) -> Self {
+        self.monitor_port = Some(port);
+        self
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Starts it and waits until JetStream serves.
+    ///
+    /// # Errors
+    /// As [`NatsServer::start`].
+    pub async fn start(self) -> Result<NatsServer> {
+        let port = self.port.map_or_else(free_port, Ok)?;
+        let monitor_port = self.monitor_port.map_or_else(free_port, Ok)?;
+        let launch = Launch::new(
+            "nats-server",
+            tools::nats_server()?,
+            self.dir.join("nats.log"),
+        )
+        .arg("-c")
+        .arg(&self.conf)
+        .arg("-sd")
+        .arg(self.dir.join("nats"))
+        .args(["-a", "127.0.0.1", "-p", &port.to_string()])
+        .args(["-m", &monitor_port.to_string()])
+        .args(self.args);
+        let server = NatsServer {
+            process: launch.spawn()?,
+            launch,
+            port,
+            monitor_port,
+        };
+        server.until_ready().await?;
+        Ok(server)
+    }
+}

@@ -1,0 +1,211 @@
+//! Finds the programs that a stack is made of: the servers, our own binaries, Python for the foreign client.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// The oldest nats-server with everything we use (message schedules, per-message TTL, `sync_interval`).
+pub const NATS_MINIMUM: (u32, u32) = (2, 14);
+/// The oldest Redis that is tested.
+pub const REDIS_MINIMUM: (u32, u32) = (7, 0);
+
+/// How our own binaries were built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// `target/debug`
+    Debug,
+    /// `target/release`
+    Release,
+}
+
+impl Profile {
+    /// The profile that this very program was built with.
+    #[must_use]
+    pub const fn own() -> Self {
+        if cfg!(debug_assertions) {
+            Self::Debug
+        } else {
+            Self::Release
+        }
+    }
+
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// The root of the repository.
+#[must_use]
+pub fn repository() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.ancestors().nth(2).unwrap_or(own).to_owned()
+}
+
+/// Where `cargo xtask setup` puts what the machine doesn't have.
+#[must_use]
+pub fn tools_dir() -> PathBuf {
+    repository().join(".tools")
+}
+
+/// The project's own NATS configuration.
+#[must_use]
+pub fn nats_conf() -> PathBuf {
+    repository().join("nats.conf")
+}
+
+/// A nats-server that is new enough: from PATH, else from `.tools/bin`.
+///
+/// # Errors
+/// When there is none, with the command that installs it.
+pub fn nats_server() -> Result<PathBuf> {
+    find("nats-server", NATS_MINIMUM)
+}
+
+/// A redis-server that is new enough: from PATH, else from `.tools/bin`.
+///
+/// # Errors
+/// When there is none, with the command that installs it.
+pub fn redis_server() -> Result<PathBuf> {
+    find("redis-server", REDIS_MINIMUM)
+}
+
+/// A command that runs Python with the packages in `.tools/python` (nats-py).
+#[must_use]
+pub fn python() -> Command {
+    let mut command = Command::new("python3");
+    command.env("PYTHONPATH", tools_dir().join("python"));
+    command
+}
+
+/// One of our own binaries.
+///
+/// # Errors
+/// When it hasn't been built, with the command that builds it.
+pub fn binary(name: &str, profile: Profile) -> Result<PathBuf> {
+    let path = target_dir().join(profile.folder()).join(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let flag = if profile == Profile::Release {
+        " --release"
+    } else {
+        ""
+    };
+    bail!(
+        "{} is not built; build all binaries with: cargo build --workspace --bins{flag}",
+        path.display()
+    )
+}
+
+/// Cargo's target directory: the one this program was built in.
+fn target_dir() -> PathBuf {
+    env::current_exe()
+        .ok()
+        .and_then(|exe| {
+            let profile = exe
+                .ancestors()
+                .find(|path| path.ends_with("debug") || path.ends_with("release"))?;
+            Some(profile.parent()?.to_owned())
+        })
+        .unwrap_or_else(|| repository().join("target"))
+}
+
+/// What stands in for the `name` on this machine, old or new: each with its version.
+fn candidates(name: &str) -> Vec<(PathBuf, Option<(u32, u32)>)> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain([tools_dir().join("bin")])
+        .map(|folder| folder.join(name))
+        .filter(|file| file.is_file())
+        .map(|file| {
+            let version = version_of(&file).ok();
+            (file, version)
+        })
+        .collect()
+}
+
+/// The first `name` on PATH or in `.tools/bin` that is at least `minimum`.
+///
+/// # Errors
+/// When there is none: with what was found instead, and the command that installs it.
+pub fn find(name: &str, minimum: (u32, u32)) -> Result<PathBuf> {
+    let found = candidates(name);
+    if let Some((path, _)) = found
+        .iter()
+        .find(|(_, version)| version.is_some_and(|version| version >= minimum))
+    {
+        return Ok(path.clone());
+    }
+    let (major, minor) = minimum;
+    let seen: Vec<String> = found
+        .iter()
+        .map(|(path, version)| match version {
+            Some((major, minor)) => format!("{} is {major}.{minor}", path.display()),
+            None => format!("{} does not tell its version", path.display()),
+        })
+        .collect();
+    let seen = if seen.is_empty() {
+        "there is none".to_owned()
+    } else {
+        seen.join(", ")
+    };
+    bail!("{name} {major}.{minor} or newer is needed ({seen}); install it with: cargo xtask setup")
+}
+
+/// What `PROGRAM --version` says.
+///
+/// # Errors
+/// When the program can't be run or says nothing like a version.
+pub fn version_of(program: &Path) -> Result<(u32, u32)> {
+    let output = Command::new(program)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("running {} --version", program.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    parse_version(&text).with_context(|| format!("no version in {:?}", text.trim()))
+}
+
+/// The first `N.N` in a text like `nats-server: v2.15.1` or `Redis server v=7.0.15 sha=…`.
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    text.split(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .filter(|part| part.contains('.'))
+        .find_map(|part| {
+            let mut numbers = part.split('.');
+            Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_what_servers_print() {
+        for (text, version) in [
+            ("nats-server: v2.15.1\n", Some((2, 15))),
+            (
+                "Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0",
+                Some((7, 0)),
+            ),
+            ("cargo-deny 0.20.2", Some((0, 20))),
+            ("nonsense", None),
+        ] {
+            assert_eq!(parse_version(text), version, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_binary_that_is_not_built_names_the_command() {
+        let error = binary("usersync-nothing", Profile::Release).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("cargo build --workspace --bins --release"),
+            "{message}"
+        );
+    }
+}

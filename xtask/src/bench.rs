@@ -1,0 +1,31 @@
+//! `cargo xtask bench`: the benchmarks, in release builds.
+
+use anyhow::Result;
+use clap::Args;
+use usersync_stack::Profile;
+
+use crate::{run, setup};
+
+/// Run the benchmarks: ours and the limit in the same run, with release builds
+///
+/// Sets up what is missing, builds everything with --release and passes the arguments on; `--help` shows
+/// those of the benchmark program.
+#[derive(Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Bench {
+    /// Arguments for the benchmark program
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+impl Bench {
+    pub(crate) fn run(self) -> Result<()> {
+        setup::ensure(setup::STACK)?;
+        run::build_binaries(Profile::Release)?;
+        let mut args: Vec<String> = ["run", "--release", "-p", "usersync-bench", "--"]
+            .map(str::to_owned)
+            .into();
+        args.extend(self.args);
+        run::shown(&mut run::cargo(args))
+    }
+}

