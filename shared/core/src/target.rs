@@ -150,6 +150,12 @@ impl TargetConfig {
         if self.retry.base.is_zero() || self.retry.base > self.retry.cap {
             problems.push("retry.base: expected more than 0s and at most retry.cap".to_owned());
         }
+        let too_many = |count: Option<NonZeroU32>| count.is_some_and(|count| count.get() > 1_000);
+        for (key, count) in [("concurrency", self.concurrency), ("batch", self.batch)] {
+            if too_many(count) {
+                problems.push(format!("{key}: expected 1 to 1000"));
+            }
+        }
         problems.extend(self.fields.problems());
         problems
     }
@@ -181,8 +187,8 @@ mod tests {
         assert_eq!(target.problems(), Vec::<String>::new());
         assert_eq!((target.enabled, target.retry.max_deliver), (true, 8));
         let wrong = json!({"name": "t", "url": "http://localhost/x", "retry": {"max_deliver": 0, "base": "2h"},
-                           "fields": {"include": ["phone"]}, "timeout": "0s"});
+                           "fields": {"include": ["phone"]}, "timeout": "0s", "batch": 5000});
         let wrong: TargetConfig = serde_json::from_value(wrong).unwrap();
-        assert_eq!(wrong.problems().len(), 4, "{:?}", wrong.problems());
+        assert_eq!(wrong.problems().len(), 5, "{:?}", wrong.problems());
     }
 }

@@ -6,20 +6,21 @@
 --
 -- A document starts with {"version":N, so that a look at its head tells the version.
 local seconds = ARGV[1]
+local tombstones = {}
+for i = 2, #KEYS, 2 do tombstones[i / 2] = KEYS[i] end
+local buried = redis.call('MGET', unpack(tombstones))
 local answers = {}
 for i = 1, #KEYS, 2 do
   local document, tombstone = KEYS[i], KEYS[i + 1]
   local version, body = tonumber(ARGV[i + 1]), ARGV[i + 2]
+  local user = (i + 1) / 2
   local head = redis.pcall('GETRANGE', document, 0, 31)
-  local buried = redis.pcall('GET', tombstone)
   local answer
   if type(head) == 'table' then
     answer = head.err
-  elseif type(buried) == 'table' then
-    answer = buried.err
   else
     local held = tonumber(string.match(head, '^{"version":(%d+)') or 0)
-    local newest = math.max(held, tonumber(buried or 0) or 0)
+    local newest = math.max(held, tonumber(buried[user] or 0) or 0)
     local written
     if newest > version then
       answer = newest
@@ -28,10 +29,10 @@ for i = 1, #KEYS, 2 do
       if not written.err then redis.call('DEL', document) end
     else
       written = redis.pcall('SET', document, body, 'EX', seconds)
-      if buried and not written.err then redis.call('DEL', tombstone) end
+      if buried[user] and not written.err then redis.call('DEL', tombstone) end
     end
     if written then answer = written.err or 0 end
   end
-  answers[#answers + 1] = answer
+  answers[user] = answer
 end
 return answers
