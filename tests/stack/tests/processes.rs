@@ -110,9 +110,12 @@ async fn nothing_survives_its_handle() -> Result<()> {
     Ok(())
 }
 
-/// Runs this very test program as the parent and kills it: its child has to go too.
+/// Runs this very test in another process, which then is the parent, and kills it: its child has to go too.
 #[tokio::test]
 async fn nothing_survives_a_killed_parent() -> Result<()> {
+    if let Ok(file) = std::env::var("CHILD_PID_FILE") {
+        return be_the_parent(&file).await;
+    }
     if Command::new("setpriv").arg("--version").output().is_err() {
         // Only util-linux can tie the two together.
         return Ok(());
@@ -124,7 +127,7 @@ async fn nothing_survives_a_killed_parent() -> Result<()> {
         std::env::current_exe()?,
         dir.path().join("parent.log"),
     )
-    .args(["--exact", "parent_of_a_sleeper", "--ignored", "--nocapture"])
+    .args(["--exact", "nothing_survives_a_killed_parent", "--nocapture"])
     .env("CHILD_PID_FILE", &child_pid)
     .spawn()?;
     let pid: i32 = eventually(SOON, async || {
@@ -140,12 +143,7 @@ async fn nothing_survives_a_killed_parent() -> Result<()> {
     .await
 }
 
-#[tokio::test]
-#[ignore = "the other half of nothing_survives_a_killed_parent"]
-async fn parent_of_a_sleeper() -> Result<()> {
-    let Ok(file) = std::env::var("CHILD_PID_FILE") else {
-        return Ok(());
-    };
+async fn be_the_parent(file: &str) -> Result<()> {
     // A directory of its own would stay when this process is killed.
     let log = format!("{file}.log");
     let process = Launch::new("sleeper", "/bin/sleep", log)
