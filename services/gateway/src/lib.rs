@@ -20,6 +20,9 @@ use usersync_core::{
 
 pub use settings::{Flags, Settings};
 
+/// How long requests may still take when intake has ended on shutdown.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
+
 /// Serves until `shutdown`, then finishes what is in flight.
 ///
 /// # Errors
@@ -48,11 +51,16 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         .await
     {
         made?;
-        let intake = intake::Intake::new(client.clone(), jetstream, health, &settings);
+        let intake = intake::Intake::new(jetstream, health, &settings);
         intake.run(shutdown.clone()).await?;
     }
     shutdown.cancel();
-    http.await.context("the HTTP server panicked")??;
+    match tokio::time::timeout(LAST_REQUESTS, http).await {
+        Ok(ended) => ended.context("the HTTP server panicked")??,
+        Err(_) => {
+            tracing::warn!("requests did not end in time; their clients must send them again")
+        }
+    }
     nats::flush(&client).await;
     stopped.cancel();
     Ok(())

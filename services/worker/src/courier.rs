@@ -5,7 +5,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{self, AckKind, Message, stream::Stream};
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, future::FusedFuture, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::Health,
@@ -140,25 +140,30 @@ impl Courier {
                         load.live(message).await;
                     }
                 }
-                _ = prove.tick(), if !load.freshness.is_empty() => {
+                _ = prove.tick(), if proof.is_terminated() && !load.freshness.is_empty() => {
                     load.freshness.asking();
                     proof.set(handed_out(route.states.clone(), route.config.name.to_string()).fuse());
                 }
-                _ = progress.tick() => parcel::progress(load.lanes.items()).await,
+                _ = progress.tick() => {
+                    // Bounded, because nothing else is looked at meanwhile and NATS may be away.
+                    tokio::time::timeout(PROVE_EVERY, parcel::progress(load.lanes.items())).await.ok();
+                }
             }
         }
         // What was never begun goes back: another worker may have it at once.
         let (live, repairs) = tokio::join!(live.close(), repairs.close());
         let queued = load.lanes.items().filter_map(Task::message);
-        for message in queued.chain(&live).chain(&repairs) {
-            if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
-                tracing::warn!(%error, "can't hand a message back; it comes again after ack_wait");
+        let hand_back = async {
+            for message in queued.chain(&live).chain(&repairs) {
+                if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
+                    tracing::warn!(%error, "can't hand a message back; it comes again after ack_wait");
+                }
             }
-        }
-        let drained =
-            tokio::time::timeout(DRAIN, async { while parcels.next().await.is_some() {} });
-        if drained.await.is_err() {
-            tracing::warn!(target = %route.config.name, calls = parcels.len(), "calls did not end in time; their users come again");
+        };
+        let finish = async { while parcels.next().await.is_some() {} };
+        let drained = tokio::time::timeout(DRAIN, async { tokio::join!(hand_back, finish) }).await;
+        if drained.is_err() {
+            tracing::warn!(target = %route.config.name, calls = parcels.len(), "not all calls ended in time; their users come again");
         }
         tracing::info!(target = %route.config.name, "drained");
     }
@@ -176,11 +181,7 @@ impl Load {
                 .iter()
                 .filter(|task| matches!(task, Task::Repair(_)))
                 .count();
-            items.push(Item {
-                user_id,
-                tasks,
-                seen: self.freshness.last_seq(),
-            });
+            items.push(Item { user_id, tasks });
         }
         items
     }

@@ -89,7 +89,8 @@ impl<'a> DeadLetter<'a> {
 
     fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(header::REASON, self.reason);
+        // A header holds one line.
+        headers.insert(header::REASON, self.reason.replace(char::is_control, " "));
         headers.insert(header::CLASS, self.class);
         headers.insert(header::ATTEMPTS, self.attempts.to_string());
         headers.insert(header::VERSION, self.version.to_string());

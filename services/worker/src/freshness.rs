@@ -35,11 +35,6 @@ pub(crate) struct Unproven {
 }
 
 impl Freshness {
-    /// The consumer sequence received last; 0 before the first.
-    pub(crate) fn last_seq(&self) -> u64 {
-        self.last_seq
-    }
-
     /// A live message arrived with this consumer sequence.
     pub(crate) fn received(&mut self, seq: u64) {
         if self.last_seq != 0 && seq != self.last_seq + 1 {

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use usersync_core::{service, telemetry};
 use usersync_worker::{Flags, Settings};
 
@@ -11,7 +10,10 @@ use usersync_worker::{Flags, Settings};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let flags: Flags = match service::flags() {
+        Ok(flags) => flags,
+        Err(status) => return status,
+    };
     let settings = match Settings::read(&flags) {
         Ok(settings) => settings,
         Err(problems) => return service::fail(&problems.into()),

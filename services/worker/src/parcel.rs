@@ -2,9 +2,12 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use async_nats::jetstream::{
-    self, AckKind, Message,
-    stream::{DirectGetErrorKind, Stream},
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        self, AckKind, Message,
+        stream::{DirectGetErrorKind, Stream},
+    },
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
@@ -59,30 +62,37 @@ impl Task {
 pub(crate) struct Item {
     pub user_id: UserId,
     pub tasks: Vec<Task>,
-    /// The consumer sequence received last when it was taken.
-    pub seen: u64,
 }
 
 impl Item {
-    /// The consumer sequence received when what is delivered was the newest; 0 when unknown.
-    fn since(&self) -> u64 {
-        let live = self.tasks.iter().filter_map(|task| match task {
-            Task::Live(message) => Some(message.info().map_or(0, |info| info.consumer_sequence)),
+    /// The messages with a state.
+    fn live(&self) -> impl Iterator<Item = &Message> {
+        self.tasks.iter().filter_map(|task| match task {
+            Task::Live(message) => Some(message),
             Task::Repair(_) | Task::Recheck(_) => None,
-        });
-        live.max().unwrap_or(self.seen)
+        })
     }
 
-    /// A recheck has no message that comes again, so one that failed is unproven again.
+    /// The consumer sequence received when what is delivered was the newest; 0 when unknown.
+    fn since(&self) -> u64 {
+        let seq = |message: &Message| message.info().map_or(0, |info| info.consumer_sequence);
+        self.live().map(seq).max().unwrap_or(0)
+    }
+
+    /// The lowest version to be rechecked, `None` when anything else is to be done.
+    fn only_recheck(&self) -> Option<u64> {
+        let versions = self.tasks.iter().map(|task| match task {
+            Task::Recheck(version) => Some(*version),
+            Task::Live(_) | Task::Repair(_) => None,
+        });
+        versions.collect::<Option<Vec<_>>>()?.into_iter().min()
+    }
+
+    /// A recheck has no message that comes again, so one that may succeed later is unproven again.
     fn failed_recheck(&self, outcome: &Outcome) -> Option<Unproven> {
-        let [Task::Recheck(version)] = *self.tasks.as_slice() else {
-            return None;
-        };
-        let failed = matches!(
-            outcome,
-            Outcome::Transient(_) | Outcome::Permanent(_) | Outcome::Fault(_)
-        );
-        failed.then(|| Unproven {
+        let version = self.only_recheck()?;
+        let later = matches!(outcome, Outcome::Transient(_) | Outcome::Fault(_));
+        later.then(|| Unproven {
             user_id: self.user_id.clone(),
             version,
             since: 0,
@@ -199,55 +209,43 @@ async fn newest(route: &Route, items: &[Item]) -> Vec<Newest> {
 fn newest_message(item: &Item) -> Option<&Message> {
     match item.tasks.as_slice() {
         [Task::Live(only)] => Some(only),
-        tasks => {
-            let live = tasks.iter().map(|task| match task {
-                Task::Live(message) => Some(message),
-                Task::Repair(_) | Task::Recheck(_) => None,
-            });
-            let live = live.collect::<Option<Vec<_>>>()?;
-            let seq = |message: &&Message| message.info().map_or(0, |info| info.stream_sequence);
-            live.into_iter().max_by_key(seq)
-        }
+        _ => item
+            .live()
+            .max_by_key(|message| message.info().map_or(0, |info| info.stream_sequence)),
     }
 }
 
 fn read(message: &Message) -> Newest {
-    let headers = message.headers.as_ref();
-    let traceparent = headers.and_then(|headers| headers.get("traceparent"));
-    parse(
-        &message.payload,
-        traceparent.map(|value| value.as_str().to_owned()),
-    )
+    parse(&message.payload, message.headers.as_ref())
 }
 
 /// Reads the newest state by direct get.
 async fn ask(route: &Route, item: &Item) -> Newest {
-    let known = item.tasks.iter().filter_map(|task| match task {
-        Task::Recheck(version) => Some(*version),
-        Task::Live(_) | Task::Repair(_) => None,
-    });
-    let only_rechecks = known.clone().count() == item.tasks.len();
-    match route
-        .states
-        .direct_get_last_for_subject(subjects::state(&item.user_id))
-        .await
-    {
-        Ok(message) => match parse(&message.payload, None) {
-            Newest::State(state, _) if only_rechecks && known.min() >= Some(state.version) => {
+    let subject = subjects::state(&item.user_id);
+    match route.states.direct_get_last_for_subject(subject).await {
+        Ok(message) => match parse(&message.payload, Some(&message.headers)) {
+            Newest::State(state, _) if item.only_recheck() >= Some(state.version) => {
                 Newest::Nothing
             }
             found => found,
         },
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Newest::Nothing,
-        Err(error) => Newest::Failed(Outcome::Transient(Failure::new(format!(
-            "can't read the newest state: {error}"
-        )))),
+        Err(error) => {
+            let reason = format!("can't read the newest state: {error}");
+            Newest::Failed(Outcome::Transient(Failure::new(reason)))
+        }
     }
 }
 
-fn parse(payload: &[u8], traceparent: Option<String>) -> Newest {
+fn parse(payload: &[u8], headers: Option<&HeaderMap>) -> Newest {
     match serde_json::from_slice(payload) {
-        Ok(state) => Newest::State(Box::new(state), traceparent),
+        Ok(state) => {
+            let traceparent = headers.and_then(|headers| headers.get("traceparent"));
+            Newest::State(
+                Box::new(state),
+                traceparent.map(|value| value.as_str().to_owned()),
+            )
+        }
         Err(error) => {
             let place = format!("line {} column {}", error.line(), error.column());
             let reason = format!("what USER_STATE holds is no state: {place}");
@@ -284,12 +282,13 @@ async fn settle(route: &Route, item: &Item, version: u64, outcome: &Outcome) {
         .coalesced
         .increment(messages.len().saturating_sub(1) as u64);
     let attempts = match outcome {
-        // Only failures count attempts; success needs no look at the message.
+        // Only failures count attempts; success needs no look at the message. A newer state starts
+        // anew, whatever an older one that waits beside it has used up.
         Outcome::Delivered { .. } | Outcome::AlreadyNewer => 1,
         _ => messages
             .iter()
             .map(|message| delivered(message))
-            .max()
+            .min()
             .unwrap_or(1),
     };
     let target = &route.config.name;

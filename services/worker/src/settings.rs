@@ -87,7 +87,10 @@ impl Settings {
             (!flags.target.is_empty()).then_some(&flags.target),
         );
         let expected = "names of targets in the catalogue";
-        let names = reader.get("target", Names(Vec::new()), expected).0;
+        let mut names = reader.get("target", Names(Vec::new()), expected).0;
+        // Two couriers for one target would break the order within this worker.
+        names.sort();
+        names.dedup();
         reader.leave(&[
             "streams.replicas",
             "intake.accept_empty_state",
@@ -117,6 +120,9 @@ impl Settings {
                     .filter(|target| target.enabled)
                     .cloned(),
             );
+        }
+        if targets.is_empty() {
+            reader.report("target: there is no enabled target to serve; see the catalogue that `targets` names");
         }
         for target in &targets {
             if let Err(error) = usersync_targets::connect(target) {

@@ -75,24 +75,65 @@ fn parse(
             ));
             continue;
         };
-        members.insert("name".to_owned(), name.as_str().into());
-        match serde_json::from_value::<TargetConfig>(table) {
-            Ok(target) => {
-                problems.extend(
-                    target
-                        .problems()
-                        .iter()
-                        .map(|problem| format!("{origin}: {name}.{problem}")),
-                );
-                catalogue.insert(target.name.clone(), target);
+        let mut found = misfits(&name, members);
+        if found.is_empty() {
+            members.insert("name".to_owned(), name.as_str().into());
+            match serde_json::from_value::<TargetConfig>(table) {
+                Ok(target) => {
+                    found = target.problems();
+                    catalogue.insert(target.name.clone(), target);
+                }
+                Err(_) => found.push(
+                    "url: expected a URL such as http://host/path or redis://host:6379".to_owned(),
+                ),
             }
-            Err(error) => problems.push(format!("{origin}: {name}: {error}")),
         }
+        problems.extend(
+            found
+                .iter()
+                .map(|problem| format!("{origin}: {name}.{problem}")),
+        );
     }
     if problems.is_empty() {
         Ok(catalogue)
     } else {
         Err(problems)
+    }
+}
+
+/// Keys that are unknown or don't fit, tried one at a time so that all are found. Never quotes a
+/// value: it may be a secret.
+fn misfits(name: &str, members: &serde_json::Map<String, serde_json::Value>) -> Vec<String> {
+    if let Err(error) = name.parse::<TargetName>() {
+        return vec![format!("name: {error}")];
+    }
+    let fits = |key: &String, value: &serde_json::Value| {
+        let mut alone = serde_json::json!({ "name": name, "url": "http://localhost" });
+        alone[key] = value.clone();
+        serde_json::from_value::<TargetConfig>(alone).is_ok()
+    };
+    let misfits = members.iter().filter(|(key, value)| !fits(key, value));
+    misfits
+        .map(|(key, _)| format!("{key}: {}", expected(key)))
+        .collect()
+}
+
+fn expected(key: &str) -> &'static str {
+    match key {
+        "url" => "expected a URL such as http://host/path or redis://host:6379",
+        "method" => "expected a method such as POST",
+        "enabled" => "expected true or false",
+        "timeout" => "expected a duration such as 10s",
+        "concurrency" | "batch" => "expected 1 to 1000",
+        "retry" => {
+            "expected a table of max_deliver, base, factor and cap, such as { max_deliver = 8, base = \"1s\" }"
+        }
+        "fields" => "expected a table of include and exclude, each a list of members",
+        "headers" => "expected a table of texts",
+        "secret" => "expected a reference, `env:NAME` or `file:PATH`, never the secret itself",
+        _ => {
+            "is no key of a target; expected one of url, method, enabled, timeout, concurrency, batch, retry, fields, headers, secret"
+        }
     }
 }
 
@@ -159,10 +200,10 @@ mod tests {
         std::fs::write(&path, "[A]\nurl='http://h'\n[b]\nurl='http://h'\nmethods='PUT'\n[c]\nurl='http://h'\ntimeout='0s'\n[d]\nsecret='hunter2'\nurl='http://h'").unwrap();
         let problems = load(Some(&path)).unwrap_err().join("\n");
         for part in [
-            "t.toml: A: a target name",
-            "b: unknown field `methods`",
+            "t.toml: A.name: a target name",
+            "b.methods: is no key",
             "c.timeout: expected",
-            "d: expected a reference",
+            "d.secret: expected a reference",
         ] {
             assert!(problems.contains(part), "no {part:?} in {problems}");
         }

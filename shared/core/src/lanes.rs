@@ -123,12 +123,6 @@ impl<T> Lanes<T> {
     pub fn items(&self) -> impl Iterator<Item = &T> {
         self.lanes.values().flat_map(|lane| &lane.items)
     }
-
-    /// Takes everything that is queued and forgets every lane.
-    pub fn drain(&mut self) -> impl Iterator<Item = T> {
-        let lanes = std::mem::take(self).lanes;
-        lanes.into_values().flat_map(|lane| lane.items)
-    }
 }
 
 impl<T> Lane<T> {
@@ -199,16 +193,6 @@ mod tests {
         lanes.done(&UserId::from(2));
         assert_eq!(lanes.take(Waiting).unwrap().0, UserId::from(1));
         assert_eq!(lanes.take(Waiting).unwrap().0, UserId::from(2));
-        assert_eq!(lanes.queued(), 0);
-    }
-
-    #[test]
-    fn draining_hands_back_what_was_never_taken() {
-        let mut lanes = Lanes::default();
-        lanes.push(UserId::from(1), 1);
-        lanes.push(UserId::from(2), 2);
-        lanes.take(Urgent);
-        assert_eq!(lanes.drain().collect::<Vec<_>>(), [2]);
         assert_eq!(lanes.queued(), 0);
     }
 }

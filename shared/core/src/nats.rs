@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use async_nats::{Client, ConnectOptions, Event, jetstream};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr, jetstream};
 use secrecy::ExposeSecret;
 
 use crate::{admin::Health, secret::SecretRef, settings::Reader};
@@ -29,20 +29,39 @@ pub struct Settings {
 impl Settings {
     /// Reads `nats.*`.
     pub fn read(reader: &mut Reader) -> Self {
-        Self {
-            url: reader.get(
-                "nats.url",
-                "nats://127.0.0.1:4222".to_owned(),
-                "one or more URLs such as nats://127.0.0.1:4222",
-            ),
+        let (url, reference) = (
+            "one or more URLs such as nats://127.0.0.1:4222",
+            "a reference, `env:NAME` or `file:PATH`, never the password itself",
+        );
+        let settings = Self {
+            url: reader.get("nats.url", "nats://127.0.0.1:4222".to_owned(), url),
             user: reader.optional("nats.user", "a user name"),
-            password: reader.optional(
-                "nats.password",
-                "a reference, `env:NAME` or `file:PATH`, never the password itself",
-            ),
+            password: reader.optional("nats.password", reference),
             credentials: reader.optional("nats.credentials", "the path of a credentials file"),
             ca: reader.optional("nats.ca", "the path of a CA certificate in PEM form"),
+        };
+        if settings
+            .servers()
+            .iter()
+            .any(|server| server.parse::<ServerAddr>().is_err())
+        {
+            reader.problem("nats.url", url);
         }
+        if settings.user.is_some() != settings.password.is_some() {
+            reader.report("nats.user, nats.password: expected both or none");
+        }
+        if let Some(Err(error)) = settings.password.as_ref().map(SecretRef::resolve) {
+            reader.report(format!("nats.password: {error}"));
+        }
+        for (key, path) in [
+            ("nats.credentials", &settings.credentials),
+            ("nats.ca", &settings.ca),
+        ] {
+            if path.as_ref().is_some_and(|path| !path.is_file()) {
+                reader.problem(key, "a file that exists");
+            }
+        }
+        settings
     }
 
     async fn options(&self, name: &str) -> anyhow::Result<ConnectOptions> {
@@ -150,9 +169,12 @@ pub async fn flush(client: &Client) {
 
 /// `url` without user and password.
 fn redacted(url: &str) -> String {
-    let hide = |one: &str| match (one.split_once("://"), one.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
-        _ => one.to_owned(),
+    let hide = |one: &str| match one.rsplit_once('@') {
+        None => one.to_owned(),
+        Some((user, host)) => match user.split_once("://") {
+            Some((scheme, _)) => format!("{scheme}://…@{host}"),
+            None => format!("…@{host}"),
+        },
     };
     url.split(',').map(hide).collect::<Vec<_>>().join(",")
 }

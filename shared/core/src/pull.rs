@@ -3,7 +3,7 @@
 //! The client library's own streams keep messages in a buffer that can neither be counted, handed
 //! back, nor kept alive, and hide what the server says about pins. See docs/adr/0002.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use async_nats::{
     StatusCode, Subscriber,
@@ -11,6 +11,7 @@ use async_nats::{
 };
 use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
+use tokio::time::Instant;
 
 /// Sign of life from the server while there is nothing to hand out.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -25,6 +26,9 @@ pub struct Pull {
     inbox: String,
     answers: Subscriber,
     outstanding: usize,
+    /// When the server was last heard, or asked after a pause.
+    heard: Instant,
+    connects: u64,
 }
 
 /// The member of a priority group a request is for (ADR-42 of NATS).
@@ -45,6 +49,9 @@ pub enum Stopped {
     /// Nothing for longer than heartbeats allow, or the connection is closed.
     #[error("the server went silent")]
     Silent,
+    /// The connection was lost meanwhile, and messages with it.
+    #[error("the connection was lost")]
+    Reconnected,
 }
 
 impl Pull {
@@ -67,6 +74,8 @@ impl Pull {
             expires,
             inbox,
             outstanding: 0,
+            heard: Instant::now(),
+            connects: connects(jetstream),
         })
     }
 
@@ -99,6 +108,9 @@ impl Pull {
                 request.to_string().into(),
             )
             .await?;
+        if self.outstanding == 0 {
+            self.heard = Instant::now();
+        }
         self.outstanding += batch;
         Ok(())
     }
@@ -111,14 +123,23 @@ impl Pull {
         if let Some(ready) = self.answers.next().now_or_never() {
             return self.sort(ready);
         }
+        // What came before the connection was lost is taken first; its requests died with it.
+        if self.connects != connects(&self.jetstream) {
+            return Err(Stopped::Reconnected);
+        }
+        // Counted from the last answer, not from this call: callers drop and repeat it at will.
         let patience = if self.outstanding > 0 {
             3 * HEARTBEAT
         } else {
-            Duration::MAX
+            Duration::from_secs(60)
         };
-        match tokio::time::timeout(patience, self.answers.next()).await {
+        match tokio::time::timeout_at(self.heard + patience, self.answers.next()).await {
             Ok(answer) => self.sort(answer),
-            Err(_) => Err(Stopped::Silent),
+            Err(_) if self.outstanding > 0 => Err(Stopped::Silent),
+            Err(_) => {
+                self.heard = Instant::now();
+                Ok(None)
+            }
         }
     }
 
@@ -148,6 +169,7 @@ impl Pull {
 
     fn sort(&mut self, answer: Option<async_nats::Message>) -> Result<Option<Message>, Stopped> {
         let message = answer.ok_or(Stopped::Silent)?;
+        self.heard = Instant::now();
         let status = message.status.unwrap_or(StatusCode::OK);
         if status == StatusCode::OK {
             self.outstanding = self.outstanding.saturating_sub(1);
@@ -174,4 +196,13 @@ impl Pull {
         let description = message.description.map(|text| text.to_string());
         Err(Stopped::Refused(status, description.unwrap_or_default()))
     }
+}
+
+/// How often the client has connected.
+fn connects(jetstream: &jetstream::Context) -> u64 {
+    jetstream
+        .client()
+        .statistics()
+        .connects
+        .load(Ordering::Relaxed)
 }

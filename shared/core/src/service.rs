@@ -55,6 +55,23 @@ where
     }
 }
 
+/// Parses the command line; the exit status instead when there is nothing to run: 0 after
+/// `--help` and `--version`, 64 for a flag that isn't understood.
+///
+/// # Errors
+/// The exit status; what there is to say is printed.
+pub fn flags<F: clap::Parser>() -> Result<F, ExitCode> {
+    F::try_parse().map_err(|error| {
+        // Nothing can be done about a terminal that is gone.
+        let _ = error.print();
+        if error.use_stderr() {
+            ExitCode::from(EX_USAGE)
+        } else {
+            ExitCode::SUCCESS
+        }
+    })
+}
+
 /// Prints why the process ends and gives the exit status: 64 for a bad configuration, else 1.
 #[allow(
     clippy::print_stderr,

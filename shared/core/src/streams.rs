@@ -261,23 +261,27 @@ fn incompatible(found: &Config, wanted: &Config) -> Vec<String> {
         .collect()
 }
 
-/// `found` with what we own set as `wanted`, `None` when it is so already.
+/// `found` with what we own raised to `wanted`, `None` when it is so already.
 ///
-/// Limits an operator may have added (bytes, messages, placement…) stay.
+/// Nothing is lowered, for that could delete what is kept; limits an operator has added stay.
 fn updated(found: &Config, wanted: &Config) -> Option<Config> {
-    let same = found.num_replicas == wanted.num_replicas
-        && found.max_age == wanted.max_age
-        && found.duplicate_window == wanted.duplicate_window
-        && found.allow_message_ttl == wanted.allow_message_ttl
-        && found.description == wanted.description;
-    (!same).then(|| Config {
-        num_replicas: wanted.num_replicas,
-        max_age: wanted.max_age,
-        duplicate_window: wanted.duplicate_window,
-        allow_message_ttl: wanted.allow_message_ttl,
+    // No age means for ever.
+    let longer = |found: Duration, wanted: Duration| {
+        if found.is_zero() || wanted.is_zero() {
+            Duration::ZERO
+        } else {
+            found.max(wanted)
+        }
+    };
+    let updated = Config {
+        num_replicas: found.num_replicas.max(wanted.num_replicas),
+        max_age: longer(found.max_age, wanted.max_age),
+        duplicate_window: found.duplicate_window.max(wanted.duplicate_window),
+        allow_message_ttl: found.allow_message_ttl || wanted.allow_message_ttl,
         description: wanted.description.clone(),
         ..found.clone()
-    })
+    };
+    (updated != *found).then_some(updated)
 }
 
 /// Waits until `name` exists, saying so; for those who don't create streams.
@@ -315,6 +319,7 @@ mod tests {
                 ..config.clone()
             };
             assert_eq!(updated(&limited, &replicated).unwrap().max_bytes, 1 << 30);
+            assert_eq!(updated(&replicated, &config), None, "nothing is lowered");
         }
     }
 

@@ -90,6 +90,11 @@ impl HttpTarget {
                 Some(Webhook::new(secret.expose_secret()).map_err(|_| ConfigError::SecretForm)?)
             }
         };
+        if !config.url.username().is_empty() || config.url.password().is_some() {
+            let instead =
+                "a user and password in it are not sent; set headers.Authorization instead";
+            return Err(ConfigError::Url(instead.to_owned()));
+        }
         let limits = Limits::of(config, CONCURRENCY, 1);
         // Only the first call in a process installs it; later ones find it there.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -135,8 +140,9 @@ impl HttpTarget {
         headers.reserve(8);
         headers.insert(IDEMPOTENCY_KEY, task_id.clone());
         headers.insert(VERSION, HeaderValue::from(delivery.version));
-        if let Some(traceparent) = &delivery.traceparent {
-            headers.insert(TRACEPARENT, value(traceparent)?);
+        // A hint for tracing: one that HTTP can't carry is no reason to fail.
+        if let Some(Ok(traceparent)) = delivery.traceparent.as_deref().map(value) {
+            headers.insert(TRACEPARENT, traceparent);
         }
         if let Some(signer) = &self.signer {
             let now = Timestamp::now().as_second();

@@ -28,6 +28,7 @@ pub(crate) struct RedisTarget {
     /// Opened with the first call, then shared by all and kept open.
     connection: OnceCell<ConnectionManager>,
     script: Script,
+    timeout: Duration,
     limits: Limits,
 }
 
@@ -62,6 +63,7 @@ impl RedisTarget {
             client,
             patience,
             connection: OnceCell::new(),
+            timeout: config.timeout,
             script: Script::new(include_str!("redis.lua")),
             limits: Limits::of(config, CONCURRENCY, BATCH),
         })
@@ -75,7 +77,11 @@ impl RedisTarget {
                 .key(format!("user:{}:deleted", delivery.user_id));
             call.arg(delivery.version).arg(document(delivery)?);
         }
-        call.invoke_async(&mut self.connection().await?).await
+        // The driver's own retries of connecting count too.
+        let answered = tokio::time::timeout(self.timeout, async {
+            call.invoke_async(&mut self.connection().await?).await
+        });
+        answered.await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn connection(&self) -> Result<ConnectionManager, RedisError> {
@@ -107,8 +113,10 @@ impl Target for RedisTarget {
                 .exec_async(&mut self.connection().await?)
                 .await
         };
-        ping.await
-            .map_err(|error: RedisError| Failure::new(describe(&error)))
+        let answered = tokio::time::timeout(self.timeout, ping)
+            .await
+            .unwrap_or_else(|_| Err(late()));
+        answered.map_err(|error: RedisError| Failure::new(describe(&error)))
     }
 
     fn limits(&self) -> Limits {
@@ -131,6 +139,11 @@ fn document(delivery: &Delivery) -> Result<Vec<u8>, RedisError> {
     };
     serde_json::to_vec(&document)
         .map_err(|_| (ErrorKind::Client, "the user can't be written as JSON").into())
+}
+
+/// The error of a call that took too long.
+fn late() -> RedisError {
+    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }
 
 /// What the script says of one user.
@@ -158,10 +171,13 @@ fn classify(answer: redis::Value) -> Outcome {
 /// What a failed call means for every user in it.
 fn failed(error: &RedisError) -> Outcome {
     let failure = Failure::new(describe(error));
-    if error.is_timeout() {
-        Outcome::Transient(failure)
-    } else {
-        Outcome::Fault(failure)
+    match error.code() {
+        // It lets nobody like us in.
+        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Outcome::Fault(failure),
+        // It answers, so it is there: loading, busy, out of memory.
+        Some(_) => Outcome::Transient(failure),
+        None if error.is_timeout() => Outcome::Transient(failure),
+        None => Outcome::Fault(failure),
     }
 }
 

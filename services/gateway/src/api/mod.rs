@@ -13,13 +13,12 @@ use axum::{
     extract::{DefaultBodyLimit, MatchedPath, Request},
     http::{HeaderName, StatusCode},
     middleware::{self, Next},
-    response::Response,
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use metrics::{counter, histogram};
-use tower_http::{
-    request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer},
-    timeout::TimeoutLayer,
+use tower_http::request_id::{
+    MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
 };
 
 use problem::Problem;
@@ -44,10 +43,6 @@ pub(crate) fn router(jetstream: jetstream::Context) -> Router {
         })
         .layer(middleware::from_fn(measure))
         .layer(DefaultBodyLimit::max(BODY_BYTES))
-        .layer(TimeoutLayer::with_status_code(
-            StatusCode::SERVICE_UNAVAILABLE,
-            TIMEOUT,
-        ))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(SetRequestIdLayer::new(REQUEST_ID, NewRequestId))
         .with_state(jetstream)
@@ -67,10 +62,13 @@ impl MakeRequestId for NewRequestId {
     }
 }
 
-/// Counts and times every request by route and status.
+/// Counts and times every request by route and status, and ends those that take too long.
 async fn measure(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let response = next.run(request).await;
+    let response = match tokio::time::timeout(TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::unavailable("the request took too long; send it again").into_response(),
+    };
     let route = path.map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
     counter!("usersync_http_requests_total", "route" => route.clone(), "status" => response.status().as_u16().to_string()).increment(1);
     histogram!("usersync_http_request_seconds", "route" => route).record(started.elapsed());

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, jetstream};
+use async_nats::jetstream;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
 use metrics::{Gauge, counter, gauge, histogram};
@@ -49,7 +49,6 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 
 /// The part of a gateway that merges events.
 pub(crate) struct Intake {
-    client: Client,
     jetstream: jetstream::Context,
     health: Health,
     accept_empty_state: bool,
@@ -66,14 +65,8 @@ enum Ended {
 }
 
 impl Intake {
-    pub(crate) fn new(
-        client: Client,
-        jetstream: jetstream::Context,
-        health: Health,
-        settings: &Settings,
-    ) -> Self {
+    pub(crate) fn new(jetstream: jetstream::Context, health: Health, settings: &Settings) -> Self {
         Self {
-            client,
             jetstream,
             health,
             accept_empty_state: settings.accept_empty_state,
@@ -95,7 +88,6 @@ impl Intake {
             .get_stream_no_info(subjects::USER_STATE)
             .await?;
         let pinned = Pinned {
-            client: self.client.clone(),
             jetstream: self.jetstream.clone(),
             events,
         };
@@ -200,17 +192,20 @@ impl Intake {
             .priority_groups
             .iter()
             .filter_map(|group| group.pinned_client_id.as_deref());
+        let merged = consumer.ack_floor.stream_sequence > 0 && events.messages > 0;
         // Another gateway at work mends it itself. Where no event made a state, once is enough.
-        if pins.any(|other| Some(other) != pin) || self.mended.swap(true, Ordering::Relaxed) {
+        if pins.any(|other| Some(other) != pin)
+            || !merged
+            || self.mended.swap(true, Ordering::Relaxed)
+        {
             return Ok(());
         }
-        if consumer.ack_floor.stream_sequence > 0 && events.messages > 0 {
-            tracing::warn!("USER_STATE is empty: making it again from every event in USER_EVENTS");
-            pinned
-                .events
-                .reset_consumer(subjects::INTAKE, Some(events.first_sequence))
-                .await?;
-        }
+        tracing::warn!("USER_STATE is empty: making it again from every event in USER_EVENTS");
+        desk.known.invalidate_all();
+        pinned
+            .events
+            .reset_consumer(subjects::INTAKE, Some(events.first_sequence))
+            .await?;
         Ok(())
     }
 }

@@ -9,10 +9,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use async_nats::{
-    Client,
-    jetstream::{self, Message, stream::Stream},
-};
+use async_nats::jetstream::{self, Message, stream::Stream};
 use usersync_core::{
     pull::{Member, Pull, Stopped},
     subjects::{INTAKE, INTAKE_GROUP, USER_EVENTS},
@@ -30,7 +27,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The pinned consumer of raw events.
 #[derive(Clone)]
 pub(super) struct Pinned {
-    pub client: Client,
     pub jetstream: jetstream::Context,
     pub events: Stream<()>,
 }
@@ -43,7 +39,6 @@ pub(super) struct Session {
     consumer_seq: u64,
     stream_seq: u64,
     last_pull: Instant,
-    connects: u64,
 }
 
 /// An event in its place.
@@ -60,8 +55,6 @@ pub(super) enum Lost {
     Pin,
     #[error("an event came out of order")]
     Gap,
-    #[error("the connection was lost")]
-    Reconnected,
     #[error("this process was stopped or too slow")]
     Stalled,
     #[error("{0}")]
@@ -73,7 +66,7 @@ impl Lost {
     pub(super) fn may_keep_pin(&self) -> bool {
         matches!(
             self,
-            Self::Gap | Self::Reconnected | Self::Stopped(Stopped::Silent)
+            Self::Gap | Self::Stopped(Stopped::Silent | Stopped::Reconnected)
         )
     }
 }
@@ -94,13 +87,14 @@ impl Pinned {
                 )
                 .await?;
             }
-            match tokio::time::timeout(EXPIRES, pull.next()).await {
-                Ok(Ok(Some(message))) => {
+            match pull.next().await {
+                Ok(Some(message)) => {
                     return pin_of(&message)
                         .context("the consumer isn't pinned; was it made by hand?");
                 }
-                Ok(Ok(None)) | Err(_) => {}
-                Ok(Err(stopped)) => return Err(stopped.into()),
+                // A heartbeat at the latest.
+                Ok(None) => {}
+                Err(stopped) => return Err(stopped.into()),
             }
             if looked.elapsed() > LOOK {
                 looked = Instant::now();
@@ -140,7 +134,6 @@ impl Pinned {
             consumer_seq: 0,
             stream_seq: reset.reset_seq.saturating_sub(1),
             last_pull: Instant::now(),
-            connects: self.connects(),
         };
         session.refill().await?;
         Ok(Some(session))
@@ -152,13 +145,6 @@ impl Pinned {
             .priority_groups
             .iter()
             .any(|group| group.pinned_client_id.as_deref() == Some(pin)))
-    }
-
-    fn connects(&self) -> u64 {
-        self.client
-            .statistics()
-            .connects
-            .load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 
@@ -178,9 +164,6 @@ impl Session {
                 Stopped::Refused(status, _) if status.as_u16() == 423 => Lost::Pin,
                 stopped => stopped.into(),
             })?;
-            if self.connects != self.pinned.connects() {
-                return Err(Lost::Reconnected);
-            }
             if self.last_pull.elapsed() > STALL {
                 return Err(Lost::Stalled);
             }

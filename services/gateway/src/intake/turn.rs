@@ -33,7 +33,8 @@ const PATIENCE: Duration = Duration::from_millis(250);
 pub(super) struct Desk {
     pub jetstream: jetstream::Context,
     pub states: Stream<()>,
-    /// The newest states as last stored by us. May be outdated: storing then fails and tells.
+    /// The newest states as last seen by us. May be outdated: storing then fails and tells, and
+    /// what stores nothing asks the leader.
     pub known: Cache<UserId, Stored>,
     pub meters: Meters,
 }
@@ -145,14 +146,20 @@ async fn merge(desk: &Desk, user_id: &UserId, arrivals: &[Arrival]) -> Option<us
             .iter()
             .map(|arrival| state::apply(&mut state, &arrival.event, arrival.at, now_us))
             .collect();
-        // A replica that lags may still show a tombstone: drop nothing on its word alone.
-        if origin == Origin::Replica && applied.contains(&Applied::AfterDelete) {
+        // What is at hand, or on a replica that lags, may be outdated: drop nothing on its word alone.
+        if origin != Origin::Leader && applied.contains(&Applied::AfterDelete) {
             origin = Origin::Leader;
             continue;
         }
         if let Some(state) = state.filter(|_| applied.contains(&Applied::Changed)) {
             let payload = match serde_json::to_vec(&state) {
-                Ok(payload) if payload.len() > MAX_STATE_BYTES => return Some(payload.len()),
+                Ok(payload) if payload.len() > MAX_STATE_BYTES => {
+                    if origin == Origin::Leader {
+                        return Some(payload.len());
+                    }
+                    origin = Origin::Leader;
+                    continue;
+                }
                 Ok(payload) => Bytes::from(payload),
                 Err(error) => {
                     tracing::error!(user.id = %user_id, %error, "can't write a state as JSON");
