@@ -72,6 +72,33 @@ async fn a_gateway_that_was_stopped_wakes_up_and_spoils_nothing() {
     load.arrived(&intake).await;
 }
 
+/// It keeps states at hand; one of them is a tombstone that the other gateway has replaced.
+#[tokio::test]
+async fn a_gateway_that_is_active_again_drops_nothing_because_of_what_it_remembers() {
+    let intake = Intake::with_gateways(2).await;
+    let event = |name: &str| json!({"user_id": 7, "username": name});
+    intake.publish_json("user.deleted", event("gone")).await;
+    let first = active(&intake, &[0, 1]).await;
+    intake.all_taken_in().await;
+
+    let (remembers, other) = (
+        &intake.stack.gateways[first],
+        &intake.stack.gateways[1 - first],
+    );
+    remembers.signal(Signal::SIGSTOP).unwrap();
+    intake.publish_json("user.created", event("back")).await;
+    active(&intake, &[1 - first]).await;
+    intake.all_taken_in().await;
+
+    remembers.signal(Signal::SIGCONT).unwrap();
+    other.stop(GRACE).await.unwrap();
+    intake.publish_json("user.updated", event("renamed")).await;
+    active(&intake, &[first]).await;
+    intake.all_taken_in().await;
+    let state = intake.state("7").await;
+    assert_eq!(state.username.as_deref(), Some("renamed"));
+}
+
 #[tokio::test]
 async fn a_gateway_that_is_asked_to_stop_hands_over_at_once() {
     let intake = Intake::with_gateways(2).await;
