@@ -1,0 +1,161 @@
+//! The benchmarks, one file each, and the taking of turns.
+
+mod end_to_end;
+mod http_ingest;
+mod intake;
+mod worker_http;
+mod worker_redis;
+
+use std::fmt::{self, Display, Formatter};
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::drain::Drained;
+use crate::options::Options;
+use crate::quiet::{alone, undisturbed};
+use crate::report::{Row, median, number};
+
+/// Everything that can be measured, in the order in which it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Benchmark {
+    /// A worker empties a full USER_STATE into an HTTP endpoint that guards by version
+    WorkerHttp,
+    /// The same into an endpoint without a guard
+    WorkerHttpUnguarded,
+    /// A worker empties a full USER_STATE into Redis
+    WorkerRedis,
+    /// Intake of events of 5,000 known users
+    IntakeKnown,
+    /// Intake of one event each of many users that are not in the gateway's cache
+    IntakeCold,
+    /// POST /v1/events with one event each
+    HttpIngestSingle,
+    /// POST /v1/events with 500 events each
+    HttpIngestArray,
+    /// From publishing an event to its arrival at an HTTP endpoint, at 500 events/s
+    EndToEnd,
+}
+
+impl Benchmark {
+    /// As `--only` takes it.
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Runs it: all runs, ours and the limit in turns.
+    pub(crate) async fn run(self, options: &Options) -> Result<Vec<Row>> {
+        let name = self.name();
+        match self {
+            Self::WorkerHttp => worker_http::run(options, &name, "guarded").await,
+            Self::WorkerHttpUnguarded => worker_http::run(options, &name, "unguarded").await,
+            Self::WorkerRedis => worker_redis::run(options, &name).await,
+            Self::IntakeKnown => intake::known(options, &name).await,
+            Self::IntakeCold => intake::cold(options, &name).await,
+            Self::HttpIngestSingle => http_ingest::single(options, &name).await,
+            Self::HttpIngestArray => http_ingest::array(options, &name).await,
+            Self::EndToEnd => end_to_end::run(options, &name).await,
+        }
+    }
+}
+
+/// The figures of ours and of the limit, turn by turn.
+struct Contest<O, L> {
+    against: &'static str,
+    ours: Vec<O>,
+    limit: Vec<L>,
+}
+
+impl<O: Display, L: Display> Contest<O, L> {
+    /// Has both take turns: ours, limit, limit, ours in each run, so that the machine's becoming slower or
+    /// faster falls on both alike.
+    async fn hold(
+        options: &Options,
+        name: &str,
+        against: &'static str,
+        mut ours: impl AsyncFnMut() -> Result<O>,
+        mut limit: impl AsyncFnMut() -> Result<L>,
+    ) -> Result<Self> {
+        let mut contest = Self {
+            against,
+            ours: Vec::new(),
+            limit: Vec::new(),
+        };
+        {
+            // Not counted: servers are slower at their first.
+            let _alone = alone().await?;
+            limit().await?;
+        }
+        for run in 1..=options.runs() {
+            let turns = async || {
+                let first = (ours().await?, limit().await?);
+                let then = limit().await?;
+                Ok([first, (ours().await?, then)])
+            };
+            for (our, limit) in undisturbed(options, name, turns).await? {
+                eprintln!("{name} run {run}: ours {our}; {against} {limit}");
+                contest.ours.push(our);
+                contest.limit.push(limit);
+            }
+        }
+        Ok(contest)
+    }
+
+    /// One more limit: a turn of it in each run, beside the median of ours.
+    async fn beside(
+        &self,
+        options: &Options,
+        name: &str,
+        against: &'static str,
+        mut limit: impl AsyncFnMut() -> Result<Rate>,
+        our: fn(&O) -> f64,
+    ) -> Result<Row> {
+        let mut limits = Vec::new();
+        for run in 1..=options.runs() {
+            let rate = undisturbed(options, name, &mut limit).await?;
+            eprintln!("{name} run {run}: {against} {rate}");
+            limits.push(rate.0);
+        }
+        let ours: Vec<f64> = self.ours.iter().map(our).collect();
+        let (ours, limit) = ([median(&ours)], [median(&limits)]);
+        Ok(Row::of(name, "1/s", &ours).against(against, &ours, &limit))
+    }
+
+    /// One figure of both sides.
+    fn row(
+        &self,
+        name: impl Into<String>,
+        unit: &'static str,
+        our: fn(&O) -> f64,
+        limit: fn(&L) -> f64,
+    ) -> Row {
+        let ours: Vec<f64> = self.ours.iter().map(our).collect();
+        let limits: Vec<f64> = self.limit.iter().map(limit).collect();
+        Row::of(name, unit, &ours).against(self.against, &ours, &limits)
+    }
+}
+
+impl Contest<Drained, Drained> {
+    /// The rows of throughput, CPU and memory, without aims.
+    fn rows(&self, name: &str, unit: &'static str) -> [Row; 3] {
+        let row = |name, unit, figure: fn(&Drained) -> f64| self.row(name, unit, figure, figure);
+        [
+            row(name.to_owned(), unit, |drained| drained.rate),
+            row(format!("{name}-cpu"), "CPU s per 1,000", |drained| {
+                drained.cpu
+            }),
+            row(format!("{name}-rss"), "MB", |drained| drained.rss_mb),
+        ]
+    }
+}
+
+/// Something per second.
+#[derive(Clone, Copy)]
+struct Rate(f64);
+
+impl Display for Rate {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", number(self.0))
+    }
+}
