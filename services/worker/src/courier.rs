@@ -126,6 +126,15 @@ impl Courier {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
+                // The timers come before the work, which under load is always ready.
+                _ = prove.tick(), if proof.is_terminated() && !load.freshness.is_empty() => {
+                    load.freshness.asking();
+                    proof.set(handed_out(route.states.clone(), route.config.name.to_string()).fuse());
+                }
+                _ = progress.tick() => {
+                    // Bounded, because nothing else is looked at meanwhile and NATS may be away.
+                    tokio::time::timeout(PROVE_EVERY, parcel::progress(load.lanes.items())).await.ok();
+                }
                 Some(carried) = parcels.next() => {
                     load.finish(carried);
                     while let Some(Some(carried)) = parcels.next().now_or_never() {
@@ -139,14 +148,6 @@ impl Courier {
                     while let Some(message) = live.ready() {
                         load.live(message).await;
                     }
-                }
-                _ = prove.tick(), if proof.is_terminated() && !load.freshness.is_empty() => {
-                    load.freshness.asking();
-                    proof.set(handed_out(route.states.clone(), route.config.name.to_string()).fuse());
-                }
-                _ = progress.tick() => {
-                    // Bounded, because nothing else is looked at meanwhile and NATS may be away.
-                    tokio::time::timeout(PROVE_EVERY, parcel::progress(load.lanes.items())).await.ok();
                 }
             }
         }
