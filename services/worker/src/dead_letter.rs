@@ -31,8 +31,8 @@ pub(crate) struct DeadLetter<'a> {
     pub class: &'static str,
     /// What the target said last.
     pub reason: &'a str,
-    /// Its status code.
-    pub status: Option<u16>,
+    /// The code it answered with.
+    pub code: Option<&'a str>,
 }
 
 impl<'a> DeadLetter<'a> {
@@ -52,7 +52,7 @@ impl<'a> DeadLetter<'a> {
             attempts,
             class,
             reason: &failure.reason,
-            status: failure.status,
+            code: failure.code.as_deref(),
         }
     }
 
@@ -94,8 +94,8 @@ impl<'a> DeadLetter<'a> {
         headers.insert(header::CLASS, self.class);
         headers.insert(header::ATTEMPTS, self.attempts.to_string());
         headers.insert(header::VERSION, self.version.to_string());
-        if let Some(status) = self.status {
-            headers.insert(header::STATUS_CODE, status.to_string());
+        if let Some(code) = self.code {
+            headers.insert(header::STATUS_CODE, code);
         }
         headers
     }

@@ -175,7 +175,10 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
                         }
                     }
                     Outcome::AlreadyNewer => route.meters.already_newer.increment(1),
-                    Outcome::Transient(_) | Outcome::Permanent(_) | Outcome::Fault(_) => {}
+                    Outcome::Transient(_)
+                    | Outcome::Permanent(_)
+                    | Outcome::Fault(_)
+                    | Outcome::Gone(_) => {}
                 }
                 settle(&route, &item, delivery.version, &outcome).await;
                 carried.unproven.extend(item.failed_recheck(&outcome));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use usersync_core::target::Retry;
+use usersync_core::retry::Retry;
 use usersync_targets::{Failure, Outcome};
 
 /// What is to be done with a message.
@@ -48,7 +48,7 @@ pub(crate) fn decide<'a>(
         Outcome::Delivered { .. } | Outcome::AlreadyNewer => return Verdict::Acknowledge,
         Outcome::Permanent(failure) => return Verdict::DeadLetter(Class::Permanent, failure),
         Outcome::Transient(failure) => (Class::Transient, failure),
-        Outcome::Fault(failure) => (Class::TargetFault, failure),
+        Outcome::Fault(failure) | Outcome::Gone(failure) => (Class::TargetFault, failure),
     };
     if attempts >= retry.max_deliver {
         return Verdict::DeadLetter(class, failure);

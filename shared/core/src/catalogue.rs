@@ -68,36 +68,47 @@ fn parse(
         .map_err(|error| vec![format!("{origin}: {error}")])?;
     let mut catalogue = Catalogue::new();
     let mut problems = Vec::new();
-    for (name, mut table) in tables {
-        let Some(members) = table.as_object_mut() else {
-            problems.push(format!(
-                "{origin}: {name}: expected a table with at least `url`"
-            ));
-            continue;
-        };
-        let mut found = misfits(&name, members);
-        if found.is_empty() {
-            members.insert("name".to_owned(), name.as_str().into());
-            match serde_json::from_value::<TargetConfig>(table) {
-                Ok(target) => {
-                    found = target.problems();
-                    catalogue.insert(target.name.clone(), target);
-                }
-                Err(_) => found.push(
-                    "url: expected a URL such as http://host/path or redis://host:6379".to_owned(),
-                ),
+    for (name, table) in tables {
+        match entry(&name, table) {
+            Ok(target) => {
+                catalogue.insert(target.name.clone(), target);
             }
+            Err(found) => problems.extend(
+                found
+                    .iter()
+                    .map(|problem| format!("{origin}: {name}.{problem}")),
+            ),
         }
-        problems.extend(
-            found
-                .iter()
-                .map(|problem| format!("{origin}: {name}.{problem}")),
-        );
     }
     if problems.is_empty() {
         Ok(catalogue)
     } else {
         Err(problems)
+    }
+}
+
+/// Reads one entry, as files, the HTTP API and KV hold it: an object of a target's keys.
+///
+/// # Errors
+/// Every problem found, each beginning with the key. Never quotes a value: it may be a secret.
+pub fn entry(name: &str, table: serde_json::Value) -> Result<TargetConfig, Vec<String>> {
+    let serde_json::Value::Object(mut members) = table else {
+        return Err(vec!["url: expected a table with at least `url`".to_owned()]);
+    };
+    // The name is the entry's key; one that repeats it does no harm.
+    if members.get("name").is_some_and(|repeated| repeated == name) {
+        members.remove("name");
+    }
+    let found = misfits(name, &members);
+    if !found.is_empty() {
+        return Err(found);
+    }
+    members.insert("name".to_owned(), name.into());
+    let target: TargetConfig = serde_json::from_value(members.into())
+        .map_err(|_| vec![format!("url: {}", expected("url"))])?;
+    match target.problems() {
+        problems if problems.is_empty() => Ok(target),
+        problems => Err(problems),
     }
 }
 
@@ -122,17 +133,29 @@ fn expected(key: &str) -> &'static str {
     match key {
         "url" => "expected a URL such as http://host/path or redis://host:6379",
         "method" => "expected a method such as POST",
-        "enabled" => "expected true or false",
+        "enabled" | "verify" | "suppress_unchanged" | "results" => "expected true or false",
         "timeout" => "expected a duration such as 10s",
         "concurrency" | "batch" => "expected 1 to 1000",
         "retry" => {
-            "expected a table of max_deliver, base, factor and cap, such as { max_deliver = 8, base = \"1s\" }"
+            "expected a table of max_deliver, base, factor, cap, permanent_status and transient_status, such as { max_deliver = 8, base = \"1s\" }"
         }
-        "fields" => "expected a table of include and exclude, each a list of members",
+        "breaker" => {
+            "expected a table of faults, ratio, window, least, permanent, probe and probe_cap, such as { faults = 3 }"
+        }
+        "filter" => "expected a CEL expression such as `user.status == 'active'`",
+        "on_delete" | "on_out_of_scope" => "expected delete, disable or ignore",
+        "linger" => "expected a duration such as 5ms",
+        "rate_limit" => "expected a number of users per second from 1",
+        "table" => "expected a table of name, id, version, deleted and columns",
+        "read_url" => "expected a URL with {id} in it",
+        "note" => "expected a text",
+        "fields" => {
+            "expected a table of include, exclude, rename, compute, mask and mask_key, such as { exclude = [\"data.password_hash\"] }"
+        }
         "headers" => "expected a table of texts",
         "secret" => "expected a reference, `env:NAME` or `file:PATH`, never the secret itself",
         _ => {
-            "is no key of a target; expected one of url, method, enabled, timeout, concurrency, batch, retry, fields, headers, secret"
+            "is no key of a target; expected one of url, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, fields, table, verify, read_url, suppress_unchanged, results, headers, secret, note"
         }
     }
 }

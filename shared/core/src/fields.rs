@@ -1,9 +1,11 @@
 //! Which members of a user a target gets, and in what form its document then is.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{event::Change, state::State};
+use crate::{event::Change, secret::SecretRef, state::State};
 
 /// Members as dotted paths: `email`, `data.phone`.
 ///
@@ -18,6 +20,30 @@ pub struct Fields {
     /// Not these.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
+    /// Members made by a CEL expression over `user` and `event`: path → expression.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub compute: BTreeMap<String, String>,
+    /// Members that go out in a form that doesn't tell them: path → how.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub mask: BTreeMap<String, Mask>,
+    /// The key of `mask = hash`, by reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_key: Option<SecretRef>,
+    /// Members that go out under another path: path → new path. Done last.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rename: BTreeMap<String, String>,
+}
+
+/// How a member is masked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mask {
+    /// `***`.
+    Redact,
+    /// A keyed SHA-256 (HMAC) in hex: equal values stay equal.
+    Hash,
+    /// All but the last four characters are `*`.
+    Last4,
 }
 
 /// What a target is told of a user. `Keep` = it is not told, `Clear` = there is none.

@@ -9,6 +9,8 @@ pub mod fields;
 pub mod lanes;
 pub mod nats;
 pub mod pull;
+pub mod registry;
+pub mod retry;
 pub mod secret;
 pub mod service;
 pub mod settings;

@@ -10,7 +10,7 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
 };
 
-use crate::{subjects, target::TargetConfig};
+use crate::{registry, subjects, target::TargetConfig};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -91,6 +91,27 @@ pub fn all(replicas: usize) -> Vec<Config> {
                 subjects::USER_ADVISORY,
                 "Messages that ran out of deliveries",
                 &subjects::ADVISORIES,
+            )
+        },
+        Config {
+            max_age: DAY,
+            max_bytes: 256 << 20,
+            discard: DiscardPolicy::Old,
+            allow_direct: false,
+            ..base(
+                subjects::USER_RESULT,
+                "What deliveries came to; best effort",
+                &[subjects::RESULTS],
+            )
+        },
+        Config {
+            max_age: 30 * DAY,
+            max_bytes: 64 << 20,
+            discard: DiscardPolicy::Old,
+            ..base(
+                subjects::USER_ALERT,
+                "What people should know of",
+                &[subjects::ALERTS],
             )
         },
     ]
@@ -202,7 +223,7 @@ pub async fn ensure(jetstream: &jetstream::Context, replicas: usize) -> anyhow::
             }
         }
     }
-    Ok(())
+    registry::ensure_buckets(jetstream, replicas).await
 }
 
 /// Creates or updates the consumers of `targets` and of intake.

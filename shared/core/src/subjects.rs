@@ -17,12 +17,24 @@ pub const USER_ADVISORY: &str = "USER_ADVISORY";
 
 /// All raw events: two tokens, so that nothing internal matches.
 pub const EVENTS: &str = "user.*";
+/// What every delivery came to, for a while.
+pub const USER_RESULT: &str = "USER_RESULT";
+/// What people should know of.
+pub const USER_ALERT: &str = "USER_ALERT";
+/// The KV bucket of targets: the truth at run time.
+pub const TARGETS_BUCKET: &str = "user_targets";
+/// The KV bucket of circuit breakers that aren't closed: `<target>.<worker>`.
+pub const BREAKERS_BUCKET: &str = "user_breakers";
 /// All states.
 pub const STATES: &str = "user.state.*";
 /// All repairs of all targets.
 pub const REPAIRS: &str = "user.repair.*.*";
 /// All dead letters.
 pub const DEAD_LETTERS: &str = "user.dead.>";
+/// All delivery results.
+pub const RESULTS: &str = "user.result.*";
+/// All alert events.
+pub const ALERTS: &str = "user.alert.*.*";
 /// The advisories kept in [`USER_ADVISORY`].
 pub const ADVISORIES: [&str; 2] = [
     "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>",
@@ -49,6 +61,31 @@ pub fn repair(target: &TargetName, user_id: &UserId) -> String {
 /// All repairs of one target.
 pub fn repairs_of(target: &TargetName) -> String {
     format!("user.repair.{target}.*")
+}
+
+/// What a target's deliveries came to.
+pub fn result(target: &TargetName) -> String {
+    format!("user.result.{target}")
+}
+
+/// Something people should know of a target; `kind` is one token, such as `gone`.
+pub fn alert(kind: &str, target: &TargetName) -> String {
+    format!("user.alert.{kind}.{target}")
+}
+
+/// Asks every worker of a target how it stands (NATS service `usersync-worker`).
+pub fn worker_status(target: &TargetName) -> String {
+    format!("usersync.worker.status.{target}")
+}
+
+/// Asks every worker of a target what it knows of the user named in the body.
+pub fn worker_task(target: &TargetName) -> String {
+    format!("usersync.worker.task.{target}")
+}
+
+/// The key of one worker's breaker in [`BREAKERS_BUCKET`].
+pub fn breaker(target: &TargetName, worker: &str) -> String {
+    format!("{target}.{worker}")
 }
 
 /// What could not be delivered to a target.
@@ -91,7 +128,11 @@ pub mod header {
     pub const ATTEMPTS: &str = "Usersync-Attempts";
     /// The version that could not be delivered.
     pub const VERSION: &str = "Usersync-Version";
-    /// The status code the target answered, where its protocol has one.
+    /// When this delivery first failed, as far as the worker that gave up has seen; RFC 3339.
+    pub const FIRST_FAILURE: &str = "Usersync-First-Failure";
+    /// When it last failed; RFC 3339.
+    pub const LAST_FAILURE: &str = "Usersync-Last-Failure";
+    /// The code the target answered, where its protocol has one: HTTP status, SQLSTATE…
     pub const STATUS_CODE: &str = "Usersync-Status-Code";
     /// The subject the message came on.
     pub const SUBJECT: &str = "Usersync-Subject";

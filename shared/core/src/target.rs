@@ -6,7 +6,12 @@ use jiff::fmt::serde::unsigned_duration::friendly::compact as duration;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::{fields::Fields, secret::SecretRef, subjects::GATEWAY_TARGET};
+use crate::{
+    fields::Fields,
+    retry::{Breaker, Retry},
+    secret::SecretRef,
+    subjects::GATEWAY_TARGET,
+};
 
 /// A target's name: one subject token that is also a durable consumer's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,32 +78,73 @@ pub struct TargetConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// A disabled target gets nothing; its consumer waits.
-    #[serde(default = "enabled")]
+    #[serde(default = "yes")]
     pub enabled: bool,
     /// How long one call may take.
     #[serde(with = "duration::required", default = "default_timeout")]
     pub timeout: Duration,
-    /// How many calls may be under way at once, per worker; the kind has a default.
+    /// The most calls under way at once, per worker; within it concurrency adapts to the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<NonZeroU32>,
-    /// How many users one call may carry; the kind has a default, and HTTP takes one.
+    /// How many users one call may carry; the kind has a default. An HTTP target that is given more than
+    /// one takes a JSON array.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<NonZeroU32>,
+    /// How long a call may wait for its batch to fill.
+    #[serde(
+        with = "duration::required",
+        default,
+        skip_serializing_if = "Duration::is_zero"
+    )]
+    pub linger: Duration,
+    /// The most users per second, per worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<NonZeroU32>,
     /// How failures are tried again.
     #[serde(default)]
     pub retry: Retry,
+    /// When the target is left alone for a while.
+    #[serde(default)]
+    pub breaker: Breaker,
+    /// Which users it is meant to have: a CEL expression over `user` and `event`. Without it: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// What becomes of a user for whom `filter` isn't true.
+    #[serde(default)]
+    pub on_out_of_scope: Removal,
+    /// What becomes of a deleted user.
+    #[serde(default)]
+    pub on_delete: Removal,
     /// Which members of the user it gets.
     #[serde(default)]
     pub fields: Fields,
+    /// Where a database keeps users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<Table>,
+    /// Whether to read users back after delivery; a difference counts as a failed attempt.
+    #[serde(default)]
+    pub verify: bool,
+    /// Where an HTTP target shows one user, with `{id}` in it; for `verify`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_url: Option<String>,
+    /// Whether to skip a call when nothing this target sees has changed since the last one.
+    #[serde(default = "yes")]
+    pub suppress_unchanged: bool,
+    /// Whether every delivery is logged to `user.result.<target>`.
+    #[serde(default = "yes")]
+    pub results: bool,
     /// Headers added to every HTTP call.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
     /// The secret that signs HTTP calls (Standard Webhooks, `whsec_…`), by reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretRef>,
+    /// For people: why it is disabled, whom to ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
-fn enabled() -> bool {
+fn yes() -> bool {
     true
 }
 
@@ -106,30 +152,45 @@ fn default_timeout() -> Duration {
     Duration::from_secs(10)
 }
 
-/// When a failed delivery is tried again, and how often.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Retry {
-    /// Attempts before the dead letter.
-    pub max_deliver: u32,
-    /// The delay after the first failure.
-    #[serde(with = "duration::required")]
-    pub base: Duration,
-    /// What each further delay is multiplied by.
-    pub factor: f64,
-    /// The longest delay.
-    #[serde(with = "duration::required")]
-    pub cap: Duration,
+/// What becomes of a user at a target that is no longer meant to have them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Removal {
+    /// The user is deleted there.
+    #[default]
+    Delete,
+    /// The user's status becomes `disabled` there; nothing happens to a user the target never had.
+    Disable,
+    /// The target keeps what it has.
+    Ignore,
 }
 
-impl Default for Retry {
-    /// Eight attempts over about an hour: after 1 s, 5 s, 25 s, 2 min, 10 min and then every 20 min.
+/// Where a database target keeps users. Every name is taken as it is, in the server's own spelling.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Table {
+    /// The table, or the label of the nodes; the kind has a default (`users`, `User`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The column that holds the user's id: the primary key, or another unique key.
+    pub id: String,
+    /// The column that holds the version, for the guard: a 64-bit integer.
+    pub version: String,
+    /// The column that says that the user is deleted, kept so that nothing older revives them.
+    pub deleted: String,
+    /// What the other columns hold: column → member, as a dotted path.
+    pub columns: BTreeMap<String, String>,
+}
+
+impl Default for Table {
     fn default() -> Self {
+        let member = |name: &str| (name.to_owned(), name.to_owned());
         Self {
-            max_deliver: 8,
-            base: Duration::from_secs(1),
-            factor: 5.0,
-            cap: Duration::from_secs(20 * 60),
+            name: None,
+            id: "id".to_owned(),
+            version: "sync_version".to_owned(),
+            deleted: "sync_deleted".to_owned(),
+            columns: ["username", "email", "status", "data"].map(member).into(),
         }
     }
 }
@@ -141,14 +202,8 @@ impl TargetConfig {
         if self.timeout.is_zero() || self.timeout > Duration::from_secs(300) {
             problems.push("timeout: expected more than 0s and at most 5m".to_owned());
         }
-        if !(1..=100).contains(&self.retry.max_deliver) {
-            problems.push("retry.max_deliver: expected 1 to 100".to_owned());
-        }
-        if !(1.0..=100.0).contains(&self.retry.factor) {
-            problems.push("retry.factor: expected 1.0 to 100.0".to_owned());
-        }
-        if self.retry.base.is_zero() || self.retry.base > self.retry.cap {
-            problems.push("retry.base: expected more than 0s and at most retry.cap".to_owned());
+        if self.linger > Duration::from_secs(60) {
+            problems.push("linger: expected at most 1m".to_owned());
         }
         let too_many = |count: Option<NonZeroU32>| count.is_some_and(|count| count.get() > 1_000);
         for (key, count) in [("concurrency", self.concurrency), ("batch", self.batch)] {
@@ -156,6 +211,8 @@ impl TargetConfig {
                 problems.push(format!("{key}: expected 1 to 1000"));
             }
         }
+        problems.extend(self.retry.problems());
+        problems.extend(self.breaker.problems());
         problems.extend(self.fields.problems());
         problems
     }

@@ -39,11 +39,22 @@ fn every_subject_is_documented() {
     let shown = |subject: String| {
         subject
             .replace(".t.", ".<target>.")
+            .replace("K", "<kind>")
             .replace("U", "<user_id>")
     };
     built.insert(shown(subjects::state(&user)));
     built.insert(shown(subjects::repair(&name, &user)));
     built.insert(shown(subjects::dead_letter(&name, &user)));
+    built.insert(format!(
+        "{}<target>",
+        subjects::result(&name).strip_suffix('t').unwrap()
+    ));
+    built.insert(format!(
+        "{}<target>",
+        shown(subjects::alert("K", &name))
+            .strip_suffix('t')
+            .unwrap()
+    ));
     built.insert(subjects::refused_event(7).replace('7', "<stream_seq>"));
     assert_eq!(first_cells("Subjects"), built);
 }
@@ -80,7 +91,8 @@ fn every_consumer_is_documented() {
 #[test]
 fn every_header_is_documented() {
     use subjects::header::{
-        ATTEMPTS, CLASS, POINTER, REASON, STATUS_CODE, SUBJECT, TRUNCATED, VERSION,
+        ATTEMPTS, CLASS, FIRST_FAILURE, LAST_FAILURE, POINTER, REASON, STATUS_CODE, SUBJECT,
+        TRUNCATED, VERSION,
     };
     let ours: BTreeSet<_> = first_cells("Headers")
         .into_iter()
@@ -89,6 +101,8 @@ fn every_header_is_documented() {
     let defined = [
         ATTEMPTS,
         CLASS,
+        FIRST_FAILURE,
+        LAST_FAILURE,
         POINTER,
         REASON,
         STATUS_CODE,

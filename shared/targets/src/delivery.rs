@@ -1,9 +1,22 @@
 //! One user on the way to one target: what the target may see of the newest state.
 
 use jiff::Timestamp;
+use serde::Serialize;
 use usersync_core::{
     event::EventType, fields::Members, state::State, target::TargetConfig, user_id::UserId,
 };
+
+/// What a target is to do about a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Hold the members told.
+    Upsert,
+    /// Hold the user no longer, and remember the version so that nothing older revives them.
+    Delete,
+    /// Where the user is there: set the status told, and nothing else. `members` has only the status.
+    Disable,
+}
 
 /// What a target is to hold of one user.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,8 +27,8 @@ pub struct Delivery {
     pub user_id: UserId,
     /// Of the state; older ones must never replace newer ones.
     pub version: u64,
-    /// The user is gone.
-    pub deleted: bool,
+    /// What the target is to do.
+    pub action: Action,
     /// Nobody created the user: write only the members told.
     pub partial: bool,
     /// The last event merged: a hint, for states are coalesced.
@@ -38,7 +51,11 @@ impl Delivery {
             task_id: format!("{}:{}:{}", target.name, state.user_id, state.version),
             user_id: state.user_id,
             version: state.version,
-            deleted: state.deleted,
+            action: if state.deleted {
+                Action::Delete
+            } else {
+                Action::Upsert
+            },
             partial: state.partial,
             event_type: state.event.kind,
             timestamp: state.event.timestamp,

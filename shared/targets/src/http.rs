@@ -19,7 +19,7 @@ use usersync_core::{
     user_id::UserId,
 };
 
-use crate::{ConfigError, Delivery, Failure, Limits, Outcome, Target};
+use crate::{Action, ConfigError, Delivery, Failure, Limits, Outcome, Target};
 
 const CONCURRENCY: usize = 64;
 /// The most of an answer's body that is read, so that the connection can be used again.
@@ -208,7 +208,7 @@ fn body(delivery: &Delivery) -> Result<Vec<u8>, Failure> {
         username: &members.username,
         email: &members.email,
         data: &members.data,
-        deleted: delivery.deleted,
+        deleted: delivery.action == Action::Delete,
         partial: delivery.partial,
         version: delivery.version,
         timestamp: delivery.timestamp,
@@ -226,7 +226,7 @@ fn value(text: &str) -> Result<HeaderValue, Failure> {
 fn classify(status: StatusCode, headers: &HeaderMap) -> Outcome {
     let failure = || Failure {
         reason: format!("the target answered {status}").into(),
-        status: Some(status.as_u16()),
+        code: Some(status.as_u16().to_string().into()),
         retry_after: headers.get(RETRY_AFTER).and_then(retry_after),
     };
     match status.as_u16() {
@@ -234,6 +234,7 @@ fn classify(status: StatusCode, headers: &HeaderMap) -> Outcome {
             guarded: headers.contains_key(GUARD),
         },
         401 | 403 => Outcome::Fault(failure()),
+        410 => Outcome::Gone(failure()),
         408 | 425 | 429 | 500..=599 => Outcome::Transient(failure()),
         _ => Outcome::Permanent(failure()),
     }
@@ -294,9 +295,10 @@ mod tests {
         for code in [408, 425, 429, 500, 502, 503, 504] {
             assert!(matches!(status(code), Outcome::Transient(_)), "{code}");
         }
-        for code in [301, 302, 307, 400, 404, 409, 410, 413, 422] {
+        for code in [301, 302, 307, 400, 404, 409, 413, 422] {
             assert!(matches!(status(code), Outcome::Permanent(_)), "{code}");
         }
+        assert!(matches!(status(410), Outcome::Gone(_)));
         for code in [401, 403] {
             assert!(matches!(status(code), Outcome::Fault(_)), "{code}");
         }

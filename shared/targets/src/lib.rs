@@ -11,7 +11,7 @@ mod redis;
 use async_trait::async_trait;
 use usersync_core::{secret::SecretError, target::TargetConfig};
 
-pub use delivery::Delivery;
+pub use delivery::{Action, Delivery};
 pub use outcome::{Failure, Outcome};
 
 /// Something that holds a copy of the users.

@@ -18,6 +18,8 @@ pub enum Outcome {
     Permanent(Failure),
     /// The target as a whole can't be used: not reachable, or it refuses us.
     Fault(Failure),
+    /// The target says that it is gone for good (HTTP 410).
+    Gone(Failure),
 }
 
 /// Why a call failed. Never holds a payload, a secret or personal data.
@@ -26,18 +28,18 @@ pub enum Outcome {
 pub struct Failure {
     /// In words, for people.
     pub reason: Cow<'static, str>,
-    /// The status code, where the protocol has one.
-    pub status: Option<u16>,
+    /// The code the target answered, where its protocol has one: HTTP status, SQLSTATE, Redis or Neo4j code.
+    pub code: Option<Cow<'static, str>>,
     /// How long the target asks us to wait.
     pub retry_after: Option<Duration>,
 }
 
 impl Failure {
-    /// A failure without a status code.
+    /// A failure without a code.
     pub fn new(reason: impl Into<Cow<'static, str>>) -> Self {
         Self {
             reason: reason.into(),
-            status: None,
+            code: None,
             retry_after: None,
         }
     }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::OnceCell;
 use usersync_core::{fields::Members, target::TargetConfig, user_id::UserId};
 
-use crate::{ConfigError, Delivery, Failure, Limits, Outcome, Target};
+use crate::{Action, ConfigError, Delivery, Failure, Limits, Outcome, Target};
 
 const CONCURRENCY: usize = 4;
 const BATCH: usize = 128;
@@ -126,7 +126,7 @@ impl Target for RedisTarget {
 
 /// The JSON to store, empty for a deleted user.
 fn document(delivery: &Delivery) -> Result<Vec<u8>, RedisError> {
-    if delivery.deleted {
+    if delivery.action == Action::Delete {
         return Ok(Vec::new());
     }
     let document = Document {
