@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::{self, Health},
-    nats, streams, telemetry,
+    nats, registry, streams, telemetry,
 };
 
 pub use settings::{Flags, Settings};
@@ -91,6 +91,13 @@ async fn make_streams(
             .filter(|target| target.enabled),
     )
     .await?;
+    let registry = registry::Registry::open(jetstream).await?;
+    for target in settings.common.catalogue.values() {
+        let value = serde_json::to_vec(target)?.into();
+        if let Err(error) = registry.store().create(&target.name, value).await {
+            tracing::debug!(%error, target = %target.name, "not seeded");
+        }
+    }
     health.up("streams");
     Ok(())
 }

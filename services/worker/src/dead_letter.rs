@@ -6,6 +6,7 @@ use async_nats::{
         self, context::PublishErrorKind, message::PublishMessage, stream::LastRawMessageErrorKind,
     },
 };
+use jiff::Timestamp;
 use serde::Serialize;
 use usersync_core::{
     subjects::{self, header},
@@ -33,6 +34,10 @@ pub(crate) struct DeadLetter<'a> {
     pub reason: &'a str,
     /// The code it answered with.
     pub code: Option<&'a str>,
+    /// When this version first failed, as far as this worker has seen.
+    pub first_failure: Timestamp,
+    /// When it last failed.
+    pub last_failure: Timestamp,
 }
 
 impl<'a> DeadLetter<'a> {
@@ -43,6 +48,7 @@ impl<'a> DeadLetter<'a> {
         attempts: u32,
         class: Class,
         failure: &'a Failure,
+        first_failure: Timestamp,
     ) -> Self {
         let class = class.as_str();
         Self {
@@ -53,6 +59,8 @@ impl<'a> DeadLetter<'a> {
             class,
             reason: &failure.reason,
             code: failure.code.as_deref(),
+            first_failure,
+            last_failure: Timestamp::now(),
         }
     }
 
@@ -94,6 +102,8 @@ impl<'a> DeadLetter<'a> {
         headers.insert(header::CLASS, self.class);
         headers.insert(header::ATTEMPTS, self.attempts.to_string());
         headers.insert(header::VERSION, self.version.to_string());
+        headers.insert(header::FIRST_FAILURE, self.first_failure.to_string());
+        headers.insert(header::LAST_FAILURE, self.last_failure.to_string());
         if let Some(code) = self.code {
             headers.insert(header::STATUS_CODE, code);
         }

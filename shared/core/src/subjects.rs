@@ -63,6 +63,11 @@ pub fn repairs_of(target: &TargetName) -> String {
     format!("user.repair.{target}.*")
 }
 
+/// All dead letters of one target.
+pub fn dead_letters_of(target: &TargetName) -> String {
+    format!("user.dead.{target}.*")
+}
+
 /// What a target's deliveries came to.
 pub fn result(target: &TargetName) -> String {
     format!("user.result.{target}")
@@ -112,6 +117,16 @@ pub fn user_of_state(subject: &str) -> Option<UserId> {
 pub fn user_of_repair(subject: &str) -> Option<UserId> {
     subject
         .strip_prefix("user.repair.")?
+        .split_once('.')?
+        .1
+        .parse()
+        .ok()
+}
+
+/// The user a `user.dead.<target>.<user_id>` subject is about.
+pub fn user_of_dead_letter(subject: &str) -> Option<UserId> {
+    subject
+        .strip_prefix("user.dead.")?
         .split_once('.')?
         .1
         .parse()

@@ -21,7 +21,7 @@ use usersync_core::{
 
 use crate::{Action, ConfigError, Delivery, Failure, Limits, Outcome, Target};
 
-const CONCURRENCY: usize = 64;
+const CONCURRENCY: usize = 1_000;
 /// The most of an answer's body that is read, so that the connection can be used again.
 const ANSWER_BYTES: usize = 64 * 1024;
 /// `Retry-After` is taken up to this.

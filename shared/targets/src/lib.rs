@@ -26,6 +26,12 @@ pub trait Target: Send + Sync {
     /// Asks whether the target answers and lets us in, changing nothing there.
     async fn probe(&self) -> Result<(), Failure>;
 
+    /// Reads every user of `batch` back: `Delivered` where the target holds what was delivered or
+    /// something newer, else a failure that names what differs. `None`: this kind can't.
+    async fn verify(&self, _batch: &[Delivery]) -> Option<Vec<Outcome>> {
+        None
+    }
+
     /// How much it takes at once.
     fn limits(&self) -> Limits;
 }
@@ -93,4 +99,15 @@ pub fn connect(config: &TargetConfig) -> Result<Box<dyn Target>, ConfigError> {
         "redis" | "rediss" => Ok(Box::new(redis::RedisTarget::new(config)?)),
         other => Err(ConfigError::UnknownScheme(other.to_owned())),
     }
+}
+
+/// placeholder until merged
+pub fn content_hash(delivery: &Delivery) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    serde_json::to_vec(&delivery.members)
+        .unwrap_or_default()
+        .hash(&mut hasher);
+    (delivery.action == Action::Delete, delivery.partial).hash(&mut hasher);
+    hasher.finish()
 }

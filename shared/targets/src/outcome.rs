@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use usersync_core::retry::{Code, Retry};
+
 /// The result of one delivery.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
@@ -41,6 +43,32 @@ impl Failure {
             reason: reason.into(),
             code: None,
             retry_after: None,
+        }
+    }
+}
+
+impl Outcome {
+    /// The outcome as the target's own codes (`retry.permanent_status`, `retry.transient_status`) want it.
+    pub fn reclassified(self, retry: &Retry) -> Self {
+        let (Self::Transient(failure)
+        | Self::Permanent(failure)
+        | Self::Fault(failure)
+        | Self::Gone(failure)) = &self
+        else {
+            return self;
+        };
+        let named = |codes: &[Code]| {
+            failure
+                .code
+                .as_deref()
+                .is_some_and(|code| codes.iter().any(|named| named == code))
+        };
+        if named(&retry.permanent_status) {
+            Self::Permanent(failure.clone())
+        } else if named(&retry.transient_status) {
+            Self::Transient(failure.clone())
+        } else {
+            self
         }
     }
 }
