@@ -14,7 +14,7 @@ use usersync_core::{
     subjects,
     target::TargetConfig,
 };
-use usersync_targets::Target;
+use usersync_targets::{Rule, Target};
 
 use crate::{
     feed::{Feed, Source},
@@ -35,6 +35,7 @@ const LIVE_SHARE: usize = 4;
 /// Serves one target.
 pub(crate) struct Courier {
     config: TargetConfig,
+    rule: Rule,
     driver: Box<dyn Target>,
     jetstream: jetstream::Context,
     health: Health,
@@ -53,6 +54,7 @@ struct Load {
 impl Courier {
     pub(crate) fn new(
         config: TargetConfig,
+        rule: Rule,
         driver: Box<dyn Target>,
         jetstream: jetstream::Context,
         health: Health,
@@ -60,6 +62,7 @@ impl Courier {
         health.down(config.name.as_ref(), "starting");
         Self {
             config,
+            rule,
             driver,
             jetstream,
             health,
@@ -100,6 +103,7 @@ impl Courier {
         let meters = Meters::new(&self.config.name);
         let route = Arc::new(Route {
             config: self.config,
+            rule: self.rule,
             driver: self.driver,
             jetstream: self.jetstream,
             states,

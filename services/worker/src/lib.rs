@@ -52,7 +52,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let mut couriers = JoinSet::new();
     for target in settings.targets {
         let driver = usersync_targets::connect(&target)?;
-        let courier = courier::Courier::new(target, driver, jetstream.clone(), health.clone());
+        let rule = usersync_targets::Rule::compile(&target)
+            .with_context(|| format!("target {}", target.name))?;
+        let courier =
+            courier::Courier::new(target, rule, driver, jetstream.clone(), health.clone());
         couriers.spawn(courier.run(shutdown.clone()));
     }
     while let Some(ended) = couriers.join_next().await {

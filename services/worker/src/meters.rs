@@ -9,6 +9,8 @@ pub(crate) struct Meters {
     pub delivered: Counter,
     /// The target had a newer one.
     pub already_newer: Counter,
+    /// Not called: the target isn't meant to hear of it.
+    pub out_of_scope: Counter,
     /// To be tried again.
     pub retried: Counter,
     /// Given up.
@@ -28,6 +30,7 @@ impl Meters {
         Self {
             delivered: outcome("delivered"),
             already_newer: outcome("already_newer"),
+            out_of_scope: outcome("out_of_scope"),
             retried: outcome("retried"),
             dead_lettered: outcome("dead_lettered"),
             coalesced: counter!("usersync_coalesced_total", "target" => target.clone()),

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use usersync_core::{
     state::State, streams::ACK_WAIT, subjects, target::TargetConfig, user_id::UserId,
 };
-use usersync_targets::{Delivery, Failure, Outcome, Target};
+use usersync_targets::{self as targets, Failure, Outcome, Rule, Target};
 
 use crate::{
     dead_letter::DeadLetter,
@@ -28,6 +28,8 @@ use crate::{
 pub(crate) struct Route {
     /// The target.
     pub config: TargetConfig,
+    /// What it gets of a user.
+    pub rule: Rule,
     /// How to reach it.
     pub driver: Box<dyn Target>,
     /// The JetStream connection.
@@ -127,9 +129,19 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
     for found in newest {
         outcomes.push(match found {
             Newest::State(state, traceparent) => {
-                stored_us.push(state.event.stored_us);
-                batch.push(Delivery::new(&route.config, *state, traceparent));
-                None
+                let event_us = state.event.stored_us;
+                match route.rule.apply(*state, traceparent) {
+                    targets::Verdict::Send(delivery) => {
+                        stored_us.push(event_us);
+                        batch.push(delivery);
+                        None
+                    }
+                    targets::Verdict::Skip { .. } => {
+                        route.meters.out_of_scope.increment(1);
+                        Some(Outcome::AlreadyNewer)
+                    }
+                    targets::Verdict::Refused(failure) => Some(Outcome::Permanent(failure)),
+                }
             }
             Newest::Nothing => Some(Outcome::AlreadyNewer),
             Newest::Failed(outcome) => Some(outcome),

@@ -7,12 +7,14 @@ mod delivery;
 mod http;
 mod outcome;
 mod redis;
+mod rule;
 
 use async_trait::async_trait;
 use usersync_core::{secret::SecretError, target::TargetConfig};
 
 pub use delivery::{Action, Delivery};
 pub use outcome::{Failure, Outcome};
+pub use rule::{Rule, RuleError, Skip, Verdict};
 
 /// Something that holds a copy of the users.
 #[async_trait]
