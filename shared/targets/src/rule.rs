@@ -6,6 +6,8 @@
 mod document;
 mod expression;
 mod mask;
+#[cfg(test)]
+mod random;
 mod shape;
 #[cfg(test)]
 mod tests;

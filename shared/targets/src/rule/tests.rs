@@ -15,7 +15,7 @@ fn config(mut keys: Value) -> TargetConfig {
 }
 
 /// The state one event leads to; `created` unless it names a type.
-fn state(mut user: Value) -> State {
+pub(super) fn state(mut user: Value) -> State {
     user["user_id"] = json!(42);
     user["source"] = json!("crm");
     let kind = user["type"].as_str().unwrap_or("user.created").parse();
