@@ -18,6 +18,7 @@ use usersync_core::{
     streams, subjects,
     target::{TargetConfig, TargetName},
 };
+use usersync_targets::{Rule, Target};
 
 use crate::{board::Board, courier::Courier, route::Route};
 
@@ -154,10 +155,10 @@ impl Fleet {
                 }
                 continue;
             };
-            match usersync_targets::connect(&config) {
-                Ok(driver) => {
-                    let route = Route::new(config, driver, self.jetstream.clone(), states.clone());
-                    let route = Arc::new(route);
+            match set_up(&config) {
+                Ok((rule, driver)) => {
+                    let (jetstream, states) = (self.jetstream.clone(), states.clone());
+                    let route = Arc::new(Route::new(config, rule, driver, jetstream, states));
                     let stop = shutdown.child_token();
                     let served = self.serve(route, stop.clone());
                     let follow = async {
@@ -167,7 +168,6 @@ impl Fleet {
                     tokio::join!(served, follow);
                 }
                 Err(error) => {
-                    let error = error.to_string();
                     tracing::error!(target = %name, error, "the target can't be set up");
                     self.health.down(name.as_ref(), error);
                     let again = changed(&mut wanted, &shutdown);
@@ -185,6 +185,12 @@ impl Fleet {
         tokio::join!(courier.run(stop), letters);
         self.routes.lock().remove(name);
     }
+}
+
+fn set_up(config: &TargetConfig) -> Result<(Rule, Box<dyn Target>), String> {
+    let rule = Rule::compile(config).map_err(|error| error.to_string())?;
+    let driver = usersync_targets::connect(config).map_err(|error| error.to_string())?;
+    Ok((rule, driver))
 }
 
 /// Waits for another entry; false at shutdown.

@@ -6,7 +6,7 @@ use async_nats::jetstream::AckKind;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use usersync_core::{streams::ACK_WAIT, user_id::UserId};
-use usersync_targets::{Delivery, Outcome};
+use usersync_targets::{Delivery, Outcome, Verdict};
 
 use crate::{
     breaker::Ruling,
@@ -117,10 +117,21 @@ async fn prepare(route: &Route, items: Vec<Item>) -> (Vec<Called>, Vec<(Item, u6
             }
         };
         let (version, stored_us) = (state.version, state.event.stored_us);
-        let delivery = Delivery::new(&route.config, state, traceparent);
+        let delivery = match route.rule.apply(state, traceparent) {
+            Verdict::Send(delivery) => delivery,
+            Verdict::Skip { why } => {
+                ended.push((item, version, Ending::Skipped(why)));
+                continue;
+            }
+            Verdict::Refused(failure) => {
+                let refused = Ending::Outcome(Outcome::Permanent(failure));
+                ended.push((item, version, refused));
+                continue;
+            }
+        };
         let mut unchanged = route.unchanged();
         let content = match unchanged.is_enabled() {
-            true => usersync_targets::content_hash(&delivery),
+            true => delivery.content_hash(),
             false => 0,
         };
         let since = match item.only_live() {
@@ -197,7 +208,7 @@ fn unproven(item: &Item, ending: &Ending) -> Option<Unproven> {
         Ending::Unchanged { since } => (0, *since),
         // A recheck has no message that comes again.
         Ending::Outcome(Outcome::Transient(_) | Outcome::Fault(_)) => (item.only_recheck()?, 0),
-        Ending::Outcome(_) | Ending::Superseded | Ending::OutOfScope => return None,
+        Ending::Outcome(_) | Ending::Superseded | Ending::Skipped(_) => return None,
     };
     let user_id = item.user_id.clone();
     Some(Unproven {

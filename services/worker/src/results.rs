@@ -26,7 +26,7 @@ pub(crate) struct Line<'a> {
     pub user_id: &'a UserId,
     /// What.
     pub version: u64,
-    /// `delivered`, `already_newer`, `unchanged`, `out_of_scope`, `retry` or `dead`.
+    /// `delivered`, `already_newer`, `unchanged`, `out_of_scope`, `deleted`, `retry` or `dead`.
     pub outcome: &'static str,
     /// How often it was tried.
     pub attempts: u32,

@@ -8,7 +8,7 @@ use std::sync::{
 use async_nats::jetstream::{self, stream::Stream};
 use tokio::time::Instant;
 use usersync_core::target::TargetConfig;
-use usersync_targets::Target;
+use usersync_targets::{Rule, Target};
 
 use crate::{
     breaker::{Breaker, State},
@@ -23,6 +23,8 @@ use crate::{
 pub(crate) struct Route {
     /// The target's entry.
     pub config: Arc<TargetConfig>,
+    /// What it gets of a user.
+    pub rule: Rule,
     /// How to reach it.
     pub driver: Box<dyn Target>,
     /// The JetStream connection.
@@ -47,6 +49,7 @@ pub(crate) struct Route {
 impl Route {
     pub(crate) fn new(
         config: Arc<TargetConfig>,
+        rule: Rule,
         driver: Box<dyn Target>,
         jetstream: jetstream::Context,
         states: Stream,
@@ -62,6 +65,7 @@ impl Route {
             alone_since: AtomicU64::new(0),
             held_up_to: AtomicU64::new(0),
             config,
+            rule,
             driver,
             jetstream,
             states,

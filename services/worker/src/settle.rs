@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
 use usersync_core::retry::Retry;
-use usersync_targets::{Failure, Outcome};
+use usersync_targets::{Failure, Outcome, Skip};
 
 use crate::{dead_letter::DeadLetter, parcel::unix_us, results::Line, route::Route, task::Item};
 
@@ -17,8 +17,8 @@ pub(crate) enum Ending {
     Superseded,
     /// Nothing the target sees has changed since it was told last, at this consumer sequence.
     Unchanged { since: u64 },
-    /// The target isn't meant to have this user, and has nothing to be told about that.
-    OutOfScope,
+    /// The target isn't meant to hear of this.
+    Skipped(Skip),
 }
 
 /// What is to be done with a message.
@@ -71,7 +71,7 @@ pub(crate) async fn settle(
             return acknowledge(item.messages(), AckKind::Ack).await;
         }
         Ending::Unchanged { .. } => (&route.meters.unchanged, "unchanged"),
-        Ending::OutOfScope => (&route.meters.out_of_scope, "out_of_scope"),
+        Ending::Skipped(why) => (&route.meters.out_of_scope, why.as_str()),
         Ending::Outcome(Outcome::Delivered { .. }) => (&route.meters.delivered, "delivered"),
         Ending::Outcome(Outcome::AlreadyNewer) => (&route.meters.already_newer, "already_newer"),
         Ending::Outcome(outcome) => return failed(route, item, version, outcome, took).await,

@@ -7,12 +7,14 @@ mod delivery;
 mod http;
 mod outcome;
 mod redis;
+mod rule;
 
 use async_trait::async_trait;
 use usersync_core::{secret::SecretError, target::TargetConfig};
 
 pub use delivery::{Action, Delivery};
 pub use outcome::{Failure, Outcome};
+pub use rule::{Rule, RuleError, Skip, Verdict};
 
 /// Something that holds a copy of the users.
 #[async_trait]
@@ -99,15 +101,4 @@ pub fn connect(config: &TargetConfig) -> Result<Box<dyn Target>, ConfigError> {
         "redis" | "rediss" => Ok(Box::new(redis::RedisTarget::new(config)?)),
         other => Err(ConfigError::UnknownScheme(other.to_owned())),
     }
-}
-
-/// placeholder until merged
-pub fn content_hash(delivery: &Delivery) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    serde_json::to_vec(&delivery.members)
-        .unwrap_or_default()
-        .hash(&mut hasher);
-    (delivery.action == Action::Delete, delivery.partial).hash(&mut hasher);
-    hasher.finish()
 }

@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use serde::Serialize;
 use usersync_core::retry::{Code, Retry};
 
 /// The result of one delivery.
@@ -25,14 +26,16 @@ pub enum Outcome {
 }
 
 /// Why a call failed. Never holds a payload, a secret or personal data.
-#[derive(Clone, Debug, Default, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, thiserror::Error)]
 #[error("{reason}")]
 pub struct Failure {
     /// In words, for people.
     pub reason: Cow<'static, str>,
     /// The code the target answered, where its protocol has one: HTTP status, SQLSTATE, Redis or Neo4j code.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<Cow<'static, str>>,
     /// How long the target asks us to wait.
+    #[serde(skip)]
     pub retry_after: Option<Duration>,
 }
 
