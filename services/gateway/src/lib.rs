@@ -82,15 +82,7 @@ async fn make_streams(
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     streams::ensure(jetstream, settings.replicas).await?;
-    streams::ensure_consumers(
-        jetstream,
-        settings
-            .common
-            .catalogue
-            .values()
-            .filter(|target| target.enabled),
-    )
-    .await?;
+    streams::ensure_consumers(jetstream).await?;
     health.up("streams");
     Ok(())
 }

@@ -18,7 +18,7 @@ use usersync_core::{
 use usersync_targets::{Delivery, Failure, Outcome, Target};
 
 use crate::{
-    dead_letter::DeadLetter,
+    dead_letter,
     freshness::Unproven,
     meters::Meters,
     settle::{self, Verdict},
@@ -308,8 +308,9 @@ async fn settle(route: &Route, item: &Item, version: u64, outcome: &Outcome) {
             acknowledge(&messages, AckKind::Nak(Some(delay))).await;
         }
         Verdict::DeadLetter(class, failure) => {
-            let letter = DeadLetter::new(target, &item.user_id, version, attempts, class, failure);
-            match letter.store(&route.jetstream).await {
+            let task = (&item.user_id, version);
+            match dead_letter::store(&route.jetstream, target, task, attempts, class, failure).await
+            {
                 Ok(()) => {
                     route.meters.dead_lettered.increment(1);
                     tracing::error!(%target, user.id = %item.user_id, attempts, class = class.as_str(), reason = %failure, "dead-lettered");

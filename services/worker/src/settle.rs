@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use usersync_core::retry::Retry;
+use usersync_core::{dead_letter::Class, retry::Retry};
 use usersync_targets::{Failure, Outcome};
 
 /// What is to be done with a message.
@@ -14,27 +14,6 @@ pub(crate) enum Verdict<'a> {
     Retry(Duration, &'a Failure),
     /// Keep it as a dead letter, then terminate it.
     DeadLetter(Class, &'a Failure),
-}
-
-/// Why something was dead-lettered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
-    /// The target refuses this user.
-    Permanent,
-    /// The attempts are used up.
-    Transient,
-    /// The attempts are used up on a target that can't be used.
-    TargetFault,
-}
-
-impl Class {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Permanent => "permanent",
-            Self::Transient => "transient",
-            Self::TargetFault => "target-fault",
-        }
-    }
 }
 
 /// Decides on one message. `attempts` counts this one; `jitter` is −1 to 1.
