@@ -82,15 +82,10 @@ async fn make_streams(
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     streams::ensure(jetstream, settings.replicas).await?;
-    streams::ensure_consumers(
-        jetstream,
-        settings
-            .common
-            .catalogue
-            .values()
-            .filter(|target| target.enabled),
-    )
-    .await?;
+    streams::ensure_consumers(jetstream).await?;
+    for target in settings.common.catalogue.values() {
+        streams::ensure_target_consumers(jetstream, target).await?;
+    }
     let registry = registry::Registry::open(jetstream).await?;
     for target in settings.common.catalogue.values() {
         let value = serde_json::to_vec(target)?.into();

@@ -11,20 +11,13 @@ use async_nats::jetstream::{
     self,
     consumer::{DeliverPolicy, push},
     context::PublishErrorKind,
-    message::PublishMessage,
 };
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
-use usersync_core::{
-    subjects::{self, header},
-    target::TargetName,
-    user_id::UserId,
-};
+use usersync_core::{dead_letter, subjects, target::TargetName, user_id::UserId};
 
 /// How long to wait before following again.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How long an emptied letter stays before the server removes it.
-const EMPTIED: &str = "1s";
 
 /// The dead letters of one target, followed as they come and go.
 #[derive(Clone, Debug)]
@@ -77,20 +70,19 @@ impl Letters {
         self.known().clear();
         loop {
             let message = letters.next().await.context("the consumer ended")??;
-            let Some(user) = subjects::user_of_dead_letter(&message.subject) else {
+            let Some((_, user)) = subjects::of_dead_letter(&message.subject) else {
                 continue;
             };
-            let version = message
-                .headers
-                .as_ref()
-                .and_then(|headers| headers.get(header::VERSION))
-                .and_then(|version| version.as_str().parse().ok());
-            match (version, message.info()) {
-                (Some(version), Ok(info)) => {
-                    let seq = info.stream_sequence;
-                    self.known().insert(user, Letter { seq, version });
+            let headers = message.headers.as_ref();
+            let letter = headers.filter(|headers| !dead_letter::is_cleared(headers));
+            match (letter, message.info()) {
+                (Some(headers), Ok(info)) => {
+                    let letter = Letter {
+                        seq: info.stream_sequence,
+                        version: dead_letter::version_of(headers),
+                    };
+                    self.known().insert(user, letter);
                 }
-                // Emptied.
                 _ => drop(self.known().remove(&user)),
             }
         }
@@ -110,12 +102,9 @@ impl Letters {
         let Some(letter) = letter.filter(|letter| letter.version <= version) else {
             return Ok(());
         };
-        // Empty, and gone in a moment: needs no right to purge. Only if it is still the same letter.
-        let empty = PublishMessage::build()
-            .header("Nats-TTL", EMPTIED)
-            .expected_last_subject_sequence(letter.seq);
         let subject = subjects::dead_letter(&self.target, user);
-        let cleared = self.jetstream.send_publish(subject, empty).await?.await;
+        let clearing = dead_letter::clearing(letter.seq);
+        let cleared = self.jetstream.send_publish(subject, clearing).await?.await;
         match cleared {
             Err(error) if error.kind() != PublishErrorKind::WrongLastSequence => {
                 return Err(error.into());

@@ -2,15 +2,14 @@
 //!
 //! `fleet` follows the targets and runs a `courier` for each: it pulls from its `feed`s, queues per
 //! user, and lets `breaker`, `pace` and `throttle` say when the next call begins. A `parcel` carries
-//! one batch: `newest` finds the states, `settle` decides what follows, `dead_letter` keeps what
-//! can't be delivered, `letters` clears it after a later success. `freshness` guards order between
+//! one batch: `newest` finds the states, `settle` decides what follows, `letters` clears
+//! a dead letter after a later success. `freshness` guards order between
 //! workers, `unchanged` skips what the target has. `board`, `desk` and `results` tell people.
 //! Nothing here knows HTTP, Redis or SQL; that is `usersync_targets`.
 
 mod board;
 mod breaker;
 mod courier;
-mod dead_letter;
 mod desk;
 mod failures;
 mod feed;

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
-use usersync_core::retry::Retry;
+use jiff::Timestamp;
+use usersync_core::{
+    dead_letter::{Class, DeadLetter, Same},
+    retry::Retry,
+};
 use usersync_targets::{Failure, Outcome, Skip};
 
-use crate::{dead_letter::DeadLetter, parcel::unix_us, results::Line, route::Route, task::Item};
+use crate::{parcel::unix_us, results::Line, route::Route, task::Item};
 
 /// How the work on one user ended.
 #[derive(Debug)]
@@ -30,27 +34,6 @@ pub(crate) enum Verdict<'a> {
     Retry(Duration, &'a Failure),
     /// Keep it as a dead letter, then terminate it.
     DeadLetter(Class, &'a Failure),
-}
-
-/// Why something was dead-lettered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
-    /// The target refuses this user.
-    Permanent,
-    /// The attempts are used up.
-    Transient,
-    /// The attempts are used up on a target that can't be used.
-    TargetFault,
-}
-
-impl Class {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Permanent => "permanent",
-            Self::Transient => "transient",
-            Self::TargetFault => "target-fault",
-        }
-    }
 }
 
 /// Does with every message of `item` what its ending asks for.
@@ -123,17 +106,19 @@ async fn failed(route: &Route, item: &Item, version: u64, outcome: &Outcome, too
                 route
                     .failures()
                     .failed(&item.user_id, version, attempts, failure, Duration::ZERO);
-            let letter = DeadLetter::new(
-                target,
-                &item.user_id,
+            let letter = DeadLetter {
+                target: target.clone(),
+                user_id: item.user_id.clone(),
                 version,
                 attempts,
                 class,
-                failure,
-                first,
-            );
-            match letter.store(&route.jetstream).await {
-                Ok(()) => {
+                reason: failure.reason.to_string(),
+                code: failure.code.as_deref().map(str::to_owned),
+                first_failure: Some(first),
+                last_failure: Some(Timestamp::now()),
+            };
+            match letter.store(&route.jetstream, Same::Replace).await {
+                Ok(_) => {
                     route.failures().ended(&item.user_id);
                     route.meters.dead_lettered.increment(1);
                     tracing::error!(%target, user.id = %item.user_id, attempts, class = class.as_str(), reason = %failure, "dead-lettered");

@@ -36,7 +36,7 @@ impl Rig {
             .context("connecting to the benchmark's NATS server")?;
         let jetstream = jetstream::new(client);
         streams::ensure(&jetstream, 1).await?;
-        streams::ensure_consumers(&jetstream, std::iter::empty()).await?;
+        streams::ensure_consumers(&jetstream).await?;
         Ok(Self {
             jetstream,
             nats,
