@@ -15,4 +15,5 @@ mod services;
 mod settings;
 mod support;
 mod takeover;
+mod watching;
 mod workers;
