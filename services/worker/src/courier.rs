@@ -39,6 +39,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(250);
 /// The least room for queued tasks: what a fast target takes while the next messages are pulled.
 const LEAST_QUEUED: usize = 1_024;
+/// The most: what is queued is kept alive, and handed back when the worker stops.
+const MOST_QUEUED: usize = 16_384;
 /// How long calls under way may take to end on shutdown.
 const DRAIN: Duration = Duration::from_secs(7);
 /// One call in this many goes to live work first, however many repairs wait.
@@ -78,7 +80,7 @@ impl Courier {
             freshness: Freshness::default(),
             pace: Pace::new(limits.concurrency, Instant::now()),
             throttle: Throttle::new(config.rate_limit, limits.batch, config.linger),
-            capacity: (2 * limits.concurrency * limits.batch).max(LEAST_QUEUED),
+            capacity: (2 * limits.concurrency * limits.batch).clamp(LEAST_QUEUED, MOST_QUEUED),
             repairs: 0,
             turn: 0,
             limits,

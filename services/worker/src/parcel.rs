@@ -175,7 +175,7 @@ async fn deliver(route: &Route, batch: &[Delivery]) -> Vec<Outcome> {
     let retry = &route.config.retry;
     outcomes
         .into_iter()
-        .map(|outcome| outcome.reclassified(retry))
+        .map(|outcome| usersync_targets::reclassify(outcome, retry))
         .collect()
 }
 

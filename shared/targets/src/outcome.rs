@@ -50,28 +50,62 @@ impl Failure {
     }
 }
 
-impl Outcome {
-    /// The outcome as the target's own codes (`retry.permanent_status`, `retry.transient_status`) want it.
-    pub fn reclassified(self, retry: &Retry) -> Self {
-        let (Self::Transient(failure)
-        | Self::Permanent(failure)
-        | Self::Fault(failure)
-        | Self::Gone(failure)) = &self
-        else {
-            return self;
+/// What `retry` makes of an outcome whose code it names, whatever the kind's own table says.
+///
+/// Success stays success.
+pub fn reclassify(outcome: Outcome, retry: &Retry) -> Outcome {
+    let failure = match &outcome {
+        Outcome::Delivered { .. } | Outcome::AlreadyNewer => return outcome,
+        Outcome::Transient(failure)
+        | Outcome::Permanent(failure)
+        | Outcome::Fault(failure)
+        | Outcome::Gone(failure) => failure,
+    };
+    let listed = |codes: &[Code]| {
+        let code = failure.code.as_deref();
+        code.is_some_and(|code| codes.iter().any(|listed| listed == code))
+    };
+    if listed(&retry.permanent_status) {
+        Outcome::Permanent(failure.clone())
+    } else if listed(&retry.transient_status) {
+        Outcome::Transient(failure.clone())
+    } else {
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_named_in_retry_overrides_the_table() {
+        let retry =
+            r#"{"permanent_status": [503, "OOM", 410], "transient_status": [409, "23505"]}"#;
+        let retry: Retry = serde_json::from_str(retry).unwrap();
+        let failure = |code: &'static str| Failure {
+            code: Some(code.into()),
+            retry_after: Some(Duration::from_secs(3)),
+            ..Failure::new("no")
         };
-        let named = |codes: &[Code]| {
-            failure
-                .code
-                .as_deref()
-                .is_some_and(|code| codes.iter().any(|named| named == code))
-        };
-        if named(&retry.permanent_status) {
-            Self::Permanent(failure.clone())
-        } else if named(&retry.transient_status) {
-            Self::Transient(failure.clone())
-        } else {
-            self
+        use Outcome::{AlreadyNewer, Delivered, Fault, Gone, Permanent, Transient};
+        let rows = [
+            (Transient(failure("503")), Permanent(failure("503"))),
+            (Transient(failure("OOM")), Permanent(failure("OOM"))),
+            (Gone(failure("410")), Permanent(failure("410"))),
+            (Permanent(failure("409")), Transient(failure("409"))),
+            (Permanent(failure("23505")), Transient(failure("23505"))),
+            (Transient(failure("500")), Transient(failure("500"))),
+            (Fault(failure("401")), Fault(failure("401"))),
+            (
+                Permanent(Failure::new("409")),
+                Permanent(Failure::new("409")),
+            ),
+            (Delivered { guarded: true }, Delivered { guarded: true }),
+            (AlreadyNewer, AlreadyNewer),
+        ];
+        for (outcome, expected) in rows {
+            assert_eq!(reclassify(outcome.clone(), &retry), expected, "{outcome:?}");
         }
     }
 }
