@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::{event::Change, secret::SecretRef, state::State};
 
@@ -11,7 +12,7 @@ use crate::{event::Change, secret::SecretRef, state::State};
 ///
 /// Without `include` a target gets everything; `exclude` then takes away. `user_id`, `deleted`
 /// and `version` always stay.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fields {
     /// Only these.
@@ -35,7 +36,7 @@ pub struct Fields {
 }
 
 /// How a member is masked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mask {
     /// `***`.

@@ -16,7 +16,7 @@ use usersync_core::target::TargetConfig;
 use self::call::Caller;
 use crate::{ConfigError, Delivery, Failure, Limits, Outcome, Target};
 
-const CONCURRENCY: usize = 64;
+const CONCURRENCY: usize = 1_000;
 /// The most of an answer's body that is read, so that the connection can be used again.
 const ANSWER_BYTES: usize = 64 * 1024;
 
