@@ -26,7 +26,7 @@ pub(crate) struct Test {
 impl Test {
     pub(crate) fn run(self) -> Result<()> {
         setup::ensure(setup::TESTS)?;
-        run::build_binaries(Profile::Debug)?;
+        run::build_binaries(Profile::Debug, &[])?;
         let mut args = vec!["test".to_owned()];
         let chooses = |arg: &String| arg.starts_with("-p") || arg.starts_with("--package");
         if !self.args.iter().any(chooses) {

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::{self, Health},
-    nats, streams, telemetry,
+    nats, registry, streams, telemetry,
 };
 
 pub use settings::{Flags, Settings};
@@ -82,15 +82,17 @@ async fn make_streams(
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     streams::ensure(jetstream, settings.replicas).await?;
-    streams::ensure_consumers(
-        jetstream,
-        settings
-            .common
-            .catalogue
-            .values()
-            .filter(|target| target.enabled),
-    )
-    .await?;
+    streams::ensure_consumers(jetstream).await?;
+    for target in settings.common.catalogue.values() {
+        streams::ensure_target_consumers(jetstream, target).await?;
+    }
+    let registry = registry::Registry::open(jetstream).await?;
+    for target in settings.common.catalogue.values() {
+        let value = serde_json::to_vec(target)?.into();
+        if let Err(error) = registry.store().create(&target.name, value).await {
+            tracing::debug!(%error, target = %target.name, "not seeded");
+        }
+    }
     health.up("streams");
     Ok(())
 }

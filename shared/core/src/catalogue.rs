@@ -15,6 +15,9 @@ const SHIPPED: &str = include_str!("targets.toml");
 /// Every target, enabled or not, by name.
 pub type Catalogue = BTreeMap<TargetName, TargetConfig>;
 
+/// Every entry as the files have it: an object of a target's keys, by name.
+pub type Tables = BTreeMap<String, serde_json::Value>;
+
 /// Loads a catalogue file, or a directory of them merged in the order of their names.
 ///
 /// Without `path`: the three targets that ship.
@@ -22,21 +25,57 @@ pub type Catalogue = BTreeMap<TargetName, TargetConfig>;
 /// # Errors
 /// Every problem found, each naming file, target and key.
 pub fn load(path: Option<&Path>) -> Result<Catalogue, Vec<String>> {
-    let Some(path) = path else {
-        return parse(
-            Config::builder().add_source(File::from_str(SHIPPED, FileFormat::Toml)),
-            "shipped targets",
-        );
-    };
-    let mut builder = Config::builder();
-    for file in files(path)? {
-        builder = builder.add_source(File::from(file));
+    let mut catalogue = Catalogue::new();
+    let mut problems = Vec::new();
+    for (name, table) in tables(path)? {
+        match entry(&name, table) {
+            Ok(target) => {
+                catalogue.insert(target.name.clone(), target);
+            }
+            Err(found) => {
+                let origin = origin(path);
+                let named = |problem| format!("{origin}: {name}.{problem}");
+                problems.extend(found.iter().map(named));
+            }
+        }
     }
-    parse(builder, &path.display().to_string())
+    if problems.is_empty() {
+        Ok(catalogue)
+    } else {
+        Err(problems)
+    }
+}
+
+/// The same without a look at what the entries hold.
+///
+/// # Errors
+/// When a file can't be read, or isn't what its ending says.
+pub fn tables(path: Option<&Path>) -> Result<Tables, Vec<String>> {
+    let mut builder = Config::builder();
+    match path {
+        None => builder = builder.add_source(File::from_str(SHIPPED, FileFormat::Toml)),
+        Some(path) => {
+            for file in files(path)? {
+                builder = builder.add_source(File::from(file));
+            }
+        }
+    }
+    let read = builder.build().and_then(Config::try_deserialize);
+    read.map_err(|error| vec![format!("{}: {error}", origin(path))])
+}
+
+fn origin(path: Option<&Path>) -> String {
+    path.map_or_else(
+        || "shipped targets".to_owned(),
+        |path| path.display().to_string(),
+    )
 }
 
 /// The catalogue files at `path`, in the order they are merged.
-fn files(path: &Path) -> Result<Vec<PathBuf>, Vec<String>> {
+///
+/// # Errors
+/// When there is nothing to be read at `path`.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>, Vec<String>> {
     if path.is_file() {
         return Ok(vec![path.to_owned()]);
     }
@@ -56,35 +95,6 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, Vec<String>> {
     }
     files.sort();
     Ok(files)
-}
-
-fn parse(
-    builder: config::ConfigBuilder<config::builder::DefaultState>,
-    origin: &str,
-) -> Result<Catalogue, Vec<String>> {
-    let tables: BTreeMap<String, serde_json::Value> = builder
-        .build()
-        .and_then(Config::try_deserialize)
-        .map_err(|error| vec![format!("{origin}: {error}")])?;
-    let mut catalogue = Catalogue::new();
-    let mut problems = Vec::new();
-    for (name, table) in tables {
-        match entry(&name, table) {
-            Ok(target) => {
-                catalogue.insert(target.name.clone(), target);
-            }
-            Err(found) => problems.extend(
-                found
-                    .iter()
-                    .map(|problem| format!("{origin}: {name}.{problem}")),
-            ),
-        }
-    }
-    if problems.is_empty() {
-        Ok(catalogue)
-    } else {
-        Err(problems)
-    }
 }
 
 /// Reads one entry, as files, the HTTP API and KV hold it: an object of a target's keys.

@@ -42,6 +42,8 @@ pub struct Common {
     pub nats: nats::Settings,
     /// Where to serve HTTP.
     pub listen: SocketAddr,
+    /// Where the catalogue files are; the targets that ship without one.
+    pub targets: Option<PathBuf>,
     /// Every target that is known.
     pub catalogue: Catalogue,
     /// The tracing filter.
@@ -81,6 +83,7 @@ impl Common {
         Self {
             nats,
             listen,
+            targets: path,
             catalogue,
             log,
             log_format,

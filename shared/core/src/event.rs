@@ -7,11 +7,12 @@ use std::{borrow::Cow, fmt, str::FromStr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::user_id::UserId;
 
 /// The four things that can happen to a user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub enum EventType {
     /// Replaces the user, and revives a deleted one.
     #[serde(rename = "user.created")]

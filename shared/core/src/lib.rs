@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod catalogue;
 pub mod common;
+pub mod dead_letter;
 pub mod event;
 pub mod fields;
 pub mod lanes;
@@ -11,6 +12,7 @@ pub mod nats;
 pub mod pull;
 pub mod registry;
 pub mod retry;
+pub mod schema;
 pub mod secret;
 pub mod service;
 pub mod settings;

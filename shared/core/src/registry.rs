@@ -6,8 +6,19 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use async_nats::jetstream::{self, kv};
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        self,
+        context::{PublishError, PublishErrorKind},
+        kv,
+        message::{PublishMessage, StreamMessage},
+        stream::LastRawMessageErrorKind,
+    },
+};
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
 use tokio::{
     sync::watch,
     time::{Instant, timeout, timeout_at},
@@ -17,9 +28,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     catalogue,
     nats::REQUEST_TIMEOUT,
-    subjects,
+    subjects::{self, header},
     target::{TargetConfig, TargetName},
 };
+
+/// The header that marks a deletion in a bucket (ADR-8 of NATS).
+const KV_OPERATION: &str = "KV-Operation";
+const KV_DELETE: &str = "DEL";
 
 /// How many values of an entry the bucket keeps: the last good one is looked for among them.
 const HISTORY: i64 = 16;
@@ -27,6 +42,8 @@ const HISTORY: i64 = 16;
 const READS: usize = 32;
 /// After how long a breaker's entry that isn't renewed is forgotten.
 pub const BREAKER_AGE: Duration = Duration::from_secs(120);
+/// How long the progress of a repair in bulk can be asked for.
+const JOB_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long to wait before watching again.
 const AGAIN: Duration = Duration::from_millis(250);
 /// After how long the whole bucket is read again, whatever the watch says.
@@ -49,14 +66,36 @@ pub struct Entry {
 /// The bucket.
 #[derive(Clone, Debug)]
 pub struct Registry {
+    jetstream: jetstream::Context,
     store: kv::Store,
 }
 
-/// Creates the buckets that are missing.
-///
-/// # Errors
-/// When the server refuses.
-pub async fn ensure_buckets(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Result<()> {
+/// One value of the bucket as it is stored, for those who write the next one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// The bucket's revision of it.
+    pub revision: u64,
+    /// The value, `None` for a deletion.
+    pub value: Option<Bytes>,
+    /// The hash of the file entry it comes from, where it comes from a file.
+    pub file: Option<String>,
+    /// When it was stored.
+    pub time: Timestamp,
+}
+
+/// Why the bucket didn't take a value.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// Somebody else has written the entry in between: read it again.
+    #[error("somebody else has changed it in between")]
+    Conflict,
+    /// The server can't be asked, or refuses.
+    #[error("{0}")]
+    Refused(#[from] async_nats::Error),
+}
+
+/// Every bucket, with `replicas` copies.
+fn buckets(replicas: usize) -> Vec<kv::Config> {
     let bucket = |name: &str, description: &str| kv::Config {
         bucket: name.to_owned(),
         description: description.to_owned(),
@@ -80,13 +119,42 @@ pub async fn ensure_buckets(jetstream: &jetstream::Context, replicas: usize) -> 
             "Breakers that aren't closed: target.worker -> state as JSON",
         )
     };
-    for config in [targets, breakers] {
+    let jobs = kv::Config {
+        max_age: JOB_AGE,
+        ..bucket(
+            subjects::JOBS_BUCKET,
+            "Repairs and replays in bulk: job -> progress as JSON",
+        )
+    };
+    vec![targets, breakers, jobs]
+}
+
+/// The buckets that are missing.
+///
+/// # Errors
+/// When the server can't be asked.
+pub async fn missing_buckets(
+    jetstream: &jetstream::Context,
+    replicas: usize,
+) -> anyhow::Result<Vec<kv::Config>> {
+    let mut missing = buckets(replicas);
+    let mut found = jetstream.stream_names();
+    while let Some(stream) = found.try_next().await.context("asking for the buckets")? {
+        missing.retain(|bucket| stream.strip_prefix("KV_") != Some(bucket.bucket.as_str()));
+    }
+    Ok(missing)
+}
+
+/// Creates the buckets that are missing.
+///
+/// # Errors
+/// When the server refuses.
+pub async fn ensure_buckets(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Result<()> {
+    for config in missing_buckets(jetstream, replicas).await? {
         let name = config.bucket.clone();
-        if jetstream.get_key_value(&name).await.is_err() {
-            let created = jetstream.create_key_value(config).await;
-            created.with_context(|| format!("creating the bucket {name}"))?;
-            tracing::info!(bucket = name, "created");
-        }
+        let created = jetstream.create_key_value(config).await;
+        created.with_context(|| format!("creating the bucket {name}"))?;
+        tracing::info!(bucket = name, "created");
     }
     Ok(())
 }
@@ -104,7 +172,10 @@ impl Registry {
                 subjects::TARGETS_BUCKET
             )
         })?;
-        Ok(Self { store })
+        Ok(Self {
+            jetstream: jetstream.clone(),
+            store,
+        })
     }
 
     /// The bucket itself, for those who write it.
@@ -135,6 +206,83 @@ impl Registry {
     /// When the server can't be asked.
     pub async fn entry(&self, name: &TargetName) -> anyhow::Result<Option<Entry>> {
         self.read(name.as_ref()).await
+    }
+
+    /// The newest value of an entry as it is stored, a deletion included; `None` when there never was one.
+    ///
+    /// # Errors
+    /// When the server can't be asked.
+    pub async fn stored(&self, name: &str) -> anyhow::Result<Option<Stored>> {
+        let subject = self.subject(name);
+        match self
+            .store
+            .stream
+            .get_last_raw_message_by_subject(&subject)
+            .await
+        {
+            Ok(message) => Ok(Some(stored(&message))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Every value of an entry the bucket still has, oldest first.
+    ///
+    /// # Errors
+    /// When the server can't be asked.
+    pub async fn history(&self, name: &str) -> anyhow::Result<Vec<Stored>> {
+        let subject = self.subject(name);
+        let mut values: Vec<Stored> = Vec::new();
+        loop {
+            let next = values.last().map_or(1, |value| value.revision + 1);
+            let asked = self.store.stream.raw_message_builder().sequence(next);
+            match asked.next_by_subject(&subject).send().await {
+                Ok(message) => values.push(stored(&message)),
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                    return Ok(values);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Writes an entry, `None` being its deletion, provided that its revision still is `expected`
+    /// (0 for one that never was there); answers the new revision. `file` is the hash of the file
+    /// entry it comes from.
+    ///
+    /// # Errors
+    /// When the revision is another one by now, or the server can't be asked.
+    pub async fn write(
+        &self,
+        name: &str,
+        value: Option<Bytes>,
+        expected: u64,
+        file: Option<&str>,
+    ) -> Result<u64, WriteError> {
+        let mut headers = HeaderMap::new();
+        if value.is_none() {
+            headers.insert(KV_OPERATION, KV_DELETE);
+        }
+        if let Some(file) = file {
+            headers.insert(header::FILE, file);
+        }
+        let message = PublishMessage::build()
+            .payload(value.unwrap_or_default())
+            .headers(headers)
+            .expected_last_subject_sequence(expected);
+        let refused = |error: PublishError| match error.kind() {
+            PublishErrorKind::WrongLastSequence => WriteError::Conflict,
+            _ => WriteError::Refused(error.into()),
+        };
+        let sent = self
+            .jetstream
+            .send_publish(self.subject(name), message)
+            .await;
+        Ok(sent.map_err(refused)?.await.map_err(refused)?.sequence)
+    }
+
+    fn subject(&self, name: &str) -> String {
+        format!("{}{name}", self.store.prefix)
     }
 
     async fn read(&self, key: &str) -> anyhow::Result<Option<Entry>> {
@@ -194,6 +342,19 @@ impl Registry {
             send(&entries);
         }
         Ok(())
+    }
+}
+
+fn stored(message: &StreamMessage) -> Stored {
+    let text = |name: &str| message.headers.get(name).map(|value| value.as_str());
+    let nanos = message.time.unix_timestamp_nanos();
+    Stored {
+        revision: message.sequence,
+        value: text(KV_OPERATION)
+            .is_none()
+            .then(|| message.payload.clone()),
+        file: text(header::FILE).map(str::to_owned),
+        time: Timestamp::from_nanosecond(nanos).unwrap_or_default(),
     }
 }
 

@@ -4,20 +4,23 @@ use std::time::Duration;
 
 use jiff::fmt::serde::unsigned_duration::friendly::compact as duration;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// When a failed delivery is tried again, and how often.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
     /// Attempts before the dead letter.
     pub max_deliver: u32,
     /// The delay after the first failure.
     #[serde(with = "duration::required")]
+    #[schema(value_type = String, example = "1s")]
     pub base: Duration,
     /// What each further delay is multiplied by.
     pub factor: f64,
     /// The longest delay.
     #[serde(with = "duration::required")]
+    #[schema(value_type = String, example = "20m")]
     pub cap: Duration,
     /// Codes that mean "never try this user again", whatever the kind's own table says.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -76,7 +79,7 @@ impl Default for Retry {
 }
 
 /// When a worker stops calling a target that fails as a whole, and how it looks whether it is back.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Breaker {
     /// Target faults in a row that open it.
@@ -85,6 +88,7 @@ pub struct Breaker {
     pub ratio: f64,
     /// See `ratio`.
     #[serde(with = "duration::required")]
+    #[schema(value_type = String, example = "10s")]
     pub window: Duration,
     /// See `ratio`.
     pub least: u32,
@@ -92,9 +96,11 @@ pub struct Breaker {
     pub permanent: u32,
     /// After how long an open breaker first looks whether the target is back; doubles up to `probe_cap`.
     #[serde(with = "duration::required")]
+    #[schema(value_type = String, example = "500ms")]
     pub probe: Duration,
     /// See `probe`.
     #[serde(with = "duration::required")]
+    #[schema(value_type = String, example = "15s")]
     pub probe_cap: Duration,
 }
 

@@ -5,6 +5,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::{
     event::{Change, Event, EventType},
@@ -15,7 +16,7 @@ use crate::{
 const RECENT_IDS: usize = 5;
 
 /// What `user.state.<user_id>` holds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct State {
     /// Whose state this is.
     pub user_id: UserId,
@@ -48,7 +49,7 @@ pub struct State {
 }
 
 /// The event that made a state.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Cause {
     /// Its id.
     pub id: String,
@@ -59,6 +60,7 @@ pub struct Cause {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub source: Option<String>,
     /// When it happened, says the publisher.
+    #[schema(value_type = String, format = DateTime)]
     pub timestamp: Timestamp,
     /// When USER_EVENTS stored it, in unix microseconds: where end-to-end latency starts.
     pub stored_us: u64,

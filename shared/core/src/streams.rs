@@ -133,6 +133,21 @@ pub fn intake_consumer() -> pull::Config {
     }
 }
 
+/// The gateways' consumer of messages that ran out of deliveries; several gateways share it.
+pub fn backstop_consumer() -> pull::Config {
+    pull::Config {
+        durable_name: Some(subjects::BACKSTOP.to_owned()),
+        description: Some("Dead-letters what ran out of deliveries without one".to_owned()),
+        filter_subject: subjects::ADVISORIES[0].to_owned(),
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: 1_000,
+        ..pull::Config::default()
+    }
+}
+
 /// The consumer of states of one target. It starts at the first state, so a new target is back-filled.
 pub fn state_consumer(target: &TargetConfig) -> pull::Config {
     target_consumer(target, subjects::STATES.to_owned())
@@ -226,19 +241,37 @@ pub async fn ensure(jetstream: &jetstream::Context, replicas: usize) -> anyhow::
     registry::ensure_buckets(jetstream, replicas).await
 }
 
-/// Creates or updates the consumers of `targets` and of intake.
+/// Creates or updates the gateways' own consumers.
 ///
 /// # Errors
 /// When the server refuses.
-pub async fn ensure_consumers<'a>(
+pub async fn ensure_consumers(jetstream: &jetstream::Context) -> anyhow::Result<()> {
+    let wanted = [
+        (subjects::USER_EVENTS, intake_consumer()),
+        (subjects::USER_ADVISORY, backstop_consumer()),
+    ];
+    ensure_each(jetstream, wanted).await
+}
+
+/// Creates or updates the consumers of one target, enabled or not.
+///
+/// # Errors
+/// When the server refuses.
+pub async fn ensure_target_consumers(
     jetstream: &jetstream::Context,
-    targets: impl Iterator<Item = &'a TargetConfig>,
+    target: &TargetConfig,
 ) -> anyhow::Result<()> {
-    let mut wanted = vec![(subjects::USER_EVENTS, intake_consumer())];
-    for target in targets {
-        wanted.push((subjects::USER_STATE, state_consumer(target)));
-        wanted.push((subjects::USER_REPAIR, repair_consumer(target)));
-    }
+    let wanted = [
+        (subjects::USER_STATE, state_consumer(target)),
+        (subjects::USER_REPAIR, repair_consumer(target)),
+    ];
+    ensure_each(jetstream, wanted).await
+}
+
+async fn ensure_each(
+    jetstream: &jetstream::Context,
+    wanted: [(&'static str, pull::Config); 2],
+) -> anyhow::Result<()> {
     for (stream, config) in wanted {
         let name = config.durable_name.clone().unwrap_or_default();
         let created = jetstream.create_consumer_on_stream(config, stream).await;

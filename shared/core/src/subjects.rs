@@ -25,6 +25,8 @@ pub const USER_ALERT: &str = "USER_ALERT";
 pub const TARGETS_BUCKET: &str = "user_targets";
 /// The KV bucket of circuit breakers that aren't closed: `<target>.<worker>`.
 pub const BREAKERS_BUCKET: &str = "user_breakers";
+/// The KV bucket of repairs and replays in bulk: `<job id>`.
+pub const JOBS_BUCKET: &str = "user_jobs";
 /// All states.
 pub const STATES: &str = "user.state.*";
 /// All repairs of all targets.
@@ -45,6 +47,10 @@ pub const ADVISORIES: [&str; 2] = [
 pub const INTAKE: &str = "gateway-intake";
 /// The priority group the gateways compete in (ADR-42).
 pub const INTAKE_GROUP: &str = "intake";
+/// The gateways' durable consumer on [`USER_ADVISORY`].
+pub const BACKSTOP: &str = "gateway-backstop";
+/// The name of the control plane as a NATS service, and the first token of its subjects.
+pub const CONTROL: &str = "usersync";
 /// The target name under which refused events are dead-lettered; no real target may have it.
 pub const GATEWAY_TARGET: &str = "gateway";
 
@@ -61,6 +67,31 @@ pub fn repair(target: &TargetName, user_id: &UserId) -> String {
 /// All repairs of one target.
 pub fn repairs_of(target: &TargetName) -> String {
     format!("user.repair.{target}.*")
+}
+
+/// All repairs of one user.
+pub fn repairs_for(user_id: &UserId) -> String {
+    format!("user.repair.*.{user_id}")
+}
+
+/// All dead letters of one target.
+pub fn dead_letters_of(target: &TargetName) -> String {
+    format!("user.dead.{target}.*")
+}
+
+/// All dead letters of one user.
+pub fn dead_letters_for(user_id: &UserId) -> String {
+    format!("user.dead.*.{user_id}")
+}
+
+/// All events that intake refused.
+pub fn refused_events() -> String {
+    format!("user.dead.{GATEWAY_TARGET}.*")
+}
+
+/// An operation of the control plane: `usersync.<group>.<op>`.
+pub fn control(group: &str, operation: &str) -> String {
+    format!("{CONTROL}.{group}.{operation}")
 }
 
 /// What a target's deliveries came to.
@@ -118,7 +149,31 @@ pub fn user_of_repair(subject: &str) -> Option<UserId> {
         .ok()
 }
 
-/// Header names of dead letters.
+/// Target and user of a `user.dead.<target>.<user_id>` subject, `None` for a refused event.
+pub fn of_dead_letter(subject: &str) -> Option<(TargetName, UserId)> {
+    target_and_user(subject.strip_prefix("user.dead.")?)
+}
+
+/// Target and user of a `user.repair.<target>.<user_id>` subject.
+pub fn of_repair(subject: &str) -> Option<(TargetName, UserId)> {
+    target_and_user(subject.strip_prefix("user.repair.")?)
+}
+
+fn target_and_user(tokens: &str) -> Option<(TargetName, UserId)> {
+    let (target, user_id) = tokens.split_once('.')?;
+    Some((target.parse().ok()?, user_id.parse().ok()?))
+}
+
+/// The sequence in USER_EVENTS that a `user.dead.gateway.<seq>` subject is about.
+pub fn seq_of_refused(subject: &str) -> Option<u64> {
+    let tokens = subject.strip_prefix("user.dead.")?;
+    let (target, seq) = tokens.split_once('.')?;
+    (target == GATEWAY_TARGET)
+        .then(|| seq.parse().ok())
+        .flatten()
+}
+
+/// Names of headers that are our own.
 pub mod header {
     /// Why, in words.
     pub const REASON: &str = "Usersync-Reason";
@@ -138,6 +193,8 @@ pub mod header {
     pub const SUBJECT: &str = "Usersync-Subject";
     /// The length in bytes of a refused event too long to be kept whole; all of it is in USER_EVENTS.
     pub const TRUNCATED: &str = "Usersync-Truncated";
+    /// On an entry of the bucket `user_targets` that comes from a catalogue file: the file entry's hash.
+    pub const FILE: &str = "Usersync-File";
     /// JSON Pointer (RFC 6901) to the member that made an event invalid.
     pub const POINTER: &str = "Usersync-Pointer";
 }
@@ -151,7 +208,13 @@ mod tests {
         let user: UserId = "a-B_9".parse().unwrap();
         let target: TargetName = "unified-auth".parse().unwrap();
         assert_eq!(user_of_state(&state(&user)), Some(user.clone()));
-        assert_eq!(user_of_repair(&repair(&target, &user)), Some(user));
+        assert_eq!(user_of_repair(&repair(&target, &user)), Some(user.clone()));
+        let both = Some((target.clone(), user.clone()));
+        assert_eq!(of_repair(&repair(&target, &user)), both);
+        assert_eq!(of_dead_letter(&dead_letter(&target, &user)), both);
+        assert_eq!(of_dead_letter(&refused_event(7)), None);
+        assert_eq!(seq_of_refused(&refused_event(7)), Some(7));
+        assert_eq!(seq_of_refused(&dead_letter(&target, &user)), None);
         for kind in EventType::ALL {
             assert_eq!(event_type(kind.as_str()), Some(kind));
         }

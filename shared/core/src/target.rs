@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU32, str::FromStr, time::Durat
 use jiff::fmt::serde::unsigned_duration::friendly::compact as duration;
 use serde::{Deserialize, Serialize};
 use url::Url;
+use utoipa::ToSchema;
 
 use crate::{
     fields::Fields,
@@ -67,10 +68,11 @@ impl fmt::Display for TargetName {
 }
 
 /// One target, as its catalogue file describes it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TargetConfig {
     /// The name workers are started with.
+    #[schema(inline)]
     pub name: TargetName,
     /// Where it is; the scheme picks the kind.
     pub url: Url,
@@ -82,13 +84,16 @@ pub struct TargetConfig {
     pub enabled: bool,
     /// How long one call may take.
     #[serde(with = "duration::required", default = "default_timeout")]
+    #[schema(value_type = String, example = "10s")]
     pub timeout: Duration,
     /// The most calls under way at once, per worker; within it concurrency adapts to the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>, minimum = 1)]
     pub concurrency: Option<NonZeroU32>,
     /// How many users one call may carry; the kind has a default. An HTTP target that is given more than
     /// one takes a JSON array.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>, minimum = 1)]
     pub batch: Option<NonZeroU32>,
     /// How long a call may wait for its batch to fill.
     #[serde(
@@ -96,9 +101,11 @@ pub struct TargetConfig {
         default,
         skip_serializing_if = "Duration::is_zero"
     )]
+    #[schema(value_type = String, example = "5ms")]
     pub linger: Duration,
     /// The most users per second, per worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>, minimum = 1)]
     pub rate_limit: Option<NonZeroU32>,
     /// How failures are tried again.
     #[serde(default)]
@@ -153,7 +160,7 @@ fn default_timeout() -> Duration {
 }
 
 /// What becomes of a user at a target that is no longer meant to have them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Removal {
     /// The user is deleted there.
@@ -166,7 +173,7 @@ pub enum Removal {
 }
 
 /// Where a database target keeps users. Every name is taken as it is, in the server's own spelling.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Table {
     /// The table, or the label of the nodes; the kind has a default (`users`, `User`).

@@ -270,6 +270,16 @@ impl Layout {
 }
 
 impl Row {
+    /// The same user as a deleted one.
+    pub(crate) fn buried(&self) -> Self {
+        Self {
+            deleted: true,
+            merged: false,
+            cells: vec![Some(None); self.cells.len()],
+            ..self.clone()
+        }
+    }
+
     /// What is told, in the order of [`Layout::told`].
     pub(crate) fn told(&self) -> impl Iterator<Item = Option<&str>> {
         self.cells.iter().flatten().map(Option::as_deref)

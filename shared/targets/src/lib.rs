@@ -12,6 +12,8 @@ mod mysql;
 mod outcome;
 mod postgres;
 mod redis;
+mod rule;
+mod shown;
 mod sql;
 mod table;
 
@@ -19,7 +21,8 @@ use async_trait::async_trait;
 use usersync_core::{secret::SecretError, target::TargetConfig};
 
 pub use delivery::{Action, Delivery};
-pub use outcome::{Failure, Outcome};
+pub use outcome::{Failure, Outcome, reclassify};
+pub use rule::{Rule, RuleError, Skip, Verdict};
 
 /// Something that holds a copy of the users.
 #[async_trait]
@@ -33,6 +36,15 @@ pub trait Target: Send + Sync {
     /// Asks whether the target answers and lets us in, changing nothing there.
     async fn probe(&self) -> Result<(), Failure>;
 
+    /// Reads every user of `batch` back and says of each, in the same order, whether the target shows what
+    /// it was told; `None` where the target isn't configured with `verify`.
+    ///
+    /// `Delivered` and `AlreadyNewer` mean that it does (`guarded` says nothing here), a difference is
+    /// `Transient`. A kind that can't refuses `verify` when it is made.
+    async fn verify(&self, _batch: &[Delivery]) -> Option<Vec<Outcome>> {
+        None
+    }
+
     /// How much it takes at once.
     fn limits(&self) -> Limits;
 
@@ -44,12 +56,6 @@ pub trait Target: Send + Sync {
     /// Runs them.
     async fn init(&self) -> Result<(), Failure> {
         Err(Failure::new(NOTHING_TO_MAKE))
-    }
-
-    /// Reads every user of `batch` back. Delivered means that the target holds exactly what was delivered, or
-    /// something newer; transient that it doesn't, with the member that differs. `None`: this kind can't tell.
-    async fn verify(&self, _batch: &[Delivery]) -> Option<Vec<Outcome>> {
-        None
     }
 }
 
@@ -97,9 +103,12 @@ pub enum ConfigError {
     /// A header can't be sent.
     #[error("headers: `{0}` is no valid header")]
     Header(String),
-    /// The kind can't carry several users in one call.
-    #[error("batch: an HTTP target takes one user per call; expected 1")]
-    Batch,
+    /// Users can't be read back.
+    #[error("verify: {0}")]
+    Verify(&'static str),
+    /// Users can't be read there.
+    #[error("read_url: expected an http or https URL with {{id}} where the user's id goes")]
+    ReadUrl,
     /// The signing secret is not to be had.
     #[error("secret: {0}")]
     Secret(#[from] SecretError),

@@ -17,7 +17,7 @@ use crate::{
     Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
     connections::{Connections, TRUSTED},
     layout::{Layout, Live, LiveColumn, Row, Shape},
-    table,
+    shown, table,
 };
 
 const CONCURRENCY: usize = 4;
@@ -157,6 +157,7 @@ pub(crate) struct SqlTarget<D: Dialect> {
     table: Table,
     name: String,
     deletes: bool,
+    verify: bool,
     place: Mutex<Place>,
     connections: Connections<D::Connection>,
     timeout: Duration,
@@ -173,6 +174,7 @@ impl<D: Dialect> SqlTarget<D> {
             name: table.name.clone().unwrap_or_else(|| TABLE.to_owned()),
             table,
             deletes: table::deletes(config),
+            verify: config.verify,
             place: Mutex::new(Place::Unknown),
             // One more for those who only look.
             connections: Connections::new(limits.concurrency + 1),
@@ -347,18 +349,27 @@ impl<D: Dialect> SqlTarget<D> {
             return Ok(());
         }
         let held = self.read(layout, &rows).await?;
+        let mut buried = Vec::new();
         rows.retain(|row| {
             let known = match held.get(&row.id) {
                 None => Fate::Written,
                 Some(held) if held.version > row.version => Fate::Newer,
-                Some(held) if held.deleted => Fate::Written,
-                Some(_) => return true,
+                Some(held) => {
+                    if held.deleted {
+                        buried.push(row.buried());
+                    }
+                    return !held.deleted;
+                }
             };
             outcomes[row.index] = Some(outcome(known));
             false
         });
-        rows.sort_by(|a, b| a.id.cmp(&b.id));
-        self.write(layout, &rows, How::Update, outcomes).await
+        // Who is deleted stays so, with the new version.
+        for (mut rows, how) in [(rows, How::Update), (buried, How::Upsert)] {
+            rows.sort_by(|a, b| a.id.cmp(&b.id));
+            self.write(layout, &rows, how, outcomes).await?;
+        }
+        Ok(())
     }
 
     async fn read(&self, layout: &Layout, rows: &[Row]) -> Result<HashMap<String, Held>, Trouble> {
@@ -383,9 +394,7 @@ impl<D: Dialect> SqlTarget<D> {
             Err(reason) => Outcome::Permanent(Failure::new(reason)),
             Ok(row) => match difference(&layout, delivery.action, &row, held.get(&row.id)) {
                 None => Outcome::Delivered { guarded: true },
-                Some(what) => {
-                    Outcome::Transient(Failure::new(format!("read back, {what} differs")))
-                }
+                Some(what) => shown::differs(&what),
             },
         });
         Ok(verdicts.collect())
@@ -479,6 +488,9 @@ impl<D: Dialect> Target for SqlTarget<D> {
     }
 
     async fn verify(&self, batch: &[Delivery]) -> Option<Vec<Outcome>> {
+        if !self.verify {
+            return None;
+        }
         let verdicts = self.in_time(self.verify_all(batch)).await;
         Some(verdicts.unwrap_or_else(|trouble| vec![trouble.outcome(); batch.len()]))
     }
@@ -499,7 +511,7 @@ fn outcome(fate: Fate) -> Outcome {
 fn difference(layout: &Layout, action: Action, row: &Row, held: Option<&Held>) -> Option<String> {
     let Some(held) = held else {
         // Nobody has to be there to be disabled.
-        return (action != Action::Disable).then(|| "the row is missing; everything".to_owned());
+        return (action != Action::Disable).then(|| "there is no row".to_owned());
     };
     if held.version > row.version || (action == Action::Disable && held.deleted) {
         return None;
@@ -518,9 +530,7 @@ fn difference(layout: &Layout, action: Action, row: &Row, held: Option<&Held>) -
                 .same(held.as_deref(), told.as_deref(), row.merged)
         })
     });
-    differing
-        .next()
-        .map(|((column, _), _)| format!("`{}`", column.path))
+    differing.next().map(|((column, _), _)| column.path.clone())
 }
 
 fn misfit(failure: Failure) -> Trouble {

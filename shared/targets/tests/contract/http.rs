@@ -50,12 +50,18 @@ impl UserStore for Rows {
         if self.guard && delivery.version < row.version {
             return Ok(Applied::AlreadyNewer);
         }
+        if delivery.disable && (row.version == 0 || row.deleted) {
+            (row.deleted, row.version) = (true, delivery.version);
+            return Ok(Applied::Stored);
+        }
         change(&mut row.held.username, delivery.username);
         change(&mut row.held.email, delivery.email);
         match delivery.data {
             Change::Keep => {}
             Change::Clear => row.held.data = Value::Null,
-            Change::Set(Value::Object(told)) if delivery.partial && row.held.data.is_object() => {
+            Change::Set(Value::Object(told))
+                if (delivery.partial || delivery.disable) && row.held.data.is_object() =>
+            {
                 for (name, value) in told {
                     row.held.data[name] = value;
                 }
@@ -154,7 +160,7 @@ impl Peer for Http {
             guard: self.rows.guard,
             keep: true,
             merge: true,
-            disable: false,
+            disable: self.rows.guard,
             unique_email: false,
             verify: false,
         }

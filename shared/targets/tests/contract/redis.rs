@@ -38,7 +38,7 @@ impl Peer for Redis {
             // A document is replaced as a whole.
             keep: false,
             merge: false,
-            disable: false,
+            disable: true,
             unique_email: false,
             verify: true,
         }

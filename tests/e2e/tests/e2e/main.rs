@@ -1,5 +1,6 @@
 //! usersync end to end: our own binaries, real servers on free ports, one stack per test.
 
+mod breaker;
 mod delivery;
 mod http_target;
 mod independent_client;
@@ -14,4 +15,5 @@ mod services;
 mod settings;
 mod support;
 mod takeover;
+mod watching;
 mod workers;
