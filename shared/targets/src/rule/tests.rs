@@ -534,3 +534,20 @@ fn the_hash_is_of_what_the_target_sees() {
     hashes.dedup();
     assert_eq!(hashes.len(), 11);
 }
+
+#[test]
+fn the_examples_of_the_documentation_compile() {
+    let page = include_str!("../../../../docs/RULES.md");
+    let blocks = page.split("```toml\n").skip(1);
+    let blocks: Vec<&str> = blocks.filter_map(|rest| rest.split("```").next()).collect();
+    assert!(blocks.len() >= 2);
+    for block in blocks {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("targets.toml");
+        std::fs::write(&file, block).unwrap();
+        let targets = usersync_core::catalogue::load(Some(&file)).unwrap();
+        for target in targets.values() {
+            assert_eq!(Rule::check(target), Ok(()), "{}", target.name);
+        }
+    }
+}
