@@ -14,7 +14,7 @@ Examples:
 
 /// Run every test: sets up what is missing, builds the binaries, then `cargo test --workspace`
 ///
-/// The end-to-end tests start real servers (NATS, Redis) and our binaries on free ports and stop them again.
+/// The tests start real servers (NATS, Redis, MariaDB, PostgreSQL, ArcadeDB) and our binaries on free ports and stop them again.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Test {

@@ -55,7 +55,9 @@ impl RedisTarget {
         let patience = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(config.timeout.min(Duration::from_secs(5))))
             .set_response_timeout(Some(config.timeout))
-            .set_max_delay(Duration::from_secs(1));
+            // The worker tries again; a driver that does so for as long as a call may take would make an
+            // outage look like a slow server.
+            .set_number_of_retries(0);
         Ok(Self {
             client,
             patience,
@@ -108,7 +110,7 @@ impl RedisTarget {
         call.query_async(&mut self.connection().await?).await
     }
 
-    /// The driver's own retries of connecting count too.
+    /// `call`, which may begin with connecting, for as long as a call may take.
     async fn within_timeout<T>(
         &self,
         call: impl Future<Output = Result<T, RedisError>>,
