@@ -323,7 +323,10 @@ async fn redis_reads_back_what_it_holds() -> Result<()> {
     );
 
     let disable = [delivery(4, 6, Action::Disable)];
-    assert_eq!(target.deliver(&disable).await, std::slice::from_ref(&guarded));
+    assert_eq!(
+        target.deliver(&disable).await,
+        std::slice::from_ref(&guarded)
+    );
     assert_eq!(target.verify(&disable).await, Some(vec![FINE]));
     assert_eq!(
         target.verify(&told[3..]).await,
@@ -368,6 +371,64 @@ async fn redis_reads_back_what_it_holds() -> Result<()> {
         assert!(reason.ends_with(expected), "{reason}");
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn disabling_in_redis_never_brings_an_older_document_back() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = RedisServer::start(dir.path()).await?;
+    let (one, other) = (
+        driver(&server.url(), json!({}))?,
+        driver(&server.url(), json!({}))?,
+    );
+    let client = redis::Client::open(server.url())?;
+    let mut redis = client.get_multiplexed_async_connection().await?;
+    let numbered = |user: u64, n: u64| {
+        let mut delivery = delivery(user, n, Action::Upsert);
+        delivery.members.data = Change::Set(json!({"n": n}));
+        delivery
+    };
+    let mut met = 0;
+    for round in 0..1_000 {
+        // Until the two have met, or hopelessly often.
+        if round > 20 && met > 0 {
+            break;
+        }
+        let users = round * 100..(round + 1) * 100;
+        let first: Vec<_> = users.clone().map(|user| numbered(user, 1)).collect();
+        one.deliver(&first).await;
+        let newer: Vec<_> = users.clone().map(|user| numbered(user, 2)).collect();
+        let disable: Vec<_> = users
+            .clone()
+            .map(|user| delivery(user, 3, Action::Disable))
+            .collect();
+        let (newer, disabled) = tokio::join!(other.deliver(&newer), one.deliver(&disable));
+        for ((user, newer), disabled) in users.zip(newer).zip(disabled) {
+            let text: String = redis::cmd("GET")
+                .arg(format!("user:{user}"))
+                .query_async(&mut redis)
+                .await?;
+            let document: Value = serde_json::from_str(&text)?;
+            let written = |outcome: &Outcome| matches!(outcome, Outcome::Delivered { .. });
+            assert_eq!(document["data"]["n"], if written(&newer) { 2 } else { 1 });
+            assert_eq!(
+                document["status"] == "disabled",
+                written(&disabled),
+                "{text}"
+            );
+            met += usize::from(failure_code(&disabled) == Some("CHANGED"));
+        }
+    }
+    assert!(met > 0, "the two never met: the test says nothing");
+    Ok(())
+}
+
+/// The code of a failure, if it is one.
+fn failure_code(outcome: &Outcome) -> Option<&str> {
+    match outcome {
+        Outcome::Delivered { .. } | Outcome::AlreadyNewer => None,
+        failed => failure(failed).code.as_deref(),
+    }
 }
 
 #[tokio::test]
