@@ -1,5 +1,6 @@
 //! usersync end to end: our own binaries, real servers on free ports, one stack per test.
 
+mod control;
 mod delivery;
 mod http_target;
 mod independent_client;
