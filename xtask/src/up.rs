@@ -81,7 +81,7 @@ impl Build {
         if self.no_build {
             return Ok(());
         }
-        run::build_binaries(self.profile())
+        run::build_binaries(self.profile(), &[])
     }
 }
 

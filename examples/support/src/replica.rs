@@ -34,6 +34,15 @@ const APPLY: &str = "
     WHERE excluded.version >= version
 ";
 
+/// Merges into a user who is there; leaves nothing but the version of one who isn't.
+const DISABLE: &str = "
+    INSERT INTO users (user_id, username, email, data, deleted, version) VALUES (?1, NULL, NULL, NULL, TRUE, ?2)
+    ON CONFLICT (user_id) DO UPDATE SET
+        data    = CASE WHEN deleted THEN data ELSE json_patch(coalesce(data, '{}'), ?3) END,
+        version = excluded.version
+    WHERE excluded.version >= version
+";
+
 /// The copy. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Replica {
@@ -141,6 +150,9 @@ impl Replica {
     }
 
     async fn write(&self, delivery: Delivery) -> sqlx::Result<Applied> {
+        if delivery.disable {
+            return self.disable(delivery).await;
+        }
         let Delivery {
             mut username,
             mut email,
@@ -168,11 +180,26 @@ impl Replica {
             .bind(data_mode)
             .execute(&self.pool)
             .await?;
-        Ok(if written.rows_affected() == 0 {
-            Applied::AlreadyNewer
-        } else {
-            Applied::Stored
-        })
+        Ok(applied(written.rows_affected()))
+    }
+
+    async fn disable(&self, delivery: Delivery) -> sqlx::Result<Applied> {
+        let data = value(delivery.data).unwrap_or_else(|| serde_json::json!({}));
+        let written = sqlx::query(DISABLE)
+            .bind(delivery.user_id.to_string())
+            .bind(delivery.version as i64)
+            .bind(data.to_string())
+            .execute(&self.pool)
+            .await?;
+        Ok(applied(written.rows_affected()))
+    }
+}
+
+/// A write that changed nothing met a newer version.
+fn applied(rows: u64) -> Applied {
+    match rows {
+        0 => Applied::AlreadyNewer,
+        _ => Applied::Stored,
     }
 }
 

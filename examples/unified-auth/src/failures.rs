@@ -87,6 +87,7 @@ mod tests {
             email: Change::Keep,
             data: Change::Set(json!({"status": "active"})),
             deleted: false,
+            disable: false,
             partial: false,
             version,
             timestamp: None,

@@ -4,202 +4,277 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use async_nats::jetstream::{self, AckKind, Message, stream::Stream};
-use futures_util::{FutureExt, StreamExt, future::FusedFuture, stream::FuturesUnordered};
+use async_nats::jetstream::{AckKind, Message};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{Fuse, FusedFuture},
+    stream::FuturesUnordered,
+};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::Health,
     lanes::{Lanes, Prefer},
-    streams::{self, ACK_WAIT},
+    streams::ACK_WAIT,
     subjects,
-    target::TargetConfig,
 };
-use usersync_targets::Target;
+use usersync_targets::Limits;
 
 use crate::{
+    board::Board,
+    breaker::State,
     feed::{Feed, Source},
-    freshness::Freshness,
-    meters::Meters,
-    parcel::{self, Carried, Item, Route, Task},
+    freshness::{Freshness, Unproven},
+    pace::Pace,
+    parcel::{self, Carried},
+    route::Route,
+    task::{Item, Task, consumer_sequence},
+    throttle::{Admission, Throttle},
 };
 
-/// How often deliveries without a guard are proven to be the newest.
-const PROVE_EVERY: Duration = Duration::from_millis(250);
+/// How often deliveries are proven to be the newest, results published, gauges set.
+const TICK: Duration = Duration::from_millis(250);
 /// The least room for queued tasks: what a fast target takes while the next messages are pulled.
 const LEAST_QUEUED: usize = 1_024;
+/// The most: what is queued is kept alive, and handed back when the worker stops.
+const MOST_QUEUED: usize = 16_384;
 /// How long calls under way may take to end on shutdown.
 const DRAIN: Duration = Duration::from_secs(7);
 /// One call in this many goes to live work first, however many repairs wait.
 const LIVE_SHARE: usize = 4;
+/// How long a probe may take beyond the target's own timeout, which a kind may apply per step.
+const PROBE: Duration = Duration::from_secs(10);
 
 /// Serves one target.
 pub(crate) struct Courier {
-    config: TargetConfig,
-    driver: Box<dyn Target>,
-    jetstream: jetstream::Context,
+    route: Arc<Route>,
     health: Health,
-}
-
-/// What a courier has in hand.
-struct Load {
+    board: Board,
+    resets: Arc<Notify>,
+    /// How the breaker stood when it was last shown.
+    shown: State,
+    limits: Limits,
     lanes: Lanes<Task>,
     freshness: Freshness,
+    pace: Pace,
+    throttle: Throttle,
     /// The most tasks queued before pulling stops.
     capacity: usize,
     /// Repairs among the tasks queued.
     repairs: usize,
+    /// Counts calls.
+    turn: usize,
 }
 
 impl Courier {
-    pub(crate) fn new(
-        config: TargetConfig,
-        driver: Box<dyn Target>,
-        jetstream: jetstream::Context,
-        health: Health,
-    ) -> Self {
-        health.down(config.name.as_ref(), "starting");
+    pub(crate) fn new(route: Arc<Route>, health: Health, board: Board) -> Self {
+        let limits = route.driver.limits();
+        let config = &route.config;
         Self {
-            config,
-            driver,
-            jetstream,
+            resets: board.resets(&config.name),
+            shown: State::Closed,
+            lanes: Lanes::default(),
+            freshness: Freshness::default(),
+            pace: Pace::new(limits.concurrency, Instant::now()),
+            throttle: Throttle::new(config.rate_limit, limits.batch, config.linger),
+            capacity: (2 * limits.concurrency * limits.batch).clamp(LEAST_QUEUED, MOST_QUEUED),
+            repairs: 0,
+            turn: 0,
+            limits,
+            route,
             health,
+            board,
         }
     }
 
     /// Serves the target until `shutdown`; then finishes calls under way and hands the rest back.
-    pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let waiting = streams::wait_for_stream(&self.jetstream, subjects::USER_STATE);
-        let Some(states) = shutdown.run_until_cancelled(waiting).await else {
-            return;
-        };
-        let limits = self.driver.limits();
-        let capacity = (2 * limits.concurrency * limits.batch).max(LEAST_QUEUED);
-        let feed = |stream| {
-            Feed::new(Source {
-                jetstream: self.jetstream.clone(),
-                stream,
-                consumer: self.config.name.to_string(),
-                health: self.health.clone(),
-            })
-        };
-        let mut live = feed(subjects::USER_STATE);
-        let mut repairs = feed(subjects::USER_REPAIR);
-        self.health.up(self.config.name.as_ref());
-        tracing::info!(target = %self.config.name, limits.concurrency, limits.batch, "serving");
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        let route = self.route.clone();
+        let target = &route.config.name;
+        let mut live = self.feed(subjects::USER_STATE);
+        let mut repairs = self.feed(subjects::USER_REPAIR);
+        self.health.up(target.as_ref());
+        let Limits { concurrency, batch } = self.limits;
+        tracing::info!(%target, concurrency, batch, "serving");
 
-        let mut load = Load {
-            lanes: Lanes::default(),
-            freshness: Freshness::default(),
-            capacity,
-            repairs: 0,
-        };
         let mut parcels = FuturesUnordered::new();
-        let mut prove = tokio::time::interval(PROVE_EVERY);
+        let mut tick = tokio::time::interval(TICK);
         let mut progress = tokio::time::interval(ACK_WAIT / 3);
-        let mut turn = 0_usize;
-        let meters = Meters::new(&self.config.name);
-        let route = Arc::new(Route {
-            config: self.config,
-            driver: self.driver,
-            jetstream: self.jetstream,
-            states,
-            meters,
-        });
-        let mut proof = pin!(futures_util::future::Fuse::terminated());
+        let mut proof = pin!(Fuse::terminated());
+        let mut probe = pin!(Fuse::terminated());
         loop {
-            while parcels.len() < limits.concurrency {
-                turn = turn.wrapping_add(1);
-                let prefer = if turn.is_multiple_of(LIVE_SHARE) {
-                    Prefer::Waiting
-                } else {
-                    Prefer::Urgent
-                };
-                let items = load.batch(limits.batch, prefer);
-                if items.is_empty() {
-                    break;
+            let wake = loop {
+                match self.next_call(parcels.len()) {
+                    Ok(items) => parcels.push(parcel::carry(route.clone(), items)),
+                    Err(wake) => break wake,
                 }
-                parcels.push(parcel::carry(route.clone(), items));
-            }
-            let room = load.capacity.saturating_sub(load.lanes.queued());
-            // Half the room is for live states, however many repairs wait.
-            let repair_room = room.min((load.capacity / 2).saturating_sub(load.repairs));
+            };
+            let (room, repair_room) = self.room(parcels.is_empty());
+            let probe_at = route.breaker().probe_at().filter(|_| probe.is_terminated());
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
                 // The timers come before the work, which under load is always ready.
-                _ = prove.tick(), if proof.is_terminated() && !load.freshness.is_empty() => {
-                    load.freshness.asking();
-                    proof.set(handed_out(route.states.clone(), route.config.name.to_string()).fuse());
+                _ = tick.tick() => {
+                    if proof.is_terminated() && !self.freshness.is_empty() {
+                        self.freshness.asking();
+                        proof.set(handed_out(route.clone()).fuse());
+                    }
+                    self.report(parcels.len()).await;
                 }
                 _ = progress.tick() => {
                     // Bounded, because nothing else is looked at meanwhile and NATS may be away.
-                    tokio::time::timeout(PROVE_EVERY, parcel::progress(load.lanes.items())).await.ok();
+                    timeout(TICK, parcel::progress(self.lanes.items())).await.ok();
+                }
+                () = self.resets.notified() => {
+                    route.breaker().reset();
+                    self.show();
+                }
+                () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
+                    probe.set(ask(route.clone()).fuse());
+                }
+                answer = &mut probe => {
+                    match answer {
+                        Ok(()) => route.breaker().answered(),
+                        Err(reason) => route.breaker().unanswered(reason, Instant::now()),
+                    }
+                    self.show();
                 }
                 Some(carried) = parcels.next() => {
-                    load.finish(carried);
+                    self.finish(carried);
                     while let Some(Some(carried)) = parcels.next().now_or_never() {
-                        load.finish(carried);
+                        self.finish(carried);
                     }
+                    self.show();
                 }
-                handed_out = &mut proof => load.prove(handed_out),
-                message = repairs.next(repair_room) => load.repair(message).await,
+                (states, repairs) = &mut proof => self.prove(states, repairs),
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+                message = repairs.next(repair_room) => self.repair(message).await,
                 message = live.next(room) => {
-                    load.live(message).await;
+                    self.live(message).await;
                     while let Some(message) = live.ready() {
-                        load.live(message).await;
+                        self.live(message).await;
                     }
+                    route.set_alone_since(self.freshness.alone_since());
                 }
             }
         }
         // What was never begun goes back: another worker may have it at once.
         let (live, repairs) = tokio::join!(live.close(), repairs.close());
-        let queued = load.lanes.items().filter_map(Task::message);
-        let hand_back = async {
-            for message in queued.chain(&live).chain(&repairs) {
-                if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
-                    tracing::warn!(%error, "can't hand a message back; it comes again after ack_wait");
-                }
-            }
-        };
-        let finish = async { while parcels.next().await.is_some() {} };
-        let drained = tokio::time::timeout(DRAIN, async { tokio::join!(hand_back, finish) }).await;
-        if drained.is_err() {
-            tracing::warn!(target = %route.config.name, calls = parcels.len(), "not all calls ended in time; their users come again");
+        let mut back: Vec<Message> = live.into_iter().chain(repairs).collect();
+        while let Some((_, tasks)) = self.lanes.take(Prefer::Urgent) {
+            back.extend(tasks.into_iter().filter_map(Task::into_message));
         }
-        tracing::info!(target = %route.config.name, "drained");
+        let finish = async {
+            hand_back(back).await;
+            while let Some(carried) = parcels.next().await {
+                let tasks = carried.held.into_iter().flat_map(|item| item.tasks);
+                hand_back(tasks.filter_map(Task::into_message)).await;
+            }
+            route.results.publish(true).await;
+        };
+        if timeout(DRAIN, finish).await.is_err() {
+            tracing::warn!(%target, calls = parcels.len(), "not all calls ended in time; their users come again");
+        }
+        self.board.show(target, State::Closed, "");
+        self.health.gone(target.as_ref());
+        tracing::info!(%target, "drained");
     }
-}
 
-impl Load {
+    fn feed(&self, stream: &'static str) -> Feed {
+        Feed::new(Source {
+            jetstream: self.route.jetstream.clone(),
+            stream,
+            consumer: self.route.config.name.to_string(),
+            health: self.health.clone(),
+        })
+    }
+
+    /// The next call to begin while `under_way` others are; or, as the error, when to look again.
+    fn next_call(&mut self, under_way: usize) -> Result<Vec<Item>, Option<Instant>> {
+        let (most, users) = match self.route.breaker().state() {
+            State::Closed => (self.pace.limit(), usize::MAX),
+            // One user decides.
+            State::HalfOpen => (1, 1),
+            State::Open | State::Gone => return Err(None),
+        };
+        let ready = self.lanes.ready();
+        if under_way >= most {
+            if ready > 0 {
+                self.pace.reached();
+            }
+            return Err(None);
+        }
+        let users = match self.throttle.admit(ready, Instant::now()) {
+            Admission::Call(admitted) => admitted.min(users),
+            Admission::Wait(until) => return Err(Some(until)),
+            Admission::Nobody => return Err(None),
+        };
+        self.turn = self.turn.wrapping_add(1);
+        let prefer = if self.turn.is_multiple_of(LIVE_SHARE) {
+            Prefer::Waiting
+        } else {
+            Prefer::Urgent
+        };
+        let items = self.take(users, prefer);
+        if items.is_empty() {
+            Err(None)
+        } else {
+            Ok(items)
+        }
+    }
+
     /// Up to `most` users who are not busy, with everything queued for them.
-    fn batch(&mut self, most: usize, prefer: Prefer) -> Vec<Item> {
+    fn take(&mut self, most: usize, prefer: Prefer) -> Vec<Item> {
         let mut items = Vec::new();
         while items.len() < most {
             let Some((user_id, tasks)) = self.lanes.take(prefer) else {
                 break;
             };
-            self.repairs -= tasks
-                .iter()
-                .filter(|task| matches!(task, Task::Repair(_)))
-                .count();
+            self.repairs -= repairs(&tasks);
             items.push(Item { user_id, tasks });
         }
         items
+    }
+
+    /// How many states, and how many repairs, may be asked for.
+    fn room(&self, idle: bool) -> (usize, usize) {
+        match self.route.breaker().state() {
+            State::Closed => {
+                let room = self.capacity.saturating_sub(self.lanes.queued());
+                // Half the room is for live states, however many repairs wait.
+                (
+                    room,
+                    room.min((self.capacity / 2).saturating_sub(self.repairs)),
+                )
+            }
+            // Somebody is needed for the call that decides.
+            State::HalfOpen if idle && self.lanes.queued() == 0 => (1, 1),
+            State::HalfOpen | State::Open | State::Gone => (0, 0),
+        }
     }
 
     fn finish(&mut self, carried: Carried) {
         for user in &carried.users {
             self.lanes.done(user);
         }
+        for Item { user_id, tasks } in carried.held {
+            self.repairs += repairs(&tasks);
+            self.lanes.put_back(&user_id, tasks);
+        }
         for unproven in carried.unproven {
             self.freshness.delivered(unproven);
+        }
+        if let Some((took, failed)) = carried.call {
+            self.pace.ended(took, failed, Instant::now());
         }
     }
 
     async fn live(&mut self, message: Message) {
-        if let Ok(info) = message.info() {
-            self.freshness.received(info.consumer_sequence);
-        }
+        self.freshness.received(consumer_sequence(&message));
         match subjects::user_of_state(&message.subject) {
             Some(user) => self.lanes.push(user, Task::Live(message)),
             None => give_up(message).await,
@@ -207,6 +282,7 @@ impl Load {
     }
 
     async fn repair(&mut self, message: Message) {
+        self.freshness.repaired(consumer_sequence(&message));
         match subjects::user_of_repair(&message.subject) {
             Some(user) => {
                 self.repairs += 1;
@@ -214,15 +290,72 @@ impl Load {
             }
             None => give_up(message).await,
         }
+        self.route.set_alone_since(self.freshness.alone_since());
     }
 
-    fn prove(&mut self, handed_out: Option<u64>) {
-        // Unknown: as if the server had handed out more than we saw.
-        for suspect in self.freshness.suspects(handed_out.unwrap_or(u64::MAX)) {
-            self.lanes
-                .push(suspect.user_id, Task::Recheck(suspect.version));
+    /// The server says how far it has handed out states and repairs; unknown counts as further than we saw.
+    fn prove(&mut self, states: Option<u64>, repairs: Option<u64>) {
+        let (states, repairs) = (states.unwrap_or(u64::MAX), repairs.unwrap_or(u64::MAX));
+        for Unproven {
+            user_id, version, ..
+        } in self.freshness.suspects(states, repairs)
+        {
+            self.lanes.push(user_id, Task::Recheck(version));
         }
+        self.route.set_alone_since(self.freshness.alone_since());
     }
+
+    /// Shows the breaker where people look, if it has changed; sees to what its closing asks for.
+    fn show(&mut self) {
+        let (state, reason, mistaken) = {
+            let mut breaker = self.route.breaker();
+            let reason = breaker.reason().to_owned();
+            (breaker.state(), reason, breaker.mistaken())
+        };
+        for user in mistaken {
+            self.lanes.push(user, Task::Recheck(0));
+        }
+        if state == self.shown {
+            return;
+        }
+        let target = &self.route.config.name;
+        match state {
+            State::Closed => {
+                // What has been waiting may be outdated; the newer states come by themselves.
+                self.route.set_held_up_to(self.freshness.last_received());
+                tracing::info!(%target, "breaker closed: the target is back");
+            }
+            State::HalfOpen => tracing::info!(%target, "breaker half-open: one delivery decides"),
+            State::Open => {
+                tracing::warn!(%target, reason, "breaker open: nothing is delivered until the target is back");
+            }
+            State::Gone => {
+                tracing::error!(%target, reason, "the target says that it is gone; nothing is delivered until its breaker is reset");
+            }
+        }
+        let level = match state {
+            State::Closed => 0,
+            State::HalfOpen => 1,
+            State::Open => 2,
+            State::Gone => 3,
+        };
+        self.route.meters.breaker_state.set(level);
+        self.board.show(target, state, &reason);
+        self.shown = state;
+    }
+
+    /// What is seen from outside, and the delivery log.
+    async fn report(&self, under_way: usize) {
+        let meters = &self.route.meters;
+        meters.concurrency.set(self.pace.limit() as f64);
+        meters.in_hand.set((self.lanes.queued() + under_way) as f64);
+        self.route.results.publish(true).await;
+    }
+}
+
+fn repairs(tasks: &[Task]) -> usize {
+    let repair = |task: &&Task| matches!(task, Task::Repair(_));
+    tasks.iter().filter(repair).count()
 }
 
 /// A subject that names no user can only come from a hand-made publish.
@@ -231,8 +364,28 @@ async fn give_up(message: Message) {
     let _ = message.ack_with(AckKind::Term).await;
 }
 
-/// The last consumer sequence the server handed out to any worker of this target.
-async fn handed_out(states: Stream, consumer: String) -> Option<u64> {
-    let info = states.consumer_info(consumer).await.ok()?;
-    Some(info.delivered.consumer_sequence)
+async fn hand_back(messages: impl IntoIterator<Item = Message>) {
+    for message in messages {
+        if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
+            tracing::warn!(%error, "can't hand a message back; it comes again after ack_wait");
+        }
+    }
+}
+
+/// The last sequences the server handed out to any worker of this target: of states and of repairs.
+async fn handed_out(route: Arc<Route>) -> (Option<u64>, Option<u64>) {
+    let last = async |stream: &str| {
+        let stream = route.jetstream.get_stream_no_info(stream).await.ok()?;
+        let info = stream.consumer_info(&route.config.name).await.ok()?;
+        Some(info.delivered.consumer_sequence)
+    };
+    tokio::join!(last(subjects::USER_STATE), last(subjects::USER_REPAIR))
+}
+
+/// Probes the target; the error says why it can't be used.
+async fn ask(route: Arc<Route>) -> Result<(), String> {
+    match timeout(route.config.timeout + PROBE, route.driver.probe()).await {
+        Ok(answer) => answer.map_err(|failure| failure.to_string()),
+        Err(_) => Err("the probe timed out".to_owned()),
+    }
 }

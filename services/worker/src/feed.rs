@@ -85,6 +85,7 @@ impl Feed {
 
     /// Stops pulling; returns what was handed out and not taken.
     pub(crate) async fn close(self) -> Vec<Message> {
+        self.source.health.gone(&self.source.part());
         match self.state {
             State::Opening(_) => Vec::new(),
             State::Open(pull) => pull.close().await,

@@ -15,6 +15,8 @@ pub(crate) struct Freshness {
     last_seq: u64,
     /// The first message after the last gap.
     last_gap: u64,
+    /// The sequence of the consumer of repairs received last.
+    last_repair: u64,
     /// Landed since the server was last asked how far it has handed out messages.
     landed: Vec<Unproven>,
     /// Landed before it was asked; the answer is on its way.
@@ -43,7 +45,30 @@ impl Freshness {
         self.last_seq = seq;
     }
 
-    /// A target without a guard took this version.
+    /// A repair arrived with this sequence of its consumer.
+    pub(crate) fn repaired(&mut self, seq: u64) {
+        if seq != self.last_repair + 1 {
+            self.not_alone();
+        }
+        self.last_repair = seq;
+    }
+
+    /// Another worker was handed something, nobody knows just when.
+    fn not_alone(&mut self) {
+        self.last_gap = self.last_seq + 1;
+    }
+
+    /// The consumer sequence since which nobody else was handed anything, as far as is known.
+    pub(crate) fn alone_since(&self) -> u64 {
+        self.last_gap
+    }
+
+    /// The consumer sequence received last.
+    pub(crate) fn last_received(&self) -> u64 {
+        self.last_seq
+    }
+
+    /// A target without a guard took this version, or was not called because it has it.
     pub(crate) fn delivered(&mut self, unproven: Unproven) {
         self.landed.push(unproven);
     }
@@ -58,10 +83,15 @@ impl Freshness {
         self.asked.append(&mut self.landed);
     }
 
-    /// The server has handed out messages up to this consumer sequence, to whomever.
+    /// The server has handed out states up to this consumer sequence, and repairs up to that one,
+    /// to whomever.
     ///
     /// Returns the deliveries that must be compared with the newest state.
-    pub(crate) fn suspects(&mut self, handed_out: u64) -> Vec<Unproven> {
+    pub(crate) fn suspects(&mut self, handed_out: u64, repairs: u64) -> Vec<Unproven> {
+        if repairs != self.last_repair {
+            self.not_alone();
+            self.last_repair = repairs;
+        }
         let mut suspects = Vec::new();
         if let Some((seq, deliveries)) = self.pending.take() {
             let alone_since = |since| self.last_seq >= seq && since != 0 && since >= self.last_gap;
@@ -90,7 +120,7 @@ mod tests {
     /// Asks, and answers that everything up to `handed_out` is out.
     fn ask(freshness: &mut Freshness, handed_out: u64) -> Vec<Unproven> {
         freshness.asking();
-        freshness.suspects(handed_out)
+        freshness.suspects(handed_out, 0)
     }
 
     #[test]
@@ -129,12 +159,30 @@ mod tests {
     }
 
     #[test]
+    fn a_repair_by_another_worker_makes_everything_before_it_suspect() {
+        let mut freshness = Freshness::default();
+        freshness.received(1);
+        freshness.repaired(1);
+        freshness.received(2);
+        freshness.delivered(delivery(2));
+        freshness.asking();
+        assert_eq!(freshness.suspects(2, 1), []);
+        freshness.asking();
+        assert_eq!(
+            freshness.suspects(2, 2),
+            [delivery(2)],
+            "somebody got repair 2"
+        );
+        assert_eq!(freshness.alone_since(), 3);
+    }
+
+    #[test]
     fn what_lands_while_the_server_is_asked_waits_for_the_next_answer() {
         let mut freshness = Freshness::default();
         freshness.received(1);
         freshness.asking();
         freshness.delivered(delivery(1));
-        assert_eq!(freshness.suspects(1), []);
+        assert_eq!(freshness.suspects(1, 0), []);
         assert_eq!(ask(&mut freshness, 2), []);
         assert_eq!(ask(&mut freshness, 2), [delivery(1)]);
     }

@@ -1,25 +1,49 @@
 //! A worker: takes states from NATS and brings them to its targets.
 //!
-//! `feed` pulls, `courier` runs the lanes of one target, `parcel` carries one batch, `settle`
-//! decides what follows, `dead_letter` keeps what can't be delivered, `freshness` guards order
-//! between workers. Nothing here knows HTTP or Redis; that is `usersync_targets`.
+//! `fleet` follows the targets and runs a `courier` for each: it pulls from its `feed`s, queues per
+//! user, and lets `breaker`, `pace` and `throttle` say when the next call begins. A `parcel` carries
+//! one batch: `newest` finds the states, `settle` decides what follows, `letters` clears
+//! a dead letter after a later success. `freshness` guards order between
+//! workers, `unchanged` skips what the target has. `board`, `desk` and `results` tell people.
+//! Nothing here knows HTTP, Redis or SQL; that is `usersync_targets`.
 
+mod board;
+mod breaker;
 mod courier;
-mod dead_letter;
+mod desk;
+mod failures;
 mod feed;
+mod fleet;
 mod freshness;
+mod letters;
 mod meters;
+mod newest;
+mod pace;
 mod parcel;
+mod results;
+mod route;
 mod settings;
 mod settle;
+mod task;
+mod throttle;
+mod unchanged;
 
 use anyhow::Context as _;
 use async_nats::jetstream;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::{self, Health},
-    nats, telemetry,
+    catalogue::Catalogue,
+    nats,
+    registry::Registry,
+    target::TargetConfig,
+    telemetry,
+};
+
+use crate::{
+    board::Board,
+    fleet::{Fleet, Routes},
 };
 
 pub use settings::{Flags, Settings};
@@ -49,14 +73,33 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         .ack_timeout(nats::REQUEST_TIMEOUT);
     let jetstream = context.build(client.clone());
 
-    let mut couriers = JoinSet::new();
-    for target in settings.targets {
-        let driver = usersync_targets::connect(&target)?;
-        let courier = courier::Courier::new(target, driver, jetstream.clone(), health.clone());
-        couriers.spawn(courier.run(shutdown.clone()));
-    }
-    while let Some(ended) = couriers.join_next().await {
-        ended.context("a courier panicked")?;
+    // The last, random part is enough to tell workers apart.
+    let id = uuid::Uuid::now_v7().simple().to_string();
+    let worker = id[id.len() - 12..].to_owned();
+    tracing::info!(worker, "this worker's name in NATS");
+    let board = Board::new(worker.clone());
+    let routes = Routes::default();
+    let posting = tokio::spawn(board.clone().run(jetstream.clone(), shutdown.clone()));
+    let answering = tokio::spawn(desk::run(
+        client.clone(),
+        worker,
+        routes.clone(),
+        shutdown.clone(),
+    ));
+    let fleet = Fleet {
+        jetstream,
+        health,
+        board,
+        routes,
+        names: settings.names,
+    };
+    fleet.run(shutdown).await;
+    posting.await.context("the board panicked")?;
+    if let Err(error) = answering.await.context("the desk panicked")? {
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "nobody could ask about this worker"
+        );
     }
     nats::flush(&client).await;
     served.cancel();
@@ -69,14 +112,30 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
 /// When NATS or a target can't be used.
 pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     let mut failed = Vec::new();
+    let mut targets = settings.catalogue.clone();
     match nats::check(&settings.common.nats, "usersync-worker").await {
-        Ok(_) => tracing::info!("NATS with JetStream answers"),
+        Ok(jetstream) => {
+            tracing::info!("NATS with JetStream answers");
+            if targets.is_none() {
+                targets = Some(registered(&jetstream, &mut failed).await?);
+            }
+        }
         Err(error) => failed.push(format!("{error:#}")),
     }
-    for target in &settings.targets {
-        match usersync_targets::connect(target)?.probe().await {
-            Ok(()) => tracing::info!(target = %target.name, "the target answers"),
-            Err(failure) => failed.push(format!("target {}: {failure}", target.name)),
+    let targets = targets.unwrap_or_default();
+    for name in &settings.names {
+        if !targets.contains_key(name) {
+            failed.push(format!("target {name}: there is no such target"));
+        }
+    }
+    let served = targets.values().filter(|target| settings.serves(target));
+    for target in served {
+        match usersync_targets::connect(target) {
+            Ok(driver) => match driver.probe().await {
+                Ok(()) => tracing::info!(target = %target.name, "the target answers"),
+                Err(failure) => failed.push(format!("target {}: {failure}", target.name)),
+            },
+            Err(error) => failed.push(format!("target {}: {error}", target.name)),
         }
     }
     anyhow::ensure!(
@@ -86,4 +145,30 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
         failed.join("\n  ")
     );
     Ok(())
+}
+
+/// The targets in the bucket, with what is wrong with the others.
+async fn registered(
+    jetstream: &jetstream::Context,
+    failed: &mut Vec<String>,
+) -> anyhow::Result<Catalogue> {
+    let entries = match Registry::open(jetstream).await {
+        Ok(registry) => registry.entries().await?,
+        Err(error) => {
+            failed.push(format!("{error:#}"));
+            return Ok(Catalogue::new());
+        }
+    };
+    let mut targets = Catalogue::new();
+    for (name, entry) in entries {
+        failed.extend(
+            entry
+                .problem
+                .map(|problem| format!("target {name}: {problem}")),
+        );
+        if let Some(config) = entry.config {
+            targets.insert(config.name.clone(), TargetConfig::clone(&config));
+        }
+    }
+    Ok(targets)
 }

@@ -1,269 +1,230 @@
-//! One batch on its way: find the newest state of each user, deliver, settle every message.
+//! One batch on its way: find the newest state of each user, deliver, settle every message or hold it.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use async_nats::{
-    HeaderMap,
-    jetstream::{
-        self, AckKind, Message,
-        stream::{DirectGetErrorKind, Stream},
-    },
-};
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use async_nats::jetstream::AckKind;
 use jiff::Timestamp;
 use tokio::time::Instant;
-use usersync_core::{
-    state::State, streams::ACK_WAIT, subjects, target::TargetConfig, user_id::UserId,
-};
-use usersync_targets::{Delivery, Failure, Outcome, Target};
+use usersync_core::{streams::ACK_WAIT, user_id::UserId};
+use usersync_targets::{Delivery, Outcome, Verdict};
 
 use crate::{
-    dead_letter,
+    breaker::Ruling,
     freshness::Unproven,
-    meters::Meters,
-    settle::{self, Verdict},
+    newest::{self, Newest},
+    route::Route,
+    settle::{self, Ending},
+    task::{Item, Task},
 };
 
-/// What one courier's parcels share.
-pub(crate) struct Route {
-    /// The target.
-    pub config: TargetConfig,
-    /// How to reach it.
-    pub driver: Box<dyn Target>,
-    /// The JetStream connection.
-    pub jetstream: jetstream::Context,
-    /// USER_STATE, for direct gets.
-    pub states: Stream,
-    /// What is counted.
-    pub meters: Meters,
-}
-
-/// Why a user is to be delivered.
-#[derive(Debug)]
-pub(crate) enum Task {
-    /// A new state arrived: the message holds it.
-    Live(Message),
-    /// Someone asked for the newest state to be delivered.
-    Repair(Message),
-    /// Another worker may have delivered out of order: deliver the newest state if it is newer than this.
-    Recheck(u64),
-}
-
-impl Task {
-    pub(crate) fn message(&self) -> Option<&Message> {
-        match self {
-            Self::Live(message) | Self::Repair(message) => Some(message),
-            Self::Recheck(_) => None,
-        }
-    }
-}
-
-/// One user of a batch, with everything queued for them.
-pub(crate) struct Item {
-    pub user_id: UserId,
-    pub tasks: Vec<Task>,
-}
-
-impl Item {
-    /// The messages with a state.
-    fn live(&self) -> impl Iterator<Item = &Message> {
-        self.tasks.iter().filter_map(|task| match task {
-            Task::Live(message) => Some(message),
-            Task::Repair(_) | Task::Recheck(_) => None,
-        })
-    }
-
-    /// The consumer sequence received when what is delivered was the newest; 0 when unknown.
-    fn since(&self) -> u64 {
-        let seq = |message: &Message| message.info().map_or(0, |info| info.consumer_sequence);
-        self.live().map(seq).max().unwrap_or(0)
-    }
-
-    /// The lowest version to be rechecked, `None` when anything else is to be done.
-    fn only_recheck(&self) -> Option<u64> {
-        let versions = self.tasks.iter().map(|task| match task {
-            Task::Recheck(version) => Some(*version),
-            Task::Live(_) | Task::Repair(_) => None,
-        });
-        versions.collect::<Option<Vec<_>>>()?.into_iter().min()
-    }
-
-    /// A recheck has no message that comes again, so one that may succeed later is unproven again.
-    fn failed_recheck(&self, outcome: &Outcome) -> Option<Unproven> {
-        let version = self.only_recheck()?;
-        let later = matches!(outcome, Outcome::Transient(_) | Outcome::Fault(_));
-        later.then(|| Unproven {
-            user_id: self.user_id.clone(),
-            version,
-            since: 0,
-        })
-    }
-}
-
-/// What is left to do when a batch has been settled.
+/// What is left to do when a batch has come to its end.
 #[derive(Default)]
 pub(crate) struct Carried {
     /// Whose lanes are free again.
     pub users: Vec<UserId>,
-    /// What a target without a guard took.
+    /// What is kept until the target is back.
+    pub held: Vec<Item>,
+    /// What may not be what the target has.
     pub unproven: Vec<Unproven>,
+    /// How long the call took, and whether it failed; `None` when there was none.
+    pub call: Option<(Duration, bool)>,
 }
 
-/// What is known of a user before delivery.
-enum Newest {
-    State(Box<State>, Option<String>),
-    /// There is nothing to deliver.
-    Nothing,
-    /// The newest state can't be had now, or not at all.
-    Failed(Outcome),
+/// One user who is called about.
+struct Called {
+    item: Item,
+    delivery: Delivery,
+    content: u64,
+    stored_us: u64,
 }
 
-/// Carries one batch to the end: every message of it is acknowledged, put off or dead-lettered.
+/// Carries one batch to the end: every message of it is acknowledged, put off, dead-lettered or held.
 pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
-    let newest = newest(&route, &items).await;
-    let mut batch = Vec::with_capacity(items.len());
-    let mut stored_us = Vec::with_capacity(items.len());
-    let mut outcomes = Vec::with_capacity(items.len());
-    for found in newest {
-        outcomes.push(match found {
-            Newest::State(state, traceparent) => {
-                stored_us.push(state.event.stored_us);
-                batch.push(Delivery::new(&route.config, *state, traceparent));
-                None
-            }
-            Newest::Nothing => Some(Outcome::AlreadyNewer),
-            Newest::Failed(outcome) => Some(outcome),
-        });
+    let mut carried = Carried::default();
+    let (called, ended) = prepare(&route, items).await;
+    for (item, version, ending) in ended {
+        conclude(&route, &mut carried, item, version, &ending, Duration::ZERO).await;
     }
+    if called.is_empty() {
+        return carried;
+    }
+    let (called, batch): (Vec<_>, Vec<_>) = called.into_iter().map(Called::split).unzip();
     let started = Instant::now();
-    let delivered = match batch.is_empty() {
-        true => Vec::new(),
-        false => with_progress(&items, route.driver.deliver(&batch)).await,
-    };
-    let elapsed = started.elapsed();
+    let outcomes = with_progress(&called, deliver(&route, &batch)).await;
+    let took = started.elapsed();
     let now_us = unix_us();
 
-    let mut carried = Carried::default();
-    let mut deliveries = batch.into_iter().zip(delivered).zip(stored_us);
-    for (item, known) in items.into_iter().zip(outcomes) {
-        match known {
-            Some(outcome) => {
-                settle(&route, &item, 0, &outcome).await;
-                carried.unproven.extend(item.failed_recheck(&outcome));
+    let users = called.iter().map(|(item, ..)| &item.user_id);
+    let rulings: Vec<Ruling> = {
+        let mut breaker = route.breaker();
+        breaker.called(users.zip(&outcomes), Instant::now());
+        outcomes
+            .iter()
+            .map(|outcome| breaker.ruling(outcome))
+            .collect()
+    };
+    let failed = |outcome: &Outcome| matches!(outcome, Outcome::Transient(_) | Outcome::Fault(_));
+    carried.call = Some((took, outcomes.iter().all(failed)));
+    route.meters.call_seconds.record(took);
+    let results = called.into_iter().zip(batch).zip(outcomes).zip(rulings);
+    for ((((item, content, stored_us), delivery), outcome), ruling) in results {
+        note(&route, &item, &delivery, content, &outcome);
+        if ruling == Ruling::Hold {
+            carried.held.push(item);
+            continue;
+        }
+        if let Outcome::Delivered { guarded } = outcome {
+            if matches!(item.tasks.as_slice(), [Task::Live(_)]) {
+                let micros = now_us.saturating_sub(stored_us);
+                let latency = Duration::from_micros(micros);
+                route.meters.sync_seconds.record(latency);
             }
-            None => {
-                let Some(((delivery, outcome), stored_us)) = deliveries.next() else {
-                    continue;
-                };
-                route.meters.call_seconds.record(elapsed);
-                match &outcome {
-                    Outcome::Delivered { guarded } => {
-                        route.meters.delivered.increment(1);
-                        if matches!(item.tasks.as_slice(), [Task::Live(_)]) {
-                            let micros = now_us.saturating_sub(stored_us);
-                            route
-                                .meters
-                                .sync_seconds
-                                .record(Duration::from_micros(micros));
-                        }
-                        if !guarded {
-                            carried.unproven.push(Unproven {
-                                user_id: item.user_id.clone(),
-                                version: delivery.version,
-                                since: item.since(),
-                            });
-                        }
-                    }
-                    Outcome::AlreadyNewer => route.meters.already_newer.increment(1),
-                    Outcome::Transient(_)
-                    | Outcome::Permanent(_)
-                    | Outcome::Fault(_)
-                    | Outcome::Gone(_) => {}
-                }
-                settle(&route, &item, delivery.version, &outcome).await;
-                carried.unproven.extend(item.failed_recheck(&outcome));
+            if !guarded {
+                carried.unproven.push(Unproven {
+                    user_id: item.user_id.clone(),
+                    version: delivery.version,
+                    since: item.since(),
+                });
             }
         }
-        carried.users.push(item.user_id);
+        let ending = Ending::Outcome(outcome);
+        conclude(&route, &mut carried, item, delivery.version, &ending, took).await;
     }
     carried
 }
 
-/// The newest state of every item: from its message, or asked for where there is none.
-async fn newest(route: &Route, items: &[Item]) -> Vec<Newest> {
-    let mut newest = Vec::with_capacity(items.len());
-    let mut asked = FuturesUnordered::new();
-    for (index, item) in items.iter().enumerate() {
-        match newest_message(item) {
-            Some(message) => newest.push(read(message)),
-            None => {
-                newest.push(Newest::Nothing);
-                asked.push(async move { (index, ask(route, item).await) });
+impl Called {
+    fn split(self) -> ((Item, u64, u64), Delivery) {
+        ((self.item, self.content, self.stored_us), self.delivery)
+    }
+}
+
+/// Finds out what the target is to be told of whom, and what has ended without a call.
+async fn prepare(route: &Route, items: Vec<Item>) -> (Vec<Called>, Vec<(Item, u64, Ending)>) {
+    let newest = newest::of(route, &items).await;
+    let mut called = Vec::with_capacity(items.len());
+    let mut ended = Vec::new();
+    for (item, newest) in items.into_iter().zip(newest) {
+        let (state, traceparent) = match newest {
+            Newest::State(state, traceparent) => (*state, traceparent),
+            Newest::Nothing => {
+                ended.push((item, 0, Ending::Superseded));
+                continue;
+            }
+            Newest::Failed(outcome) => {
+                ended.push((item, 0, Ending::Outcome(outcome)));
+                continue;
+            }
+        };
+        let (version, stored_us) = (state.version, state.event.stored_us);
+        let delivery = match route.rule.apply(state, traceparent) {
+            Verdict::Send(delivery) => delivery,
+            Verdict::Skip { why } => {
+                ended.push((item, version, Ending::Skipped(why)));
+                continue;
+            }
+            Verdict::Refused(failure) => {
+                let refused = Ending::Outcome(Outcome::Permanent(failure));
+                ended.push((item, version, refused));
+                continue;
+            }
+        };
+        let mut unchanged = route.unchanged();
+        let content = match unchanged.is_enabled() {
+            true => delivery.content_hash(),
+            false => 0,
+        };
+        let since = match item.only_live() {
+            true => unchanged.since(&item.user_id, content, route.alone_since()),
+            false => None,
+        };
+        if let Some(since) = since {
+            ended.push((item, version, Ending::Unchanged { since }));
+            continue;
+        }
+        // Until the call has succeeded nobody knows what the target holds.
+        unchanged.forget(&item.user_id);
+        drop(unchanged);
+        called.push(Called {
+            item,
+            delivery,
+            content,
+            stored_us,
+        });
+    }
+    (called, ended)
+}
+
+/// Delivers, and reads back what the target is to be trusted with only then.
+async fn deliver(route: &Route, batch: &[Delivery]) -> Vec<Outcome> {
+    let mut outcomes = route.driver.deliver(batch).await;
+    if route.config.verify
+        && outcomes
+            .iter()
+            .any(|outcome| matches!(outcome, Outcome::Delivered { .. }))
+        && let Some(verified) = route.driver.verify(batch).await
+    {
+        for (outcome, verified) in outcomes.iter_mut().zip(verified) {
+            if let (Outcome::Delivered { .. }, Outcome::Transient(_) | Outcome::Fault(_)) =
+                (&*outcome, &verified)
+            {
+                *outcome = verified;
             }
         }
     }
-    while let Some((index, answer)) = asked.next().await {
-        newest[index] = answer;
-    }
-    newest
+    let retry = &route.config.retry;
+    outcomes
+        .into_iter()
+        .map(|outcome| usersync_targets::reclassify(outcome, retry))
+        .collect()
 }
 
-/// The message with the newest state, `None` when the state must be asked for.
-fn newest_message(item: &Item) -> Option<&Message> {
-    match item.tasks.as_slice() {
-        [Task::Live(only)] => Some(only),
-        _ => item
-            .live()
-            .max_by_key(|message| message.info().map_or(0, |info| info.stream_sequence)),
-    }
-}
-
-fn read(message: &Message) -> Newest {
-    parse(&message.payload, message.headers.as_ref())
-}
-
-/// Reads the newest state by direct get.
-async fn ask(route: &Route, item: &Item) -> Newest {
-    let subject = subjects::state(&item.user_id);
-    match route.states.direct_get_last_for_subject(subject).await {
-        Ok(message) => match parse(&message.payload, Some(&message.headers)) {
-            Newest::State(state, _) if item.only_recheck() >= Some(state.version) => {
-                Newest::Nothing
-            }
-            found => found,
-        },
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Newest::Nothing,
-        Err(error) => {
-            let reason = format!("can't read the newest state: {error}");
-            Newest::Failed(Outcome::Transient(Failure::new(reason)))
-        }
+/// Remembers what the target has now been told.
+fn note(route: &Route, item: &Item, delivery: &Delivery, content: u64, outcome: &Outcome) {
+    if let Outcome::Delivered { .. } = outcome {
+        let since = if item.only_live() { item.since() } else { 0 };
+        route.unchanged().told(&delivery.user_id, content, since);
     }
 }
 
-fn parse(payload: &[u8], headers: Option<&HeaderMap>) -> Newest {
-    match serde_json::from_slice(payload) {
-        Ok(state) => {
-            let traceparent = headers.and_then(|headers| headers.get("traceparent"));
-            Newest::State(
-                Box::new(state),
-                traceparent.map(|value| value.as_str().to_owned()),
-            )
-        }
-        Err(error) => {
-            let place = format!("line {} column {}", error.line(), error.column());
-            let reason = format!("what USER_STATE holds is no state: {place}");
-            Newest::Failed(Outcome::Permanent(Failure::new(reason)))
-        }
-    }
+/// Settles one user's messages and frees their lane.
+async fn conclude(
+    route: &Route,
+    carried: &mut Carried,
+    item: Item,
+    version: u64,
+    ending: &Ending,
+    took: Duration,
+) {
+    settle::settle(route, &item, version, ending, took).await;
+    carried.unproven.extend(unproven(&item, ending));
+    carried.users.push(item.user_id);
+}
+
+/// What has to be looked at again although its messages are settled.
+fn unproven(item: &Item, ending: &Ending) -> Option<Unproven> {
+    let (version, since) = match ending {
+        // Another worker may have told the target something else meanwhile.
+        Ending::Unchanged { since } => (0, *since),
+        // A recheck has no message that comes again.
+        Ending::Outcome(Outcome::Transient(_) | Outcome::Fault(_)) => (item.only_recheck()?, 0),
+        Ending::Outcome(_) | Ending::Superseded | Ending::Skipped(_) => return None,
+    };
+    let user_id = item.user_id.clone();
+    Some(Unproven {
+        user_id,
+        version,
+        since,
+    })
 }
 
 /// Awaits `work`, telling the server in time that its messages are still being worked on.
-async fn with_progress<T>(items: &[Item], work: impl Future<Output = T>) -> T {
+async fn with_progress<T>(called: &[(Item, u64, u64)], work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     loop {
         match tokio::time::timeout(ACK_WAIT / 3, &mut work).await {
             Ok(done) => return done,
-            Err(_) => progress(items.iter().flat_map(|item| &item.tasks)).await,
+            Err(_) => progress(called.iter().flat_map(|(item, ..)| &item.tasks)).await,
         }
     }
 }
@@ -277,69 +238,6 @@ pub(crate) async fn progress(tasks: impl Iterator<Item = &Task>) {
     }
 }
 
-/// Does with every message of `item` what its outcome asks for.
-async fn settle(route: &Route, item: &Item, version: u64, outcome: &Outcome) {
-    let messages: Vec<&Message> = item.tasks.iter().filter_map(Task::message).collect();
-    route
-        .meters
-        .coalesced
-        .increment(messages.len().saturating_sub(1) as u64);
-    let attempts = match outcome {
-        // Only failures count attempts; success needs no look at the message. A newer state starts
-        // anew, whatever an older one that waits beside it has used up.
-        Outcome::Delivered { .. } | Outcome::AlreadyNewer => 1,
-        _ => messages
-            .iter()
-            .map(|message| delivered(message))
-            .min()
-            .unwrap_or(1),
-    };
-    let target = &route.config.name;
-    match settle::decide(
-        outcome,
-        attempts,
-        &route.config.retry,
-        fastrand::f64() * 2.0 - 1.0,
-    ) {
-        Verdict::Acknowledge => acknowledge(&messages, AckKind::Ack).await,
-        Verdict::Retry(delay, failure) => {
-            route.meters.retried.increment(1);
-            tracing::warn!(%target, user.id = %item.user_id, attempts, delay_ms = delay.as_millis(), reason = %failure, "delivery failed; trying again");
-            acknowledge(&messages, AckKind::Nak(Some(delay))).await;
-        }
-        Verdict::DeadLetter(class, failure) => {
-            let task = (&item.user_id, version);
-            match dead_letter::store(&route.jetstream, target, task, attempts, class, failure).await
-            {
-                Ok(()) => {
-                    route.meters.dead_lettered.increment(1);
-                    tracing::error!(%target, user.id = %item.user_id, attempts, class = class.as_str(), reason = %failure, "dead-lettered");
-                    acknowledge(&messages, AckKind::Term).await;
-                }
-                Err(error) => {
-                    tracing::error!(%target, user.id = %item.user_id, error = format!("{error:#}"), "can't store the dead letter; trying again");
-                    acknowledge(&messages, AckKind::Nak(Some(route.config.retry.base))).await;
-                }
-            }
-        }
-    }
-}
-
-async fn acknowledge(messages: &[&Message], kind: AckKind) {
-    for message in messages {
-        if let Err(error) = message.ack_with(kind).await {
-            // Not lost: the server hands it out again.
-            tracing::warn!(%error, "can't acknowledge; the message will come again");
-        }
-    }
-}
-
-fn delivered(message: &Message) -> u32 {
-    message
-        .info()
-        .map_or(1, |info| u32::try_from(info.delivered).unwrap_or(u32::MAX))
-}
-
-fn unix_us() -> u64 {
+pub(crate) fn unix_us() -> u64 {
     u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default()
 }

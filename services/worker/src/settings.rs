@@ -1,10 +1,15 @@
 //! What a worker is told: flags, environment, file.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::Parser;
 use serde::Deserialize;
 use usersync_core::{
+    catalogue::Catalogue,
     common::{Common, CommonFlags},
     settings::{Problems, Reader},
     target::{InvalidTargetName, TargetConfig, TargetName},
@@ -13,7 +18,8 @@ use usersync_core::{
 /// Delivers the newest state of every user to its targets.
 ///
 /// Start one per target, or several for one target to share its load. Without --target, one
-/// worker serves every enabled target. Exit status: 0 stopped, 1 failed, 64 bad configuration.
+/// worker serves every enabled target. Targets are followed live in the KV bucket user_targets,
+/// which usersync-gateway fills from its catalogue files; --targets is for --check here. Exit status: 0 stopped, 1 failed, 64 bad configuration.
 #[derive(Debug, Parser)]
 #[command(
     name = "usersync-worker",
@@ -65,8 +71,10 @@ impl TryFrom<OneOrMany> for Names {
 pub struct Settings {
     /// What the gateway has too.
     pub common: Common,
-    /// The targets to serve.
-    pub targets: Vec<TargetConfig>,
+    /// The targets to serve; empty for every enabled one.
+    pub names: BTreeSet<TargetName>,
+    /// The catalogue files, where `targets` names them; a running worker follows the bucket instead.
+    pub catalogue: Option<Catalogue>,
 }
 
 impl Settings {
@@ -86,51 +94,28 @@ impl Settings {
             "target",
             (!flags.target.is_empty()).then_some(&flags.target),
         );
-        let expected = "names of targets in the catalogue";
-        let mut names = reader.get("target", Names(Vec::new()), expected).0;
-        // Two couriers for one target would break the order within this worker.
-        names.sort();
-        names.dedup();
+        let names = reader.get("target", Names(Vec::new()), "names of targets");
         reader.leave(&[
             "streams.replicas",
             "intake.accept_empty_state",
             "intake.cache_mib",
         ]);
-        let mut targets = Vec::new();
-        for name in &names {
-            match common.catalogue.get(name) {
-                Some(target) if target.enabled => targets.push(target.clone()),
-                Some(_) => reader.report(format!(
-                    "target: {name} is disabled in the catalogue; set `enabled = true` there"
-                )),
-                None => {
-                    let known: Vec<_> = common.catalogue.keys().map(TargetName::as_ref).collect();
-                    reader.report(format!(
-                        "target: {name} is not in the catalogue; expected one of {}",
-                        known.join(", ")
-                    ));
-                }
-            }
-        }
-        if names.is_empty() {
-            targets.extend(
-                common
-                    .catalogue
-                    .values()
-                    .filter(|target| target.enabled)
-                    .cloned(),
-            );
-        }
-        if targets.is_empty() {
-            reader.report("target: there is no enabled target to serve; see the catalogue that `targets` names");
-        }
-        for target in &targets {
-            if let Err(error) = usersync_targets::connect(target) {
-                reader.report(format!("target {}: {error}", target.name));
-            }
-        }
+        let given: Option<PathBuf> = reader.optional("targets", "a path");
         reader.finish()?;
-        Ok(Self { common, targets })
+        Ok(Self {
+            catalogue: given.map(|_| common.catalogue.clone()),
+            common,
+            names: names.0.into_iter().collect(),
+        })
+    }
+
+    /// Whether this worker is to serve `target`.
+    pub fn serves(&self, target: &TargetConfig) -> bool {
+        if self.names.is_empty() {
+            target.enabled
+        } else {
+            self.names.contains(&target.name)
+        }
     }
 }
 
@@ -157,11 +142,9 @@ mod tests {
             "user-service",
         ];
         let settings = Settings::read(&Flags::parse_from(flags)).unwrap();
-        assert_eq!(settings.targets.len(), 1);
-        assert_eq!(
-            settings.common.catalogue,
-            usersync_core::catalogue::load(None).unwrap()
-        );
+        assert_eq!(settings.names.len(), 1);
+        let shipped = usersync_core::catalogue::load(None).unwrap();
+        assert_eq!(settings.catalogue, Some(shipped));
     }
 
     #[test]

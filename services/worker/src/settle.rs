@@ -1,9 +1,29 @@
-//! What follows from an outcome: acknowledge, try again later, or dead-letter. Decided here and nowhere else.
+//! What follows from an ending: acknowledge, try again later, or dead-letter. Decided here and nowhere else.
 
 use std::time::Duration;
 
-use usersync_core::{dead_letter::Class, retry::Retry};
-use usersync_targets::{Failure, Outcome};
+use async_nats::jetstream::{AckKind, Message};
+use jiff::Timestamp;
+use usersync_core::{
+    dead_letter::{Class, DeadLetter, Same},
+    retry::Retry,
+};
+use usersync_targets::{Failure, Outcome, Skip};
+
+use crate::{parcel::unix_us, results::Line, route::Route, task::Item};
+
+/// How the work on one user ended.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// The target was called, or could not be.
+    Outcome(Outcome),
+    /// A newer state is on its way, or the target has it.
+    Superseded,
+    /// Nothing the target sees has changed since it was told last, at this consumer sequence.
+    Unchanged { since: u64 },
+    /// The target isn't meant to hear of this.
+    Skipped(Skip),
+}
 
 /// What is to be done with a message.
 #[derive(Debug, PartialEq)]
@@ -14,6 +34,140 @@ pub(crate) enum Verdict<'a> {
     Retry(Duration, &'a Failure),
     /// Keep it as a dead letter, then terminate it.
     DeadLetter(Class, &'a Failure),
+}
+
+/// Does with every message of `item` what its ending asks for.
+pub(crate) async fn settle(
+    route: &Route,
+    item: &Item,
+    version: u64,
+    ending: &Ending,
+    took: Duration,
+) {
+    let count = item.messages().count();
+    if count > 1 {
+        route.meters.coalesced.increment(count as u64 - 1);
+    }
+    let (counter, name) = match ending {
+        Ending::Superseded => {
+            route.meters.superseded.increment(1);
+            return acknowledge(item.messages(), AckKind::Ack).await;
+        }
+        Ending::Unchanged { .. } => (&route.meters.unchanged, "unchanged"),
+        Ending::Skipped(why) => (&route.meters.out_of_scope, why.as_str()),
+        Ending::Outcome(Outcome::Delivered { .. }) => (&route.meters.delivered, "delivered"),
+        Ending::Outcome(Outcome::AlreadyNewer) => (&route.meters.already_newer, "already_newer"),
+        Ending::Outcome(outcome) => return failed(route, item, version, outcome, took).await,
+    };
+    counter.increment(1);
+    log(route, item, version, name, 0, took, None);
+    route.failures().ended(&item.user_id);
+    if let Err(error) = route.letters.clear(&item.user_id, version).await {
+        let error = format!("{error:#}");
+        tracing::warn!(target = %route.config.name, user.id = %item.user_id, error, "can't clear the dead letter; delivering again");
+        return acknowledge(item.messages(), AckKind::Nak(Some(route.config.retry.base))).await;
+    }
+    acknowledge(item.messages(), AckKind::Ack).await;
+}
+
+async fn failed(route: &Route, item: &Item, version: u64, outcome: &Outcome, took: Duration) {
+    let (target, retry) = (&route.config.name, &route.config.retry);
+    let attempts = item.attempts();
+    match decide(outcome, attempts, retry, fastrand::f64() * 2.0 - 1.0) {
+        Verdict::Acknowledge => acknowledge(item.messages(), AckKind::Ack).await,
+        Verdict::Retry(delay, failure) => {
+            route.meters.retried.increment(1);
+            log(
+                route,
+                item,
+                version,
+                "retry",
+                attempts,
+                took,
+                failure.code.as_deref(),
+            );
+            route
+                .failures()
+                .failed(&item.user_id, version, attempts, failure, delay);
+            tracing::warn!(%target, user.id = %item.user_id, attempts, delay_ms = delay.as_millis(), reason = %failure, "delivery failed; trying again");
+            acknowledge(item.messages(), AckKind::Nak(Some(delay))).await;
+        }
+        Verdict::DeadLetter(class, failure) => {
+            log(
+                route,
+                item,
+                version,
+                "dead",
+                attempts,
+                took,
+                failure.code.as_deref(),
+            );
+            let first =
+                route
+                    .failures()
+                    .failed(&item.user_id, version, attempts, failure, Duration::ZERO);
+            let letter = DeadLetter {
+                target: target.clone(),
+                user_id: item.user_id.clone(),
+                version,
+                attempts,
+                class,
+                reason: failure.reason.to_string(),
+                code: failure.code.as_deref().map(str::to_owned),
+                first_failure: Some(first),
+                last_failure: Some(Timestamp::now()),
+            };
+            match letter.store(&route.jetstream, Same::Replace).await {
+                Ok(_) => {
+                    route.failures().ended(&item.user_id);
+                    route.meters.dead_lettered.increment(1);
+                    tracing::error!(%target, user.id = %item.user_id, attempts, class = class.as_str(), reason = %failure, "dead-lettered");
+                    acknowledge(item.messages(), AckKind::Term).await;
+                }
+                Err(error) => {
+                    tracing::error!(%target, user.id = %item.user_id, error = format!("{error:#}"), "can't store the dead letter; trying again");
+                    acknowledge(item.messages(), AckKind::Nak(Some(retry.base))).await;
+                }
+            }
+        }
+    }
+}
+
+/// `attempts` of 0 stands for "as often as the message was handed out", which is looked up only when logged.
+fn log(
+    route: &Route,
+    item: &Item,
+    version: u64,
+    outcome: &'static str,
+    attempts: u32,
+    took: Duration,
+    code: Option<&str>,
+) {
+    if !route.config.results {
+        return;
+    }
+    route.results.add(&Line {
+        user_id: &item.user_id,
+        version,
+        outcome,
+        attempts: if attempts == 0 {
+            item.attempts()
+        } else {
+            attempts
+        },
+        ms: (took.as_secs_f64() * 100_000.0).round() / 100.0,
+        code,
+        at_us: unix_us(),
+    });
+}
+
+async fn acknowledge(messages: impl Iterator<Item = &Message>, kind: AckKind) {
+    for message in messages {
+        if let Err(error) = message.ack_with(kind).await {
+            // Not lost: the server hands it out again.
+            tracing::warn!(%error, "can't acknowledge; the message will come again");
+        }
+    }
 }
 
 /// Decides on one message. `attempts` counts this one; `jitter` is −1 to 1.

@@ -32,6 +32,12 @@ impl Health {
         self.set(part, Some(reason.into()));
     }
 
+    /// `part` is no longer a part.
+    pub fn gone(&self, part: &str) {
+        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.remove(part);
+    }
+
     fn set(&self, part: &str, reason: Option<String>) {
         self.0
             .lock()

@@ -121,18 +121,75 @@ impl Fields {
         }
     }
 
-    /// What is wrong with the paths.
-    pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
-        let known = |path: &str| {
-            matches!(path, "username" | "email" | "status" | "data")
-                || path
-                    .strip_prefix("data.")
-                    .is_some_and(|rest| !rest.is_empty())
-        };
-        self.include.iter().chain(&self.exclude).filter(move |path| !known(path)).map(|path| {
-            format!("fields: `{path}` is no member of a user; expected username, email, status, data or data.<path>")
-        })
+    /// Whether the target is told `path`, or at least a part of it, when the user has it. `compute`
+    /// and `rename` are not looked at.
+    pub fn tells(&self, path: &str) -> bool {
+        let included = |listed: &String| covers(listed, path) || covers(path, listed);
+        (self.include.is_empty() || self.include.iter().any(included))
+            && !self.exclude.iter().any(|listed| covers(listed, path))
     }
+
+    /// What is wrong, one sentence per problem, naming the key. Expressions and the secret aren't looked at.
+    pub fn problems(&self) -> Vec<String> {
+        let lists = [("include", &self.include), ("exclude", &self.exclude)];
+        let listed = lists
+            .iter()
+            .flat_map(|(key, paths)| paths.iter().map(move |path| (*key, path)));
+        let tables = self.compute.keys().map(|path| ("compute", path));
+        let tables = tables.chain(self.mask.keys().map(|path| ("mask", path)));
+        let renamed = self.rename.iter().flat_map(|(from, to)| [from, to]);
+        let paths = listed
+            .chain(tables)
+            .chain(renamed.map(|path| ("rename", path)));
+        let mut problems: Vec<String> = paths
+            .filter(|(_, path)| !is_member(path))
+            .map(|(key, path)| format!("fields.{key}: `{path}` is no member of a user; expected username, email, status, data or data.<path>"))
+            .collect();
+        let hashed = self.mask.values().any(|mask| *mask == Mask::Hash);
+        if hashed && self.mask_key.is_none() {
+            problems.push("fields.mask_key: expected a reference such as env:MASK_KEY, for `hash` needs a key".to_owned());
+        }
+        problems.extend(self.rename_problems());
+        problems
+    }
+
+    /// Renames that can't work, whatever the user.
+    fn rename_problems(&self) -> impl Iterator<Item = String> {
+        let pairs = |(index, to): (usize, &'_ String)| {
+            let later = self.rename.values().skip(index + 1);
+            later
+                .filter(|other| covers(to, other) || covers(other, to))
+                .map(|other| match other == to {
+                    true => format!("fields.rename: two members become `{to}`"),
+                    false => format!(
+                        "fields.rename: `{to}` and `{other}` can't both be written, one is inside the other"
+                    ),
+                })
+                .collect::<Vec<_>>()
+        };
+        let clashes: Vec<String> = self.rename.values().enumerate().flat_map(pairs).collect();
+        let untold = self
+            .rename
+            .keys()
+            .filter(|from| !self.tells(from) && !self.compute.keys().any(|made| covers(made, from)))
+            .map(|from| {
+                format!("fields.rename: `{from}` is not among the fields this target is told")
+            });
+        clashes.into_iter().chain(untold)
+    }
+}
+
+/// Whether `inner` is `outer` or lies in it.
+fn covers(outer: &str, inner: &str) -> bool {
+    let rest = inner.strip_prefix(outer);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// Whether `path` names a member of a user.
+fn is_member(path: &str) -> bool {
+    let inside = |rest: &str| rest.split('.').all(|name| !name.is_empty());
+    matches!(path, "username" | "email" | "status" | "data")
+        || path.strip_prefix("data.").is_some_and(inside)
 }
 
 fn copy_path(from: &Value, path: &str, into: &mut Value) {
@@ -250,5 +307,59 @@ mod tests {
             state(EventType::Updated, json!({"email": "a@x"})),
         );
         assert_eq!(partial, json!({"email": "a@x"}));
+    }
+
+    #[test]
+    fn every_problem_names_its_key() {
+        let rows = [
+            (
+                json!({"include": ["phone"]}),
+                "fields.include: `phone` is no",
+            ),
+            (
+                json!({"exclude": ["data."]}),
+                "fields.exclude: `data.` is no",
+            ),
+            (
+                json!({"compute": {"user_id": "1"}}),
+                "fields.compute: `user_id` is no",
+            ),
+            (
+                json!({"mask": {"data..a": "redact"}}),
+                "fields.mask: `data..a` is no",
+            ),
+            (
+                json!({"mask": {"email": "hash"}}),
+                "fields.mask_key: expected",
+            ),
+            (
+                json!({"rename": {"email": "mail"}}),
+                "fields.rename: `mail` is no",
+            ),
+            (
+                json!({"rename": {"email": "data.a", "username": "data.a"}}),
+                "fields.rename: two members become `data.a`",
+            ),
+            (
+                json!({"rename": {"email": "data.a", "username": "data.a.b"}}),
+                "one is inside the other",
+            ),
+            (
+                json!({"exclude": ["data.a"], "rename": {"data.a.b": "email"}}),
+                "fields.rename: `data.a.b` is not among",
+            ),
+        ];
+        for (fields, expected) in rows {
+            let parsed: Fields = serde_json::from_value(fields.clone()).unwrap();
+            let problems = parsed.problems();
+            assert!(
+                problems.len() == 1 && problems[0].contains(expected),
+                "{fields}: {problems:?}"
+            );
+        }
+        let fine = json!({"include": ["email", "data.a"], "compute": {"data.b": "1"},
+            "mask": {"email": "redact"}, "rename": {"email": "data.mail", "data.b": "username", "data.a.c": "data.c"}});
+        let fine: Fields = serde_json::from_value(fine).unwrap();
+        assert_eq!(fine.problems(), Vec::<String>::new());
     }
 }

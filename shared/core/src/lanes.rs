@@ -114,6 +114,21 @@ impl<T> Lanes<T> {
         }
     }
 
+    /// Puts back what [`Self::take`] handed out, before everything queued since, and ends that work.
+    pub fn put_back(&mut self, user: &UserId, mut items: Vec<T>) {
+        if let Some(lane) = self.lanes.get_mut(user) {
+            self.queued += items.len();
+            items.append(&mut lane.items);
+            lane.items = items;
+        }
+        self.done(user);
+    }
+
+    /// How many users could be taken, at most: some may be busy again.
+    pub fn ready(&self) -> usize {
+        self.urgent.len() + self.waiting.len()
+    }
+
     /// How many items are queued, without those handed out.
     pub fn queued(&self) -> usize {
         self.queued
@@ -157,6 +172,24 @@ mod tests {
         assert_eq!(lanes.take(Urgent), Some((ann.clone(), vec![2, 3])));
         lanes.done(&ann);
         assert_eq!((lanes.queued(), lanes.take(Urgent)), (0, None));
+    }
+
+    #[test]
+    fn what_is_put_back_comes_before_what_arrived_since() {
+        let mut lanes = Lanes::default();
+        let (ann, bob) = (UserId::from(1), UserId::from(2));
+        lanes.push(ann.clone(), 1);
+        let (_, items) = lanes.take(Urgent).unwrap();
+        lanes.push(ann.clone(), 2);
+        lanes.push(bob.clone(), 9);
+        lanes.put_back(&ann, items);
+        assert_eq!((lanes.queued(), lanes.ready()), (3, 2));
+        assert_eq!(
+            lanes.take(Urgent),
+            Some((bob, vec![9])),
+            "behind those who wait"
+        );
+        assert_eq!(lanes.take(Urgent), Some((ann, vec![1, 2])));
     }
 
     #[test]

@@ -13,6 +13,8 @@ use crate::problem::{Fault, Problem};
 /// The largest version: what every JSON reader and a BIGINT can hold.
 const MAX_VERSION: u64 = (1 << 53) - 1;
 const MAX_TASK_ID_CHARS: usize = 256;
+/// The most users in one call.
+const MAX_ITEMS: usize = 1_000;
 
 /// What a target is asked to store.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +33,9 @@ pub struct Delivery {
     pub data: Change<Value>,
     /// The user is gone.
     pub deleted: bool,
+    /// The user is no longer meant to be active here: set what is told, which is the status, where the
+    /// user is there. Where not, only remember the version, as for a deleted one.
+    pub disable: bool,
     /// Nobody created this user yet, so only the members present are known: write those alone.
     pub partial: bool,
     /// Strictly increases per user. The only thing to order deliveries by.
@@ -42,25 +47,11 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Parses the body of one call.
-    pub(crate) fn parse(body: &[u8]) -> Result<Self, Problem> {
-        let members = match serde_json::from_slice(body) {
-            Ok(Value::Object(members)) => members,
-            Ok(_) => return Err(fault("", "must be a JSON object")),
-            // serde_json's own text may quote the body, so only the place is passed on.
-            Err(error) => {
-                let place = format!(
-                    "the body is not JSON: line {} column {}",
-                    error.line(),
-                    error.column()
-                );
-                return Err(Problem::new(StatusCode::BAD_REQUEST, place));
-            }
+    /// Parses one user of a call.
+    pub(crate) fn parse(document: Value) -> Result<Self, Problem> {
+        let Value::Object(mut members) = document else {
+            return Err(fault("", "must be a JSON object"));
         };
-        Self::from_members(members)
-    }
-
-    fn from_members(mut members: Map<String, Value>) -> Result<Self, Problem> {
         let task_id = match members.remove("task_id") {
             Some(Value::String(id))
                 if !id.is_empty() && id.chars().count() <= MAX_TASK_ID_CHARS =>
@@ -89,6 +80,11 @@ impl Delivery {
             Change::Keep | Change::Clear => None,
         };
         let deleted = take_flag(&mut members, "deleted")?;
+        let disable = match set(take_text(&mut members, "action")?).as_deref() {
+            None | Some("upsert" | "delete") => false,
+            Some("disable") => true,
+            Some(_) => return Err(fault("/action", "must be upsert, delete or disable")),
+        };
         let partial = take_flag(&mut members, "partial")?;
         let mut delivery = Self {
             task_id,
@@ -104,6 +100,7 @@ impl Delivery {
                 Some(value) => Change::Set(value),
             },
             deleted,
+            disable,
             partial,
             version,
             timestamp,
@@ -125,6 +122,32 @@ impl Delivery {
         keep(&mut self.username);
         keep(&mut self.email);
         keep(&mut self.data);
+    }
+}
+
+/// What one call holds.
+pub(crate) enum Posted {
+    One(Value),
+    Several(Vec<Value>),
+}
+
+impl Posted {
+    /// Reads the body of a call.
+    pub(crate) fn read(body: &[u8]) -> Result<Self, Problem> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Array(items)) if items.len() > MAX_ITEMS => {
+                let detail = format!("at most {MAX_ITEMS} users fit into one call");
+                Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail))
+            }
+            Ok(Value::Array(items)) => Ok(Self::Several(items)),
+            Ok(document) => Ok(Self::One(document)),
+            // serde_json's own text may quote the body, so only the place is passed on.
+            Err(error) => {
+                let (line, column) = (error.line(), error.column());
+                let place = format!("the body is not JSON: line {line} column {column}");
+                Err(Problem::new(StatusCode::BAD_REQUEST, place))
+            }
+        }
     }
 }
 
@@ -166,7 +189,7 @@ mod tests {
         for (name, value) in extra.as_object().unwrap() {
             body[name] = value.clone();
         }
-        Delivery::parse(body.to_string().as_bytes())
+        Delivery::parse(body)
     }
 
     #[test]
@@ -181,6 +204,14 @@ mod tests {
             (delivery.event_type, delivery.deleted, delivery.source),
             (None, false, None)
         );
+    }
+
+    #[test]
+    fn an_array_holds_a_thousand_users_and_not_one_more() {
+        let array = |count: usize| Posted::read(json!(vec![0; count]).to_string().as_bytes());
+        assert!(matches!(array(1_000), Ok(Posted::Several(items)) if items.len() == 1_000));
+        let refused = array(1_001).err().unwrap();
+        assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
     }
 
     #[test]
@@ -203,6 +234,8 @@ mod tests {
             ("/username", json!({"username": 1})),
             ("/email", json!({"email": []})),
             ("/deleted", json!({"deleted": "yes"})),
+            ("/action", json!({"action": "purge"})),
+            ("/action", json!({"action": true})),
             ("/partial", json!({"partial": 1})),
             ("/timestamp", json!({"timestamp": "yesterday"})),
         ];

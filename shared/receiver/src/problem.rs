@@ -67,6 +67,16 @@ impl Problem {
     }
 }
 
+impl std::fmt::Display for Problem {
+    /// What is wrong, and where.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.detail)?;
+        self.faults
+            .iter()
+            .try_for_each(|fault| write!(f, "; {}: {}", fault.pointer, fault.detail))
+    }
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         #[derive(Serialize)]

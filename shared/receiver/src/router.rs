@@ -1,4 +1,4 @@
-//! The one route of the kit: bounded body, signature, delivery, store, answer.
+//! The one route of the kit: bounded body, signature, deliveries, store, answer.
 
 use std::sync::Arc;
 
@@ -11,19 +11,21 @@ use axum::{
     routing::post,
 };
 use secrecy::SecretString;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::{
-    delivery::Delivery,
+    delivery::{Delivery, Posted},
     problem::Problem,
     signature::{InvalidSecret, Signatures},
-    store::{StoreError, UserStore},
+    store::{Applied, StoreError, UserStore},
 };
 
 /// The header of every 2xx answer that tells the worker how this target keeps order.
 pub const GUARD_HEADER: &str = "x-sync-guard";
 /// The value of [`GUARD_HEADER`]: this target refuses older versions itself.
 pub const GUARD_BY_VERSION: &str = "version";
+const UNAVAILABLE: &str = "the store is unavailable; try again";
 
 /// How deliveries are taken.
 #[derive(Clone, Debug)]
@@ -44,7 +46,8 @@ impl Default for Options {
     }
 }
 
-/// A router with one route, `POST /`, to nest at the path the target is configured with.
+/// A router with one route, `POST /`, to nest at the path the target is configured with. It takes
+/// one user, or an array of at most 1,000, whose answer says what became of each.
 ///
 /// # Errors
 /// [`InvalidSecret`] when a secret can't be used.
@@ -68,21 +71,34 @@ async fn receive<S: UserStore>(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let (result, response) = match receiver.take(&headers, body).await {
-        Ok(answer) => answer,
-        Err((result, problem)) => (result, problem.into_response()),
-    };
-    metrics::counter!("usersync_receiver_deliveries_total", "result" => result).increment(1);
-    response
+    match receiver.take(&headers, body).await {
+        Ok(response) => response,
+        Err((result, problem)) => {
+            count(result);
+            problem.into_response()
+        }
+    }
+}
+
+/// What became of one user of an array.
+#[derive(Serialize)]
+struct Item {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task_id: Option<String>,
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 impl<S: UserStore> Receiver<S> {
-    /// Takes one call; on both sides the first part is the result as the metric names it.
+    /// Takes one call; an error's first part is the result as the metric names it.
     async fn take(
         &self,
         headers: &HeaderMap,
         body: Result<Bytes, BytesRejection>,
-    ) -> Result<(&'static str, Response), (&'static str, Problem)> {
+    ) -> Result<Response, (&'static str, Problem)> {
         let body =
             body.map_err(|error| ("invalid", Problem::new(error.status(), error.body_text())))?;
         if let Err(error) = self.signatures.verify(&body, headers) {
@@ -91,20 +107,78 @@ impl<S: UserStore> Receiver<S> {
                 format!("the signature doesn't hold: {error}; check the secret and the clocks");
             return Err(("unsigned", Problem::new(StatusCode::UNAUTHORIZED, detail)));
         }
-        let delivery = Delivery::parse(&body).map_err(|problem| ("invalid", problem))?;
-        let (task_id, user_id) = (delivery.task_id.clone(), delivery.user_id.clone());
-        let applied = match self.store.apply(delivery).await {
-            Ok(applied) => applied,
-            Err(error) => {
-                tracing::error!(task.id = task_id, user.id = %user_id, %error, "could not store a delivery");
-                return Ok(("failed", refusal(&error)));
-            }
-        };
-        tracing::debug!(task.id = task_id, user.id = %user_id, result = applied.as_str(), "took a delivery");
+        let posted = Posted::read(&body).map_err(|problem| ("invalid", problem))?;
         let guard = [(GUARD_HEADER, HeaderValue::from_static(GUARD_BY_VERSION))];
-        let answer = (guard, Json(json!({"result": applied.as_str()})));
-        Ok((applied.as_str(), answer.into_response()))
+        match posted {
+            Posted::One(document) => {
+                let delivery = Delivery::parse(document).map_err(|problem| ("invalid", problem))?;
+                Ok(match self.apply(delivery).await {
+                    Ok(applied) => {
+                        (guard, Json(json!({"result": applied.as_str()}))).into_response()
+                    }
+                    Err(error) => refusal(&error),
+                })
+            }
+            Posted::Several(documents) => {
+                let mut items = Vec::with_capacity(documents.len());
+                for document in documents {
+                    items.push(self.take_item(document).await);
+                }
+                Ok((guard, Json(items)).into_response())
+            }
+        }
     }
+
+    /// One user of an array. What is wrong with them says nothing of the others.
+    async fn take_item(&self, document: Value) -> Item {
+        let told = document.get("task_id").and_then(Value::as_str);
+        let task_id = told.map(str::to_owned);
+        let (status, result, error) = match Delivery::parse(document) {
+            Err(problem) => {
+                count("invalid");
+                (problem.status(), None, Some(problem.to_string()))
+            }
+            Ok(delivery) => match self.apply(delivery).await {
+                Ok(applied) => (StatusCode::OK, Some(applied.as_str()), None),
+                Err(StoreError::Conflict(what)) => {
+                    let error = StoreError::Conflict(what).to_string();
+                    (StatusCode::CONFLICT, None, Some(error))
+                }
+                Err(StoreError::Unavailable(_)) => {
+                    let error = UNAVAILABLE.to_owned();
+                    (StatusCode::SERVICE_UNAVAILABLE, None, Some(error))
+                }
+            },
+        };
+        Item {
+            task_id,
+            status: status.as_u16(),
+            result,
+            error,
+        }
+    }
+
+    /// Hands one delivery to the store.
+    async fn apply(&self, delivery: Delivery) -> Result<Applied, StoreError> {
+        let (task_id, user_id) = (delivery.task_id.clone(), delivery.user_id.clone());
+        let applied = self.store.apply(delivery).await;
+        match &applied {
+            Ok(applied) => {
+                count(applied.as_str());
+                tracing::debug!(task.id = task_id, user.id = %user_id, result = applied.as_str(), "took a delivery");
+            }
+            Err(error) => {
+                count("failed");
+                tracing::error!(task.id = task_id, user.id = %user_id, %error, "could not store a delivery");
+            }
+        }
+        applied
+    }
+}
+
+/// Counts one user, or one call that was refused as a whole.
+fn count(result: &'static str) {
+    metrics::counter!("usersync_receiver_deliveries_total", "result" => result).increment(1);
 }
 
 fn refusal(error: &StoreError) -> Response {
@@ -113,10 +187,7 @@ fn refusal(error: &StoreError) -> Response {
             Problem::new(StatusCode::CONFLICT, error.to_string()).into_response()
         }
         StoreError::Unavailable(_) => {
-            let problem = Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the store is unavailable; try again",
-            );
+            let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE);
             ([(RETRY_AFTER, "1")], problem).into_response()
         }
     }

@@ -16,6 +16,8 @@ pub trait UserStore: Send + Sync + 'static {
     /// - An **equal** version is written again, so that a repair restores a tampered row.
     /// - A deleted user leaves a row with nothing but its id and version, so that an older
     ///   delivery can't bring it back; a newer one may.
+    /// - A delivery to `disable` changes a user who is there, as a partial one does. One who isn't, or is
+    ///   deleted, stays so, with the new version.
     /// - Members that are [`Change::Keep`](crate::Change::Keep) stay as they are. `data` replaces
     ///   what is stored, or is merged into it (RFC 7396) where the delivery is `partial`.
     ///

@@ -173,3 +173,61 @@ async fn a_store_that_is_away_or_holds_the_value_elsewhere_says_so() {
         );
     }
 }
+
+#[tokio::test]
+async fn an_array_is_answered_user_by_user() {
+    let service = Service::start(&[]).await;
+    service.post(&ann(7)).await;
+    let user = |id: u64, username: &str| json!({"task_id": format!("t:{id}:9"), "user_id": id, "version": 9, "username": username});
+    let batch = json!([
+        ann(6), user(1, "bob"), user(2, "conflict"), {"task_id": "t:3:9", "user_id": 3},
+        user(4, "unavailable"), "nobody", user(5, "eve"),
+    ]);
+    let answer = service.post(&batch).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.header("x-sync-guard"), Some("version"));
+    let answer = answer.json();
+    let expected = [
+        json!({"task_id": "t:42:6", "status": 200, "result": "already_newer"}),
+        json!({"task_id": "t:1:9", "status": 200, "result": "stored"}),
+        json!({"task_id": "t:2:9", "status": 409, "error": "another user holds the same username"}),
+        json!({"task_id": "t:3:9", "status": 400, "error":
+               "the request breaks the contract; see errors; #/version: must be an integer from 1 to 9007199254740991"}),
+        json!({"task_id": "t:4:9", "status": 503, "error": "the store is unavailable; try again"}),
+        json!({"status": 400, "error": "the request breaks the contract; see errors; #: must be a JSON object"}),
+        json!({"task_id": "t:5:9", "status": 200, "result": "stored"}),
+    ];
+    assert_eq!(answer, json!(expected));
+    assert_eq!(service.row("42").unwrap().version, 7);
+    assert_eq!(service.row("5").unwrap().username.as_deref(), Some("eve"));
+    assert!(service.row("3").is_none());
+
+    assert_eq!(service.post(&json!([])).await.json(), json!([]));
+}
+
+#[tokio::test]
+async fn an_array_is_verified_as_a_whole() {
+    let service = Service::start(&[SECRET]).await;
+    let batch = json!([ann(7)]).to_string();
+    let answer = service.send(&batch, &sign(SECRET, now(), &batch)).await;
+    assert_eq!(answer.json()[0]["result"], "stored");
+    let answer = service.send(&batch, &sign(OLD_SECRET, now(), &batch)).await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn disabling_touches_only_who_is_there() {
+    let service = Service::start(&[]).await;
+    let disable = |version| {
+        json!({"task_id": format!("t:42:{version}"), "user_id": 42, "version": version, "action": "disable",
+               "partial": true, "deleted": false, "data": {"status": "disabled"}})
+    };
+    service.post(&disable(6)).await;
+    let row = service.row("42").unwrap();
+    assert_eq!((row.deleted, row.version), (true, 6));
+    service.post(&ann(7)).await;
+    service.post(&disable(8)).await;
+    let row = service.row("42").unwrap();
+    assert_eq!((row.deleted, row.version), (false, 8));
+    assert_eq!(row.data["status"], "disabled");
+}

@@ -1,13 +1,18 @@
 //! One user on the way to one target: what the target may see of the newest state.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 use usersync_core::{
-    event::EventType, fields::Members, state::State, target::TargetConfig, user_id::UserId,
+    event::{Change, EventType},
+    fields::Members,
+    user_id::UserId,
 };
 
 /// What a target is to do about a user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Hold the members told.
@@ -19,7 +24,7 @@ pub enum Action {
 }
 
 /// What a target is to hold of one user.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Delivery {
     /// `<target>:<user_id>:<version>`: the same on every redelivery, so an idempotency key.
     pub task_id: String,
@@ -44,24 +49,49 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// What `target` is to hold of `state`.
-    pub fn new(target: &TargetConfig, mut state: State, traceparent: Option<String>) -> Self {
-        let members = target.fields.project(&mut state);
-        Self {
-            task_id: format!("{}:{}:{}", target.name, state.user_id, state.version),
-            user_id: state.user_id,
-            version: state.version,
-            action: if state.deleted {
-                Action::Delete
-            } else {
-                Action::Upsert
-            },
-            partial: state.partial,
-            event_type: state.event.kind,
-            timestamp: state.event.timestamp,
-            source: state.event.source,
-            members,
-            traceparent,
+    /// A number that stands for what the target would hold: equal for deliveries that differ in version,
+    /// event and time only, different for others. It means nothing in another process.
+    pub fn content_hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.action.hash(&mut hasher);
+        self.partial.hash(&mut hasher);
+        let members = &self.members;
+        for member in [&members.username, &members.email, &members.status] {
+            match member {
+                Change::Keep => 0_u8.hash(&mut hasher),
+                Change::Clear => 1_u8.hash(&mut hasher),
+                Change::Set(text) => (2_u8, text).hash(&mut hasher),
+            }
+        }
+        match &members.data {
+            Change::Keep => 0_u8.hash(&mut hasher),
+            Change::Clear => 1_u8.hash(&mut hasher),
+            Change::Set(data) => {
+                2_u8.hash(&mut hasher);
+                hash(data, &mut hasher);
+            }
+        }
+        hasher.finish()
+    }
+}
+
+/// Takes in `value` with its type and its length, so that different values never look alike.
+fn hash(value: &Value, hasher: &mut DefaultHasher) {
+    match value {
+        Value::Null => 0_u8.hash(hasher),
+        Value::Bool(flag) => (1_u8, flag).hash(hasher),
+        Value::Number(number) => (2_u8, number).hash(hasher),
+        Value::String(text) => (3_u8, text).hash(hasher),
+        Value::Array(values) => {
+            (4_u8, values.len()).hash(hasher);
+            values.iter().for_each(|value| hash(value, hasher));
+        }
+        Value::Object(members) => {
+            (5_u8, members.len()).hash(hasher);
+            for (name, member) in members {
+                name.hash(hasher);
+                hash(member, hasher);
+            }
         }
     }
 }

@@ -3,16 +3,26 @@
 //! A kind *classifies* what happened to each delivery; it decides nothing about retries, and
 //! knows nothing of NATS. A new kind is one file and one line in [`connect`].
 
+mod cell;
+mod connections;
 mod delivery;
 mod http;
+mod layout;
+mod mysql;
 mod outcome;
+mod postgres;
 mod redis;
+mod rule;
+mod shown;
+mod sql;
+mod table;
 
 use async_trait::async_trait;
 use usersync_core::{secret::SecretError, target::TargetConfig};
 
 pub use delivery::{Action, Delivery};
-pub use outcome::{Failure, Outcome};
+pub use outcome::{Failure, Outcome, reclassify};
+pub use rule::{Rule, RuleError, Skip, Verdict};
 
 /// Something that holds a copy of the users.
 #[async_trait]
@@ -26,9 +36,31 @@ pub trait Target: Send + Sync {
     /// Asks whether the target answers and lets us in, changing nothing there.
     async fn probe(&self) -> Result<(), Failure>;
 
+    /// Reads every user of `batch` back and says of each, in the same order, whether the target shows what
+    /// it was told; `None` where the target isn't configured with `verify`.
+    ///
+    /// `Delivered` and `AlreadyNewer` mean that it does (`guarded` says nothing here), a difference is
+    /// `Transient`. A kind that can't refuses `verify` when it is made.
+    async fn verify(&self, _batch: &[Delivery]) -> Option<Vec<Outcome>> {
+        None
+    }
+
     /// How much it takes at once.
     fn limits(&self) -> Limits;
+
+    /// The statements that would make what is missing to hold users; none when nothing is.
+    async fn ddl(&self) -> Result<Vec<String>, Failure> {
+        Err(Failure::new(NOTHING_TO_MAKE))
+    }
+
+    /// Runs them.
+    async fn init(&self) -> Result<(), Failure> {
+        Err(Failure::new(NOTHING_TO_MAKE))
+    }
 }
+
+const NOTHING_TO_MAKE: &str =
+    "this kind of target has nothing to be made; tables and constraints have";
 
 /// How much a target takes at once from one worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +88,9 @@ impl Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// No kind has this scheme.
-    #[error("url: `{0}` is no kind of target; expected http, https, redis or rediss")]
+    #[error(
+        "url: `{0}` is no kind of target; expected http, https, redis, rediss, mysql, mariadb, postgres, postgresql, neo4j or bolt"
+    )]
     UnknownScheme(String),
     /// The kind doesn't know the method.
     #[error("method: `{found}` doesn't fit the url; expected {expected}")]
@@ -69,15 +103,23 @@ pub enum ConfigError {
     /// A header can't be sent.
     #[error("headers: `{0}` is no valid header")]
     Header(String),
-    /// The kind can't carry several users in one call.
-    #[error("batch: an HTTP target takes one user per call; expected 1")]
-    Batch,
+    /// Users can't be read back.
+    #[error("verify: {0}")]
+    Verify(&'static str),
+    /// Users can't be read there.
+    #[error("read_url: expected an http or https URL with {{id}} where the user's id goes")]
+    ReadUrl,
     /// The signing secret is not to be had.
     #[error("secret: {0}")]
     Secret(#[from] SecretError),
     /// The signing secret has the wrong form. It is not repeated here.
     #[error("secret: expected `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks)")]
     SecretForm,
+    /// Users are to be disabled where nothing says so.
+    #[error(
+        "table.columns: on_delete or on_out_of_scope is `disable`, and no column holds `status` or `data.status`"
+    )]
+    NoStatus,
     /// The URL doesn't suit its driver.
     #[error("url: {0}")]
     Url(String),
@@ -91,6 +133,8 @@ pub fn connect(config: &TargetConfig) -> Result<Box<dyn Target>, ConfigError> {
     match config.url.scheme() {
         "http" | "https" => Ok(Box::new(http::HttpTarget::new(config)?)),
         "redis" | "rediss" => Ok(Box::new(redis::RedisTarget::new(config)?)),
+        "mysql" | "mariadb" => Ok(Box::new(mysql::target(config)?)),
+        "postgres" | "postgresql" => Ok(Box::new(postgres::target(config)?)),
         other => Err(ConfigError::UnknownScheme(other.to_owned())),
     }
 }

@@ -2,6 +2,9 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use serde::Serialize;
+use usersync_core::retry::{Code, Retry};
+
 /// The result of one delivery.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
@@ -23,14 +26,16 @@ pub enum Outcome {
 }
 
 /// Why a call failed. Never holds a payload, a secret or personal data.
-#[derive(Clone, Debug, Default, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, thiserror::Error)]
 #[error("{reason}")]
 pub struct Failure {
     /// In words, for people.
     pub reason: Cow<'static, str>,
     /// The code the target answered, where its protocol has one: HTTP status, SQLSTATE, Redis or Neo4j code.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<Cow<'static, str>>,
     /// How long the target asks us to wait.
+    #[serde(skip)]
     pub retry_after: Option<Duration>,
 }
 
@@ -41,6 +46,66 @@ impl Failure {
             reason: reason.into(),
             code: None,
             retry_after: None,
+        }
+    }
+}
+
+/// What `retry` makes of an outcome whose code it names, whatever the kind's own table says.
+///
+/// Success stays success.
+pub fn reclassify(outcome: Outcome, retry: &Retry) -> Outcome {
+    let failure = match &outcome {
+        Outcome::Delivered { .. } | Outcome::AlreadyNewer => return outcome,
+        Outcome::Transient(failure)
+        | Outcome::Permanent(failure)
+        | Outcome::Fault(failure)
+        | Outcome::Gone(failure) => failure,
+    };
+    let listed = |codes: &[Code]| {
+        let code = failure.code.as_deref();
+        code.is_some_and(|code| codes.iter().any(|listed| listed == code))
+    };
+    if listed(&retry.permanent_status) {
+        Outcome::Permanent(failure.clone())
+    } else if listed(&retry.transient_status) {
+        Outcome::Transient(failure.clone())
+    } else {
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_named_in_retry_overrides_the_table() {
+        let retry =
+            r#"{"permanent_status": [503, "OOM", 410], "transient_status": [409, "23505"]}"#;
+        let retry: Retry = serde_json::from_str(retry).unwrap();
+        let failure = |code: &'static str| Failure {
+            code: Some(code.into()),
+            retry_after: Some(Duration::from_secs(3)),
+            ..Failure::new("no")
+        };
+        use Outcome::{AlreadyNewer, Delivered, Fault, Gone, Permanent, Transient};
+        let rows = [
+            (Transient(failure("503")), Permanent(failure("503"))),
+            (Transient(failure("OOM")), Permanent(failure("OOM"))),
+            (Gone(failure("410")), Permanent(failure("410"))),
+            (Permanent(failure("409")), Transient(failure("409"))),
+            (Permanent(failure("23505")), Transient(failure("23505"))),
+            (Transient(failure("500")), Transient(failure("500"))),
+            (Fault(failure("401")), Fault(failure("401"))),
+            (
+                Permanent(Failure::new("409")),
+                Permanent(Failure::new("409")),
+            ),
+            (Delivered { guarded: true }, Delivered { guarded: true }),
+            (AlreadyNewer, AlreadyNewer),
+        ];
+        for (outcome, expected) in rows {
+            assert_eq!(reclassify(outcome.clone(), &retry), expected, "{outcome:?}");
         }
     }
 }

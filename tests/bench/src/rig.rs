@@ -2,12 +2,13 @@
 //! program in one of its hidden roles. All of it is killed on drop.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use async_nats::jetstream::{self, consumer::pull, stream};
-use usersync_core::{catalogue, streams, subjects, target::TargetConfig};
+use serde_json::json;
+use usersync_core::{catalogue, registry::Registry, streams, subjects, target::TargetConfig};
 use usersync_stack::{Directory, Launch, NatsServer, Process, Profile, Service, free_port, tools};
 
 /// Publishes under way at once, in a preload and in the bare loops.
@@ -97,24 +98,29 @@ impl Rig {
             .with_context(|| format!("creating consumer {name} on stream {stream}"))
     }
 
-    /// Writes a catalogue with one target, and creates its consumer of repairs.
+    /// Registers a target, and creates its consumer of repairs. `settings` are the keys of its entry but the URL.
     ///
     /// # Errors
     /// When the target is no valid one, or the server refuses.
-    pub(crate) async fn target(&self, name: &str, url: &str) -> Result<TargetConfig> {
-        let path = self.catalogue();
-        let toml = format!("[{name}]\nurl = \"{url}\"\n");
-        std::fs::write(&path, toml).with_context(|| format!("writing {}", path.display()))?;
-        let targets =
-            catalogue::load(Some(&path)).map_err(|problems| anyhow!(problems.join("\n")))?;
-        let target = targets.into_values().next().context("an empty catalogue")?;
+    pub(crate) async fn target(
+        &self,
+        name: &str,
+        url: &str,
+        settings: &serde_json::Value,
+    ) -> Result<TargetConfig> {
+        let mut entry = json!({ "url": url });
+        for (key, value) in settings.as_object().into_iter().flatten() {
+            entry[key] = value.clone();
+        }
+        let target = catalogue::entry(name, entry.clone())
+            .map_err(|problems| anyhow!(problems.join("\n")))?;
+        let registry = Registry::open(&self.jetstream).await?;
+        let value = serde_json::to_vec(&entry)?.into();
+        let stored = registry.store().put(name, value).await;
+        stored.with_context(|| format!("registering target {name}"))?;
         self.fresh_consumer(subjects::USER_REPAIR, streams::repair_consumer(&target))
             .await?;
         Ok(target)
-    }
-
-    fn catalogue(&self) -> PathBuf {
-        self.dir().join("targets.toml")
     }
 
     /// A real worker for the target of [`Rig::target`]; not yet ready.
@@ -136,14 +142,11 @@ impl Rig {
     fn service(&self, binary: &str, args: &[&str]) -> Result<Service> {
         let address = format!("127.0.0.1:{}", free_port()?);
         let log = self.dir().join(format!("{binary}.log"));
-        let mut launch = Launch::new(binary, tools::binary(binary, Profile::own())?, log)
+        let launch = Launch::new(binary, tools::binary(binary, Profile::own())?, log)
             .current_dir(self.dir())
             .args(["--nats-url", &self.nats.url(), "--listen", &address])
             .args(["--log-format", "human"])
             .args(args);
-        if self.catalogue().exists() {
-            launch = launch.arg("--targets").arg(self.catalogue());
-        }
         Service::spawn(launch, format!("http://{address}"))
     }
 

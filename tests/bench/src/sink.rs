@@ -2,7 +2,8 @@
 //! the handle to start and ask it.
 //!
 //! `POST /guarded` answers 200 with `x-sync-guard: version`, `POST /unguarded` without; both answer nothing
-//! else and count. `POST /timed` is `/guarded` plus a look at when the event in the body was sent.
+//! else and count. `POST /timed` is `/guarded` plus a look at when the event in the body was sent. `POST /slow`
+//! is `/guarded` after 20 ms; `POST /stalls` is `/guarded`, but one call in 500 takes 2 s; `POST /hung` never answers.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -27,6 +28,12 @@ use crate::rig::Rig;
 use crate::users::{SENT_US, unix_us};
 
 const READY_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a call to `/slow` takes.
+const SLOW: Duration = Duration::from_millis(20);
+/// One call in this many to `/stalls` takes this long.
+const STALLS: u64 = 500;
+const STALL: Duration = Duration::from_secs(2);
 
 /// Answer deliveries until killed.
 #[derive(Debug, Args)]
@@ -82,8 +89,14 @@ async fn answer(
     };
     let path = head.uri.path();
     match (&head.method, path) {
-        (&Method::POST, "/guarded" | "/unguarded" | "/timed") => {
-            counters.count.fetch_add(1, Ordering::Relaxed);
+        (&Method::POST, "/hung") => std::future::pending().await,
+        (&Method::POST, "/guarded" | "/unguarded" | "/timed" | "/slow" | "/stalls") => {
+            let number = counters.count.fetch_add(1, Ordering::Relaxed);
+            if path == "/slow" {
+                tokio::time::sleep(SLOW).await;
+            } else if path == "/stalls" && number % STALLS == 0 {
+                tokio::time::sleep(STALL).await;
+            }
             if path == "/timed" {
                 counters.time(&body.to_bytes());
             }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use async_nats::jetstream::{consumer::pull, message::PublishMessage, stream::Stream};
+use serde_json::Value;
 use usersync_core::user_id::UserId;
 use usersync_core::{streams, subjects, target::TargetConfig};
 use usersync_stack::{Process, Service, http};
@@ -39,12 +40,12 @@ pub(crate) async fn fill(rig: &Rig, users: u64) -> Result<()> {
 }
 
 impl<'a> States<'a> {
-    /// Fills the stream, for a target with this URL.
+    /// Fills the stream, for a target with this URL and these other keys in its entry.
     ///
     /// # Errors
-    /// When not all is stored, or the URL is none of a target.
-    pub(crate) async fn of(rig: &'a Rig, users: u64, url: &str) -> Result<Self> {
-        let target = rig.target("bench", url).await?;
+    /// When not all is stored, or the entry is none of a target.
+    pub(crate) async fn of(rig: &'a Rig, users: u64, url: &str, settings: Value) -> Result<Self> {
+        let target = rig.target("bench", url, &settings).await?;
         fill(rig, users).await?;
         let stream = rig.stream(subjects::USER_STATE).await?;
         let last = stream.cached_info().state.last_sequence;
@@ -54,6 +55,19 @@ impl<'a> States<'a> {
             stream,
             target,
             users,
+        })
+    }
+
+    /// The same states for another target.
+    ///
+    /// # Errors
+    /// When the entry is none of a target.
+    pub(crate) async fn for_another(&self, name: &str, url: &str, settings: Value) -> Result<Self> {
+        Ok(Self {
+            rig: self.rig,
+            stream: self.stream.clone(),
+            target: self.rig.target(name, url, &settings).await?,
+            users: self.users,
         })
     }
 

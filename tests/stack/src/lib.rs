@@ -18,28 +18,35 @@
 //! # }
 //! ```
 
+mod arcadedb;
 mod builder;
 mod catalogue;
 mod directory;
 pub mod http;
 mod launch;
+mod mariadb;
 mod metrics;
 mod nats;
 mod port;
+mod postgres;
 mod process;
 mod redis;
 mod service;
 mod stack;
+mod template;
 pub mod tools;
 mod wait;
 
+pub use arcadedb::ArcadeDbServer;
 pub use builder::{Endpoints, StackBuilder};
 pub use directory::Directory;
 pub use launch::Launch;
+pub use mariadb::MariaDbServer;
 pub use metrics::Metrics;
 pub use nats::{NatsBuilder, NatsServer};
 pub use nix::sys::signal::Signal;
 pub use port::{free_port, free_port_or};
+pub use postgres::PostgresServer;
 pub use process::Process;
 pub use redis::RedisServer;
 pub use service::Service;

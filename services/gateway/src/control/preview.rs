@@ -12,7 +12,7 @@ use usersync_core::{
     target::{TargetConfig, TargetName},
     user_id::UserId,
 };
-use usersync_targets::{Action, Delivery};
+use usersync_targets::{Action, Rule, Verdict};
 
 use super::{Control, targets, users};
 use crate::problem::Problem;
@@ -75,7 +75,7 @@ pub(crate) async fn preview(control: &Control, preview: Preview) -> Result<Previ
         (None, Some(document)) => read(document)?,
         _ => return Err(Problem::unprocessable("expected one of user_id and user")),
     };
-    Ok(outcome(&config, state))
+    outcome(&config, state)
 }
 
 /// Makes a state of a document: one is taken as it is, anything else as an event that makes the user.
@@ -112,17 +112,30 @@ fn read(document: Value) -> Result<State, Problem> {
     made.ok_or_else(|| Problem::unprocessable("user: makes no state"))
 }
 
-/// What `config` makes of `state`: the one place that knows how rules are applied.
-fn outcome(config: &Arc<TargetConfig>, state: State) -> Previewed {
-    let delivery = Delivery::new(config, state, None);
-    let note = (!config.enabled).then(|| "the target is paused".to_owned());
-    Previewed {
+/// What the rule of `config` makes of `state`.
+fn outcome(config: &Arc<TargetConfig>, state: State) -> Result<Previewed, Problem> {
+    let rule = Rule::compile(config).map_err(|error| Problem::unprocessable(error.to_string()))?;
+    let mut previewed = Previewed {
         target: config.name.clone(),
-        user_id: delivery.user_id,
-        sent: true,
-        note,
-        action: Some(delivery.action),
-        task_id: Some(delivery.task_id),
-        members: Some(delivery.members),
+        user_id: state.user_id.clone(),
+        sent: false,
+        note: None,
+        action: None,
+        task_id: None,
+        members: None,
+    };
+    match rule.apply(state, None) {
+        Verdict::Send(delivery) => {
+            previewed.sent = true;
+            previewed.note = (!config.enabled).then(|| "the target is paused".to_owned());
+            previewed.action = Some(delivery.action);
+            previewed.task_id = Some(delivery.task_id);
+            previewed.members = Some(delivery.members);
+        }
+        Verdict::Skip { why } => previewed.note = Some(why.as_str().to_owned()),
+        Verdict::Refused(failure) => {
+            previewed.note = Some(format!("would become a dead letter: {failure}"));
+        }
     }
+    Ok(previewed)
 }

@@ -12,7 +12,7 @@ use usersync_core::{
     streams, subjects,
     target::{TargetConfig, TargetName},
 };
-use usersync_targets::ConfigError;
+use usersync_targets::{ConfigError, Rule};
 
 use super::{
     Control, Named, breakers, connect, nats, no_target,
@@ -367,6 +367,7 @@ pub(super) async fn check(
     entry: Value,
 ) -> Result<(Arc<TargetConfig>, Vec<String>), Problem> {
     let config = Arc::new(read(name, entry)?);
+    Rule::check(&config).map_err(|error| wrong_key(&error.to_string()))?;
     match connect(config.clone()).await {
         Ok(_) => Ok((config, Vec::new())),
         Err(ConfigError::Secret(error)) => {

@@ -47,6 +47,10 @@ impl UserStore for Rows {
         if delivery.version < row.version {
             return Ok(Applied::AlreadyNewer);
         }
+        if delivery.disable && (row.version == 0 || row.deleted) {
+            (row.deleted, row.version) = (true, delivery.version);
+            return Ok(Applied::Stored);
+        }
         change(&mut row.username, delivery.username);
         change(&mut row.email, delivery.email);
         match delivery.data {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::message::PublishMessage;
+use serde_json::json;
 use tokio::time::MissedTickBehavior;
 use usersync_core::subjects;
 
@@ -51,7 +52,7 @@ pub(super) async fn run(options: &Options, name: &str) -> Result<Vec<Row>> {
         .await?;
     let sink = Sink::start(&rig).await?;
     let url = sink.url("timed");
-    let target = rig.target("bench", &url).await?;
+    let target = rig.target("bench", &url, &json!({})).await?;
     states::fill(&rig, USERS).await?;
     let gateway = rig.gateway()?;
     gateway.until_ready().await?;

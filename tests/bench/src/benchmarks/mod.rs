@@ -4,7 +4,9 @@ mod end_to_end;
 mod http_ingest;
 mod intake;
 mod worker_http;
+mod worker_life;
 mod worker_redis;
+mod worker_rules;
 
 use std::fmt::{self, Display, Formatter};
 
@@ -25,6 +27,16 @@ pub(crate) enum Benchmark {
     WorkerHttpUnguarded,
     /// A worker empties a full USER_STATE into Redis
     WorkerRedis,
+    /// A worker and an endpoint where every call takes 20 ms
+    WorkerSlow,
+    /// A worker and an endpoint where one call in 500 takes 2 s
+    WorkerStalls,
+    /// What filter, projection, mask and signature cost over HTTP
+    WorkerHttpRules,
+    /// What filter, projection and mask cost to Redis
+    WorkerRedisRules,
+    /// What the delivery log costs
+    WorkerLog,
     /// Intake of events of 5,000 known users
     IntakeKnown,
     /// Intake of one event each of many users that are not in the gateway's cache
@@ -51,6 +63,11 @@ impl Benchmark {
             Self::WorkerHttp => worker_http::run(options, &name, "guarded").await,
             Self::WorkerHttpUnguarded => worker_http::run(options, &name, "unguarded").await,
             Self::WorkerRedis => worker_redis::run(options, &name).await,
+            Self::WorkerSlow => worker_life::run(options, &name, "slow", 15_000.0).await,
+            Self::WorkerStalls => worker_life::run(options, &name, "stalls", 20_000.0).await,
+            Self::WorkerHttpRules => worker_rules::http(options, &name).await,
+            Self::WorkerRedisRules => worker_rules::redis(options, &name).await,
+            Self::WorkerLog => worker_rules::log(options, &name).await,
             Self::IntakeKnown => intake::known(options, &name).await,
             Self::IntakeCold => intake::cold(options, &name).await,
             Self::HttpIngestSingle => http_ingest::single(options, &name).await,

@@ -2,6 +2,7 @@
 //! acknowledges, and the naive one, a task per message that posts and acknowledges.
 
 use anyhow::Result;
+use serde_json::json;
 
 use super::{Contest, Rate};
 use crate::options::Options;
@@ -22,7 +23,7 @@ pub(super) async fn run(options: &Options, name: &str, path: &str) -> Result<Vec
     let sink = Sink::start(&rig).await?;
     let url = sink.url(path);
     let users = options.events();
-    let states = States::of(&rig, users, &url).await?;
+    let states = States::of(&rig, users, &url, json!({})).await?;
 
     let deliver = async || {
         let drained = states.worker().await?;

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use redis::aio::MultiplexedConnection;
+use serde_json::json;
 use tokio::process::Command;
 use usersync_stack::{RedisServer, free_port, tools};
 
@@ -27,7 +28,7 @@ pub(super) async fn run(options: &Options, name: &str) -> Result<Vec<Row>> {
         .context("connecting to Redis")?;
     let users = options.events();
     let url = redis.url();
-    let states = States::of(&rig, users, &url).await?;
+    let states = States::of(&rig, users, &url, json!({})).await?;
 
     let deliver = async || {
         let drained = states.worker().await?;

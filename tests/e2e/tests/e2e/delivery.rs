@@ -243,9 +243,9 @@ async fn after_an_outage_every_user_arrives_in_the_newest_state() -> Result<()> 
     bus.publish_all(all("user.updated", 3)).await?;
     // The worker has met the closed door before it opens again.
     eventually(SOON, async || {
-        let retried = stack.worker_metrics("audit").await?;
-        let retried = retried.sum("usersync_deliveries_total", &[("outcome", "retried")]);
-        ensure!(retried >= 100.0, "{retried} retries");
+        let metrics = stack.worker_metrics("audit").await?;
+        let breaker = metrics.sum("usersync_breaker_state", &[]);
+        ensure!(breaker >= 2.0, "the breaker is at {breaker}");
         Ok(())
     })
     .await?;

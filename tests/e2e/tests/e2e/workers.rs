@@ -469,14 +469,19 @@ async fn check_tries_every_connection_and_names_what_fails() -> Result<()> {
     let file = dir.path().join("t.toml");
     std::fs::write(
         &file,
-        format!("[gone]\nurl = \"http://127.0.0.1:{closed}/x\"\n"),
+        format!("[gone]\nurl = \"http://127.0.0.1:{closed}/x\"\n[odd]\nurl = \"gopher://h/\"\n"),
     )?;
     let file = file.display().to_string();
     let nowhere = format!("nats://127.0.0.1:{}", free_port()?);
     let (status, told) = check(dir.path(), &nowhere, &["--targets", &file]).await?;
     assert_eq!(status, Some(1), "{told}");
+    for part in [&*nowhere, "target gone", "target odd: url: `gopher`"] {
+        assert!(told.contains(part), "{part:?} in {told}");
+    }
+    let args = ["--targets", &file, "--target", "nobody"];
+    let (_, told) = check(dir.path(), &nowhere, &args).await?;
     assert!(
-        told.contains(&nowhere) && told.contains("target gone"),
+        told.contains("target nobody: there is no such target"),
         "{told}"
     );
     Ok(())
@@ -486,29 +491,21 @@ async fn check_tries_every_connection_and_names_what_fails() -> Result<()> {
 async fn a_bad_configuration_is_told_whole_and_exits_64() -> Result<()> {
     let dir = Directory::temporary()?;
     let file = dir.path().join("t.toml");
-    std::fs::write(
-        &file,
-        "[off]\nurl = \"http://127.0.0.1:1/\"\nenabled = false\n[odd]\nurl = \"gopher://127.0.0.1/\"\n",
-    )?;
+    std::fs::write(&file, "[odd]\nurl = \"http://h/\"\ntimeout = \"soon\"\n")?;
     let file = file.display().to_string();
     let args = [
         "--targets",
         &file,
         "--target",
-        "off",
-        "--target",
-        "nobody",
-        "--target",
-        "odd",
+        "No Name",
         "--listen",
         "here",
     ];
     let (status, told) = check(dir.path(), "nats://127.0.0.1:1", &args).await?;
     assert_eq!(status, Some(64), "{told}");
     for part in [
-        "off is disabled",
-        "nobody is not in the catalogue",
-        "gopher",
+        "target: expected",
+        "odd.timeout: expected",
         "listen: expected",
     ] {
         assert!(told.contains(part), "{part:?} in {told}");

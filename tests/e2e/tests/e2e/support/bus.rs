@@ -19,7 +19,7 @@ const IN_FLIGHT: usize = 1_000;
 
 /// A connection to the NATS server of a stack.
 pub(crate) struct Bus {
-    jetstream: jetstream::Context,
+    pub(crate) jetstream: jetstream::Context,
 }
 
 /// A stored dead letter.

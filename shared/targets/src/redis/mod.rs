@@ -1,20 +1,21 @@
 //! Redis targets: `user:<id>` holds the projected document as JSON for a day, guarded by version.
 //!
-//! A batch is one call of a script, so it costs one round trip and is atomic per user.
+//! A batch is one call of a script, so it costs one round trip and is atomic per user. Users who are
+//! to be disabled cost another: their documents are read first, and written if they are the same still.
 
-use std::time::Duration;
+mod document;
+
+use std::{future::Future, time::Duration};
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use redis::{
     Client, ErrorKind, RedisError, Script,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
-use serde::Serialize;
 use tokio::sync::OnceCell;
-use usersync_core::{fields::Members, target::TargetConfig, user_id::UserId};
+use usersync_core::{target::TargetConfig, user_id::UserId};
 
-use crate::{Action, ConfigError, Delivery, Failure, Limits, Outcome, Target};
+use crate::{Action, ConfigError, Delivery, Failure, Limits, Outcome, Target, shown};
 
 const CONCURRENCY: usize = 4;
 const BATCH: usize = 128;
@@ -30,19 +31,15 @@ pub(crate) struct RedisTarget {
     script: Script,
     timeout: Duration,
     limits: Limits,
+    verify: bool,
 }
 
-/// The document of one user. `version` must stay first: the script reads it from the head.
-#[derive(Serialize)]
-struct Document<'a> {
-    version: u64,
-    user_id: &'a UserId,
-    #[serde(flatten)]
-    members: &'a Members,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    partial: bool,
-    timestamp: Timestamp,
-    source: Option<&'a str>,
+/// What the script is to write for one user.
+struct Entry {
+    /// The version, and for a change of what is there `:` and the version held.
+    version: String,
+    /// Empty for a deletion.
+    body: Vec<u8>,
 }
 
 impl RedisTarget {
@@ -58,30 +55,68 @@ impl RedisTarget {
         let patience = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(config.timeout.min(Duration::from_secs(5))))
             .set_response_timeout(Some(config.timeout))
-            .set_max_delay(Duration::from_secs(1));
+            // The worker tries again; a driver that does so for as long as a call may take would make an
+            // outage look like a slow server.
+            .set_number_of_retries(0);
         Ok(Self {
             client,
             patience,
             connection: OnceCell::new(),
             timeout: config.timeout,
-            script: Script::new(include_str!("redis.lua")),
+            script: Script::new(include_str!("write.lua")),
             limits: Limits::of(config, CONCURRENCY, BATCH),
+            verify: config.verify,
         })
     }
 
+    /// What the script says of each user.
     async fn write(&self, batch: &[Delivery]) -> Result<Vec<redis::Value>, RedisError> {
         let mut call = self.script.prepare_invoke();
         call.arg(SECONDS);
+        let mut held = self.held(batch).await?.into_iter();
         for delivery in batch {
-            call.key(format!("user:{}", delivery.user_id))
+            call.key(key(&delivery.user_id))
                 .key(format!("user:{}:deleted", delivery.user_id));
-            call.arg(delivery.version).arg(document(delivery)?);
+            let entry = match delivery.action {
+                Action::Upsert => Entry::upsert(delivery)?,
+                Action::Delete => Entry::delete(delivery),
+                Action::Disable => Entry::disable(delivery, held.next().flatten())?,
+            };
+            call.arg(entry.version).arg(entry.body);
         }
-        // The driver's own retries of connecting count too.
-        let answered = tokio::time::timeout(self.timeout, async {
-            call.invoke_async(&mut self.connection().await?).await
-        });
-        answered.await.unwrap_or_else(|_| Err(late()))
+        call.invoke_async(&mut self.connection().await?).await
+    }
+
+    /// The documents of those who are to be disabled, in their order.
+    async fn held(&self, batch: &[Delivery]) -> Result<Vec<Option<Vec<u8>>>, RedisError> {
+        let disabled = batch
+            .iter()
+            .filter(|delivery| delivery.action == Action::Disable);
+        self.documents(disabled).await
+    }
+
+    async fn documents(
+        &self,
+        deliveries: impl Iterator<Item = &Delivery>,
+    ) -> Result<Vec<Option<Vec<u8>>>, RedisError> {
+        let mut call = redis::cmd("MGET");
+        let before = call.args_iter().count();
+        for delivery in deliveries {
+            call.arg(key(&delivery.user_id));
+        }
+        if call.args_iter().count() == before {
+            return Ok(Vec::new());
+        }
+        call.query_async(&mut self.connection().await?).await
+    }
+
+    /// `call`, which may begin with connecting, for as long as a call may take.
+    async fn within_timeout<T>(
+        &self,
+        call: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, RedisError> {
+        let answered = tokio::time::timeout(self.timeout, call).await;
+        answered.unwrap_or_else(|_| Err(late()))
     }
 
     async fn connection(&self) -> Result<ConnectionManager, RedisError> {
@@ -95,7 +130,7 @@ impl RedisTarget {
 #[async_trait]
 impl Target for RedisTarget {
     async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
-        match self.write(batch).await {
+        match self.within_timeout(self.write(batch)).await {
             Ok(answers) if answers.len() == batch.len() => {
                 answers.into_iter().map(classify).collect()
             }
@@ -113,10 +148,23 @@ impl Target for RedisTarget {
                 .exec_async(&mut self.connection().await?)
                 .await
         };
-        let answered = tokio::time::timeout(self.timeout, ping)
-            .await
-            .unwrap_or_else(|_| Err(late()));
+        let answered = self.within_timeout(ping).await;
         answered.map_err(|error: RedisError| Failure::new(describe(&error)))
+    }
+
+    async fn verify(&self, batch: &[Delivery]) -> Option<Vec<Outcome>> {
+        if !self.verify {
+            return None;
+        }
+        let documents = self.within_timeout(self.documents(batch.iter())).await;
+        Some(match documents {
+            Ok(documents) => documents
+                .iter()
+                .zip(batch)
+                .map(|(document, delivery)| compare(document.as_deref(), delivery))
+                .collect(),
+            Err(error) => vec![failed(&error); batch.len()],
+        })
     }
 
     fn limits(&self) -> Limits {
@@ -124,21 +172,52 @@ impl Target for RedisTarget {
     }
 }
 
-/// The JSON to store, empty for a deleted user.
-fn document(delivery: &Delivery) -> Result<Vec<u8>, RedisError> {
-    if delivery.action == Action::Delete {
-        return Ok(Vec::new());
+impl Entry {
+    fn upsert(delivery: &Delivery) -> Result<Self, RedisError> {
+        let body = document::written(delivery).map_err(|_| unwritable())?;
+        Ok(Self {
+            version: delivery.version.to_string(),
+            body,
+        })
     }
-    let document = Document {
-        version: delivery.version,
-        user_id: &delivery.user_id,
-        members: &delivery.members,
-        partial: delivery.partial,
-        timestamp: delivery.timestamp,
-        source: delivery.source.as_deref(),
-    };
-    serde_json::to_vec(&document)
-        .map_err(|_| (ErrorKind::Client, "the user can't be written as JSON").into())
+
+    fn delete(delivery: &Delivery) -> Self {
+        Self {
+            version: delivery.version.to_string(),
+            body: Vec::new(),
+        }
+    }
+
+    /// A user who isn't there is remembered like one who was deleted, so that nothing older comes.
+    fn disable(delivery: &Delivery, held: Option<Vec<u8>>) -> Result<Self, RedisError> {
+        let (held, body) = match held {
+            // What is no document isn't a user either: it makes room as it would for an upsert.
+            Some(held) => document::changed(&held, delivery).unwrap_or_default(),
+            None => (0, Vec::new()),
+        };
+        Ok(Self {
+            version: format!("{}:{held}", delivery.version),
+            body,
+        })
+    }
+}
+
+fn key(user_id: &UserId) -> String {
+    format!("user:{user_id}")
+}
+
+fn unwritable() -> RedisError {
+    (ErrorKind::Client, "the user can't be written as JSON").into()
+}
+
+/// Whether the document is what was told.
+fn compare(document: Option<&[u8]>, delivery: &Delivery) -> Outcome {
+    match (document.map(serde_json::from_slice), delivery.action) {
+        (None, Action::Delete | Action::Disable) => Outcome::Delivered { guarded: true },
+        (None, Action::Upsert) => shown::differs("the user isn't there"),
+        (Some(Ok(document)), _) => shown::compare(&document, delivery, &shown::DOCUMENT),
+        (Some(Err(_)), _) => shown::differs("what is there is no document"),
+    }
 }
 
 /// The error of a call that took too long.
@@ -154,11 +233,13 @@ fn classify(answer: redis::Value) -> Outcome {
         redis::Value::BulkString(text) => {
             // The code is the first word: what follows may name keys.
             let code = text.split(|byte| *byte == b' ').next().unwrap_or_default();
-            let failure = Failure::new(format!(
-                "Redis refused the write: {}",
-                String::from_utf8_lossy(code)
-            ));
-            if code == b"WRONGTYPE" {
+            let code = String::from_utf8_lossy(code).into_owned();
+            let failure = Failure {
+                reason: format!("Redis refused the write: {code}").into(),
+                code: Some(code.clone().into()),
+                retry_after: None,
+            };
+            if code == "WRONGTYPE" {
                 Outcome::Permanent(failure)
             } else {
                 Outcome::Transient(failure)
@@ -170,7 +251,10 @@ fn classify(answer: redis::Value) -> Outcome {
 
 /// What a failed call means for every user in it.
 fn failed(error: &RedisError) -> Outcome {
-    let failure = Failure::new(describe(error));
+    let failure = Failure {
+        code: error.code().map(|code| code.to_owned().into()),
+        ..Failure::new(describe(error))
+    };
     match error.code() {
         // It lets nobody like us in.
         Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Outcome::Fault(failure),

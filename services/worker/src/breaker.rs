@@ -1,0 +1,456 @@
+//! A circuit breaker: outage is not poison. It opens when a target fails as a whole, so that no
+//! user's attempts are spent on it, and closes when one delivery has succeeded again.
+//!
+//! Pure: told what calls came to and what time it is, it says what may be done.
+
+use std::{collections::VecDeque, time::Duration};
+
+use serde::Serialize;
+use tokio::time::Instant;
+use usersync_core::{retry, user_id::UserId};
+use usersync_targets::Outcome;
+
+/// How a breaker stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    /// Calls go through.
+    Closed,
+    /// No calls; from time to time the target is probed.
+    Open,
+    /// The probe was answered: one call decides.
+    HalfOpen,
+    /// The target says that it is gone for good: nothing is tried until somebody resets this.
+    Gone,
+}
+
+/// Why it opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// The target can't be used, or fails too often.
+    Failing,
+    /// Nobody is accepted, as by a route that isn't there during a deployment.
+    Refusing,
+}
+
+/// What one call came to, for the target as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Succeeded,
+    Failed,
+    Faulted,
+    Refused,
+    Gone,
+}
+
+/// What is to be done with the messages of one delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ruling {
+    /// What its outcome asks for.
+    Settle,
+    /// It says nothing about the user: keep it for when the target is back.
+    Hold,
+}
+
+/// One target's breaker in one worker.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    config: retry::Breaker,
+    state: State,
+    cause: Cause,
+    reason: String,
+    /// Target faults in a row.
+    faults: u32,
+    /// Users refused for good since the last success; the first of them, to be tried again when it was an outage.
+    refused: Vec<UserId>,
+    /// Calls within the window: when, and whether it failed.
+    calls: VecDeque<(Instant, bool)>,
+    failed_calls: u32,
+    /// When an open breaker looks again.
+    probe_at: Instant,
+    probe_after: Duration,
+}
+
+impl Breaker {
+    pub(crate) fn new(config: retry::Breaker, now: Instant) -> Self {
+        Self {
+            probe_after: config.probe,
+            config,
+            state: State::Closed,
+            cause: Cause::Failing,
+            reason: String::new(),
+            faults: 0,
+            refused: Vec::new(),
+            calls: VecDeque::new(),
+            failed_calls: 0,
+            probe_at: now,
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    /// Why it isn't closed.
+    pub(crate) fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// When the target is to be probed, while open.
+    pub(crate) fn probe_at(&self) -> Option<Instant> {
+        (self.state == State::Open).then_some(self.probe_at)
+    }
+
+    /// Takes note of one call: the outcome of every user in it.
+    pub(crate) fn called<'a>(
+        &mut self,
+        outcomes: impl Iterator<Item = (&'a UserId, &'a Outcome)> + Clone,
+        now: Instant,
+    ) {
+        let Some(call) = Call::of(outcomes.clone().map(|(_, outcome)| outcome)) else {
+            return;
+        };
+        let reason = outcomes.clone().find_map(|(_, outcome)| match outcome {
+            Outcome::Transient(failure)
+            | Outcome::Permanent(failure)
+            | Outcome::Fault(failure)
+            | Outcome::Gone(failure) => Some(failure.reason.to_string()),
+            Outcome::Delivered { .. } | Outcome::AlreadyNewer => None,
+        });
+        let reason = reason.unwrap_or_default();
+        if self.state != State::Closed {
+            return self.tried(call, reason, now);
+        }
+        self.remember(call, now);
+        match call {
+            Call::Succeeded => {
+                self.faults = 0;
+                self.refused.clear();
+            }
+            Call::Failed => {}
+            Call::Faulted => self.faults += 1,
+            Call::Refused => {
+                let room = (self.config.permanent as usize).saturating_sub(self.refused.len());
+                let users = outcomes.map(|(user, _)| user.clone());
+                self.refused.extend(users.take(room));
+            }
+            Call::Gone => return self.gone(reason),
+        }
+        let sampled = self.calls.len() as u32;
+        let share = f64::from(self.failed_calls) / f64::from(sampled.max(1));
+        if self.faults >= self.config.faults
+            || (sampled >= self.config.least && share >= self.config.ratio)
+        {
+            self.open(Cause::Failing, reason, now);
+        } else if self.refused.len() >= self.config.permanent as usize {
+            self.open(Cause::Refusing, reason, now);
+        }
+    }
+
+    /// What is to be done with a delivery, after its call was noted.
+    pub(crate) fn ruling(&self, outcome: &Outcome) -> Ruling {
+        match outcome {
+            Outcome::Delivered { .. } | Outcome::AlreadyNewer => Ruling::Settle,
+            _ if self.state == State::Closed => Ruling::Settle,
+            _ => Ruling::Hold,
+        }
+    }
+
+    /// A probe was answered: the next call decides.
+    pub(crate) fn answered(&mut self) {
+        if self.state == State::Open {
+            self.state = State::HalfOpen;
+        }
+    }
+
+    /// A probe failed.
+    pub(crate) fn unanswered(&mut self, reason: String, now: Instant) {
+        if self.state == State::Open {
+            self.again(reason, now);
+        }
+    }
+
+    /// Somebody says that the target is back.
+    pub(crate) fn reset(&mut self) {
+        if self.state != State::Closed {
+            self.state = State::HalfOpen;
+            self.probe_after = self.config.probe;
+        }
+    }
+
+    /// Whom the outage made look refused; empty unless it has just closed.
+    pub(crate) fn mistaken(&mut self) -> Vec<UserId> {
+        match self.state {
+            State::Closed if self.cause == Cause::Refusing => {
+                self.cause = Cause::Failing;
+                std::mem::take(&mut self.refused)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A call that ended while not closed: the one that decides, or one from before.
+    fn tried(&mut self, call: Call, reason: String, now: Instant) {
+        match call {
+            Call::Succeeded => self.close(),
+            // The target works and refuses this one user.
+            Call::Refused if self.cause == Cause::Failing => {
+                if self.state == State::HalfOpen {
+                    self.close();
+                }
+            }
+            Call::Gone => self.gone(reason),
+            Call::Failed | Call::Faulted | Call::Refused => {
+                if self.state == State::HalfOpen {
+                    self.again(reason, now);
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, cause: Cause, reason: String, now: Instant) {
+        self.state = State::Open;
+        self.cause = cause;
+        self.reason = reason;
+        self.probe_after = self.config.probe;
+        self.probe_at = now + self.probe_after;
+    }
+
+    fn again(&mut self, reason: String, now: Instant) {
+        self.state = State::Open;
+        if !reason.is_empty() {
+            self.reason = reason;
+        }
+        self.probe_after = (2 * self.probe_after).min(self.config.probe_cap);
+        self.probe_at = now + self.probe_after;
+    }
+
+    fn gone(&mut self, reason: String) {
+        self.state = State::Gone;
+        self.cause = Cause::Failing;
+        self.reason = reason;
+    }
+
+    fn close(&mut self) {
+        self.state = State::Closed;
+        self.reason.clear();
+        self.faults = 0;
+        self.calls.clear();
+        self.failed_calls = 0;
+        if self.cause != Cause::Refusing {
+            self.refused.clear();
+        }
+    }
+
+    fn remember(&mut self, call: Call, now: Instant) {
+        let failed = matches!(call, Call::Failed | Call::Faulted);
+        self.calls.push_back((now, failed));
+        self.failed_calls += u32::from(failed);
+        // The window is bounded in time, and in length too: a fast target fills seconds with thousands of calls.
+        let longest = (50 * self.config.least as usize).min(10_000);
+        while let Some((at, failed)) = self.calls.front().copied() {
+            let old = now.duration_since(at) > self.config.window;
+            if !old && self.calls.len() <= longest {
+                break;
+            }
+            self.calls.pop_front();
+            self.failed_calls -= u32::from(failed);
+        }
+    }
+}
+
+impl Call {
+    /// One success shows that the target works; `None` for a call without users.
+    fn of<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Option<Self> {
+        let rank = |call: &Self| match call {
+            Self::Succeeded => 0,
+            Self::Gone => 1,
+            Self::Faulted => 2,
+            Self::Failed => 3,
+            Self::Refused => 4,
+        };
+        let calls = outcomes.map(|outcome| match outcome {
+            Outcome::Delivered { .. } | Outcome::AlreadyNewer => Self::Succeeded,
+            Outcome::Transient(_) => Self::Failed,
+            Outcome::Permanent(_) => Self::Refused,
+            Outcome::Fault(_) => Self::Faulted,
+            Outcome::Gone(_) => Self::Gone,
+        });
+        calls.min_by_key(rank)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use usersync_targets::Failure;
+
+    const OK: Outcome = Outcome::Delivered { guarded: true };
+
+    fn fault() -> Outcome {
+        Outcome::Fault(Failure::new("no connection"))
+    }
+
+    fn transient() -> Outcome {
+        Outcome::Transient(Failure::new("busy"))
+    }
+
+    fn permanent() -> Outcome {
+        Outcome::Permanent(Failure::new("no such route"))
+    }
+
+    struct Bench {
+        breaker: Breaker,
+        now: Instant,
+        user: u64,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let now = Instant::now();
+            Self {
+                breaker: Breaker::new(retry::Breaker::default(), now),
+                now,
+                user: 0,
+            }
+        }
+
+        fn call(&mut self, outcomes: &[Outcome]) -> State {
+            let users: Vec<UserId> = outcomes
+                .iter()
+                .map(|_| {
+                    self.user += 1;
+                    UserId::from(self.user)
+                })
+                .collect();
+            self.breaker.called(users.iter().zip(outcomes), self.now);
+            self.breaker.state()
+        }
+
+        /// Opens it by faults.
+        fn opened() -> Self {
+            let mut bench = Self::new();
+            for _ in 0..3 {
+                bench.call(&[fault()]);
+            }
+            assert_eq!(bench.breaker.state(), State::Open);
+            bench
+        }
+    }
+
+    #[test]
+    fn faults_in_a_row_open_it_and_a_success_between_does_not() {
+        let mut bench = Bench::new();
+        for _ in 0..10 {
+            bench.call(&[fault()]);
+            bench.call(&[fault()]);
+            assert_eq!(bench.call(&[OK]), State::Closed);
+        }
+        bench.call(&[fault()]);
+        // One call is one call, however many users it carries.
+        assert_eq!(
+            bench.call(&[fault(), fault(), fault(), fault()]),
+            State::Closed
+        );
+        assert_eq!(bench.call(&[fault()]), State::Open);
+        assert_eq!(bench.breaker.reason(), "no connection");
+    }
+
+    #[test]
+    fn a_storm_of_failures_opens_it_and_a_drizzle_does_not() {
+        let mut bench = Bench::new();
+        for _ in 0..200 {
+            bench.call(&[OK]);
+            bench.call(&[OK]);
+            assert_eq!(bench.call(&[transient()]), State::Closed);
+        }
+        let mut bench = Bench::new();
+        for _ in 0..19 {
+            assert_eq!(bench.call(&[transient()]), State::Closed);
+        }
+        assert_eq!(bench.call(&[transient()]), State::Open);
+        // What failed long ago doesn't count.
+        let mut bench = Bench::new();
+        for _ in 0..100 {
+            bench.now += Duration::from_secs(1);
+            assert_eq!(bench.call(&[transient()]), State::Closed);
+        }
+    }
+
+    #[test]
+    fn a_run_of_refusals_opens_it_and_those_refused_are_tried_again() {
+        let mut bench = Bench::new();
+        for _ in 0..19 {
+            assert_eq!(bench.call(&[permanent()]), State::Closed);
+            assert_eq!(bench.breaker.ruling(&permanent()), Ruling::Settle);
+        }
+        assert_eq!(bench.call(&[permanent()]), State::Open);
+        assert_eq!(bench.breaker.ruling(&permanent()), Ruling::Hold);
+        bench.breaker.answered();
+        assert_eq!(bench.call(&[permanent()]), State::Open, "still refusing");
+        bench.breaker.answered();
+        assert!(bench.breaker.mistaken().is_empty());
+        assert_eq!(bench.call(&[OK]), State::Closed);
+        assert_eq!(bench.breaker.mistaken().len(), 20);
+        assert!(bench.breaker.mistaken().is_empty());
+    }
+
+    #[test]
+    fn while_open_only_successes_are_settled() {
+        let bench = Bench::opened();
+        for outcome in [fault(), transient(), permanent()] {
+            assert_eq!(bench.breaker.ruling(&outcome), Ruling::Hold);
+        }
+        assert_eq!(bench.breaker.ruling(&OK), Ruling::Settle);
+    }
+
+    #[test]
+    fn a_trial_decides_and_probes_come_ever_more_rarely() {
+        let mut bench = Bench::opened();
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            let wait = bench.breaker.probe_at().unwrap() - bench.now;
+            waits.push(wait.as_millis());
+            bench.now += wait;
+            bench
+                .breaker
+                .unanswered("no connection".to_owned(), bench.now);
+        }
+        assert_eq!(
+            waits,
+            [500, 1_000, 2_000, 4_000, 8_000, 15_000, 15_000, 15_000]
+        );
+        bench.breaker.answered();
+        assert_eq!(bench.breaker.probe_at(), None);
+        assert_eq!(bench.call(&[transient()]), State::Open);
+        bench.breaker.answered();
+        // It works, and refuses one user.
+        assert_eq!(bench.call(&[permanent()]), State::Closed);
+    }
+
+    #[test]
+    fn a_call_from_before_neither_hurts_nor_delays() {
+        let mut bench = Bench::opened();
+        let probe_at = bench.breaker.probe_at();
+        bench.now += Duration::from_millis(100);
+        assert_eq!(bench.call(&[fault()]), State::Open);
+        assert_eq!(bench.call(&[permanent()]), State::Open);
+        assert_eq!(bench.breaker.probe_at(), probe_at);
+        assert_eq!(bench.call(&[OK]), State::Closed, "it works after all");
+    }
+
+    #[test]
+    fn gone_stays_until_reset() {
+        let mut bench = Bench::new();
+        assert_eq!(
+            bench.call(&[Outcome::Gone(Failure::new("410"))]),
+            State::Gone
+        );
+        assert_eq!(bench.breaker.probe_at(), None);
+        bench.breaker.answered();
+        assert_eq!(bench.breaker.state(), State::Gone);
+        bench.breaker.reset();
+        assert_eq!(bench.breaker.state(), State::HalfOpen);
+        assert_eq!(bench.call(&[OK]), State::Closed);
+    }
+}

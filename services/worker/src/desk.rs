@@ -1,0 +1,95 @@
+//! Answers about this worker: the NATS service `usersync-worker`, every worker for itself.
+
+use anyhow::anyhow;
+use async_nats::{
+    Client,
+    service::{Request, ServiceExt},
+};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use usersync_core::{target::TargetName, user_id::UserId};
+
+use crate::fleet::Routes;
+
+/// Serves the questions until `shutdown`; a worker of another target stays silent.
+///
+/// # Errors
+/// When the service can't be started.
+pub(crate) async fn run(
+    client: Client,
+    worker: String,
+    routes: Routes,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let refused = |error: async_nats::Error| anyhow!("starting the service: {error}");
+    let service = client
+        .service_builder()
+        .description("Delivers the newest state of every user to its targets")
+        // Everybody answers, not one of them.
+        .queue_group(&worker)
+        .start("usersync-worker", env!("CARGO_PKG_VERSION"))
+        .await
+        .map_err(refused)?;
+    let endpoint = |name: &'static str| {
+        let builder = service.endpoint_builder().name(name);
+        builder.add(format!("usersync.worker.{name}.*"))
+    };
+    let mut status = endpoint("status").await.map_err(refused)?;
+    let mut task = endpoint("task").await.map_err(refused)?;
+    loop {
+        let (request, answer): (Request, Option<Value>) = tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(request) = status.next() => {
+                let answer = status_of(&routes, &request);
+                (request, answer)
+            }
+            Some(request) = task.next() => {
+                let answer = task_of(&routes, &request);
+                (request, answer)
+            }
+            else => break,
+        };
+        if let Some(mut answer) = answer {
+            answer["worker"] = json!(worker);
+            // Whoever asked may be gone.
+            let _ = request.respond(Ok(answer.to_string().into())).await;
+        }
+    }
+    service.stop().await.map_err(refused)
+}
+
+fn target_of(request: &Request) -> Option<TargetName> {
+    request.message.subject.rsplit('.').next()?.parse().ok()
+}
+
+/// How one target stands here.
+fn status_of(routes: &Routes, request: &Request) -> Option<Value> {
+    let route = routes.of(&target_of(request)?)?;
+    let breaker = route.breaker();
+    Some(json!({
+        "target": route.config.name,
+        "breaker": { "state": breaker.state(), "reason": breaker.reason() },
+        "failing": route.failures().len(),
+        "dead_letters": route.letters.count(),
+    }))
+}
+
+/// What is known of the delivery of one user, named in the body.
+fn task_of(routes: &Routes, request: &Request) -> Option<Value> {
+    let route = routes.of(&target_of(request)?)?;
+    let body = request.message.payload.trim_ascii();
+    let user: Option<UserId> = match serde_json::from_slice(body) {
+        Ok(value) => UserId::try_from(&value as &Value).ok(),
+        Err(_) => std::str::from_utf8(body)
+            .ok()
+            .and_then(|text| text.parse().ok()),
+    };
+    let failing = route.failures().of(&user?).cloned();
+    let mut answer = serde_json::to_value(&failing).unwrap_or_default();
+    if failing.is_none() {
+        answer = json!({});
+    }
+    answer["held"] = failing.is_some().into();
+    Some(answer)
+}

@@ -1,0 +1,211 @@
+//! Which targets this worker serves: those of the KV bucket `user_targets`, followed live.
+//!
+//! A berth per target runs one courier at a time: when an entry changes, the old courier is drained
+//! before a new one begins, so that order per user holds.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_nats::jetstream::{self, stream::Stream};
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use usersync_core::{
+    admin::Health,
+    registry::{Entries, Registry},
+    streams, subjects,
+    target::{TargetConfig, TargetName},
+};
+use usersync_targets::{Rule, Target};
+
+use crate::{board::Board, courier::Courier, route::Route};
+
+/// How long to wait before looking for the bucket again.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How long to wait before trying a target again that can't be set up, for a secret that is missing say.
+const SET_UP_AGAIN: Duration = Duration::from_secs(5);
+
+/// The routes being served, for those who ask about them.
+#[derive(Clone, Default)]
+pub(crate) struct Routes(Arc<Mutex<BTreeMap<TargetName, Arc<Route>>>>);
+
+impl Routes {
+    pub(crate) fn of(&self, target: &TargetName) -> Option<Arc<Route>> {
+        self.lock().get(target).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<TargetName, Arc<Route>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What every berth needs.
+#[derive(Clone)]
+pub(crate) struct Fleet {
+    /// The JetStream connection.
+    pub jetstream: jetstream::Context,
+    /// How every target stands.
+    pub health: Health,
+    /// Where breakers are shown.
+    pub board: Board,
+    /// What is being served.
+    pub routes: Routes,
+    /// The targets to serve; empty for every enabled one.
+    pub names: BTreeSet<TargetName>,
+}
+
+type Wanted = watch::Sender<Option<Arc<TargetConfig>>>;
+
+impl Fleet {
+    /// Serves its targets until `shutdown`, then drains them.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        for name in &self.names {
+            let waiting = format!("waiting for it in the bucket {}", subjects::TARGETS_BUCKET);
+            self.health.down(name.as_ref(), waiting);
+        }
+        let opening = async {
+            let states = streams::wait_for_stream(&self.jetstream, subjects::USER_STATE).await;
+            (states, self.registry().await)
+        };
+        let Some((states, registry)) = shutdown.run_until_cancelled(opening).await else {
+            return;
+        };
+        let mut entries = registry.follow(shutdown.clone());
+        let mut berths: BTreeMap<TargetName, Wanted> = BTreeMap::new();
+        let mut tasks = JoinSet::new();
+        while let Some(Ok(())) = shutdown.run_until_cancelled(entries.changed()).await {
+            let Some(entries) = entries.borrow_and_update().clone() else {
+                continue;
+            };
+            let wanted = self.wanted(&entries);
+            for (name, config) in &wanted {
+                let berth = berths.entry(name.clone()).or_insert_with(|| {
+                    let (sender, receiver) = watch::channel(None);
+                    let fleet = self.clone();
+                    tasks.spawn(fleet.berth(
+                        name.clone(),
+                        states.clone(),
+                        receiver,
+                        shutdown.clone(),
+                    ));
+                    sender
+                });
+                berth.send_if_modified(|held| set(held, Some(config.clone())));
+            }
+            for (name, berth) in &berths {
+                if !wanted.contains_key(name) {
+                    berth.send_if_modified(|held| set(held, None));
+                }
+            }
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// The entries this worker is to serve now.
+    fn wanted(&self, entries: &Entries) -> BTreeMap<TargetName, Arc<TargetConfig>> {
+        let mut wanted = BTreeMap::new();
+        for (key, entry) in entries {
+            let Ok(name) = key.parse::<TargetName>() else {
+                continue;
+            };
+            if !self.names.is_empty() && !self.names.contains(&name) {
+                continue;
+            }
+            if let Some(problem) = &entry.problem {
+                tracing::warn!(target = %name, problem, revision = entry.revision, "the entry can't be used; the last good one stays");
+            }
+            if let Some(config) = entry.config.as_ref().filter(|config| config.enabled) {
+                wanted.insert(name, config.clone());
+            }
+        }
+        wanted
+    }
+
+    async fn registry(&self) -> Registry {
+        let mut said = false;
+        loop {
+            match Registry::open(&self.jetstream).await {
+                Ok(registry) => return registry,
+                Err(error) if !said => {
+                    tracing::warn!(error = format!("{error:#}"), "waiting for the targets");
+                    said = true;
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Serves one target as its entry wants it.
+    async fn berth(
+        self,
+        name: TargetName,
+        states: Stream,
+        mut wanted: watch::Receiver<Option<Arc<TargetConfig>>>,
+        shutdown: CancellationToken,
+    ) {
+        while !shutdown.is_cancelled() {
+            let config = wanted.borrow_and_update().clone();
+            let Some(config) = config else {
+                self.health.gone(name.as_ref());
+                if !changed(&mut wanted, &shutdown).await {
+                    return;
+                }
+                continue;
+            };
+            match set_up(&config) {
+                Ok((rule, driver)) => {
+                    let (jetstream, states) = (self.jetstream.clone(), states.clone());
+                    let route = Arc::new(Route::new(config, rule, driver, jetstream, states));
+                    let stop = shutdown.child_token();
+                    let served = self.serve(route, stop.clone());
+                    let follow = async {
+                        changed(&mut wanted, &shutdown).await;
+                        stop.cancel();
+                    };
+                    tokio::join!(served, follow);
+                }
+                Err(error) => {
+                    tracing::error!(target = %name, error, "the target can't be set up");
+                    self.health.down(name.as_ref(), error);
+                    let again = changed(&mut wanted, &shutdown);
+                    let _ = tokio::time::timeout(SET_UP_AGAIN, again).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(&self, route: Arc<Route>, stop: CancellationToken) {
+        let name = &route.config.name;
+        self.routes.lock().insert(name.clone(), route.clone());
+        let courier = Courier::new(route.clone(), self.health.clone(), self.board.clone());
+        let letters = route.letters.clone().follow(stop.clone());
+        tokio::join!(courier.run(stop), letters);
+        self.routes.lock().remove(name);
+    }
+}
+
+fn set_up(config: &TargetConfig) -> Result<(Rule, Box<dyn Target>), String> {
+    let rule = Rule::compile(config).map_err(|error| error.to_string())?;
+    let driver = usersync_targets::connect(config).map_err(|error| error.to_string())?;
+    Ok((rule, driver))
+}
+
+/// Waits for another entry; false at shutdown.
+async fn changed(
+    wanted: &mut watch::Receiver<Option<Arc<TargetConfig>>>,
+    shutdown: &CancellationToken,
+) -> bool {
+    matches!(
+        shutdown.run_until_cancelled(wanted.changed()).await,
+        Some(Ok(()))
+    )
+}
+
+fn set(held: &mut Option<Arc<TargetConfig>>, config: Option<Arc<TargetConfig>>) -> bool {
+    let differs = *held != config;
+    *held = config;
+    differs
+}

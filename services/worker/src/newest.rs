@@ -1,0 +1,93 @@
+//! The newest state of every user of a batch: from its message, or asked for.
+
+use async_nats::{
+    HeaderMap,
+    jetstream::{Message, stream::DirectGetErrorKind},
+};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use usersync_core::{state::State, subjects};
+use usersync_targets::{Failure, Outcome};
+
+use crate::{
+    route::Route,
+    task::{Item, stream_sequence},
+};
+
+/// What is known of a user before delivery.
+pub(crate) enum Newest {
+    /// This is to be delivered, with its trace context.
+    State(Box<State>, Option<String>),
+    /// There is nothing to deliver: a newer state is on its way, or the target has it.
+    Nothing,
+    /// The newest state can't be had now, or not at all.
+    Failed(Outcome),
+}
+
+/// The newest state of every item, in order.
+pub(crate) async fn of(route: &Route, items: &[Item]) -> Vec<Newest> {
+    let mut newest = Vec::with_capacity(items.len());
+    let mut asked = FuturesUnordered::new();
+    for (index, item) in items.iter().enumerate() {
+        match newest_message(route, item) {
+            Some(message) => newest.push(parse(&message.payload, message.headers.as_ref())),
+            None => {
+                newest.push(Newest::Nothing);
+                asked.push(async move { (index, ask(route, item).await) });
+            }
+        }
+    }
+    while let Some((index, answer)) = asked.next().await {
+        newest[index] = answer;
+    }
+    newest
+}
+
+/// The message with the newest state, `None` when the state must be asked for.
+fn newest_message<'a>(route: &Route, item: &'a Item) -> Option<&'a Message> {
+    if !item.only_live() || route.was_held(item.since()) {
+        return None;
+    }
+    item.live().max_by_key(|message| stream_sequence(message))
+}
+
+/// Reads the newest state by direct get.
+async fn ask(route: &Route, item: &Item) -> Newest {
+    let subject = subjects::state(&item.user_id);
+    match route.states.direct_get_last_for_subject(subject).await {
+        Ok(message) => {
+            // What was held while the target was away may be outdated; the newer one comes by itself.
+            let held = item.live().map(stream_sequence).max();
+            if item.only_live() && held.is_some_and(|held| message.sequence > held) {
+                return Newest::Nothing;
+            }
+            match parse(&message.payload, Some(&message.headers)) {
+                Newest::State(state, _) if item.only_recheck() >= Some(state.version) => {
+                    Newest::Nothing
+                }
+                found => found,
+            }
+        }
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Newest::Nothing,
+        Err(error) => {
+            let reason = format!("can't read the newest state: {error}");
+            Newest::Failed(Outcome::Transient(Failure::new(reason)))
+        }
+    }
+}
+
+fn parse(payload: &[u8], headers: Option<&HeaderMap>) -> Newest {
+    match serde_json::from_slice(payload) {
+        Ok(state) => {
+            let traceparent = headers.and_then(|headers| headers.get("traceparent"));
+            Newest::State(
+                Box::new(state),
+                traceparent.map(|value| value.as_str().to_owned()),
+            )
+        }
+        Err(error) => {
+            let place = format!("line {} column {}", error.line(), error.column());
+            let reason = format!("what USER_STATE holds is no state: {place}");
+            Newest::Failed(Outcome::Permanent(Failure::new(reason)))
+        }
+    }
+}

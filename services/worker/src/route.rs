@@ -1,0 +1,107 @@
+//! What everything that serves one target shares.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use async_nats::jetstream::{self, stream::Stream};
+use tokio::time::Instant;
+use usersync_core::target::TargetConfig;
+use usersync_targets::{Rule, Target};
+
+use crate::{
+    breaker::{Breaker, State},
+    failures::Failures,
+    letters::Letters,
+    meters::Meters,
+    results::Results,
+    unchanged::Unchanged,
+};
+
+/// One target as one worker serves it.
+pub(crate) struct Route {
+    /// The target's entry.
+    pub config: Arc<TargetConfig>,
+    /// What it gets of a user.
+    pub rule: Rule,
+    /// How to reach it.
+    pub driver: Box<dyn Target>,
+    /// The JetStream connection.
+    pub jetstream: jetstream::Context,
+    /// USER_STATE, for direct gets.
+    pub states: Stream,
+    /// What is counted.
+    pub meters: Meters,
+    /// Its dead letters.
+    pub letters: Letters,
+    /// Its delivery log.
+    pub results: Results,
+    breaker: Mutex<Breaker>,
+    unchanged: Mutex<Unchanged>,
+    failures: Mutex<Failures>,
+    /// The consumer sequence since which no other worker can have been handed anything.
+    alone_since: AtomicU64,
+    /// The consumer sequence up to which messages may have waited for the target to come back.
+    held_up_to: AtomicU64,
+}
+
+impl Route {
+    pub(crate) fn new(
+        config: Arc<TargetConfig>,
+        rule: Rule,
+        driver: Box<dyn Target>,
+        jetstream: jetstream::Context,
+        states: Stream,
+    ) -> Self {
+        let (name, client) = (config.name.clone(), jetstream.client());
+        Self {
+            meters: Meters::new(&name),
+            letters: Letters::new(jetstream.clone(), name.clone()),
+            results: Results::new(client, &name, config.results),
+            breaker: Mutex::new(Breaker::new(config.breaker.clone(), Instant::now())),
+            unchanged: Mutex::new(Unchanged::new(config.suppress_unchanged)),
+            failures: Mutex::default(),
+            alone_since: AtomicU64::new(0),
+            held_up_to: AtomicU64::new(0),
+            config,
+            rule,
+            driver,
+            jetstream,
+            states,
+        }
+    }
+
+    pub(crate) fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn unchanged(&self) -> MutexGuard<'_, Unchanged> {
+        self.unchanged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The consumer sequence since which this worker is alone, as far as is known.
+    pub(crate) fn alone_since(&self) -> u64 {
+        self.alone_since.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_alone_since(&self, seq: u64) {
+        self.alone_since.store(seq, Ordering::Relaxed);
+    }
+
+    /// Messages up to this consumer sequence may be outdated: they waited.
+    pub(crate) fn set_held_up_to(&self, seq: u64) {
+        self.held_up_to.store(seq, Ordering::Relaxed);
+    }
+
+    /// Whether a message with this consumer sequence may have waited for the target to come back.
+    pub(crate) fn was_held(&self, seq: u64) -> bool {
+        seq <= self.held_up_to.load(Ordering::Relaxed) || self.breaker().state() != State::Closed
+    }
+}

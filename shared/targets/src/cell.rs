@@ -1,0 +1,229 @@
+//! What one column of an SQL table can hold: JSON values become text that the server reads as the column's
+//! type, and what it holds can be compared with that text.
+
+use jiff::{Timestamp, civil, tz::TimeZone};
+use serde_json::Value;
+
+/// What kind of values a column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Text,
+    Integer,
+    Number,
+    Boolean,
+    Json,
+    /// A date and a time of day, in UTC.
+    Instant,
+    Day,
+    /// Text that only the server can judge: UUIDs, enumerations, addresses.
+    Verbatim,
+    /// Nothing that JSON can be written to.
+    Other,
+}
+
+const INSTANT: &str = "%Y-%m-%d %H:%M:%S%.6f";
+
+impl Kind {
+    /// `value` as the text that the server reads; the error says what was expected. `value` isn't null.
+    pub(crate) fn text_of(self, value: &Value) -> Result<String, &'static str> {
+        let text = value.as_str();
+        match self {
+            Self::Text => Ok(text.map_or_else(|| value.to_string(), str::to_owned)),
+            Self::Json => Ok(value.to_string()),
+            Self::Integer => match (value, text) {
+                (Value::Bool(flag), _) => Ok(u8::from(*flag).to_string()),
+                (Value::Number(number), _) if !number.is_f64() => Ok(number.to_string()),
+                (_, Some(text)) => integer(text).ok_or("an integer"),
+                _ => Err("an integer"),
+            },
+            Self::Number => {
+                let number = text.map_or_else(|| value.as_f64(), |text| text.trim().parse().ok());
+                let finite = number.is_some_and(f64::is_finite);
+                let exact =
+                    || text.map_or_else(|| value.to_string(), |text| text.trim().to_owned());
+                finite.then(exact).ok_or("a number")
+            }
+            Self::Boolean => match (value, text) {
+                (Value::Bool(flag), _) => Ok(flag.to_string()),
+                (Value::Number(number), _) if number.as_u64() == Some(0) => Ok("false".to_owned()),
+                (Value::Number(number), _) if number.as_u64() == Some(1) => Ok("true".to_owned()),
+                (_, Some(text @ ("true" | "false"))) => Ok(text.to_owned()),
+                _ => Err("true or false"),
+            },
+            Self::Instant => {
+                let instant = text.and_then(instant).ok_or("a time as RFC 3339 has it")?;
+                Ok(instant
+                    .to_zoned(TimeZone::UTC)
+                    .strftime(INSTANT)
+                    .to_string())
+            }
+            Self::Day => {
+                let day = text.and_then(day).ok_or("a date as YYYY-MM-DD")?;
+                Ok(day.to_string())
+            }
+            Self::Verbatim => Ok(text.ok_or("a text")?.to_owned()),
+            Self::Other => Err("nothing"),
+        }
+    }
+
+    /// Whether `held`, as the server shows it, is what `told` was written as, or `merged` into it.
+    pub(crate) fn same(self, held: Option<&str>, told: Option<&str>, merged: bool) -> bool {
+        let (Some(held), Some(told)) = (held, told) else {
+            return held.is_none() && told.is_none();
+        };
+        if held == told {
+            return true;
+        }
+        let json = |text: &str| serde_json::from_str::<Value>(text).ok();
+        let number = |text: &str| text.parse::<f64>().ok();
+        match self {
+            Self::Text | Self::Integer | Self::Other => false,
+            Self::Json => match (json(held), json(told)) {
+                (Some(held), Some(told)) if merged => contains(&held, &told),
+                (Some(held), Some(told)) => held == told,
+                _ => false,
+            },
+            // The column may keep fewer digits.
+            Self::Number => match (number(held), number(told)) {
+                (Some(held), Some(told)) => (held - told).abs() <= told.abs().max(1.0) * 0.01,
+                _ => false,
+            },
+            Self::Boolean => held.get(..1) == told.get(..1),
+            // The column may keep whole seconds, cut or rounded.
+            Self::Instant => match (instant(held), instant(told)) {
+                (Some(held), Some(told)) => held.duration_since(told).abs().as_secs() < 1,
+                _ => false,
+            },
+            Self::Day => day(held) == day(told),
+            Self::Verbatim => held.eq_ignore_ascii_case(told),
+        }
+    }
+}
+
+/// Whether merging `told` into `held` (RFC 7396) would change nothing.
+fn contains(held: &Value, told: &Value) -> bool {
+    match (held, told) {
+        (Value::Object(held), Value::Object(told)) => {
+            told.iter().all(|(name, told)| match held.get(name) {
+                Some(held) => contains(held, told),
+                None => told.is_null(),
+            })
+        }
+        (held, told) => held == told,
+    }
+}
+
+/// A whole number in its one canonical form.
+fn integer(text: &str) -> Option<String> {
+    let number: i128 = text.trim().parse().ok()?;
+    Some(number.to_string())
+}
+
+/// Without an offset it is UTC.
+fn instant(text: &str) -> Option<Timestamp> {
+    let local = || {
+        let local: civil::DateTime = text.parse().ok()?;
+        Some(local.to_zoned(TimeZone::UTC).ok()?.timestamp())
+    };
+    text.parse().ok().or_else(local)
+}
+
+fn day(text: &str) -> Option<civil::Date> {
+    let from_instant = || Some(instant(text)?.to_zoned(TimeZone::UTC).date());
+    match text.len() {
+        10 => text.parse().ok(),
+        _ => from_instant(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn values_become_what_the_column_holds_or_are_refused() {
+        let rows = [
+            (Kind::Text, json!("x"), Some("x")),
+            (Kind::Text, json!(7), Some("7")),
+            (Kind::Text, json!({"a": [1]}), Some("{\"a\":[1]}")),
+            (Kind::Json, json!("x"), Some("\"x\"")),
+            (Kind::Integer, json!(-7), Some("-7")),
+            (Kind::Integer, json!("007"), Some("7")),
+            (Kind::Integer, json!(true), Some("1")),
+            (Kind::Integer, json!(1.5), None),
+            (Kind::Integer, json!("x"), None),
+            (Kind::Integer, json!([]), None),
+            (Kind::Number, json!(1.5), Some("1.5")),
+            (Kind::Number, json!("1.50"), Some("1.50")),
+            (Kind::Number, json!("NaN"), None),
+            (Kind::Boolean, json!(false), Some("false")),
+            (Kind::Boolean, json!(1), Some("true")),
+            (Kind::Boolean, json!("yes"), None),
+            (
+                Kind::Instant,
+                json!("2026-01-31T12:00:00.5+01:00"),
+                Some("2026-01-31 11:00:00.500000"),
+            ),
+            (Kind::Instant, json!("yesterday"), None),
+            (Kind::Instant, json!(0), None),
+            (Kind::Day, json!("2026-01-31"), Some("2026-01-31")),
+            (Kind::Day, json!("2026-02-31"), None),
+            (Kind::Verbatim, json!("x"), Some("x")),
+            (Kind::Verbatim, json!(1), None),
+            (Kind::Other, json!("x"), None),
+        ];
+        for (kind, value, text) in rows {
+            assert_eq!(
+                kind.text_of(&value).ok().as_deref(),
+                text,
+                "{kind:?} {value}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_merged_may_have_more_around_it() {
+        let held = Some("{\"a\": {\"b\": 1, \"c\": 2}, \"d\": 3}");
+        assert!(Kind::Json.same(held, Some("{\"a\": {\"b\": 1}}"), true));
+        assert!(!Kind::Json.same(held, Some("{\"a\": {\"b\": 1}}"), false));
+        assert!(!Kind::Json.same(held, Some("{\"a\": {\"b\": 2}}"), true));
+        assert!(!Kind::Json.same(held, Some("{\"e\": 1}"), true));
+    }
+
+    #[test]
+    fn what_is_held_is_compared_as_the_columns_type() {
+        let same = [
+            (Kind::Json, "{\"a\": 1, \"b\": 2}", "{\"b\":2,\"a\":1}"),
+            (Kind::Number, "1.50", "1.5"),
+            (Kind::Boolean, "t", "true"),
+            (
+                Kind::Instant,
+                "2026-01-31 11:00:00+00",
+                "2026-01-31 11:00:00.400000",
+            ),
+            (Kind::Verbatim, "ab-cd", "AB-CD"),
+        ];
+        for (kind, held, told) in same {
+            assert!(
+                kind.same(Some(held), Some(told), false),
+                "{kind:?} {held} {told}"
+            );
+        }
+        let others = [
+            (Kind::Text, "A", "a"),
+            (Kind::Json, "{\"a\":1}", "{\"a\":2}"),
+            (Kind::Json, "broken", "worse"),
+            (Kind::Number, "2", "1.5"),
+            (Kind::Boolean, "false", "true"),
+            (Kind::Instant, "2026-01-31 11:00:02", "2026-01-31 11:00:00"),
+        ];
+        for (kind, held, told) in others {
+            assert!(
+                !kind.same(Some(held), Some(told), false),
+                "{kind:?} {held} {told}"
+            );
+        }
+        assert!(!Kind::Text.same(None, Some(""), false) && Kind::Text.same(None, None, false));
+    }
+}

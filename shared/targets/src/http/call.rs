@@ -1,0 +1,152 @@
+//! Calls: the JSON of one user or of several, with the headers of the contract, signed.
+
+use jiff::Timestamp;
+use reqwest::{
+    Method, Request, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+};
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use standardwebhooks::Webhook;
+use usersync_core::{
+    event::{Change, EventType},
+    target::TargetConfig,
+    user_id::UserId,
+};
+
+use crate::{Action, ConfigError, Delivery, Failure};
+
+const SOURCE: HeaderName = HeaderName::from_static("x-sync-source");
+const TASK_ID: HeaderName = HeaderName::from_static("x-sync-task-id");
+const VERSION: HeaderName = HeaderName::from_static("x-sync-version");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+
+/// The body of the contract; a member the target isn't told is absent.
+#[derive(Serialize)]
+struct Body<'a> {
+    task_id: &'a str,
+    event_type: EventType,
+    user_id: &'a UserId,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    username: &'a Change<String>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    email: &'a Change<String>,
+    #[serde(skip_serializing_if = "Change::is_keep")]
+    data: &'a Change<Value>,
+    deleted: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    partial: bool,
+    /// Only where `deleted` and `partial` don't say it all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    action: Option<Action>,
+    version: u64,
+    timestamp: Timestamp,
+    source: Option<&'a str>,
+}
+
+impl<'a> Body<'a> {
+    fn of(delivery: &'a Delivery) -> Self {
+        let members = &delivery.members;
+        Self {
+            task_id: &delivery.task_id,
+            event_type: delivery.event_type,
+            user_id: &delivery.user_id,
+            username: &members.username,
+            email: &members.email,
+            data: &members.data,
+            deleted: delivery.action == Action::Delete,
+            partial: delivery.partial,
+            action: (delivery.action == Action::Disable).then_some(Action::Disable),
+            version: delivery.version,
+            timestamp: delivery.timestamp,
+            source: delivery.source.as_deref(),
+        }
+    }
+}
+
+/// How calls are made: where to, and signed with what.
+pub(super) struct Caller {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) signer: Option<Webhook>,
+}
+
+impl Caller {
+    /// One user.
+    pub(super) fn single(&self, delivery: &Delivery) -> Result<Request, Failure> {
+        let mut request = self.request(&delivery.task_id, &Body::of(delivery))?;
+        let headers = request.headers_mut();
+        headers.insert(TASK_ID, value(&delivery.task_id)?);
+        headers.insert(VERSION, HeaderValue::from(delivery.version));
+        // A hint for tracing: one that HTTP can't carry is no reason to fail.
+        if let Some(Ok(traceparent)) = delivery.traceparent.as_deref().map(value) {
+            headers.insert(TRACEPARENT, traceparent);
+        }
+        Ok(request)
+    }
+
+    /// Several users, as an array. Task ids and versions are inside.
+    pub(super) fn several(&self, batch: &[Delivery]) -> Result<Request, Failure> {
+        let bodies: Vec<_> = batch.iter().map(Body::of).collect();
+        self.request(&batch_id(batch), &bodies)
+    }
+
+    fn request(&self, id: &str, body: &impl Serialize) -> Result<Request, Failure> {
+        let body = serde_json::to_vec(body);
+        let body = body.map_err(|_| Failure::new("the user can't be written as JSON"))?;
+        let mut request = Request::new(self.method.clone(), self.url.clone());
+        let headers = request.headers_mut();
+        headers.reserve(8);
+        let header = value(id)?;
+        if let Some(signer) = &self.signer {
+            let now = Timestamp::now().as_second();
+            let signature = signer
+                .sign(id, now, &body)
+                .map_err(|_| Failure::new("the call can't be signed"))?;
+            headers.insert(WEBHOOK_ID, header.clone());
+            headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now));
+            headers.insert(WEBHOOK_SIGNATURE, value(&signature)?);
+        }
+        headers.insert(IDEMPOTENCY_KEY, header);
+        *request.body_mut() = Some(body.into());
+        Ok(request)
+    }
+}
+
+/// The same for the same users in the same versions and order: `batch-` and 128 bits in hex.
+fn batch_id(batch: &[Delivery]) -> String {
+    let mut hash = Sha256::new();
+    for delivery in batch {
+        hash.update(&delivery.task_id);
+        hash.update(b"\n");
+    }
+    let hash = hash.finalize();
+    hash.iter()
+        .take(16)
+        .fold("batch-".to_owned(), |id, byte| format!("{id}{byte:02x}"))
+}
+
+/// The headers every call has.
+pub(super) fn headers(config: &TargetConfig) -> Result<HeaderMap, ConfigError> {
+    let mut headers = HeaderMap::new();
+    for (name, text) in &config.headers {
+        let invalid = || ConfigError::Header(name.clone());
+        let name: HeaderName = name.parse().map_err(|_| invalid())?;
+        let mut text: HeaderValue = text.parse().map_err(|_| invalid())?;
+        text.set_sensitive(true);
+        headers.insert(name, text);
+    }
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(SOURCE, HeaderValue::from_static("user-sync-service"));
+    Ok(headers)
+}
+
+fn value(text: &str) -> Result<HeaderValue, Failure> {
+    HeaderValue::from_str(text)
+        .map_err(|_| Failure::new("a header value has characters HTTP can't carry"))
+}

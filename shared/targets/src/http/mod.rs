@@ -1,0 +1,137 @@
+//! HTTP targets: one signed JSON call per user, or per batch where the target takes arrays.
+
+mod answer;
+mod batch;
+mod call;
+mod read_back;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use reqwest::{Client, Method, redirect};
+use secrecy::ExposeSecret;
+use standardwebhooks::Webhook;
+use usersync_core::target::TargetConfig;
+
+use self::call::Caller;
+use crate::{ConfigError, Delivery, Failure, Limits, Outcome, Target};
+
+const CONCURRENCY: usize = 1_000;
+/// The most of an answer's body that is read, so that the connection can be used again.
+const ANSWER_BYTES: usize = 64 * 1024;
+
+/// A target that takes `POST`, `PUT` or `PATCH`.
+pub(crate) struct HttpTarget {
+    client: Client,
+    caller: Caller,
+    limits: Limits,
+    timeout: Duration,
+    /// Where users are read back, where they are to be.
+    read_url: Option<String>,
+}
+
+impl HttpTarget {
+    pub(crate) fn new(config: &TargetConfig) -> Result<Self, ConfigError> {
+        let method = match config.method.as_deref() {
+            None | Some("POST") => Method::POST,
+            Some("PUT") => Method::PUT,
+            Some("PATCH") => Method::PATCH,
+            Some(other) => {
+                return Err(ConfigError::Method {
+                    found: other.to_owned(),
+                    expected: "POST, PUT or PATCH",
+                });
+            }
+        };
+        let signer = match &config.secret {
+            None => None,
+            Some(reference) => {
+                let secret = reference.resolve()?;
+                Some(Webhook::new(secret.expose_secret()).map_err(|_| ConfigError::SecretForm)?)
+            }
+        };
+        if !config.url.username().is_empty() || config.url.password().is_some() {
+            let instead =
+                "a user and password in it are not sent; set headers.Authorization instead";
+            return Err(ConfigError::Url(instead.to_owned()));
+        }
+        let limits = Limits::of(config, CONCURRENCY, 1);
+        let read_url = read_back::template(config)?;
+        // Only the first call in a process installs it; later ones find it there.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder()
+            .user_agent(concat!("usersync/", env!("CARGO_PKG_VERSION")))
+            .default_headers(call::headers(config)?)
+            .redirect(redirect::Policy::none())
+            .timeout(config.timeout)
+            .connect_timeout(config.timeout.min(Duration::from_secs(5)))
+            .pool_max_idle_per_host(limits.concurrency)
+            .build()
+            .map_err(|error| ConfigError::Url(answer::describe(&error)))?;
+        let caller = Caller {
+            method,
+            url: config.url.clone(),
+            signer,
+        };
+        Ok(Self {
+            client,
+            caller,
+            limits,
+            timeout: config.timeout,
+            read_url,
+        })
+    }
+
+    async fn deliver_one(&self, delivery: &Delivery) -> Outcome {
+        let request = match self.caller.single(delivery) {
+            Ok(request) => request,
+            Err(failure) => return Outcome::Permanent(failure),
+        };
+        match self.client.execute(request).await {
+            Ok(response) => {
+                let outcome = answer::classify(response.status(), response.headers());
+                // The status has said it all; what follows only frees the connection.
+                let _ = answer::read(response, ANSWER_BYTES).await;
+                outcome
+            }
+            Err(error) => answer::unanswered(&error),
+        }
+    }
+}
+
+#[async_trait]
+impl Target for HttpTarget {
+    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
+        if self.limits.batch > 1 {
+            return self.deliver_several(batch).await;
+        }
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for delivery in batch {
+            outcomes.push(self.deliver_one(delivery).await);
+        }
+        outcomes
+    }
+
+    /// Any answer shows that it is there, but one that says that it can't be used. It need not know HEAD.
+    async fn probe(&self) -> Result<(), Failure> {
+        let answered = self.client.head(self.caller.url.clone()).send().await;
+        let response = answered.map_err(|error| Failure::new(answer::describe(&error)))?;
+        let status = response.status();
+        match answer::classify(status, response.headers()) {
+            Outcome::Transient(_) if status.as_u16() == 501 => Ok(()),
+            Outcome::Fault(failure) | Outcome::Gone(failure) | Outcome::Transient(failure) => {
+                Err(failure)
+            }
+            Outcome::Permanent(_) | Outcome::Delivered { .. } | Outcome::AlreadyNewer => Ok(()),
+        }
+    }
+
+    async fn verify(&self, batch: &[Delivery]) -> Option<Vec<Outcome>> {
+        let template = self.read_url.as_ref()?;
+        Some(self.read_back(template, batch).await)
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+}

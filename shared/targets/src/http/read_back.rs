@@ -1,0 +1,94 @@
+//! `verify` over HTTP: what the target shows of a user, compared with what it was told.
+
+use futures_util::{StreamExt, stream::FuturesOrdered};
+use reqwest::{StatusCode, Url};
+use serde_json::Value;
+use usersync_core::target::TargetConfig;
+
+use super::{
+    HttpTarget,
+    answer::{self, Body},
+};
+use crate::{Action, ConfigError, Delivery, Failure, Outcome, shown};
+
+/// Where the id of the user goes.
+const ID: &str = "{id}";
+/// Users read at the same time.
+const READS: usize = 16;
+/// The longest document read.
+const DOCUMENT_BYTES: usize = 1024 * 1024;
+
+/// Where users can be read, where that is to be done.
+///
+/// # Errors
+/// When it is to be done and can't.
+pub(super) fn template(config: &TargetConfig) -> Result<Option<String>, ConfigError> {
+    let Some(template) = config.read_url.as_deref() else {
+        return match config.verify {
+            true => Err(ConfigError::Verify(
+                "an HTTP target is read at `read_url`, which is missing",
+            )),
+            false => Ok(None),
+        };
+    };
+    let example = template.replace(ID, "1");
+    let url = example.parse::<Url>();
+    let fits = url.is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    if !fits || !template.contains(ID) {
+        return Err(ConfigError::ReadUrl);
+    }
+    Ok(config.verify.then(|| template.to_owned()))
+}
+
+impl HttpTarget {
+    /// Reads every user of `batch` and says of each whether the target shows what it was told.
+    pub(super) async fn read_back(&self, template: &str, batch: &[Delivery]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for some in batch.chunks(READS) {
+            let mut reads = FuturesOrdered::new();
+            for delivery in some {
+                reads.push_back(self.read_one(template, delivery));
+            }
+            outcomes.extend(reads.collect::<Vec<_>>().await);
+        }
+        outcomes
+    }
+
+    async fn read_one(&self, template: &str, delivery: &Delivery) -> Outcome {
+        let url = template.replace(ID, &delivery.user_id.to_string());
+        let response = match self.client.get(url).send().await {
+            Ok(response) => response,
+            Err(error) => return answer::unanswered(&error),
+        };
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = match answer::read(response, DOCUMENT_BYTES).await {
+            Ok(body) => body,
+            Err(error) => return answer::unanswered(&error),
+        };
+        let missing = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
+        if missing {
+            return match delivery.action {
+                Action::Delete | Action::Disable => Outcome::Delivered { guarded: false },
+                Action::Upsert => shown::differs("the user isn't there"),
+            };
+        }
+        match (answer::classify(status, &headers), body) {
+            (Outcome::Delivered { .. }, Body::Whole(body)) => match serde_json::from_slice(&body) {
+                Ok(document @ Value::Object(_)) => {
+                    shown::compare(&document, delivery, &shown::HTTP)
+                }
+                _ => unreadable("the target shows no JSON object"),
+            },
+            (Outcome::Delivered { .. }, Body::TooLong) => {
+                unreadable("what the target shows is too long")
+            }
+            // That the user can't be read says nothing against the user.
+            (Outcome::Permanent(failure), _) => Outcome::Transient(failure),
+            (outcome, _) => outcome,
+        }
+    }
+}
+
+fn unreadable(reason: &'static str) -> Outcome {
+    Outcome::Transient(Failure::new(reason))
+}

@@ -1,0 +1,295 @@
+//! How a target's columns are mapped onto the table that is really there, or why they can't be.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use usersync_core::{event::Change, target::Table, user_id::UserId};
+
+use crate::{
+    Action, Delivery,
+    cell::Kind,
+    table::{disabled, is_status, told},
+};
+
+/// A column as the server describes it.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveColumn {
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    /// The type in the server's own words.
+    pub(crate) shown: String,
+    /// The type to read a text as, where the server wants to be told.
+    pub(crate) cast: String,
+    pub(crate) nullable: bool,
+    /// The server fills it when it isn't told.
+    pub(crate) defaulted: bool,
+    /// The server computes it: nobody may write it.
+    pub(crate) generated: bool,
+    /// Texts that differ in anything are different there.
+    pub(crate) exact: bool,
+}
+
+/// A table as the server describes it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Live {
+    pub(crate) columns: Vec<LiveColumn>,
+    /// The columns with a unique key of their own.
+    pub(crate) unique: BTreeSet<String>,
+    /// It makes up values of its own for a column that isn't the id.
+    pub(crate) numbers_itself: bool,
+}
+
+/// A mapping that fits the table.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    pub(crate) table: Table,
+    pub(crate) name: String,
+    /// Whether ids are integers there; else they are texts.
+    pub(crate) integer_ids: bool,
+    pub(crate) id_cast: String,
+    pub(crate) columns: Vec<Column>,
+    pub(crate) numbers_itself: bool,
+}
+
+/// A column and what is written to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Column {
+    pub(crate) name: String,
+    /// The member, as a dotted path.
+    pub(crate) path: String,
+    pub(crate) kind: Kind,
+    pub(crate) cast: String,
+}
+
+/// What a column is told: nothing, that it is empty, or a text that the server reads as its type.
+pub(crate) type Cell = Option<Option<String>>;
+
+/// One user on the way into the table.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    /// Which delivery of the batch it is.
+    pub(crate) index: usize,
+    pub(crate) id: String,
+    pub(crate) version: i64,
+    pub(crate) deleted: bool,
+    /// JSON is merged into what is there instead of replacing it: nobody knows the rest of this user.
+    pub(crate) merged: bool,
+    /// One for each column of the layout.
+    pub(crate) cells: Vec<Cell>,
+}
+
+/// What a statement for a row has to say.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Shape {
+    /// See [`Row::merged`].
+    pub(crate) merged: bool,
+    /// Which columns are told something.
+    told: Vec<bool>,
+}
+
+impl Layout {
+    /// The columns that rows of `shape` tell something, in order.
+    pub(crate) fn told(&self, shape: &Shape) -> Vec<&Column> {
+        let columns = self.columns.iter().zip(&shape.told);
+        columns
+            .filter(|(_, told)| **told)
+            .map(|(column, _)| column)
+            .collect()
+    }
+
+    /// Maps `table` onto `live`; `deletes` when users are ever deleted there.
+    ///
+    /// # Errors
+    /// What doesn't fit: one sentence per problem, naming the column, what was found and what is expected.
+    pub(crate) fn of(
+        table: &Table,
+        name: &str,
+        live: &Live,
+        deletes: bool,
+    ) -> Result<Self, String> {
+        let mut problems = Vec::new();
+        let find = |name: &str| live.columns.iter().find(|column| column.name == name);
+        let missing =
+            |name: &str, expected: &str| format!("column `{name}` is missing; expected {expected}");
+        let wrong = |column: &LiveColumn, expected: &str| {
+            let LiveColumn { name, shown, .. } = column;
+            format!("column `{name}` is {shown}; expected {expected}")
+        };
+
+        let ids = "a text that compares byte by byte, or an integer";
+        let id = find(&table.id);
+        match id {
+            None => problems.push(missing(&table.id, ids)),
+            Some(id) => {
+                if !(id.kind == Kind::Integer || (id.kind == Kind::Text && id.exact)) {
+                    problems.push(wrong(id, ids));
+                }
+                if !live.unique.contains(&table.id) {
+                    problems.push(format!(
+                        "column `{}` has no unique key of its own; expected a primary or a unique key",
+                        table.id
+                    ));
+                }
+            }
+        }
+        match find(&table.version) {
+            None => problems.push(missing(&table.version, "bigint")),
+            Some(version) if !version.shown.starts_with("bigint") => {
+                problems.push(wrong(version, "bigint"));
+            }
+            Some(_) => {}
+        }
+        match find(&table.deleted) {
+            None => problems.push(missing(&table.deleted, "boolean")),
+            Some(deleted)
+                if !deleted.shown.starts_with("boolean")
+                    && !deleted.shown.starts_with("tinyint") =>
+            {
+                problems.push(wrong(deleted, "boolean"));
+            }
+            Some(_) => {}
+        }
+        let mut columns = Vec::new();
+        for (name, path) in &table.columns {
+            let (kinds, expected): (&[Kind], _) = match path.as_str() {
+                "username" | "email" | "status" => (&[Kind::Text, Kind::Verbatim], "a text"),
+                "data" => (&[Kind::Json, Kind::Text], "JSON or a text"),
+                _ => (&[], "a text, a number, a boolean, a time or JSON"),
+            };
+            let Some(column) = find(name) else {
+                problems.push(missing(name, expected));
+                continue;
+            };
+            let suits =
+                kinds.contains(&column.kind) || (kinds.is_empty() && column.kind != Kind::Other);
+            if !suits {
+                problems.push(format!(
+                    "{}, for it holds `{path}`",
+                    wrong(column, expected)
+                ));
+            } else if column.generated {
+                problems.push(format!(
+                    "column `{name}` is computed by the server; expected one that can be written"
+                ));
+            } else if deletes && !column.nullable {
+                problems.push(format!(
+                    "column `{name}` is {} NOT NULL; expected one that can be NULL, for a deleted user's row stays \
+                     without data (or set on_delete to disable or ignore)",
+                    column.shown
+                ));
+            }
+            columns.push(Column {
+                name: name.clone(),
+                path: path.clone(),
+                // A text column takes the whole of `data` as JSON too.
+                kind: if path == "data" {
+                    Kind::Json
+                } else {
+                    column.kind
+                },
+                cast: column.cast.clone(),
+            });
+        }
+        let ours = |column: &LiveColumn| {
+            [&table.id, &table.version, &table.deleted].contains(&&column.name)
+                || table.columns.contains_key(&column.name)
+        };
+        for column in &live.columns {
+            if !column.nullable && !column.defaulted && !ours(column) {
+                problems.push(format!(
+                    "column `{}` is {} NOT NULL without a default and nothing is mapped to it; expected a default",
+                    column.name, column.shown
+                ));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(format!("table `{name}`: {}", problems.join("; ")));
+        }
+        Ok(Self {
+            table: table.clone(),
+            name: name.to_owned(),
+            integer_ids: id.is_some_and(|id| id.kind == Kind::Integer),
+            id_cast: id.map(|id| id.cast.clone()).unwrap_or_default(),
+            columns,
+            numbers_itself: live.numbers_itself,
+        })
+    }
+
+    /// What `delivery` writes.
+    ///
+    /// # Errors
+    /// What this very user can't be written for: names the column and what it holds, never the value.
+    pub(crate) fn row(&self, index: usize, delivery: &Delivery) -> Result<Row, String> {
+        let id = &delivery.user_id;
+        let fits = match id {
+            UserId::Number(number) => i64::try_from(*number).is_ok(),
+            UserId::Text(_) => false,
+        };
+        if self.integer_ids && !fits {
+            return Err(format!(
+                "column `{}` holds integers, and the user's id is none that fits",
+                self.table.id
+            ));
+        }
+        let version = i64::try_from(delivery.version)
+            .map_err(|_| format!("column `{}` can't hold the version", self.table.version))?;
+        let cell = |column: &Column| self.cell(column, delivery);
+        Ok(Row {
+            index,
+            id: id.to_string(),
+            version,
+            deleted: delivery.action == Action::Delete,
+            merged: delivery.partial && delivery.action == Action::Upsert,
+            cells: self.columns.iter().map(cell).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn cell(&self, column: &Column, delivery: &Delivery) -> Result<Cell, String> {
+        let value = match delivery.action {
+            Action::Delete => return Ok(Some(None)),
+            Action::Disable if is_status(&column.path) => {
+                Change::Set(std::borrow::Cow::Owned(Value::from(disabled(delivery))))
+            }
+            Action::Disable => Change::Keep,
+            Action::Upsert => told(delivery, &column.path),
+        };
+        match value {
+            Change::Keep => Ok(None),
+            Change::Clear => Ok(Some(None)),
+            Change::Set(value) => {
+                let text = column.kind.text_of(&value).map_err(|expected| {
+                    format!(
+                        "column `{}` takes {expected}, and `{}` is none",
+                        column.name, column.path
+                    )
+                })?;
+                Ok(Some(Some(text)))
+            }
+        }
+    }
+}
+
+impl Row {
+    /// The same user as a deleted one.
+    pub(crate) fn buried(&self) -> Self {
+        Self {
+            deleted: true,
+            merged: false,
+            cells: vec![Some(None); self.cells.len()],
+            ..self.clone()
+        }
+    }
+
+    /// What is told, in the order of [`Layout::told`].
+    pub(crate) fn told(&self) -> impl Iterator<Item = Option<&str>> {
+        self.cells.iter().flatten().map(Option::as_deref)
+    }
+
+    /// Rows of one shape can share a statement.
+    pub(crate) fn shape(&self) -> Shape {
+        Shape {
+            merged: self.merged,
+            told: self.cells.iter().map(Option::is_some).collect(),
+        }
+    }
+}

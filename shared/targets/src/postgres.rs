@@ -1,0 +1,420 @@
+//! PostgreSQL: one `INSERT … SELECT FROM unnest(…) ON CONFLICT (id) DO UPDATE … RETURNING` per batch.
+//!
+//! Values go as texts and the server reads them as the columns' types, so that every type works that has a
+//! textual form.
+
+use std::{
+    collections::{HashMap, HashSet},
+    str::FromStr,
+};
+
+use secrecy::ExposeSecret;
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row as _,
+    postgres::{PgConnectOptions, PgDatabaseError, PgRow},
+};
+use usersync_core::target::{Table, TargetConfig};
+
+use crate::{
+    ConfigError, Failure,
+    cell::Kind,
+    layout::{Layout, Live, LiveColumn, Row, Shape},
+    sql::{Blame, Dialect, Fate, Held, SqlTarget, Trouble, broken},
+    table,
+};
+
+const SERVER: &str = "PostgreSQL";
+
+/// How PostgreSQL is spoken to.
+pub(crate) struct Postgres {
+    options: PgConnectOptions,
+}
+
+/// A target that is a table in PostgreSQL.
+pub(crate) fn target(config: &TargetConfig) -> Result<SqlTarget<Postgres>, ConfigError> {
+    let password = table::password(config)?;
+    let expected = "expected postgres://USER@HOST:PORT/DATABASE";
+    let options = PgConnectOptions::from_str(config.url.as_str());
+    let mut options = options.map_err(|_| ConfigError::Url(expected.to_owned()))?;
+    if config.url.path().len() < 2 {
+        return Err(ConfigError::Url(format!(
+            "it names no database; {expected}"
+        )));
+    }
+    if let Some(password) = password {
+        options = options.password(password.expose_secret());
+    }
+    let options = options
+        .application_name("usersync")
+        .disable_statement_logging();
+    SqlTarget::new(config, Postgres { options })
+}
+
+impl Dialect for Postgres {
+    type Connection = PgConnection;
+
+    async fn connect(&self) -> Result<PgConnection, Trouble> {
+        self.options.connect().await.map_err(trouble)
+    }
+
+    async fn ping(&self, connection: &mut PgConnection) -> Result<(), Trouble> {
+        connection.ping().await.map_err(trouble)
+    }
+
+    async fn look(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<Option<Live>, Trouble> {
+        let columns = "SELECT a.attname::text, format_type(a.atttypid, NULL), t.typcategory::text, t.typtype::text, \
+             NOT a.attnotnull, a.atthasdef OR a.attidentity <> '', a.attgenerated <> '' OR a.attidentity = 'a', \
+             COALESCE(c.collisdeterministic, true), t.typname::text, n.nspname::text, \
+             EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indimmediate \
+                     AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum) \
+             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace \
+             LEFT JOIN pg_collation c ON c.oid = a.attcollation \
+             WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+        let rows = sqlx::query(columns).bind(quoted(name));
+        let rows = rows.fetch_all(connection).await.map_err(trouble)?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let mut live = Live::default();
+        for row in &rows {
+            let (column, unique) = column(row).map_err(trouble)?;
+            if unique {
+                live.unique.insert(column.name.clone());
+            }
+            live.columns.push(column);
+        }
+        Ok(Some(live))
+    }
+
+    async fn upsert(
+        &self,
+        connection: &mut PgConnection,
+        layout: &Layout,
+        rows: &[Row],
+    ) -> Result<Vec<Fate>, Trouble> {
+        let Some(first) = rows.first() else {
+            return Ok(Vec::new());
+        };
+        let shape = first.shape();
+        let mut query = sqlx::query_scalar(AssertSqlSafe(upsert(layout, &shape)))
+            .bind(rows.iter().map(|row| row.id.as_str()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.deleted).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.version).collect::<Vec<_>>());
+        let told = rows
+            .iter()
+            .map(|row| row.told().collect())
+            .collect::<Vec<Vec<_>>>();
+        for at in 0..layout.told(&shape).len() {
+            query = query.bind(
+                told.iter()
+                    .map(|told| told[at])
+                    .collect::<Vec<Option<&str>>>(),
+            );
+        }
+        let written: Vec<String> = query.fetch_all(connection).await.map_err(trouble)?;
+        let written: HashSet<String> = written.into_iter().collect();
+        let fate = |row: &Row| match written.contains(&row.id) {
+            true => Fate::Written,
+            // The condition of the update is all that keeps a row from being written without an error.
+            false => Fate::Newer,
+        };
+        Ok(rows.iter().map(fate).collect())
+    }
+
+    async fn update(
+        &self,
+        connection: &mut PgConnection,
+        layout: &Layout,
+        rows: &[Row],
+    ) -> Result<(), Trouble> {
+        let Table {
+            id,
+            version,
+            deleted,
+            ..
+        } = &layout.table;
+        let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
+        let mut transaction = connection.begin().await.map_err(trouble)?;
+        for row in rows {
+            let told = layout
+                .columns
+                .iter()
+                .zip(&row.cells)
+                .filter(|(_, cell)| cell.is_some());
+            let assign = |(at, (column, _)): (usize, (&crate::layout::Column, _))| {
+                format!(
+                    "{} = ${}::text::{}, ",
+                    quoted(&column.name),
+                    at + 3,
+                    column.cast
+                )
+            };
+            let assignments: String = told.enumerate().map(assign).collect();
+            let statement = format!(
+                "UPDATE {} SET {assignments}{version} = $2 WHERE {id} = $1::text::{} \
+                 AND COALESCE({version}, 0) <= $2 AND NOT COALESCE({deleted}, false)",
+                quoted(&layout.name),
+                layout.id_cast
+            );
+            let mut query = sqlx::query(AssertSqlSafe(statement))
+                .bind(&row.id)
+                .bind(row.version);
+            for told in row.told() {
+                query = query.bind(told);
+            }
+            query.execute(&mut *transaction).await.map_err(trouble)?;
+        }
+        transaction.commit().await.map_err(trouble)
+    }
+
+    async fn read(
+        &self,
+        connection: &mut PgConnection,
+        layout: &Layout,
+        ids: &[String],
+    ) -> Result<HashMap<String, Held>, Trouble> {
+        let Table {
+            id,
+            version,
+            deleted,
+            ..
+        } = &layout.table;
+        let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
+        let cells = layout
+            .columns
+            .iter()
+            .map(|column| format!(", {}::text", quoted(&column.name)));
+        let statement = format!(
+            "SELECT {id}::text, COALESCE({version}, 0), COALESCE({deleted}, false){} FROM {} \
+             WHERE {id} = ANY ($1::text[]::{}[])",
+            cells.collect::<String>(),
+            quoted(&layout.name),
+            layout.id_cast
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(ids);
+        let rows = query.fetch_all(connection).await.map_err(trouble)?;
+        rows.iter()
+            .map(|row| held(row, layout))
+            .collect::<Result<_, _>>()
+            .map_err(trouble)
+    }
+
+    async fn run(&self, connection: &mut PgConnection, statement: &str) -> Result<(), Trouble> {
+        let done = connection.execute(AssertSqlSafe(statement)).await;
+        done.map(drop).map_err(trouble)
+    }
+
+    fn create(&self, name: &str, table: &Table) -> String {
+        let columns = table.columns.iter().map(|(column, path)| {
+            let kind = if path == "data" { "jsonb" } else { "text" };
+            format!("  {} {kind},\n", quoted(column))
+        });
+        format!(
+            "CREATE TABLE IF NOT EXISTS {} (\n  {} text COLLATE \"C\" PRIMARY KEY,\n{}  {} {DELETED},\n  {} {VERSION}\n)",
+            quoted(name),
+            quoted(&table.id),
+            columns.collect::<String>(),
+            quoted(&table.deleted),
+            quoted(&table.version),
+        )
+    }
+
+    fn add(&self, name: &str, version: Option<&str>, deleted: Option<&str>) -> Vec<String> {
+        let add = |(column, kind): (Option<&str>, &str)| {
+            let column = quoted(column?);
+            Some(format!(
+                "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {column} {kind}",
+                quoted(name)
+            ))
+        };
+        [(deleted, DELETED), (version, VERSION)]
+            .into_iter()
+            .filter_map(add)
+            .collect()
+    }
+}
+
+const DELETED: &str = "boolean NOT NULL DEFAULT false";
+const VERSION: &str = "bigint NOT NULL DEFAULT 0";
+
+/// The statement for rows of `shape`.
+fn upsert(layout: &Layout, shape: &Shape) -> String {
+    let Table {
+        id,
+        version,
+        deleted,
+        ..
+    } = &layout.table;
+    let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
+    let (mut names, mut parameters, mut aliases) = (String::new(), String::new(), String::new());
+    let (mut values, mut assignments) = (String::new(), String::new());
+    for (at, column) in layout.told(shape).into_iter().enumerate() {
+        let (name, cast) = (quoted(&column.name), &column.cast);
+        names += &format!("{name}, ");
+        parameters += &format!(", ${}::text[]", at + 4);
+        aliases += &format!(", c{at}");
+        values += &format!("told.c{at}::{cast}, ");
+        let json = cast.ends_with("\"json\"") || cast.ends_with("\"jsonb\"");
+        // PostgreSQL merges objects at their top only.
+        assignments += &match shape.merged && json {
+            true => format!(
+                "{name} = CASE WHEN jsonb_typeof(held.{name}::jsonb) = 'object' \
+                 AND jsonb_typeof(EXCLUDED.{name}::jsonb) = 'object' \
+                 THEN (held.{name}::jsonb || EXCLUDED.{name}::jsonb)::{cast} ELSE EXCLUDED.{name} END, "
+            ),
+            false => format!("{name} = EXCLUDED.{name}, "),
+        };
+    }
+    format!(
+        "INSERT INTO {} AS held ({id}, {names}{deleted}, {version}) \
+         SELECT told.i::{}, {values}told.d, told.v \
+         FROM unnest($1::text[], $2::bool[], $3::int8[]{parameters}) AS told(i, d, v{aliases}) \
+         ON CONFLICT ({id}) DO UPDATE SET {assignments}{deleted} = EXCLUDED.{deleted}, {version} = EXCLUDED.{version} \
+         WHERE COALESCE(held.{version}, 0) <= EXCLUDED.{version} RETURNING held.{id}::text",
+        quoted(&layout.name),
+        layout.id_cast
+    )
+}
+
+fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {
+    let (name, shown): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+    let (category, sort): (String, String) = (row.try_get(2)?, row.try_get(3)?);
+    let (type_name, schema): (String, String) = (row.try_get(8)?, row.try_get(9)?);
+    let kind = match type_name.as_str() {
+        "text" | "varchar" | "bpchar" | "citext" => Kind::Text,
+        "int2" | "int4" | "int8" => Kind::Integer,
+        "numeric" | "float4" | "float8" => Kind::Number,
+        "bool" => Kind::Boolean,
+        "json" | "jsonb" => Kind::Json,
+        "timestamp" | "timestamptz" => Kind::Instant,
+        "date" => Kind::Day,
+        "uuid" | "inet" | "cidr" | "time" | "interval" => Kind::Verbatim,
+        // Enumerations, and domains over texts.
+        _ if sort == "e" || (sort == "d" && category == "S") => Kind::Verbatim,
+        _ => Kind::Other,
+    };
+    let deterministic: bool = row.try_get(7)?;
+    let column = LiveColumn {
+        name,
+        kind,
+        shown,
+        // Without a length: a text that is too long is to be refused, where a cast would cut it.
+        cast: format!("{}.{}", quote(&schema), quote(&type_name)),
+        nullable: row.try_get(4)?,
+        defaulted: row.try_get(5)?,
+        generated: row.try_get(6)?,
+        exact: deterministic && matches!(type_name.as_str(), "text" | "varchar"),
+    };
+    Ok((column, row.try_get(10)?))
+}
+
+fn held(row: &PgRow, layout: &Layout) -> Result<(String, Held), sqlx::Error> {
+    let cells = 3..3 + layout.columns.len();
+    let held = Held {
+        version: row.try_get(1)?,
+        deleted: row.try_get(2)?,
+        cells: cells
+            .map(|cell| row.try_get(cell))
+            .collect::<Result<_, _>>()?,
+    };
+    Ok((row.try_get(0)?, held))
+}
+
+/// `schema.table` is two names.
+fn quoted(name: &str) -> String {
+    name.split('.').map(quote).collect::<Vec<_>>().join(".")
+}
+
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn trouble(error: sqlx::Error) -> Trouble {
+    let Some(error) = error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+    else {
+        return broken(&error, SERVER);
+    };
+    let blame = blame(error.code());
+    let what = match blame {
+        Blame::Row => "the user doesn't fit the table",
+        Blame::Conflict => "another user's row has a value that must be unique",
+        Blame::Collision => "a deadlock",
+        Blame::Busy => "the server is busy",
+        Blame::Server => "the server can't be used",
+        Blame::Table => "the table isn't as it was",
+    };
+    let mut reason = format!("{SERVER}: {what} ({})", error.code());
+    // Names only: message and detail quote values.
+    for (label, name) in [
+        ("column", error.column()),
+        ("constraint", error.constraint()),
+    ] {
+        if let Some(name) = name {
+            reason = format!("{reason}, {label} `{name}`");
+        }
+    }
+    Trouble {
+        blame,
+        failure: Failure {
+            code: Some(error.code().to_owned().into()),
+            ..Failure::new(reason)
+        },
+        lost: matches!(blame, Blame::Server | Blame::Table),
+    }
+}
+
+/// The table of docs/TARGETS.md, "PostgreSQL".
+fn blame(code: &str) -> Blame {
+    match code {
+        "23505" | "23P01" => Blame::Conflict,
+        "40001" | "40P01" => Blame::Collision,
+        // Read-only since a failover.
+        "25006" | "55P03" | "57014" => Blame::Busy,
+        "42501" => Blame::Server,
+        "54000" | "P0001" => Blame::Row,
+        _ => match code.get(..2).unwrap_or_default() {
+            "22" | "23" | "44" => Blame::Row,
+            "08" | "28" | "3D" | "57" => Blame::Server,
+            "0A" | "3F" | "42" => Blame::Table,
+            _ => Blame::Busy,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_classified_as_documented() {
+        let rows = [
+            ("23505", Blame::Conflict),
+            ("22001", Blame::Row),
+            ("22P02", Blame::Row),
+            ("23514", Blame::Row),
+            ("40P01", Blame::Collision),
+            ("55P03", Blame::Busy),
+            ("53300", Blame::Busy),
+            ("25006", Blame::Busy),
+            ("28P01", Blame::Server),
+            ("42501", Blame::Server),
+            ("57P01", Blame::Server),
+            ("42P01", Blame::Table),
+        ];
+        for (code, expected) in rows {
+            assert_eq!(blame(code), expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn names_are_quoted() {
+        assert_eq!(quoted("us\"ers"), "\"us\"\"ers\"");
+        assert_eq!(quoted("app.users"), "\"app\".\"users\"");
+    }
+}

@@ -1,0 +1,569 @@
+//! SQL targets, whatever the server: batches guarded by version, one bad row never in the way of the others.
+//!
+//! A [`Dialect`] knows how one server is spoken to; what follows is the same for all of them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use tokio::sync::Mutex;
+use usersync_core::target::{Table, TargetConfig};
+
+use crate::{
+    Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
+    connections::{Connections, TRUSTED},
+    layout::{Layout, Live, LiveColumn, Row, Shape},
+    shown, table,
+};
+
+const CONCURRENCY: usize = 4;
+const BATCH: usize = 256;
+/// The table's name, unless it is told.
+const TABLE: &str = "users";
+/// A table that didn't fit is looked at again after this long, so that it may be repaired meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How often a statement is tried that the server rolled back for the sake of another one.
+const TURNS: u32 = 4;
+
+/// How a server is spoken to.
+pub(crate) trait Dialect: Send + Sync {
+    /// One connection.
+    type Connection: Send;
+
+    /// Opens a connection.
+    fn connect(&self) -> impl Future<Output = Result<Self::Connection, Trouble>> + Send;
+
+    /// Asks whether the server is still there.
+    fn ping(
+        &self,
+        connection: &mut Self::Connection,
+    ) -> impl Future<Output = Result<(), Trouble>> + Send;
+
+    /// Describes the table; `None` when there is none of this name.
+    fn look(
+        &self,
+        connection: &mut Self::Connection,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<Live>, Trouble>> + Send;
+
+    /// Writes rows of one shape, ordered by id, all or none of them; says what became of each.
+    fn upsert(
+        &self,
+        connection: &mut Self::Connection,
+        layout: &Layout,
+        rows: &[Row],
+    ) -> impl Future<Output = Result<Vec<Fate>, Trouble>> + Send;
+
+    /// Writes the cells told and the version to rows that are there, not deleted and not newer.
+    fn update(
+        &self,
+        connection: &mut Self::Connection,
+        layout: &Layout,
+        rows: &[Row],
+    ) -> impl Future<Output = Result<(), Trouble>> + Send;
+
+    /// Reads rows back, by id.
+    fn read(
+        &self,
+        connection: &mut Self::Connection,
+        layout: &Layout,
+        ids: &[String],
+    ) -> impl Future<Output = Result<HashMap<String, Held>, Trouble>> + Send;
+
+    /// Runs a statement of [`Dialect::create`] or [`Dialect::add`].
+    fn run(
+        &self,
+        connection: &mut Self::Connection,
+        statement: &str,
+    ) -> impl Future<Output = Result<(), Trouble>> + Send;
+
+    /// The statement that creates the table.
+    fn create(&self, name: &str, table: &Table) -> String;
+
+    /// The statements that add columns of ours to the table: the version's, the deleted mark's.
+    fn add(&self, name: &str, version: Option<&str>, deleted: Option<&str>) -> Vec<String>;
+}
+
+/// What became of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Written,
+    /// The table holds a newer version.
+    Newer,
+    /// Another user's row stands in the way, through another unique key.
+    InTheWay,
+}
+
+/// A row as it is held.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) version: i64,
+    pub(crate) deleted: bool,
+    /// One for each column of the layout, as text.
+    pub(crate) cells: Vec<Option<String>>,
+}
+
+/// Who or what is to blame for an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// A row's content.
+    Row,
+    /// A row that has what must be unique and another user has.
+    Conflict,
+    /// Nobody: two statements wanted the same rows, and this one was rolled back.
+    Collision,
+    /// The server, for a while.
+    Busy,
+    /// The server, or our right to use it.
+    Server,
+    /// The table: it isn't as it was.
+    Table,
+}
+
+/// An error of a server or of the way to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Trouble {
+    pub(crate) blame: Blame,
+    pub(crate) failure: Failure,
+    /// Whether the connection is of no more use.
+    pub(crate) lost: bool,
+}
+
+impl Trouble {
+    fn outcome(&self) -> Outcome {
+        let failure = self.failure.clone();
+        match self.blame {
+            Blame::Row => Outcome::Permanent(failure),
+            Blame::Conflict | Blame::Collision | Blame::Busy => Outcome::Transient(failure),
+            Blame::Server | Blame::Table => Outcome::Fault(failure),
+        }
+    }
+}
+
+/// What is known of the table.
+enum Place {
+    Unknown,
+    Fits(Arc<Layout>),
+    Wrong(Failure, Instant),
+}
+
+/// A table in an SQL database.
+pub(crate) struct SqlTarget<D: Dialect> {
+    dialect: D,
+    table: Table,
+    name: String,
+    deletes: bool,
+    verify: bool,
+    place: Mutex<Place>,
+    connections: Connections<D::Connection>,
+    timeout: Duration,
+    limits: Limits,
+    /// How the table is made when it isn't there.
+    hint: String,
+}
+
+impl<D: Dialect> SqlTarget<D> {
+    pub(crate) fn new(config: &TargetConfig, dialect: D) -> Result<Self, ConfigError> {
+        let table = table::table(config)?;
+        let limits = Limits::of(config, CONCURRENCY, BATCH);
+        Ok(Self {
+            name: table.name.clone().unwrap_or_else(|| TABLE.to_owned()),
+            table,
+            deletes: table::deletes(config),
+            verify: config.verify,
+            place: Mutex::new(Place::Unknown),
+            // One more for those who only look.
+            connections: Connections::new(limits.concurrency + 1),
+            timeout: config.timeout,
+            limits,
+            hint: format!(
+                "create it with: usersync-worker --init-target {}",
+                config.name
+            ),
+            dialect,
+        })
+    }
+
+    /// The mapping, checked against the table when it isn't known.
+    async fn layout(&self) -> Result<Arc<Layout>, Trouble> {
+        // Held while looking: who comes meanwhile waits for the answer instead of asking too.
+        let mut place = self.place.lock().await;
+        match &*place {
+            Place::Fits(layout) => return Ok(layout.clone()),
+            Place::Wrong(failure, since) if since.elapsed() < LOOK_AGAIN => {
+                return Err(misfit(failure.clone()));
+            }
+            Place::Unknown | Place::Wrong(..) => {}
+        }
+        let live = self.look().await?;
+        let layout = match &live {
+            None => Err(format!("there is no table `{}`; {}", self.name, self.hint)),
+            Some(live) => Layout::of(&self.table, &self.name, live, self.deletes),
+        };
+        match layout {
+            Ok(layout) => {
+                let layout = Arc::new(layout);
+                *place = Place::Fits(layout.clone());
+                Ok(layout)
+            }
+            Err(reason) => {
+                let failure = Failure::new(reason);
+                *place = Place::Wrong(failure.clone(), Instant::now());
+                Err(misfit(failure))
+            }
+        }
+    }
+
+    async fn forget(&self) {
+        *self.place.lock().await = Place::Unknown;
+    }
+
+    async fn look(&self) -> Result<Option<Live>, Trouble> {
+        let lease = self.connections.lease().await;
+        let mut connection = self.connection(&lease).await?;
+        let live = self.dialect.look(&mut connection, &self.name).await?;
+        lease.keep(connection);
+        Ok(live)
+    }
+
+    /// A connection that works, as far as one can tell.
+    async fn connection(
+        &self,
+        lease: &crate::connections::Lease<'_, D::Connection>,
+    ) -> Result<D::Connection, Trouble> {
+        while let Some((mut connection, idle)) = lease.idle() {
+            if idle < TRUSTED || self.dialect.ping(&mut connection).await.is_ok() {
+                return Ok(connection);
+            }
+        }
+        self.dialect.connect().await
+    }
+
+    /// Sends one statement; one that collided with another is sent again.
+    async fn send(&self, layout: &Layout, rows: &[Row], how: How) -> Result<Vec<Fate>, Trouble> {
+        let mut turn = 1;
+        loop {
+            let lease = self.connections.lease().await;
+            let mut connection = self.connection(&lease).await?;
+            let done = match how {
+                How::Upsert => self.dialect.upsert(&mut connection, layout, rows).await,
+                How::Update => {
+                    let updated = self.dialect.update(&mut connection, layout, rows).await;
+                    updated.map(|()| vec![Fate::Written; rows.len()])
+                }
+            };
+            match done {
+                Ok(fates) => {
+                    lease.keep(connection);
+                    return Ok(fates);
+                }
+                Err(trouble) => {
+                    if !trouble.lost {
+                        lease.keep(connection);
+                    }
+                    if trouble.blame != Blame::Collision || turn == TURNS {
+                        return Err(trouble);
+                    }
+                }
+            }
+            turn += 1;
+        }
+    }
+
+    /// Writes rows of one shape. When the server refuses one of them, halves are tried, and halves of those,
+    /// until that row is alone.
+    async fn write(
+        &self,
+        layout: &Layout,
+        rows: &[Row],
+        how: How,
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<(), Trouble> {
+        let mut pending = vec![rows];
+        while let Some(rows) = pending.pop() {
+            match self.send(layout, rows, how).await {
+                Ok(fates) => {
+                    for (row, fate) in rows.iter().zip(fates) {
+                        outcomes[row.index] = Some(outcome(fate));
+                    }
+                }
+                Err(trouble) if matches!(trouble.blame, Blame::Row | Blame::Conflict) => match rows
+                {
+                    [row] => outcomes[row.index] = Some(trouble.outcome()),
+                    _ => {
+                        let (left, right) = rows.split_at(rows.len() / 2);
+                        pending.extend([right, left]);
+                    }
+                },
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        Ok(())
+    }
+
+    async fn deliver_all(
+        &self,
+        batch: &[Delivery],
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<(), Trouble> {
+        let layout = self.layout().await?;
+        let mut upserts: BTreeMap<Shape, Vec<Row>> = BTreeMap::new();
+        let mut disables = Vec::new();
+        for (index, delivery) in batch.iter().enumerate() {
+            match layout.row(index, delivery) {
+                Err(reason) => outcomes[index] = Some(Outcome::Permanent(Failure::new(reason))),
+                Ok(row) if delivery.action == Action::Disable => disables.push(row),
+                Ok(row) => upserts.entry(row.shape()).or_default().push(row),
+            }
+        }
+        let written = async {
+            for mut rows in upserts.into_values() {
+                // All take locks in the same order, so that they rarely collide.
+                rows.sort_by(|a, b| a.id.cmp(&b.id));
+                self.write(&layout, &rows, How::Upsert, outcomes).await?;
+            }
+            self.disable(&layout, disables, outcomes).await
+        };
+        let written = written.await;
+        if written
+            .as_ref()
+            .is_err_and(|trouble| trouble.blame == Blame::Table)
+        {
+            self.forget().await;
+        }
+        written
+    }
+
+    /// Sets the status where the user is; whoever isn't there needs nothing.
+    async fn disable(
+        &self,
+        layout: &Layout,
+        mut rows: Vec<Row>,
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<(), Trouble> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let held = self.read(layout, &rows).await?;
+        let mut buried = Vec::new();
+        rows.retain(|row| {
+            let known = match held.get(&row.id) {
+                None => Fate::Written,
+                Some(held) if held.version > row.version => Fate::Newer,
+                Some(held) => {
+                    if held.deleted {
+                        buried.push(row.buried());
+                    }
+                    return !held.deleted;
+                }
+            };
+            outcomes[row.index] = Some(outcome(known));
+            false
+        });
+        // Who is deleted stays so, with the new version.
+        for (mut rows, how) in [(rows, How::Update), (buried, How::Upsert)] {
+            rows.sort_by(|a, b| a.id.cmp(&b.id));
+            self.write(layout, &rows, how, outcomes).await?;
+        }
+        Ok(())
+    }
+
+    async fn read(&self, layout: &Layout, rows: &[Row]) -> Result<HashMap<String, Held>, Trouble> {
+        let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
+        let lease = self.connections.lease().await;
+        let mut connection = self.connection(&lease).await?;
+        let held = self.dialect.read(&mut connection, layout, &ids).await?;
+        lease.keep(connection);
+        Ok(held)
+    }
+
+    async fn verify_all(&self, batch: &[Delivery]) -> Result<Vec<Outcome>, Trouble> {
+        let layout = self.layout().await?;
+        let rows = batch
+            .iter()
+            .enumerate()
+            .map(|(index, delivery)| layout.row(index, delivery));
+        let rows: Vec<_> = rows.collect();
+        let written: Vec<Row> = rows.iter().flatten().cloned().collect();
+        let held = self.read(&layout, &written).await?;
+        let verdicts = batch.iter().zip(rows).map(|(delivery, row)| match row {
+            Err(reason) => Outcome::Permanent(Failure::new(reason)),
+            Ok(row) => match difference(&layout, delivery.action, &row, held.get(&row.id)) {
+                None => Outcome::Delivered { guarded: true },
+                Some(what) => shown::differs(&what),
+            },
+        });
+        Ok(verdicts.collect())
+    }
+
+    /// The statements that make what is missing.
+    async fn missing(&self) -> Result<Vec<String>, Trouble> {
+        let Some(live) = self.look().await? else {
+            return Ok(vec![self.dialect.create(&self.name, &self.table)]);
+        };
+        let absent = |name: &'_ str| {
+            !live
+                .columns
+                .iter()
+                .any(|column: &LiveColumn| column.name == name)
+        };
+        let Table {
+            version, deleted, ..
+        } = &self.table;
+        let version = absent(version).then_some(version.as_str());
+        let deleted = absent(deleted).then_some(deleted.as_str());
+        Ok(self.dialect.add(&self.name, version, deleted))
+    }
+
+    async fn make(&self) -> Result<(), Trouble> {
+        let statements = self.missing().await?;
+        let lease = self.connections.lease().await;
+        let mut connection = self.connection(&lease).await?;
+        for statement in &statements {
+            self.dialect.run(&mut connection, statement).await?;
+        }
+        lease.keep(connection);
+        self.forget().await;
+        Ok(())
+    }
+
+    /// `work`, for as long as a call may take.
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
+        tokio::time::timeout(self.timeout, work)
+            .await
+            .unwrap_or_else(|_| Err(late()))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum How {
+    Upsert,
+    Update,
+}
+
+#[async_trait]
+impl<D: Dialect> Target for SqlTarget<D> {
+    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
+        let mut outcomes = vec![None; batch.len()];
+        let trouble = self
+            .in_time(self.deliver_all(batch, &mut outcomes))
+            .await
+            .err();
+        // What had been settled before the trouble stays so.
+        let rest = trouble
+            .as_ref()
+            .map_or_else(|| late().outcome(), Trouble::outcome);
+        outcomes
+            .into_iter()
+            .map(|outcome| outcome.unwrap_or_else(|| rest.clone()))
+            .collect()
+    }
+
+    async fn probe(&self) -> Result<(), Failure> {
+        self.forget().await;
+        let looked = self.in_time(self.layout()).await;
+        looked.map(drop).map_err(|trouble| trouble.failure)
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    async fn ddl(&self) -> Result<Vec<String>, Failure> {
+        self.in_time(self.missing())
+            .await
+            .map_err(|trouble| trouble.failure)
+    }
+
+    async fn init(&self) -> Result<(), Failure> {
+        // Changing a large table takes its time, and nobody waits for it but the operator.
+        self.make().await.map_err(|trouble| trouble.failure)
+    }
+
+    async fn verify(&self, batch: &[Delivery]) -> Option<Vec<Outcome>> {
+        if !self.verify {
+            return None;
+        }
+        let verdicts = self.in_time(self.verify_all(batch)).await;
+        Some(verdicts.unwrap_or_else(|trouble| vec![trouble.outcome(); batch.len()]))
+    }
+}
+
+fn outcome(fate: Fate) -> Outcome {
+    match fate {
+        Fate::Written => Outcome::Delivered { guarded: true },
+        Fate::Newer => Outcome::AlreadyNewer,
+        Fate::InTheWay => Outcome::Transient(Failure {
+            code: Some("23000".into()),
+            ..Failure::new("another user's row has a value that must be unique")
+        }),
+    }
+}
+
+/// The first thing in which `held` isn't what was delivered; nothing when it is newer.
+fn difference(layout: &Layout, action: Action, row: &Row, held: Option<&Held>) -> Option<String> {
+    let Some(held) = held else {
+        // Nobody has to be there to be disabled.
+        return (action != Action::Disable).then(|| "there is no row".to_owned());
+    };
+    if held.version > row.version || (action == Action::Disable && held.deleted) {
+        return None;
+    }
+    if held.version < row.version {
+        return Some(layout.table.version.clone());
+    }
+    if action != Action::Disable && held.deleted != row.deleted {
+        return Some(layout.table.deleted.clone());
+    }
+    let columns = layout.columns.iter().zip(&held.cells).zip(&row.cells);
+    let mut differing = columns.filter(|((column, held), told)| {
+        told.as_ref().is_some_and(|told| {
+            !column
+                .kind
+                .same(held.as_deref(), told.as_deref(), row.merged)
+        })
+    });
+    differing.next().map(|((column, _), _)| column.path.clone())
+}
+
+fn misfit(failure: Failure) -> Trouble {
+    Trouble {
+        blame: Blame::Server,
+        failure,
+        lost: false,
+    }
+}
+
+fn late() -> Trouble {
+    Trouble {
+        blame: Blame::Busy,
+        failure: Failure::new("the database did not answer in time"),
+        lost: true,
+    }
+}
+
+/// An error by its kind; what the server said is for the dialect, for it may hold values.
+pub(crate) fn broken(error: &sqlx::Error, server: &str) -> Trouble {
+    let (blame, reason) = match error {
+        sqlx::Error::Io(error) => (
+            Blame::Server,
+            format!("can't reach {server}: {}", error.kind()),
+        ),
+        sqlx::Error::Tls(_) => (Blame::Server, format!("can't agree on TLS with {server}")),
+        sqlx::Error::Configuration(_) => (Blame::Server, format!("the url doesn't suit {server}")),
+        sqlx::Error::Protocol(_) => (Blame::Server, format!("{server} broke the protocol")),
+        _ => (Blame::Busy, format!("the answer of {server} can't be read")),
+    };
+    Trouble {
+        blame,
+        failure: Failure::new(reason),
+        lost: true,
+    }
+}

@@ -1,0 +1,95 @@
+//! What the database kinds share: who they log in as, and what a delivery tells a column.
+
+use std::borrow::Cow;
+
+use secrecy::SecretString;
+use serde_json::Value;
+use usersync_core::{
+    event::Change,
+    target::{Removal, Table, TargetConfig},
+};
+
+use crate::{ConfigError, Delivery};
+
+/// The password, which only a reference may name.
+///
+/// # Errors
+/// When the URL holds one, or the reference leads nowhere.
+pub(crate) fn password(config: &TargetConfig) -> Result<Option<SecretString>, ConfigError> {
+    let in_query = config.url.query_pairs().any(|(key, _)| key == "password");
+    if config.url.password().is_some() || in_query {
+        let instead = "a password in it is refused, it would be seen by all who see the target; \
+                       set `secret = \"env:NAME\"` or `\"file:PATH\"` instead, the user stays in the url";
+        return Err(ConfigError::Url(instead.to_owned()));
+    }
+    let secret = config.secret.as_ref().map(|secret| secret.resolve());
+    Ok(secret.transpose()?)
+}
+
+/// The table of `config`, or the one by default.
+///
+/// # Errors
+/// When users are to be disabled and no column says so, or a method is set, which only HTTP has.
+pub(crate) fn table(config: &TargetConfig) -> Result<Table, ConfigError> {
+    if let Some(found) = &config.method {
+        return Err(ConfigError::Method {
+            found: found.clone(),
+            expected: "none for a database",
+        });
+    }
+    let table = config.table.clone().unwrap_or_default();
+    let disables = [config.on_delete, config.on_out_of_scope].contains(&Removal::Disable);
+    if disables && !table.columns.values().any(|path| is_status(path)) {
+        return Err(ConfigError::NoStatus);
+    }
+    Ok(table)
+}
+
+/// Whether users are ever deleted there, so that every column must be able to be empty.
+pub(crate) fn deletes(config: &TargetConfig) -> bool {
+    let out_of_scope = config.filter.is_some() && config.on_out_of_scope == Removal::Delete;
+    config.on_delete == Removal::Delete || out_of_scope
+}
+
+/// Whether a member is the user's status, under either of its names.
+pub(crate) fn is_status(path: &str) -> bool {
+    matches!(path, "status" | "data.status")
+}
+
+/// What `delivery` tells of the member at `path`.
+///
+/// A member that a whole user doesn't have is cleared; of a partial one it isn't known.
+pub(crate) fn told<'a>(delivery: &'a Delivery, path: &str) -> Change<Cow<'a, Value>> {
+    let members = &delivery.members;
+    let text = |change: &'a Change<String>| match change {
+        Change::Keep => Change::Keep,
+        Change::Clear => Change::Clear,
+        Change::Set(text) => Change::Set(Cow::Owned(Value::from(text.as_str()))),
+    };
+    match path {
+        "username" => return text(&members.username),
+        "email" => return text(&members.email),
+        "status" => return text(&members.status),
+        _ => {}
+    }
+    let data = match &members.data {
+        Change::Keep => return Change::Keep,
+        Change::Clear => return Change::Clear,
+        Change::Set(data) => data,
+    };
+    let mut names = path.split('.').skip(1);
+    match names.try_fold(data, |value, name| value.get(name)) {
+        Some(Value::Null) => Change::Clear,
+        Some(value) => Change::Set(Cow::Borrowed(value)),
+        None if delivery.partial => Change::Keep,
+        None => Change::Clear,
+    }
+}
+
+/// The status of a user that is to be disabled.
+pub(crate) fn disabled(delivery: &Delivery) -> &str {
+    match &delivery.members.status {
+        Change::Set(status) => status,
+        Change::Keep | Change::Clear => "disabled",
+    }
+}

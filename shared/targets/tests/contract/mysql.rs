@@ -1,0 +1,123 @@
+//! MySQL's side of the contract, on MariaDB.
+
+use anyhow::{Context as _, Result};
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, MySqlPool, Row as _, mysql::MySqlPoolOptions};
+use usersync_stack::{Directory, MariaDbServer, Signal};
+use usersync_targets::Delivery;
+
+use crate::{
+    deliveries::user,
+    peer::{Can, Held, Peer, connect},
+};
+
+pub(crate) struct MySql {
+    pub(crate) server: MariaDbServer,
+    pub(crate) dir: Directory,
+}
+
+impl MySql {
+    pub(crate) async fn start() -> Result<Self> {
+        let dir = Directory::temporary()?;
+        std::fs::write(dir.path().join("right"), MariaDbServer::PASSWORD)?;
+        std::fs::write(dir.path().join("wrong"), "another password")?;
+        let server = MariaDbServer::start(dir.path()).await?;
+        Ok(Self { server, dir })
+    }
+
+    /// A client that isn't ours.
+    pub(crate) async fn client(&self) -> Result<MySqlPool> {
+        let pool = MySqlPoolOptions::new().max_connections(1);
+        pool.connect(&self.server.url_with_password())
+            .await
+            .context("the test's own client")
+    }
+
+    pub(crate) async fn run(&self, statement: &str) -> Result<()> {
+        let client = self.client().await?;
+        sqlx::raw_sql(AssertSqlSafe(statement))
+            .execute(&client)
+            .await?;
+        Ok(())
+    }
+}
+
+#[async_trait(?Send)]
+impl Peer for MySql {
+    fn can(&self) -> Can {
+        Can {
+            guard: true,
+            keep: true,
+            merge: true,
+            disable: true,
+            unique_email: true,
+            verify: true,
+        }
+    }
+
+    async fn prepare(&mut self, place: &str) -> Result<()> {
+        connect(self, place, json!({}))?.init().await?;
+        self.run(&format!(
+            "ALTER TABLE {place} ADD UNIQUE (email), ADD CHECK (username <> 'refused')"
+        ))
+        .await
+    }
+
+    fn entry(&self, place: &str, right: bool) -> Value {
+        let secret = self.dir.path().join(if right { "right" } else { "wrong" });
+        json!({
+            "url": self.server.url(),
+            "secret": format!("file:{}", secret.display()),
+            "table": {"name": place},
+        })
+    }
+
+    async fn held(&mut self, place: &str, id: &str) -> Result<Option<Held>> {
+        let query = format!(
+            "SELECT username, email, status, CAST(data AS CHAR) FROM {place} WHERE id = ? AND NOT sync_deleted"
+        );
+        let client = self.client().await?;
+        let row = sqlx::query(AssertSqlSafe(query))
+            .bind(id)
+            .fetch_optional(&client)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let data: Option<String> = row.try_get(3)?;
+        Ok(Some(Held {
+            username: row.try_get(0)?,
+            email: row.try_get(1)?,
+            status: row.try_get(2)?,
+            data: data.map_or(Ok(Value::Null), |data| serde_json::from_str(&data))?,
+        }))
+    }
+
+    async fn tamper(&mut self, place: &str, id: &str) -> Result<()> {
+        self.run(&format!(
+            "UPDATE {place} SET username = 'mallory' WHERE id = '{id}'"
+        ))
+        .await
+    }
+
+    async fn refused(&mut self, _place: &str, id: &str) -> Result<Delivery> {
+        Ok(user(id, 5, "refused"))
+    }
+
+    async fn kill(&mut self) -> Result<()> {
+        self.server.kill9().await;
+        Ok(())
+    }
+
+    async fn restart(&mut self) -> Result<()> {
+        self.server.restart().await
+    }
+
+    async fn pause(&mut self, paused: bool) -> Result<()> {
+        let signal = if paused {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        };
+        self.server.process().signal(signal)
+    }
+}

@@ -1,0 +1,122 @@
+//! PostgreSQL's side of the contract.
+
+use anyhow::{Context as _, Result};
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgPool, Row as _, postgres::PgPoolOptions};
+use usersync_stack::{Directory, PostgresServer, Signal};
+use usersync_targets::Delivery;
+
+use crate::{
+    deliveries::user,
+    peer::{Can, Held, Peer, connect},
+};
+
+pub(crate) struct Postgres {
+    pub(crate) server: PostgresServer,
+    pub(crate) dir: Directory,
+}
+
+impl Postgres {
+    pub(crate) async fn start() -> Result<Self> {
+        let dir = Directory::temporary()?;
+        std::fs::write(dir.path().join("right"), PostgresServer::PASSWORD)?;
+        std::fs::write(dir.path().join("wrong"), "another password")?;
+        let server = PostgresServer::start(dir.path()).await?;
+        Ok(Self { server, dir })
+    }
+
+    /// A client that isn't ours.
+    pub(crate) async fn client(&self) -> Result<PgPool> {
+        let pool = PgPoolOptions::new().max_connections(1);
+        pool.connect(&self.server.url_with_password())
+            .await
+            .context("the test's own client")
+    }
+
+    pub(crate) async fn run(&self, statement: &str) -> Result<()> {
+        let client = self.client().await?;
+        sqlx::raw_sql(AssertSqlSafe(statement))
+            .execute(&client)
+            .await?;
+        Ok(())
+    }
+}
+
+#[async_trait(?Send)]
+impl Peer for Postgres {
+    fn can(&self) -> Can {
+        Can {
+            guard: true,
+            keep: true,
+            merge: true,
+            disable: true,
+            unique_email: true,
+            verify: true,
+        }
+    }
+
+    async fn prepare(&mut self, place: &str) -> Result<()> {
+        connect(self, place, json!({}))?.init().await?;
+        self.run(&format!(
+            "ALTER TABLE {place} ADD UNIQUE (email), ADD CHECK (username <> 'refused')"
+        ))
+        .await
+    }
+
+    fn entry(&self, place: &str, right: bool) -> Value {
+        let secret = self.dir.path().join(if right { "right" } else { "wrong" });
+        json!({
+            "url": self.server.url(),
+            "secret": format!("file:{}", secret.display()),
+            "table": {"name": place},
+        })
+    }
+
+    async fn held(&mut self, place: &str, id: &str) -> Result<Option<Held>> {
+        let query = format!(
+            "SELECT username, email, status, data FROM {place} WHERE id = $1 AND NOT sync_deleted"
+        );
+        let client = self.client().await?;
+        let row = sqlx::query(AssertSqlSafe(query))
+            .bind(id)
+            .fetch_optional(&client)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let data: Option<Value> = row.try_get(3)?;
+        Ok(Some(Held {
+            username: row.try_get(0)?,
+            email: row.try_get(1)?,
+            status: row.try_get(2)?,
+            data: data.unwrap_or_default(),
+        }))
+    }
+
+    async fn tamper(&mut self, place: &str, id: &str) -> Result<()> {
+        self.run(&format!(
+            "UPDATE {place} SET username = 'mallory' WHERE id = '{id}'"
+        ))
+        .await
+    }
+
+    async fn refused(&mut self, _place: &str, id: &str) -> Result<Delivery> {
+        Ok(user(id, 5, "refused"))
+    }
+
+    async fn kill(&mut self) -> Result<()> {
+        self.server.kill9().await;
+        Ok(())
+    }
+
+    async fn restart(&mut self) -> Result<()> {
+        self.server.restart().await
+    }
+
+    async fn pause(&mut self, paused: bool) -> Result<()> {
+        self.server.signal(if paused {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        })
+    }
+}

@@ -1,0 +1,122 @@
+//! Redis' side of the contract.
+
+use anyhow::{Result, ensure};
+use async_trait::async_trait;
+use redis::AsyncTypedCommands as _;
+use serde_json::{Value, json};
+use usersync_stack::{Directory, RedisServer, Signal};
+use usersync_targets::Delivery;
+
+use crate::{
+    deliveries::user,
+    peer::{Can, Held, Peer},
+};
+
+pub(crate) struct Redis {
+    server: RedisServer,
+    _dir: Directory,
+}
+
+impl Redis {
+    pub(crate) async fn start() -> Result<Self> {
+        let dir = Directory::temporary()?;
+        let server = RedisServer::start(dir.path()).await?;
+        Ok(Self { server, _dir: dir })
+    }
+
+    async fn client(&self) -> Result<redis::aio::MultiplexedConnection> {
+        let client = redis::Client::open(self.server.url())?;
+        Ok(client.get_multiplexed_async_connection().await?)
+    }
+}
+
+#[async_trait(?Send)]
+impl Peer for Redis {
+    fn can(&self) -> Can {
+        Can {
+            guard: true,
+            // A document is replaced as a whole.
+            keep: false,
+            merge: false,
+            disable: true,
+            unique_email: false,
+            verify: true,
+        }
+    }
+
+    /// There is one place, and keys of a clause are as good as new for the next.
+    async fn prepare(&mut self, _place: &str) -> Result<()> {
+        redis::cmd("FLUSHALL")
+            .exec_async(&mut self.client().await?)
+            .await?;
+        Ok(())
+    }
+
+    fn entry(&self, _place: &str, right: bool) -> Value {
+        let account = if right { "" } else { "nobody:wrong@" };
+        json!({"url": format!("redis://{account}127.0.0.1:{}", self.server.port())})
+    }
+
+    async fn held(&mut self, _place: &str, id: &str) -> Result<Option<Held>> {
+        let Some(text) = self.client().await?.get(format!("user:{id}")).await? else {
+            return Ok(None);
+        };
+        let document: Value = serde_json::from_str(&text)?;
+        ensure!(
+            document["user_id"].to_string().trim_matches('"') == id,
+            "{document}"
+        );
+        let text = |name: &str| document[name].as_str().map(str::to_owned);
+        Ok(Some(Held {
+            username: text("username"),
+            email: text("email"),
+            status: text("status"),
+            data: document["data"].clone(),
+        }))
+    }
+
+    async fn tamper(&mut self, _place: &str, id: &str) -> Result<()> {
+        let (mut client, key) = (self.client().await?, format!("user:{id}"));
+        let text = client.get(&key).await?.unwrap_or_default();
+        let mut document: Value = serde_json::from_str(&text)?;
+        document["username"] = json!("mallory");
+        // The version stays at the head.
+        let version = document
+            .as_object_mut()
+            .and_then(|members| members.remove("version"));
+        let rest = document.to_string();
+        let text = format!(
+            "{{\"version\":{},{}",
+            version.unwrap_or_default(),
+            &rest[1..]
+        );
+        client.set(&key, text).await?;
+        Ok(())
+    }
+
+    async fn refused(&mut self, _place: &str, id: &str) -> Result<Delivery> {
+        self.client()
+            .await?
+            .lpush(format!("user:{id}"), "no document")
+            .await?;
+        Ok(user(id, 5, "refused"))
+    }
+
+    async fn kill(&mut self) -> Result<()> {
+        self.server.kill9().await;
+        Ok(())
+    }
+
+    async fn restart(&mut self) -> Result<()> {
+        self.server.restart().await
+    }
+
+    async fn pause(&mut self, paused: bool) -> Result<()> {
+        let signal = if paused {
+            Signal::SIGSTOP
+        } else {
+            Signal::SIGCONT
+        };
+        self.server.process().signal(signal)
+    }
+}

@@ -1,0 +1,1 @@
+//! How mappings are checked against real tables, and how tables are made.

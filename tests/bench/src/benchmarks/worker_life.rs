@@ -1,0 +1,37 @@
+//! Targets as they are in life: each call takes its time, or one in some hundreds takes very long. The limit is
+//! the naive loop, a task per message, with as many tasks as such loops usually have.
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::Contest;
+use crate::options::Options;
+use crate::report::{Aim, Row};
+use crate::rig::Rig;
+use crate::sink::Sink;
+use crate::states::States;
+
+const TASKS: &str = "64";
+
+/// Delivers to `path` of the endpoint, `slow` or `stalls`, at least `aim` users a second.
+pub(super) async fn run(options: &Options, name: &str, path: &str, aim: f64) -> Result<Vec<Row>> {
+    let rig = Rig::start().await?;
+    let sink = Sink::start(&rig).await?;
+    let url = sink.url(path);
+    let users = options.events();
+    let states = States::of(&rig, users, &url, json!({})).await?;
+    let deliver = async || {
+        let drained = states.worker().await?;
+        sink.expect(users, "the worker").await?;
+        Ok(drained)
+    };
+    let post = async || {
+        let posting = ["post", "--url", &url, "--tasks", TASKS];
+        let drained = states.bare("naive", &posting).await?;
+        sink.expect(users, "the naive loop").await?;
+        Ok(drained)
+    };
+    let contest = Contest::hold(options, name, "naive loop, 64 calls", deliver, post).await?;
+    let [rate, cpu, rss] = contest.rows(name, "deliveries/s");
+    Ok(vec![rate.aim(Aim::AtLeast(aim)), cpu, rss])
+}

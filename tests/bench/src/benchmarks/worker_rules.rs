@@ -1,0 +1,101 @@
+//! What rules, signatures and the delivery log cost: the same worker with them, and as the limit without.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use usersync_stack::{RedisServer, free_port};
+
+use super::Contest;
+use crate::options::Options;
+use crate::report::{Aim, Row};
+use crate::rig::Rig;
+use crate::sink::Sink;
+use crate::states::States;
+
+/// Of what the worker does without, at least this is left.
+const LEFT: f64 = 0.85;
+/// The delivery log takes at most the rest.
+const LEFT_BESIDE_LOG: f64 = 0.9;
+
+/// A filter that everybody passes, and a projection.
+fn rules() -> Value {
+    json!({
+        "filter": "user.email != '' && user.status != 'banned'",
+        "fields": { "exclude": ["data.password_hash"], "mask": { "data.phone": "last4" } },
+    })
+}
+
+/// Filter, projection, mask and signature over HTTP, to an endpoint that guards by version.
+pub(super) async fn http(options: &Options, name: &str) -> Result<Vec<Row>> {
+    let rig = Rig::start().await?;
+    let sink = Sink::start(&rig).await?;
+    let (url, users) = (sink.url("guarded"), options.events());
+    let secret = rig.dir().join("secret");
+    std::fs::write(
+        &secret,
+        "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
+    )?;
+    let mut settings = rules();
+    settings["secret"] = json!(format!("file:{}", secret.display()));
+    let plain = States::of(&rig, users, &url, json!({})).await?;
+    let ruled = plain.for_another("ruled", &url, settings).await?;
+    let run = async |states: &States<'_>| {
+        let drained = states.worker().await?;
+        sink.expect(users, "the worker").await?;
+        Ok(drained)
+    };
+    let ours = async || run(&ruled).await;
+    let contest = Contest::hold(options, name, "without rules", ours, async || {
+        run(&plain).await
+    });
+    let [rate, cpu, _] = contest.await?.rows(name, "deliveries/s");
+    Ok(vec![rate.aim(Aim::RatioAtLeast(LEFT)), cpu])
+}
+
+/// Filter, projection and mask to Redis.
+pub(super) async fn redis(options: &Options, name: &str) -> Result<Vec<Row>> {
+    let rig = Rig::start().await?;
+    let nothing_on_disk = ["--appendonly", "no"];
+    let redis = RedisServer::start_with(rig.dir(), free_port()?, &nothing_on_disk).await?;
+    let client = redis::Client::open(redis.url()).context("the URL of Redis")?;
+    let connection = client.get_multiplexed_async_connection().await;
+    let connection = connection.context("connecting to Redis")?;
+    let (url, users) = (redis.url(), options.events());
+    let plain = States::of(&rig, users, &url, json!({})).await?;
+    let ruled = plain.for_another("ruled", &url, rules()).await?;
+    let run = async |states: &States<'_>| {
+        let drained = states.worker().await?;
+        let mut connection = connection.clone();
+        let held: u64 = redis::cmd("DBSIZE").query_async(&mut connection).await?;
+        ensure!(held == users, "Redis holds {held} of {users} users");
+        redis::cmd("FLUSHALL").exec_async(&mut connection).await?;
+        Ok(drained)
+    };
+    let ours = async || run(&ruled).await;
+    let contest = Contest::hold(options, name, "without rules", ours, async || {
+        run(&plain).await
+    });
+    let [rate, cpu, _] = contest.await?.rows(name, "deliveries/s");
+    Ok(vec![rate.aim(Aim::RatioAtLeast(LEFT)), cpu])
+}
+
+/// The delivery log, over HTTP.
+pub(super) async fn log(options: &Options, name: &str) -> Result<Vec<Row>> {
+    let rig = Rig::start().await?;
+    let sink = Sink::start(&rig).await?;
+    let (url, users) = (sink.url("guarded"), options.events());
+    let logged = States::of(&rig, users, &url, json!({})).await?;
+    let silent = logged
+        .for_another("silent", &url, json!({ "results": false }))
+        .await?;
+    let run = async |states: &States<'_>| {
+        let drained = states.worker().await?;
+        sink.expect(users, "the worker").await?;
+        Ok(drained)
+    };
+    let ours = async || run(&logged).await;
+    let contest = Contest::hold(options, name, "without a log", ours, async || {
+        run(&silent).await
+    });
+    let [rate, ..] = contest.await?.rows(name, "deliveries/s");
+    Ok(vec![rate.aim(Aim::RatioAtLeast(LEFT_BESIDE_LOG))])
+}

@@ -1,0 +1,288 @@
+//! Outage is not poison: what the circuit breaker does for a target that fails as a whole.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use async_nats::jetstream::kv;
+use futures_util::TryStreamExt as _;
+use serde_json::{Value, json};
+use usersync_core::subjects::{BREAKERS_BUCKET, USER_DEAD};
+use usersync_stack::{Stack, eventually};
+
+use crate::support::{Bus, LATER, Recorder, SOON, answer, only};
+
+const CLOSED: f64 = 0.0;
+const OPEN: f64 = 2.0;
+const GONE: f64 = 3.0;
+
+fn change(user: u64, n: u64) -> Value {
+    json!({"user_id": user, "username": format!("name-{user}"), "email": "ann@example.com", "data": {"n": n}})
+}
+
+/// A target that answers with whatever status is set.
+async fn moody() -> Result<(Recorder, Arc<AtomicU16>)> {
+    let status = Arc::new(AtomicU16::new(200));
+    let mood = status.clone();
+    let recorder = Recorder::start(move |_| {
+        let status = mood.load(SeqCst);
+        async move { answer(status) }
+    });
+    Ok((recorder.await?, status))
+}
+
+async fn until_breaker(stack: &Stack, state: f64) -> Result<()> {
+    eventually(LATER, async || {
+        let metrics = stack.worker_metrics("audit").await?;
+        let found = metrics.sum("usersync_breaker_state", &[("target", "audit")]);
+        ensure!(found == state, "the breaker is at {found}, not at {state}");
+        Ok(())
+    })
+    .await
+}
+
+async fn outcomes(stack: &Stack, outcome: &str) -> Result<f64> {
+    let metrics = stack.worker_metrics("audit").await?;
+    Ok(metrics.sum("usersync_deliveries_total", &[("outcome", outcome)]))
+}
+
+/// The notices of breakers, by key.
+async fn notices(bus: &Bus) -> Result<Vec<(String, Value)>> {
+    let bucket = bus.jetstream.get_key_value(BREAKERS_BUCKET).await?;
+    let keys: Vec<String> = bucket.keys().await?.try_collect().await?;
+    let mut notices = Vec::new();
+    for key in keys {
+        if let Some(value) = bucket.get(&key).await? {
+            notices.push((key, serde_json::from_slice(&value)?));
+        }
+    }
+    Ok(notices)
+}
+
+async fn bucket(bus: &Bus) -> Result<kv::Store> {
+    let bucket = bus.jetstream.get_key_value(BREAKERS_BUCKET).await;
+    bucket.context("the bucket of breakers")
+}
+
+#[tokio::test]
+async fn an_outage_costs_no_attempt_and_each_user_arrives_once() -> Result<()> {
+    const USERS: u64 = 5_000;
+    let mut recorder = Recorder::start(async |_| answer(200)).await?;
+    let stack = only(recorder.target("audit", "")).start().await?;
+    let bus = Bus::connect(&stack).await?;
+
+    recorder.stop().await;
+    for n in 1..=4 {
+        let kind = if n == 1 {
+            "user.created"
+        } else {
+            "user.updated"
+        };
+        let users = (1..=USERS).map(|user| (kind, change(user, n)));
+        bus.publish_all(users).await?;
+    }
+    bus.until_taken_in().await?;
+    until_breaker(&stack, OPEN).await?;
+    recorder.listen().await?;
+    bus.until_settled("audit").await?;
+
+    for user in 1..=USERS {
+        assert_eq!(recorder.holds(user)["data"]["n"], 4, "user {user}");
+    }
+    let calls = recorder.arrived();
+    assert!(calls as f64 <= 1.1 * USERS as f64, "{calls} deliveries");
+    assert_eq!(bus.count(USER_DEAD).await?, 0);
+    until_breaker(&stack, CLOSED).await?;
+    assert_eq!(notices(&bus).await?, []);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_storm_of_errors_opens_it_and_it_closes_by_itself() -> Result<()> {
+    let (recorder, status) = moody().await?;
+    let settings = "retry = { max_deliver = 2, base = \"100ms\", factor = 1.0, cap = \"100ms\" }";
+    let stack = only(recorder.target("audit", settings)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    status.store(500, SeqCst);
+    bus.publish_all((1..=400).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    until_breaker(&stack, OPEN).await?;
+    status.store(200, SeqCst);
+    bus.until_settled("audit").await?;
+    for user in 1..=400 {
+        // Those who were tried twice before it opened may have been given up.
+        let delivered = recorder.calls_for(user).len();
+        assert!(delivered >= 1, "user {user} was never tried");
+    }
+    let dead = bus.count(USER_DEAD).await?;
+    assert!(dead <= 40, "{dead} dead letters");
+    until_breaker(&stack, CLOSED).await
+}
+
+#[tokio::test]
+async fn a_route_that_is_missing_for_a_while_refuses_nobody_for_good() -> Result<()> {
+    let (recorder, status) = moody().await?;
+    let stack = only(recorder.target("audit", "")).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    status.store(404, SeqCst);
+    bus.publish_all((1..=300).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    until_breaker(&stack, OPEN).await?;
+    let dead = bus.count(USER_DEAD).await?;
+    assert!(dead < 20, "{dead} dead letters before it opened");
+    status.store(200, SeqCst);
+    bus.until_settled("audit").await?;
+    until_breaker(&stack, CLOSED).await?;
+    for user in 1..=300 {
+        assert_eq!(recorder.holds(user)["data"]["n"], 1, "user {user}");
+    }
+    // The letters of those who were refused meanwhile are cleared.
+    eventually(SOON, async || {
+        let dead = bus.count(USER_DEAD).await?;
+        ensure!(dead == 0, "{dead} dead letters are left");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn people_see_it_in_kv_and_reset_it_there() -> Result<()> {
+    let (recorder, status) = moody().await?;
+    // Left alone it would look again only after an hour.
+    let settings = "breaker = { probe = \"1h\", probe_cap = \"1h\" }";
+    let stack = only(recorder.target("audit", settings)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    for all_at_once in [true, false] {
+        status.store(403, SeqCst);
+        let user = if all_at_once { 1 } else { 50 };
+        bus.publish_all((user..user + 20).map(|user| ("user.created", change(user, 1))))
+            .await?;
+        until_breaker(&stack, OPEN).await?;
+        let seen = eventually(SOON, async || {
+            let seen = notices(&bus).await?;
+            ensure!(seen.len() == 1, "{seen:?}");
+            Ok(seen)
+        });
+        let (key, notice) = seen.await?.remove(0);
+        assert!(key.starts_with("audit."), "{key}");
+        assert_eq!(notice["state"], "open");
+        assert!(
+            notice["reason"].as_str().unwrap().contains("403"),
+            "{notice}"
+        );
+
+        status.store(200, SeqCst);
+        let bucket = bucket(&bus).await?;
+        if all_at_once {
+            bucket.put("audit", "reset".into()).await?;
+        } else {
+            bucket.delete(&key).await?;
+        }
+        until_breaker(&stack, CLOSED).await?;
+        bus.until_settled("audit").await?;
+        bucket.delete("audit").await?;
+    }
+    assert_eq!(bus.count(USER_DEAD).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_target_that_is_gone_is_left_alone() -> Result<()> {
+    let (recorder, status) = moody().await?;
+    let stack = only(recorder.target("audit", "")).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    status.store(410, SeqCst);
+    bus.publish("user.created", change(1, 1)).await?;
+    until_breaker(&stack, GONE).await?;
+    bus.publish_all((2..=50).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    bus.until_taken_in().await?;
+    let called = recorder.arrived();
+    let seen = notices(&bus).await?;
+    assert_eq!(seen[0].1["state"], "gone");
+    assert_eq!((called, bus.count(USER_DEAD).await?), (1, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_later_success_clears_the_dead_letter() -> Result<()> {
+    let (recorder, status) = moody().await?;
+    let stack = only(recorder.target("audit", "")).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    status.store(422, SeqCst);
+    bus.publish("user.created", change(7, 1)).await?;
+    bus.publish("user.created", change(8, 1)).await?;
+    bus.until_settled("audit").await?;
+    let letter = bus.dead_letter("audit", 7).await?.context("no letter")?;
+    assert_eq!(letter.header("Usersync-Class"), "permanent");
+    assert_eq!(letter.header("Usersync-Status-Code"), "422");
+    for name in ["Usersync-First-Failure", "Usersync-Last-Failure"] {
+        assert!(
+            letter.header(name).parse::<jiff::Timestamp>().is_ok(),
+            "{name}"
+        );
+    }
+
+    status.store(200, SeqCst);
+    bus.publish("user.updated", change(7, 2)).await?;
+    bus.repair("audit", 8).await?;
+    bus.until_settled("audit").await?;
+    eventually(SOON, async || {
+        let left = bus.count(USER_DEAD).await?;
+        ensure!(left == 0, "{left} dead letters");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_a_target_has_is_not_told_again() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let settings = "fields = { include = [\"email\"] }";
+    let stack = only(recorder.target("audit", settings)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish("user.created", change(7, 1)).await?;
+    bus.until_settled("audit").await?;
+    for n in 2..=5 {
+        bus.publish("user.updated", change(7, n)).await?;
+        bus.until_settled("audit").await?;
+    }
+    assert_eq!(recorder.arrived(), 1, "only n changed, which it isn't told");
+    assert_eq!(outcomes(&stack, "unchanged").await?, 4.0);
+    bus.publish(
+        "user.updated",
+        json!({"user_id": 7, "email": "b@example.com"}),
+    )
+    .await?;
+    bus.until_settled("audit").await?;
+    bus.repair("audit", 7).await?;
+    bus.until_settled("audit").await?;
+    assert_eq!(
+        recorder.arrived(),
+        3,
+        "a change, and a repair that asks no questions"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rate_limit_holds() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let stack = only(recorder.target("audit", "rate_limit = 100"))
+        .start()
+        .await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish_all((1..=300).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    bus.until_settled("audit").await?;
+    let calls = recorder.calls();
+    let span = calls.last().context("no call")?.at - calls[0].at;
+    let range = Duration::from_millis(2_500)..Duration::from_secs(6);
+    assert!(range.contains(&span), "300 users took {span:?}");
+    Ok(())
+}

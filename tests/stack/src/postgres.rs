@@ -1,0 +1,237 @@
+//! A PostgreSQL server of our own, with pgvector.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Gid, Pid, Uid, chown, geteuid};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::{Launch, Process, eventually, free_port, template, tools};
+
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const USER: &str = "postgres";
+/// Whom a server belongs to that root starts: PostgreSQL refuses to run as root.
+const NOBODY: u32 = 65_534;
+
+/// A running postgres with the database `postgres`; killed on drop, its data stays in its directory.
+#[derive(Debug)]
+pub struct PostgresServer {
+    launch: Launch,
+    process: Process,
+    port: u16,
+}
+
+impl PostgresServer {
+    /// The password of the user in [`PostgresServer::url`].
+    pub const PASSWORD: &str = "of-a-test";
+
+    /// Starts one on a free port, with data and log in `dir`. What is in it survives a restart and a kill.
+    ///
+    /// # Errors
+    /// When it is not installed, or not ready in time: with the end of its log.
+    pub async fn start(dir: &Path) -> Result<Self> {
+        let (bin, port) = (tools::postgres_bin()?, free_port()?);
+        let data = dir.join("postgres");
+        template::copy("postgres", &data, |data| initialise(&bin, data))?;
+        belongs_to_the_server(&data)?;
+        let (program, args) = unprivileged(&bin.join("postgres"));
+        let launch = Launch::new("postgres", program, dir.join("postgres.log"))
+            .args(args)
+            .arg("-D")
+            .arg(&data)
+            .args(["-p", &port.to_string(), "-k", ""])
+            .args([
+                "-c",
+                "listen_addresses=127.0.0.1",
+                "-c",
+                "shared_buffers=32MB",
+            ])
+            // What is committed survives the process; no fsync slows anything down.
+            .args(["-c", "fsync=off"]);
+        let server = Self {
+            process: launch.spawn()?,
+            launch,
+            port,
+        };
+        server.until_ready().await?;
+        Ok(server)
+    }
+
+    /// Where clients connect, without the password: `postgres://postgres@127.0.0.1:PORT/postgres`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("postgres://{USER}@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// The same with the password, for clients of a test.
+    #[must_use]
+    pub fn url_with_password(&self) -> String {
+        let password = Self::PASSWORD;
+        format!(
+            "postgres://{USER}:{password}@127.0.0.1:{}/postgres",
+            self.port
+        )
+    }
+
+    /// The server's first process; each connection has another one.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Signals the processes of all connections, then the first one.
+    ///
+    /// # Errors
+    /// When the server has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        for child in children(self.process.pid()) {
+            let _ = kill(Pid::from_raw(child), signal);
+        }
+        self.process.signal(signal)
+    }
+
+    /// Kills it the hard way and waits until it is gone.
+    pub async fn kill9(&self) {
+        let _ = self.signal(Signal::SIGKILL);
+        self.process.kill9().await;
+    }
+
+    /// Starts it again on the same port and data; one that still runs is killed first.
+    ///
+    /// # Errors
+    /// As [`PostgresServer::start`].
+    pub async fn restart(&mut self) -> Result<()> {
+        self.kill9().await;
+        // It refuses to start while a process of its predecessor is still going down.
+        let launch = self.launch.clone();
+        let port = self.port;
+        self.process = eventually(READY_WITHIN, async || {
+            let process = launch.spawn()?;
+            until_ready(&process, port).await?;
+            Ok(process)
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Stops it with SIGINT, its "fast shutdown", which doesn't wait for clients; after `grace` it is killed.
+    ///
+    /// # Errors
+    /// When it did not stop cleanly.
+    pub async fn stop(&self, grace: Duration) -> Result<()> {
+        self.process.signal(Signal::SIGINT)?;
+        let status = self.process.wait_exit(grace).await?;
+        ensure!(status.success(), "postgres stopped with {status}");
+        Ok(())
+    }
+
+    async fn until_ready(&self) -> Result<()> {
+        until_ready(&self.process, self.port).await
+    }
+}
+
+/// Ready means that it asks for a password: while it recovers it answers with an error.
+async fn until_ready(process: &Process, port: u16) -> Result<()> {
+    let mut startup = vec![0, 0, 0, 0, 0, 3, 0, 0];
+    startup.extend(format!("user\0{USER}\0\0").bytes());
+    startup[3] = u8::try_from(startup.len())?;
+    process
+        .until_ready(READY_WITHIN, async || {
+            let mut stream = TcpStream::connect(("127.0.0.1", port))
+                .await
+                .context("connecting")?;
+            stream.write_all(&startup).await.context("asking")?;
+            let answer = stream.read_u8().await.context("reading")?;
+            ensure!(answer == b'R', "it answers {:?}", char::from(answer));
+            Ok(())
+        })
+        .await
+}
+
+/// Fills `data` with a new cluster.
+fn initialise(bin: &Path, data: &Path) -> Result<()> {
+    let password = data.with_extension("password");
+    fs::write(&password, PostgresServer::PASSWORD)
+        .with_context(|| format!("writing {}", password.display()))?;
+    belongs_to_the_server(data)?;
+    let (program, args) = unprivileged(&bin.join("initdb"));
+    let output = Command::new(program)
+        .args(args)
+        .arg("-D")
+        .arg(data)
+        .arg("--pwfile")
+        .arg(&password)
+        .args(["-U", USER, "--auth", "scram-sha-256", "--no-sync"])
+        .args(["--no-locale", "--encoding", "UTF8"])
+        .stdin(Stdio::null())
+        .output()
+        .context("running initdb")?;
+    let _ = fs::remove_file(&password);
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("initdb failed ({}):\n{text}", output.status);
+    }
+    Ok(())
+}
+
+/// How to run `program`: as it is, or, when we are root, as nobody, who keeps the right to look into
+/// directories that are ours alone.
+fn unprivileged(program: &Path) -> (std::path::PathBuf, Vec<std::ffi::OsString>) {
+    if !geteuid().is_root() {
+        return (program.to_owned(), Vec::new());
+    }
+    let id = |flag: &str| format!("--{flag}={NOBODY}");
+    let args = [
+        &id("reuid"),
+        &id("regid"),
+        "--clear-groups",
+        "--inh-caps=+dac_override",
+        "--ambient-caps=+dac_override",
+        // Changing the user has undone what the one who started us asked for.
+        "--pdeathsig=KILL",
+        "--",
+    ];
+    let args = args.map(std::ffi::OsString::from).into_iter();
+    let args = args.chain([program.as_os_str().to_owned()]).collect();
+    ("setpriv".into(), args)
+}
+
+/// PostgreSQL takes only a directory that belongs to whom it runs as.
+fn belongs_to_the_server(path: &Path) -> Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    chown(
+        path,
+        Some(Uid::from_raw(NOBODY)),
+        Some(Gid::from_raw(NOBODY)),
+    )
+    .with_context(|| format!("giving {} away", path.display()))?;
+    if path.is_dir() {
+        for entry in fs::read_dir(path).with_context(|| format!("reading {}", path.display()))? {
+            belongs_to_the_server(&entry?.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The processes that `parent` started.
+fn children(parent: i32) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let pids = entries.flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let of_parent = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name before it may hold anything, also brackets and spaces.
+        let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        after_name.split(' ').nth(1) == Some(parent.to_string().as_str())
+    };
+    pids.filter(of_parent).collect()
+}
