@@ -1,6 +1,7 @@
 //! The control plane and the targets at run time.
 
 mod backstop;
+mod cli;
 mod dead_letters;
 mod openapi;
 mod repairs;
