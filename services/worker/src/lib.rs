@@ -15,6 +15,7 @@ mod failures;
 mod feed;
 mod fleet;
 mod freshness;
+mod init_target;
 mod letters;
 mod meters;
 mod newest;
@@ -46,6 +47,7 @@ use crate::{
     fleet::{Fleet, Routes},
 };
 
+pub use init_target::init_target;
 pub use settings::{Flags, Settings};
 
 /// Serves the targets of `settings` until `shutdown`, then finishes what is in flight.

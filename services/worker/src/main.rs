@@ -23,6 +23,9 @@ fn main() -> ExitCode {
         if flags.common.check {
             return usersync_worker::check(&settings).await;
         }
+        if let Some(name) = &flags.init_target {
+            return usersync_worker::init_target(&settings, name, flags.dry_run).await;
+        }
         usersync_worker::run(settings, shutdown).await
     })
 }

@@ -28,12 +28,19 @@ use usersync_core::{
 Examples:
   usersync-worker --target unified-auth
   usersync-worker --target redis-cache --target user-service --listen 127.0.0.1:9464
-  usersync-worker --targets targets.d --check"
+  usersync-worker --targets targets.d --check
+  usersync-worker --init-target postgres --dry-run"
 )]
 pub struct Flags {
     /// Serve this target; may be given several times [setting target, USERSYNC_TARGET; default: every enabled target]
     #[arg(long = "target", value_name = "NAME")]
     pub target: Vec<String>,
+    /// Make the table or the constraint that this database target needs, and exit
+    #[arg(long, value_name = "NAME")]
+    pub init_target: Option<TargetName>,
+    /// With --init-target: print the statements instead of running them
+    #[arg(long, requires = "init_target")]
+    pub dry_run: bool,
     /// What the gateway has too.
     #[command(flatten)]
     pub common: CommonFlags,

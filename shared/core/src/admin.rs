@@ -68,7 +68,7 @@ pub fn router(health: Health, metrics: PrometheusHandle) -> Router {
 }
 
 /// Whether the process lives
-#[utoipa::path(get, path = "/healthz", tag = "admin", responses((status = 200, body = String, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/healthz", tag = "admin", responses((status = 200, description = "It does", body = String, content_type = "text/plain")))]
 async fn healthz() -> &'static str {
     "ok\n"
 }
@@ -92,7 +92,7 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
 }
 
 /// Metrics for Prometheus
-#[utoipa::path(get, path = "/metrics", tag = "admin", responses((status = 200, body = String, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/metrics", tag = "admin", responses((status = 200, description = "The text format of Prometheus", body = String, content_type = "text/plain")))]
 async fn render(State(metrics): State<PrometheusHandle>) -> impl IntoResponse {
     (
         [(CONTENT_TYPE, "text/plain; version=0.0.4")],

@@ -141,7 +141,9 @@ fn misfits(name: &str, members: &serde_json::Map<String, serde_json::Value>) -> 
 
 fn expected(key: &str) -> &'static str {
     match key {
-        "url" => "expected a URL such as http://host/path or redis://host:6379",
+        "url" => {
+            "expected a URL such as http://host/path, redis://host:6379 or postgres://user@host/database"
+        }
         "method" => "expected a method such as POST",
         "enabled" | "verify" | "suppress_unchanged" | "results" => "expected true or false",
         "timeout" => "expected a duration such as 10s",
@@ -156,7 +158,9 @@ fn expected(key: &str) -> &'static str {
         "on_delete" | "on_out_of_scope" => "expected delete, disable or ignore",
         "linger" => "expected a duration such as 5ms",
         "rate_limit" => "expected a number of users per second from 1",
-        "table" => "expected a table of name, id, version, deleted and columns",
+        "table" => {
+            "expected a table of name, id, version, deleted and columns, such as { name = \"users\", columns = { phone = \"data.phone\" } }"
+        }
         "read_url" => "expected a URL with {id} in it",
         "note" => "expected a text",
         "fields" => {

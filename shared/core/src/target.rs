@@ -84,7 +84,7 @@ pub struct TargetConfig {
     pub enabled: bool,
     /// How long one call may take.
     #[serde(with = "duration::required", default = "default_timeout")]
-    #[schema(value_type = String, example = "10s")]
+    #[schema(value_type = String, default = "10s")]
     pub timeout: Duration,
     /// The most calls under way at once, per worker; within it concurrency adapts to the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,7 +101,7 @@ pub struct TargetConfig {
         default,
         skip_serializing_if = "Duration::is_zero"
     )]
-    #[schema(value_type = String, example = "5ms")]
+    #[schema(value_type = String, default = "0s", example = "5ms")]
     pub linger: Duration,
     /// The most users per second, per worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,7 +143,7 @@ pub struct TargetConfig {
     /// Headers added to every HTTP call.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
-    /// The secret that signs HTTP calls (Standard Webhooks, `whsec_…`), by reference.
+    /// The secret that signs HTTP calls (Standard Webhooks, `whsec_…`), or a database's password, by reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretRef>,
     /// For people: why it is disabled, whom to ask.
@@ -172,7 +172,8 @@ pub enum Removal {
     Ignore,
 }
 
-/// Where a database target keeps users. Every name is taken as it is, in the server's own spelling.
+/// Where a database target keeps users. Every name is taken as it is, in the server's own spelling; a table in
+/// another schema than the connection's is `schema.table`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Table {
@@ -187,6 +188,58 @@ pub struct Table {
     pub deleted: String,
     /// What the other columns hold: column → member, as a dotted path.
     pub columns: BTreeMap<String, String>,
+}
+
+/// The most columns that can be mapped: what a batch of 1,000 users can carry as parameters of one statement.
+const MAX_COLUMNS: usize = 60;
+
+impl Table {
+    /// What is wrong, one sentence per problem, naming the key.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let ours = [
+            ("id", &self.id),
+            ("version", &self.version),
+            ("deleted", &self.deleted),
+        ];
+        let columns = self.columns.keys().map(|column| ("columns", column));
+        let table = self.name.iter().map(|name| ("name", name));
+        for (key, name) in table.chain(ours).chain(columns) {
+            // The shortest limit of any server, in bytes.
+            let sized = (1..=63).contains(&name.len());
+            if !sized || name.chars().any(char::is_control) {
+                problems.push(format!(
+                    "table.{key}: expected names of 1 to 63 bytes without control characters"
+                ));
+            }
+        }
+        let mut taken = std::collections::BTreeSet::new();
+        for (key, name) in ours {
+            // Servers that fold case would take both for one column.
+            let folded = name.to_lowercase();
+            let mapped = self
+                .columns
+                .keys()
+                .any(|column| column.to_lowercase() == folded);
+            if !taken.insert(folded) || mapped {
+                problems.push(format!("table.{key}: `{name}` has another use already"));
+            }
+        }
+        if self.columns.len() > MAX_COLUMNS {
+            problems.push(format!("table.columns: expected at most {MAX_COLUMNS}"));
+        }
+        for (column, path) in &self.columns {
+            let inside = |rest: &str| rest.split('.').all(|name| !name.is_empty());
+            let known = matches!(path.as_str(), "username" | "email" | "status" | "data")
+                || path.strip_prefix("data.").is_some_and(inside);
+            if !known {
+                problems.push(format!(
+                    "table.columns.{column}: `{path}` is no member of a user; expected username, email, status, data or data.<path>"
+                ));
+            }
+        }
+        problems
+    }
 }
 
 impl Default for Table {
@@ -221,6 +274,7 @@ impl TargetConfig {
         problems.extend(self.retry.problems());
         problems.extend(self.breaker.problems());
         problems.extend(self.fields.problems());
+        problems.extend(self.table.iter().flat_map(Table::problems));
         problems
     }
 }
@@ -241,6 +295,32 @@ mod tests {
                 Err(InvalidTargetName),
                 "{name:?}"
             );
+        }
+    }
+
+    #[test]
+    fn names_and_members_of_a_table_are_checked() {
+        let problems = |table: serde_json::Value| {
+            let table: Table = serde_json::from_value(table).unwrap();
+            table.problems().join("; ")
+        };
+        assert_eq!(problems(json!({})), "");
+        assert_eq!(
+            problems(json!({"name": "app.users", "columns": {"Tel": "data.phone.home"}})),
+            ""
+        );
+        for (table, key) in [
+            (json!({"name": ""}), "table.name"),
+            (json!({"id": "i\nd"}), "table.id"),
+            (json!({"id": "x".repeat(64)}), "table.id"),
+            (json!({"id": "ID", "version": "id"}), "table.version"),
+            (json!({"columns": {"ID": "email"}}), "table.id"),
+            (json!({"columns": {"tel": "phone"}}), "table.columns.tel"),
+            (json!({"columns": {"tel": "data."}}), "table.columns.tel"),
+            (json!({"columns": {"tel": "data..x"}}), "table.columns.tel"),
+        ] {
+            let found = problems(table.clone());
+            assert!(found.starts_with(key), "{table}: {found}");
         }
     }
 

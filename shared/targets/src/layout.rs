@@ -2,14 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
 use usersync_core::{event::Change, target::Table, user_id::UserId};
 
-use crate::{
-    Action, Delivery,
-    cell::Kind,
-    table::{disabled, is_status, told},
-};
+use crate::{Action, Delivery, cell::Kind, table::told};
 
 /// A column as the server describes it.
 #[derive(Clone, Debug)]
@@ -239,7 +234,7 @@ impl Layout {
             id: id.to_string(),
             version,
             deleted: delivery.action == Action::Delete,
-            merged: delivery.partial && delivery.action == Action::Upsert,
+            merged: delivery.partial && delivery.action != Action::Delete,
             cells: self.columns.iter().map(cell).collect::<Result<_, _>>()?,
         })
     }
@@ -247,11 +242,7 @@ impl Layout {
     fn cell(&self, column: &Column, delivery: &Delivery) -> Result<Cell, String> {
         let value = match delivery.action {
             Action::Delete => return Ok(Some(None)),
-            Action::Disable if is_status(&column.path) => {
-                Change::Set(std::borrow::Cow::Owned(Value::from(disabled(delivery))))
-            }
-            Action::Disable => Change::Keep,
-            Action::Upsert => told(delivery, &column.path),
+            Action::Disable | Action::Upsert => told(delivery, &column.path),
         };
         match value {
             Change::Keep => Ok(None),

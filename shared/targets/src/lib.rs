@@ -9,6 +9,7 @@ mod delivery;
 mod http;
 mod layout;
 mod mysql;
+mod neo4j;
 mod outcome;
 mod postgres;
 mod redis;
@@ -16,6 +17,7 @@ mod rule;
 mod shown;
 mod sql;
 mod table;
+mod trouble;
 
 use async_trait::async_trait;
 use usersync_core::{secret::SecretError, target::TargetConfig};
@@ -135,6 +137,9 @@ pub fn connect(config: &TargetConfig) -> Result<Box<dyn Target>, ConfigError> {
         "redis" | "rediss" => Ok(Box::new(redis::RedisTarget::new(config)?)),
         "mysql" | "mariadb" => Ok(Box::new(mysql::target(config)?)),
         "postgres" | "postgresql" => Ok(Box::new(postgres::target(config)?)),
+        "neo4j" | "neo4j+s" | "neo4j+ssc" | "bolt" | "bolt+s" | "bolt+ssc" => {
+            Ok(Box::new(neo4j::Neo4jTarget::new(config)?))
+        }
         other => Err(ConfigError::UnknownScheme(other.to_owned())),
     }
 }

@@ -17,8 +17,9 @@ use crate::{
     ConfigError, Failure,
     cell::Kind,
     layout::{Layout, Live, LiveColumn, Row, Shape},
-    sql::{Blame, Dialect, Fate, Held, SqlTarget, Trouble, broken},
+    sql::{Dialect, Fate, Held, SqlTarget, broken},
     table,
+    trouble::{Blame, Trouble},
 };
 
 const SERVER: &str = "MySQL";
@@ -170,13 +171,17 @@ impl Dialect for MySql {
         let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
         let mut transaction = connection.begin().await.map_err(trouble)?;
         for row in rows {
-            let told = layout
-                .columns
-                .iter()
-                .zip(&row.cells)
-                .filter(|(_, cell)| cell.is_some());
+            let told = layout.told(&row.shape()).into_iter();
             let assignments: String = told
-                .map(|(column, _)| format!("{} = ?, ", quoted(&column.name)))
+                .map(|column| {
+                    let (name, json) = (quoted(&column.name), column.kind == Kind::Json);
+                    match row.merged && json {
+                        true => {
+                            format!("{name} = IF(JSON_VALID({name}), JSON_MERGE_PATCH({name}, ?), {name}), ")
+                        }
+                        false => format!("{name} = ?, "),
+                    }
+                })
                 .collect();
             let statement = format!(
                 "UPDATE {} SET {assignments}{version} = ? \

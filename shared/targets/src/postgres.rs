@@ -19,8 +19,9 @@ use crate::{
     ConfigError, Failure,
     cell::Kind,
     layout::{Layout, Live, LiveColumn, Row, Shape},
-    sql::{Blame, Dialect, Fate, Held, SqlTarget, Trouble, broken},
+    sql::{Dialect, Fate, Held, SqlTarget, broken},
     table,
+    trouble::{Blame, Trouble},
 };
 
 const SERVER: &str = "PostgreSQL";
@@ -140,20 +141,19 @@ impl Dialect for Postgres {
         let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
         let mut transaction = connection.begin().await.map_err(trouble)?;
         for row in rows {
-            let told = layout
-                .columns
-                .iter()
-                .zip(&row.cells)
-                .filter(|(_, cell)| cell.is_some());
-            let assign = |(at, (column, _)): (usize, (&crate::layout::Column, _))| {
-                format!(
-                    "{} = ${}::text::{}, ",
-                    quoted(&column.name),
-                    at + 3,
-                    column.cast
-                )
-            };
-            let assignments: String = told.enumerate().map(assign).collect();
+            let told = layout.told(&row.shape()).into_iter().enumerate();
+            let assignments: String = told
+                .map(|(at, column)| {
+                    let (name, cast, at) = (quoted(&column.name), &column.cast, at + 3);
+                    match row.merged && is_json(cast) {
+                        true => format!(
+                            "{name} = CASE WHEN jsonb_typeof({name}::jsonb) = 'object' \
+                             THEN ({name}::jsonb || ${at}::text::jsonb)::{cast} ELSE {name} END, "
+                        ),
+                        false => format!("{name} = ${at}::text::{cast}, "),
+                    }
+                })
+                .collect();
             let statement = format!(
                 "UPDATE {} SET {assignments}{version} = $2 WHERE {id} = $1::text::{} \
                  AND COALESCE({version}, 0) <= $2 AND NOT COALESCE({deleted}, false)",
@@ -258,9 +258,8 @@ fn upsert(layout: &Layout, shape: &Shape) -> String {
         parameters += &format!(", ${}::text[]", at + 4);
         aliases += &format!(", c{at}");
         values += &format!("told.c{at}::{cast}, ");
-        let json = cast.ends_with("\"json\"") || cast.ends_with("\"jsonb\"");
         // PostgreSQL merges objects at their top only.
-        assignments += &match shape.merged && json {
+        assignments += &match shape.merged && is_json(cast) {
             true => format!(
                 "{name} = CASE WHEN jsonb_typeof(held.{name}::jsonb) = 'object' \
                  AND jsonb_typeof(EXCLUDED.{name}::jsonb) = 'object' \
@@ -278,6 +277,10 @@ fn upsert(layout: &Layout, shape: &Shape) -> String {
         quoted(&layout.name),
         layout.id_cast
     )
+}
+
+fn is_json(cast: &str) -> bool {
+    cast.ends_with("\"json\"") || cast.ends_with("\"jsonb\"")
 }
 
 fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {

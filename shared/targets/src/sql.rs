@@ -18,6 +18,7 @@ use crate::{
     connections::{Connections, TRUSTED},
     layout::{Layout, Live, LiveColumn, Row, Shape},
     shown, table,
+    trouble::{Blame, Trouble},
 };
 
 const CONCURRENCY: usize = 4;
@@ -107,43 +108,6 @@ pub(crate) struct Held {
     pub(crate) cells: Vec<Option<String>>,
 }
 
-/// Who or what is to blame for an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Blame {
-    /// A row's content.
-    Row,
-    /// A row that has what must be unique and another user has.
-    Conflict,
-    /// Nobody: two statements wanted the same rows, and this one was rolled back.
-    Collision,
-    /// The server, for a while.
-    Busy,
-    /// The server, or our right to use it.
-    Server,
-    /// The table: it isn't as it was.
-    Table,
-}
-
-/// An error of a server or of the way to it.
-#[derive(Clone, Debug)]
-pub(crate) struct Trouble {
-    pub(crate) blame: Blame,
-    pub(crate) failure: Failure,
-    /// Whether the connection is of no more use.
-    pub(crate) lost: bool,
-}
-
-impl Trouble {
-    fn outcome(&self) -> Outcome {
-        let failure = self.failure.clone();
-        match self.blame {
-            Blame::Row => Outcome::Permanent(failure),
-            Blame::Conflict | Blame::Collision | Blame::Busy => Outcome::Transient(failure),
-            Blame::Server | Blame::Table => Outcome::Fault(failure),
-        }
-    }
-}
-
 /// What is known of the table.
 enum Place {
     Unknown,
@@ -195,7 +159,7 @@ impl<D: Dialect> SqlTarget<D> {
         match &*place {
             Place::Fits(layout) => return Ok(layout.clone()),
             Place::Wrong(failure, since) if since.elapsed() < LOOK_AGAIN => {
-                return Err(misfit(failure.clone()));
+                return Err(Trouble::misfit(failure.clone()));
             }
             Place::Unknown | Place::Wrong(..) => {}
         }
@@ -213,7 +177,7 @@ impl<D: Dialect> SqlTarget<D> {
             Err(reason) => {
                 let failure = Failure::new(reason);
                 *place = Place::Wrong(failure.clone(), Instant::now());
-                Err(misfit(failure))
+                Err(Trouble::misfit(failure))
             }
         }
     }
@@ -438,7 +402,7 @@ impl<D: Dialect> SqlTarget<D> {
     ) -> Result<T, Trouble> {
         tokio::time::timeout(self.timeout, work)
             .await
-            .unwrap_or_else(|_| Err(late()))
+            .unwrap_or_else(|_| Err(Trouble::late()))
     }
 }
 
@@ -459,7 +423,7 @@ impl<D: Dialect> Target for SqlTarget<D> {
         // What had been settled before the trouble stays so.
         let rest = trouble
             .as_ref()
-            .map_or_else(|| late().outcome(), Trouble::outcome);
+            .map_or_else(|| Trouble::late().outcome(), Trouble::outcome);
         outcomes
             .into_iter()
             .map(|outcome| outcome.unwrap_or_else(|| rest.clone()))
@@ -531,22 +495,6 @@ fn difference(layout: &Layout, action: Action, row: &Row, held: Option<&Held>) -
         })
     });
     differing.next().map(|((column, _), _)| column.path.clone())
-}
-
-fn misfit(failure: Failure) -> Trouble {
-    Trouble {
-        blame: Blame::Server,
-        failure,
-        lost: false,
-    }
-}
-
-fn late() -> Trouble {
-    Trouble {
-        blame: Blame::Busy,
-        failure: Failure::new("the database did not answer in time"),
-        lost: true,
-    }
 }
 
 /// An error by its kind; what the server said is for the dialect, for it may hold values.

@@ -39,7 +39,12 @@ pub(crate) fn table(config: &TargetConfig) -> Result<Table, ConfigError> {
     }
     let table = config.table.clone().unwrap_or_default();
     let disables = [config.on_delete, config.on_out_of_scope].contains(&Removal::Disable);
-    if disables && !table.columns.values().any(|path| is_status(path)) {
+    if disables
+        && !table
+            .columns
+            .values()
+            .any(|path| shows_status(config, path))
+    {
         return Err(ConfigError::NoStatus);
     }
     Ok(table)
@@ -51,9 +56,12 @@ pub(crate) fn deletes(config: &TargetConfig) -> bool {
     config.on_delete == Removal::Delete || out_of_scope
 }
 
-/// Whether a member is the user's status, under either of its names.
-pub(crate) fn is_status(path: &str) -> bool {
-    matches!(path, "status" | "data.status")
+/// Whether a column at `path` would show that a user is disabled.
+fn shows_status(config: &TargetConfig, path: &str) -> bool {
+    let renamed = ["status", "data.status"]
+        .iter()
+        .filter_map(|from| config.fields.rename.get(*from));
+    matches!(path, "status" | "data.status" | "data") || renamed.into_iter().any(|to| to == path)
 }
 
 /// What `delivery` tells of the member at `path`.
@@ -83,13 +91,5 @@ pub(crate) fn told<'a>(delivery: &'a Delivery, path: &str) -> Change<Cow<'a, Val
         Some(value) => Change::Set(Cow::Borrowed(value)),
         None if delivery.partial => Change::Keep,
         None => Change::Clear,
-    }
-}
-
-/// The status of a user that is to be disabled.
-pub(crate) fn disabled(delivery: &Delivery) -> &str {
-    match &delivery.members.status {
-        Change::Set(status) => status,
-        Change::Keep | Change::Clear => "disabled",
     }
 }

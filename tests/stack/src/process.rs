@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -96,6 +96,28 @@ impl Process {
             bail!("{} can't get {signal}: it has ended", self.name);
         }
         kill(self.pid, signal).with_context(|| format!("sending {signal} to {}", self.name))
+    }
+
+    /// Stops it in its tracks (SIGSTOP), and waits until every thread stands still; SIGCONT lets it go on.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub async fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        eventually(Duration::from_secs(10), async || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid))?;
+            for task in tasks {
+                let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+                let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+                ensure!(
+                    state.starts_with('T'),
+                    "a thread of {} still runs",
+                    self.name
+                );
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Kills it the hard way and waits until it is gone. Nothing happens when it has ended already.

@@ -6,7 +6,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use async_nats::jetstream::{self, stream};
 use serde_json::Value;
-use usersync_stack::{Directory, NatsServer, RedisServer, Signal, eventually, http};
+use usersync_stack::{
+    ArcadeDbServer, Directory, MariaDbServer, NatsServer, PostgresServer, RedisServer, Signal,
+    eventually, http,
+};
 
 #[tokio::test]
 async fn nats_keeps_its_data_through_a_kill() -> Result<()> {
@@ -144,4 +147,27 @@ async fn redis(port: u16, command: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&answer[..length])
         .trim_end()
         .to_owned())
+}
+
+#[tokio::test]
+async fn databases_start_again_after_a_kill_and_stop_cleanly() -> Result<()> {
+    let dir = Directory::temporary()?;
+    let mut mariadb = MariaDbServer::start(dir.path()).await?;
+    let mut postgres = PostgresServer::start(dir.path()).await?;
+    let mut arcadedb = ArcadeDbServer::start(dir.path()).await?;
+    let urls = [mariadb.url(), postgres.url(), arcadedb.url()];
+
+    mariadb.kill9().await;
+    postgres.kill9().await;
+    arcadedb.kill9().await;
+    let processes = [mariadb.process(), postgres.process(), arcadedb.process()];
+    assert!(processes.iter().all(|process| !process.is_running()));
+    mariadb.restart().await?;
+    postgres.restart().await?;
+    arcadedb.restart().await?;
+    assert_eq!(urls, [mariadb.url(), postgres.url(), arcadedb.url()]);
+
+    let grace = Duration::from_secs(20);
+    mariadb.stop(grace).await?;
+    postgres.stop(grace).await
 }

@@ -25,10 +25,10 @@ pub(super) struct Whose {
 }
 
 /// Breakers that aren't closed
-#[utoipa::path(get, path = "/v1/breakers", tag = "breakers",
+#[utoipa::path(get, operation_id = "breakers.list", path = "/v1/breakers", tag = "breakers",
     params(List),
     responses(
-        (status = 200, body = Breakers),
+        (status = 200, description = "The breakers", body = Breakers),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
     ))]
@@ -40,7 +40,7 @@ pub(super) async fn list(
 }
 
 /// Have workers try a target at once
-#[utoipa::path(post, path = "/v1/targets/{name}/breakers/reset", tag = "breakers",
+#[utoipa::path(post, operation_id = "breakers.reset", path = "/v1/targets/{name}/breakers/reset", tag = "breakers",
     params(("name" = TargetName, Path, description = "The target's name"), Whose),
     responses(
         (status = 200, description = "How many breakers weren't closed", body = Count),

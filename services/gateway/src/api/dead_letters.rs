@@ -21,10 +21,10 @@ use crate::{
 /// Dead letters
 ///
 /// The oldest first, in pages.
-#[utoipa::path(get, path = "/v1/dead-letters", tag = "dead letters",
+#[utoipa::path(get, operation_id = "dead.list", path = "/v1/dead-letters", tag = "dead letters",
     params(List),
     responses(
-        (status = 200, body = Letters),
+        (status = 200, description = "One page", body = Letters),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What is asked for isn't possible", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
@@ -37,13 +37,13 @@ pub(super) async fn list(
 }
 
 /// One dead letter
-#[utoipa::path(get, path = "/v1/dead-letters/{target}/{user_id}", tag = "dead letters",
+#[utoipa::path(get, operation_id = "dead.show", path = "/v1/dead-letters/{target}/{user_id}", tag = "dead letters",
     params(
         ("target" = TargetName, Path, description = "The target's name"),
         ("user_id" = String, Path, description = "The user's id"),
     ),
     responses(
-        (status = 200, body = Letter),
+        (status = 200, description = "The dead letter", body = Letter),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "What is named isn't there", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
@@ -65,10 +65,10 @@ pub(super) async fn show(
 /// Deliver dead letters again
 ///
 /// Of one user at once, else as a job. A letter goes away when its delivery has succeeded.
-#[utoipa::path(post, path = "/v1/dead-letters/replay", tag = "dead letters",
+#[utoipa::path(post, operation_id = "dead.replay", path = "/v1/dead-letters/replay", tag = "dead letters",
     request_body = Replay,
     responses(
-        (status = 200, body = Asked),
+        (status = 200, description = "What was asked for", body = Asked),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What is asked for isn't possible", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
@@ -83,10 +83,10 @@ pub(super) async fn replay(
 /// Give dead letters up
 ///
 /// The target goes without this version; a newer state is delivered as ever.
-#[utoipa::path(post, path = "/v1/dead-letters/discard", tag = "dead letters",
+#[utoipa::path(post, operation_id = "dead.discard", path = "/v1/dead-letters/discard", tag = "dead letters",
     request_body = Discard,
     responses(
-        (status = 200, body = Count),
+        (status = 200, description = "How many", body = Count),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What is asked for isn't possible", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),

@@ -80,7 +80,7 @@ pub(super) struct Items {
 /// Publish one event, or an array of at most 1,000
 ///
 /// 202 when every event is stored; for an array 207 when only some are, 422 when none is.
-#[utoipa::path(post, path = "/v1/events", tag = "events",
+#[utoipa::path(post, operation_id = "events.publish", path = "/v1/events", tag = "events",
     request_body(description = "An event, an array of events, or CloudEvents 1.0; see docs/EVENTS.md", content(
         (Object = "application/json"), (Object = "application/cloudevents+json"))),
     responses(

@@ -19,10 +19,10 @@ use crate::{
 /// Refused events
 ///
 /// The oldest first, in pages, without the events themselves.
-#[utoipa::path(get, path = "/v1/refused-events", tag = "refused events",
+#[utoipa::path(get, operation_id = "refused.list", path = "/v1/refused-events", tag = "refused events",
     params(List),
     responses(
-        (status = 200, body = Refused),
+        (status = 200, description = "One page", body = Refused),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What is asked for isn't possible", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
@@ -35,10 +35,10 @@ pub(super) async fn list(
 }
 
 /// One refused event, as it came
-#[utoipa::path(get, path = "/v1/refused-events/{seq}", tag = "refused events",
+#[utoipa::path(get, operation_id = "refused.show", path = "/v1/refused-events/{seq}", tag = "refused events",
     params(("seq" = u64, Path, description = "Its sequence in USER_EVENTS")),
     responses(
-        (status = 200, body = RefusedEvent),
+        (status = 200, description = "The event", body = RefusedEvent),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "What is named isn't there", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
@@ -53,10 +53,10 @@ pub(super) async fn show(
 }
 
 /// Remove refused events
-#[utoipa::path(post, path = "/v1/refused-events/discard", tag = "refused events",
+#[utoipa::path(post, operation_id = "refused.discard", path = "/v1/refused-events/discard", tag = "refused events",
     request_body = Discard,
     responses(
-        (status = 200, body = Count),
+        (status = 200, description = "How many", body = Count),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What is asked for isn't possible", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),

@@ -20,10 +20,10 @@ use crate::{
 /// Deliver newest states again
 ///
 /// To one target: one user or some at once, all of them as a job.
-#[utoipa::path(post, path = "/v1/repairs", tag = "repairs",
+#[utoipa::path(post, operation_id = "repair.start", path = "/v1/repairs", tag = "repairs",
     request_body = Repair,
     responses(
-        (status = 200, body = Asked),
+        (status = 200, description = "What was asked for", body = Asked),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "What is named isn't there", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What is asked for isn't possible", body = Problem, content_type = "application/problem+json"),
@@ -39,9 +39,9 @@ pub(super) async fn start(
 /// Jobs
 ///
 /// Repairs and replays in bulk of the last day, the newest first.
-#[utoipa::path(get, path = "/v1/repairs", tag = "repairs",
+#[utoipa::path(get, operation_id = "repair.list", path = "/v1/repairs", tag = "repairs",
     responses(
-        (status = 200, body = Jobs),
+        (status = 200, description = "The jobs", body = Jobs),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn list(State(control): State<Arc<Control>>) -> Result<Json<Jobs>, Problem> {
@@ -49,10 +49,10 @@ pub(super) async fn list(State(control): State<Arc<Control>>) -> Result<Json<Job
 }
 
 /// How far a job is
-#[utoipa::path(get, path = "/v1/repairs/{id}", tag = "repairs",
+#[utoipa::path(get, operation_id = "repair.status", path = "/v1/repairs/{id}", tag = "repairs",
     params(("id" = String, Path, description = "The job's id")),
     responses(
-        (status = 200, body = Job),
+        (status = 200, description = "The job", body = Job),
         (status = 404, description = "What is named isn't there", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
     ))]
@@ -64,10 +64,10 @@ pub(super) async fn status(
 }
 
 /// Stop a job
-#[utoipa::path(post, path = "/v1/repairs/{id}/cancel", tag = "repairs",
+#[utoipa::path(post, operation_id = "repair.cancel", path = "/v1/repairs/{id}/cancel", tag = "repairs",
     params(("id" = String, Path, description = "The job's id")),
     responses(
-        (status = 200, body = Job),
+        (status = 200, description = "The job", body = Job),
         (status = 404, description = "What is named isn't there", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "It changes too fast; try again", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),

@@ -61,9 +61,9 @@ pub(super) struct Switching {
 /// All targets
 ///
 /// With what waits for them, breakers, dead letters and the progress of back-fills.
-#[utoipa::path(get, path = "/v1/targets", tag = "targets",
+#[utoipa::path(get, operation_id = "targets.list", path = "/v1/targets", tag = "targets",
     responses(
-        (status = 200, body = Views),
+        (status = 200, description = "All targets", body = Views),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn list(State(control): State<Arc<Control>>) -> Result<Json<Views>, Problem> {
@@ -71,7 +71,7 @@ pub(super) async fn list(State(control): State<Arc<Control>>) -> Result<Json<Vie
 }
 
 /// The JSON Schema of a target's entry
-#[utoipa::path(get, path = "/v1/targets/schema", tag = "targets",
+#[utoipa::path(get, operation_id = "targets.schema", path = "/v1/targets/schema", tag = "targets",
     responses((status = 200, description = "JSON Schema, draft 2020-12", body = Object, content_type = "application/schema+json")))]
 pub(super) async fn schema() -> Response {
     let schema = targets::schema().to_string();
@@ -79,10 +79,10 @@ pub(super) async fn schema() -> Response {
 }
 
 /// One target
-#[utoipa::path(get, path = "/v1/targets/{name}", tag = "targets",
+#[utoipa::path(get, operation_id = "targets.show", path = "/v1/targets/{name}", tag = "targets",
     params(("name" = TargetName, Path, description = "The target's name")),
     responses(
-        (status = 200, body = View, headers(("ETag" = String, description = "The entry's revision"))),
+        (status = 200, description = "The target", body = View, headers(("ETag" = String, description = "The entry's revision"))),
         (status = 400, description = "No name", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such target", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
@@ -98,7 +98,7 @@ pub(super) async fn show(
 /// Create or replace a target
 ///
 /// The entry is checked, by its kind too. A new target is filled with every user.
-#[utoipa::path(put, path = "/v1/targets/{name}", tag = "targets",
+#[utoipa::path(put, operation_id = "targets.put", path = "/v1/targets/{name}", tag = "targets",
     params(
         ("name" = TargetName, Path, description = "The target's name"), Saving,
         ("If-Match" = Option<String>, Header, description = "Save only if the ETag still is this"),
@@ -137,13 +137,13 @@ pub(super) async fn put(
 }
 
 /// Delete a target
-#[utoipa::path(delete, path = "/v1/targets/{name}", tag = "targets",
+#[utoipa::path(delete, operation_id = "targets.delete", path = "/v1/targets/{name}", tag = "targets",
     params(
         ("name" = TargetName, Path, description = "The target's name"), Deleting,
         ("If-Match" = Option<String>, Header, description = "Delete only if the ETag still is this"),
     ),
     responses(
-        (status = 200, body = Deleted),
+        (status = 200, description = "Deleted, or what would be", body = Deleted),
         (status = 400, description = "No name", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such target", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "Not at the expected revision", body = Problem, content_type = "application/problem+json"),
@@ -167,14 +167,14 @@ pub(super) async fn delete(
 /// Pause a target
 ///
 /// It gets nothing until it is resumed, and then each user once, in the newest state.
-#[utoipa::path(post, path = "/v1/targets/{name}/pause", tag = "targets",
+#[utoipa::path(post, operation_id = "targets.pause", path = "/v1/targets/{name}/pause", tag = "targets",
     params(
         ("name" = TargetName, Path, description = "The target's name"),
         ("If-Match" = Option<String>, Header, description = "Only if the ETag still is this"),
     ),
     request_body = Option<Switching>,
     responses(
-        (status = 200, body = Saved, headers(("ETag" = String, description = "The new revision"))),
+        (status = 200, description = "Saved", body = Saved, headers(("ETag" = String, description = "The new revision"))),
         (status = 400, description = "No name", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such target", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "Not at the expected revision", body = Problem, content_type = "application/problem+json"),
@@ -192,14 +192,14 @@ pub(super) async fn pause(
 }
 
 /// Resume a target
-#[utoipa::path(post, path = "/v1/targets/{name}/resume", tag = "targets",
+#[utoipa::path(post, operation_id = "targets.resume", path = "/v1/targets/{name}/resume", tag = "targets",
     params(
         ("name" = TargetName, Path, description = "The target's name"),
         ("If-Match" = Option<String>, Header, description = "Only if the ETag still is this"),
     ),
     request_body = Option<Switching>,
     responses(
-        (status = 200, body = Saved, headers(("ETag" = String, description = "The new revision"))),
+        (status = 200, description = "Saved", body = Saved, headers(("ETag" = String, description = "The new revision"))),
         (status = 400, description = "No name", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such target", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "Not at the expected revision", body = Problem, content_type = "application/problem+json"),
@@ -219,7 +219,7 @@ pub(super) async fn resume(
 /// Test the connection to a target
 ///
 /// As this gateway reaches it, with the secrets this gateway has. Changes nothing there.
-#[utoipa::path(post, path = "/v1/targets/{name}/test", tag = "targets",
+#[utoipa::path(post, operation_id = "targets.test", path = "/v1/targets/{name}/test", tag = "targets",
     params(("name" = TargetName, Path, description = "The target's name")),
     responses(
         (status = 200, description = "Tested; `reachable` says how it went", body = Tested),
@@ -238,11 +238,11 @@ pub(super) async fn test(
 /// What a user would become at a target
 ///
 /// Of a stored user or of a given document, by the saved entry or by one to try.
-#[utoipa::path(post, path = "/v1/targets/{name}/preview", tag = "targets",
+#[utoipa::path(post, operation_id = "targets.preview", path = "/v1/targets/{name}/preview", tag = "targets",
     params(("name" = TargetName, Path, description = "The target's name")),
     request_body = Preview,
     responses(
-        (status = 200, body = Previewed),
+        (status = 200, description = "What would be done", body = Previewed),
         (status = 400, description = "Not JSON, or no name", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such target or user", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "The user or the entry is wrong", body = Problem, content_type = "application/problem+json"),

@@ -22,10 +22,10 @@ use crate::{
 /// The newest state of a user
 ///
 /// As it stands in USER_STATE, a tombstone included.
-#[utoipa::path(get, path = "/v1/users/{id}", tag = "users",
+#[utoipa::path(get, operation_id = "users.show", path = "/v1/users/{id}", tag = "users",
     params(("id" = String, Path, description = "The user's id")),
     responses(
-        (status = 200, body = UserState),
+        (status = 200, description = "The state", body = UserState),
         (status = 400, description = "No user id", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No event has named this user", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
@@ -41,10 +41,10 @@ pub(super) async fn show(
 /// How every target stands with a user
 ///
 /// Derived from consumers, waiting repairs, dead letters and what workers remember of failures.
-#[utoipa::path(get, path = "/v1/users/{id}/targets", tag = "users",
+#[utoipa::path(get, operation_id = "users.targets", path = "/v1/users/{id}/targets", tag = "users",
     params(("id" = String, Path, description = "The user's id")),
     responses(
-        (status = 200, body = Tasks),
+        (status = 200, description = "One task for every target", body = Tasks),
         (status = 400, description = "No user id", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No event has named this user", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),

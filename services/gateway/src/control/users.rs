@@ -21,7 +21,9 @@ use usersync_core::{
 };
 
 use super::{
-    Control, dead_letters, nats,
+    Control,
+    breakers::{self, Breaker},
+    dead_letters, nats,
     standing::{Queue, queues},
 };
 use crate::problem::Problem;
@@ -149,6 +151,7 @@ pub(crate) async fn tasks(control: &Control, by: ById) -> Result<Tasks, Problem>
     let live = queues(&control.stream(USER_STATE).await?).await?;
     let repairs = existing(control, USER_REPAIR, &subjects::repairs_for(user)).await?;
     let letters = existing(control, USER_DEAD, &subjects::dead_letters_for(user)).await?;
+    let breakers = breakers::all(control).await?;
     let entries = control.registry().await?.entries().await?;
     let known = Known {
         control,
@@ -158,6 +161,7 @@ pub(crate) async fn tasks(control: &Control, by: ById) -> Result<Tasks, Problem>
         live: &live,
         repairs: &repairs,
         letters: &letters,
+        breakers: &breakers,
     };
     let configs = entries.into_values().filter_map(|entry| entry.config);
     let targets = join_all(configs.map(|config| known.task(config))).await;
@@ -179,6 +183,7 @@ struct Known<'a> {
     live: &'a BTreeMap<String, Queue>,
     repairs: &'a [String],
     letters: &'a [String],
+    breakers: &'a [Breaker],
 }
 
 impl Known<'_> {
@@ -237,15 +242,25 @@ impl Known<'_> {
             task.updated = seen.unwrap_or(task.updated);
             return Ok(task);
         }
-        let handed_out = queue.is_some_and(|queue| queue.delivered >= self.seq);
-        let held = answers.iter().any(|memory| memory.held);
-        // Handed out, in nobody's hands, and not new enough to be on its way or with a worker that died.
-        let age = Timestamp::now().duration_since(self.stored).unsigned_abs();
-        let done = handed_out && !held && !answers.is_empty() && age > ACK_WAIT;
-        if repair.is_some() || !done {
+        if repair.is_some() || !self.long_done(&config, queue, &answers) {
             task.status = Status::Pending;
         }
         Ok(task)
+    }
+
+    /// Whether a state above the ack floor must have been dealt with: something older is still being
+    /// tried again, but this one was handed out, failed nowhere, and is too old to be on its way, or to
+    /// wait for the server to notice that its worker died.
+    fn long_done(&self, config: &TargetConfig, queue: Option<&Queue>, answers: &[Memory]) -> bool {
+        let handed_out = |queue: &Queue| queue.pending == 0 && queue.delivered >= self.seq;
+        let age = Timestamp::now().duration_since(self.stored).unsigned_abs();
+        // An open breaker has workers hold what they were handed.
+        let breaks = |breaker: &Breaker| breaker.target == config.name;
+        queue.is_some_and(handed_out)
+            && !answers.is_empty()
+            && !answers.iter().any(|memory| memory.held)
+            && !self.breakers.iter().any(breaks)
+            && age > ACK_WAIT + config.timeout
     }
 
     /// When a repair was asked for, `None` when it is done by now.

@@ -37,6 +37,8 @@ pub(crate) struct FilesStatus {
     pub path: Option<String>,
     /// How many targets they have.
     pub targets: usize,
+    /// How many edits aren't in KV yet.
+    pub waiting: usize,
     /// What is wrong with them: what they said before holds meanwhile.
     pub problem: Option<String>,
     /// Targets that an operator has changed: their file says something else.
@@ -70,7 +72,11 @@ impl Files {
     }
 
     pub(crate) fn status(&self) -> FilesStatus {
-        self.known().status.clone()
+        let known = self.known();
+        FilesStatus {
+            waiting: known.edited.len(),
+            ..known.status.clone()
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -82,6 +82,16 @@ pub(crate) fn is_delivered(outcome: &Outcome) -> Result<()> {
     Ok(())
 }
 
+/// An older version is refused; HTTP has only success to say so.
+fn is_settled(outcome: &Outcome) -> Result<()> {
+    let settled = matches!(
+        outcome,
+        Outcome::AlreadyNewer | Outcome::Delivered { guarded: true }
+    );
+    ensure!(settled, "{outcome:?}");
+    Ok(())
+}
+
 async fn a_user_is_held(peer: &mut dyn Peer, place: &str) -> Result<()> {
     let target = connect(peer, place, json!({}))?;
     target.probe().await?;
@@ -114,13 +124,7 @@ async fn an_older_version_is_refused(peer: &mut dyn Peer, place: &str) -> Result
     let target = connect(peer, place, json!({}))?;
     is_delivered(&one(&*target, user("1", 6, "newer")).await)?;
     let outcome = one(&*target, user("1", 5, "older")).await;
-    ensure!(
-        matches!(
-            outcome,
-            Outcome::AlreadyNewer | Outcome::Delivered { guarded: true }
-        ),
-        "{outcome:?}"
-    );
+    is_settled(&outcome)?;
     let held = peer.held(place, "1").await?;
     ensure!(held == Some(whole("1", "newer")), "{held:?}");
     Ok(())
@@ -217,18 +221,33 @@ async fn a_disabled_user_keeps_everything_but_the_status(
         held.status.take().as_deref() == Some("disabled"),
         "it isn't disabled"
     );
+    ensure!(
+        held.data["status"] == "disabled" || !peer.can().merge,
+        "{held:?}"
+    );
     held.status = Some("active".to_owned());
     held.data["status"] = json!("active");
     ensure!(held == whole("1", "ann"), "{held:?}");
+    // Whoever is gone stays gone.
+    is_delivered(&one(&*target, user("3", 5, "cat")).await)?;
+    is_delivered(&one(&*target, deleted("3", 6)).await)?;
+    is_delivered(&one(&*target, disabled("3", 8)).await)?;
+    ensure!(peer.held(place, "3").await?.is_none(), "it came back");
+    if peer.can().guard {
+        one(&*target, user("3", 7, "older")).await;
+        ensure!(
+            peer.held(place, "3").await?.is_none(),
+            "an older version came back"
+        );
+    }
     // Nobody is made who wasn't there, and an older version changes nothing.
     is_delivered(&one(&*target, disabled("2", 6)).await)?;
     ensure!(peer.held(place, "2").await?.is_none(), "it was made");
     if peer.can().guard {
         let outcome = one(&*target, user("1", 5, "ann")).await;
-        ensure!(outcome == Outcome::AlreadyNewer, "{outcome:?}");
+        is_settled(&outcome)?;
         is_delivered(&one(&*target, user("1", 8, "ann")).await)?;
-        let outcome = one(&*target, disabled("1", 7)).await;
-        ensure!(outcome == Outcome::AlreadyNewer, "{outcome:?}");
+        is_settled(&one(&*target, disabled("1", 7)).await)?;
         let held = peer.held(place, "1").await?;
         ensure!(held == Some(whole("1", "ann")), "{held:?}");
     }

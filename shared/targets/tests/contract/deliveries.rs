@@ -59,8 +59,10 @@ pub(crate) fn deleted(id: &str, version: u64) -> Delivery {
 pub(crate) fn disabled(id: &str, version: u64) -> Delivery {
     Delivery {
         action: Action::Disable,
+        partial: true,
         members: Members {
             status: Change::Set("disabled".to_owned()),
+            data: Change::Set(json!({"status": "disabled"})),
             ..Members::default()
         },
         ..user(id, version, "")

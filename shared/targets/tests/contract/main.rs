@@ -7,6 +7,7 @@ mod deliveries;
 mod failures;
 mod http;
 mod mysql;
+mod neo4j;
 mod peer;
 mod postgres;
 mod redis;
@@ -37,4 +38,9 @@ async fn mysql_keeps_the_contract() -> Result<()> {
 #[tokio::test]
 async fn postgres_keeps_the_contract() -> Result<()> {
     clauses::hold(&mut postgres::Postgres::start().await?).await
+}
+
+#[tokio::test]
+async fn neo4j_keeps_the_contract() -> Result<()> {
+    clauses::hold(&mut neo4j::Neo4j::start().await?).await
 }

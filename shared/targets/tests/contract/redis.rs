@@ -112,11 +112,9 @@ impl Peer for Redis {
     }
 
     async fn pause(&mut self, paused: bool) -> Result<()> {
-        let signal = if paused {
-            Signal::SIGSTOP
-        } else {
-            Signal::SIGCONT
-        };
-        self.server.process().signal(signal)
+        match paused {
+            true => self.server.process().freeze().await,
+            false => self.server.process().signal(Signal::SIGCONT),
+        }
     }
 }

@@ -1,0 +1,603 @@
+//! Neo4j, over Bolt: one `UNWIND … MERGE … SET` per batch, guarded by version.
+//!
+//! A user is a node; a deleted one stays as a node with nothing but its id and version.
+
+mod property;
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use neo4rs::{BoltList, BoltMap, BoltType, ConfigBuilder, Graph, Query};
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use tokio::sync::Mutex;
+use usersync_core::{
+    event::Change,
+    target::{Table, TargetConfig},
+};
+
+use crate::{
+    Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
+    connections::Connections,
+    shown,
+    table::{self, told},
+    trouble::{Blame, Trouble},
+};
+
+const CONCURRENCY: usize = 4;
+const BATCH: usize = 256;
+/// The nodes' label, unless it is told.
+const LABEL: &str = "User";
+/// A database without the constraint is looked at again after this long.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How often a statement is tried that the server rolled back for the sake of another one.
+const TURNS: u32 = 4;
+
+/// Nodes in a Neo4j database.
+pub(crate) struct Neo4jTarget {
+    config: neo4rs::Config,
+    /// Each of one connection: the driver's own pool would give back one that was cut off, with answers still
+    /// to come on it, or one whose failed transaction still holds locks.
+    connections: Connections<Graph>,
+    /// Whether the constraint is there, and when it was missing.
+    fits: Mutex<Option<Result<(), (Failure, Instant)>>>,
+    table: Table,
+    label: String,
+    timeout: Duration,
+    limits: Limits,
+    verify: bool,
+    hint: String,
+}
+
+/// One user on the way into the graph.
+#[derive(Clone)]
+struct Row {
+    /// Which delivery of the batch it is.
+    index: usize,
+    id: BoltType,
+    version: i64,
+    properties: BoltMap,
+}
+
+impl Neo4jTarget {
+    pub(crate) fn new(config: &TargetConfig) -> Result<Self, ConfigError> {
+        let (table, password) = (table::table(config)?, table::password(config)?);
+        let limits = Limits::of(config, CONCURRENCY, BATCH);
+        let expected = || ConfigError::Url("expected neo4j://USER@HOST:PORT/DATABASE".to_owned());
+        let user = match config.url.username() {
+            "" => "neo4j",
+            user => user,
+        };
+        let database = match config.url.path().trim_matches('/') {
+            "" => "neo4j",
+            database => database,
+        };
+        let mut address = config.url.clone();
+        address.set_username("").map_err(|()| expected())?;
+        address.set_path("");
+        let built = ConfigBuilder::default()
+            .uri(address)
+            .user(user)
+            .password(
+                password
+                    .as_ref()
+                    .map_or("", |password| password.expose_secret()),
+            )
+            .db(database)
+            .fetch_size(1_000)
+            .max_connections(1)
+            .build();
+        Ok(Self {
+            config: built.map_err(|_| expected())?,
+            // One more for those who only look.
+            connections: Connections::new(limits.concurrency + 1),
+            fits: Mutex::new(None),
+            label: table.name.clone().unwrap_or_else(|| LABEL.to_owned()),
+            table,
+            timeout: config.timeout,
+            limits,
+            verify: config.verify,
+            hint: format!(
+                "create it with: usersync-worker --init-target {}",
+                config.name
+            ),
+        })
+    }
+
+    /// Runs a statement to its end; statements that collided with others are sent again.
+    async fn ask<T>(
+        &self,
+        query: Query,
+        read: fn(&neo4rs::Row) -> Result<T, neo4rs::DeError>,
+    ) -> Result<Vec<T>, Trouble> {
+        let mut turn = 1;
+        loop {
+            match self.ask_once(query.clone(), read).await {
+                Err(trouble) if trouble.blame == Blame::Collision && turn < TURNS => turn += 1,
+                answered => return answered,
+            }
+        }
+    }
+
+    async fn ask_once<T>(
+        &self,
+        query: Query,
+        read: fn(&neo4rs::Row) -> Result<T, neo4rs::DeError>,
+    ) -> Result<Vec<T>, Trouble> {
+        let lease = self.connections.lease().await;
+        let graph = match lease.idle() {
+            Some((graph, _)) => graph,
+            None => {
+                let opened = Graph::connect(self.config.clone()).await;
+                opened.map_err(|error| trouble(&error))?
+            }
+        };
+        let answered = transact(&graph, query, read).await;
+        let usable = match &answered {
+            Ok(_) => true,
+            Err(trouble) => !trouble.lost && rolled_back(&graph).await,
+        };
+        if usable {
+            lease.keep(graph);
+        }
+        answered
+    }
+
+    /// Makes sure that ids are unique: without it, two batches at once make two nodes of one user.
+    async fn check(&self) -> Result<(), Trouble> {
+        let mut fits = self.fits.lock().await;
+        match &*fits {
+            Some(Ok(())) => return Ok(()),
+            Some(Err((failure, since))) if since.elapsed() < LOOK_AGAIN => {
+                return Err(Trouble::misfit(failure.clone()));
+            }
+            Some(Err(_)) | None => {}
+        }
+        if self.missing().await?.is_empty() {
+            *fits = Some(Ok(()));
+            return Ok(());
+        }
+        let (label, id) = (&self.label, &self.table.id);
+        let failure = Failure::new(format!(
+            "there is no constraint that `{id}` is unique among nodes `{label}`; {}",
+            self.hint
+        ));
+        *fits = Some(Err((failure.clone(), Instant::now())));
+        Err(Trouble::misfit(failure))
+    }
+
+    /// The statements that make what is missing.
+    async fn missing(&self) -> Result<Vec<String>, Trouble> {
+        let constraints = Query::new(
+            "SHOW CONSTRAINTS YIELD labelsOrTypes, properties, type RETURN labelsOrTypes, properties, type".to_owned(),
+        );
+        let read = |row: &neo4rs::Row| {
+            let labels: Vec<String> = row.get("labelsOrTypes")?;
+            let properties: Vec<String> = row.get("properties")?;
+            let kind: String = row.get("type")?;
+            Ok((labels, properties, kind))
+        };
+        let constraints = self.ask(constraints, read).await?;
+        let suits = |(labels, properties, kind): &(Vec<String>, Vec<String>, String)| {
+            *labels == [self.label.as_str()]
+                && *properties == [self.table.id.as_str()]
+                && (kind.contains("UNIQUE") || kind.contains("NODE_KEY"))
+        };
+        if constraints.iter().any(suits) {
+            return Ok(Vec::new());
+        }
+        Ok(vec![format!(
+            "CREATE CONSTRAINT {} IF NOT EXISTS FOR (u:{}) REQUIRE u.{} IS UNIQUE",
+            quoted(&format!("usersync_{}_{}", self.label, self.table.id)),
+            quoted(&self.label),
+            quoted(&self.table.id),
+        )])
+    }
+
+    fn row(&self, index: usize, delivery: &Delivery) -> Result<Row, Failure> {
+        let version = i64::try_from(delivery.version)
+            .map_err(|_| Failure::new("the version doesn't fit an integer of Neo4j"))?;
+        let mut properties = BoltMap::new();
+        for (name, path) in &self.table.columns {
+            let value = match delivery.action {
+                Action::Delete => Change::Clear,
+                // It is a text there, which nothing can be merged into.
+                Action::Disable if path == "data" => Change::Keep,
+                Action::Disable | Action::Upsert => told(delivery, path),
+            };
+            match value {
+                Change::Keep => {}
+                Change::Clear => properties.put(name.as_str().into(), property::none()),
+                Change::Set(value) => {
+                    properties.put(name.as_str().into(), property::of(&value, path == "data"))
+                }
+            }
+        }
+        properties.put(self.table.version.as_str().into(), version.into());
+        if delivery.action != Action::Disable {
+            let deleted = delivery.action == Action::Delete;
+            properties.put(self.table.deleted.as_str().into(), deleted.into());
+        }
+        Ok(Row {
+            index,
+            id: property::id(&delivery.user_id),
+            version,
+            properties,
+        })
+    }
+
+    /// Writes rows; those whom it says nothing of weren't there. When the server refuses one of them, halves
+    /// are tried, and halves of those, until that row is alone.
+    async fn write(
+        &self,
+        how: &str,
+        rows: &[Row],
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<(), Trouble> {
+        let mut pending = vec![rows];
+        while let Some(rows) = pending.pop() {
+            if rows.is_empty() {
+                continue;
+            }
+            let query = Query::new(self.statement(how)).param("rows", list(rows));
+            let read = |row: &neo4rs::Row| Ok((row.get::<i64>("n")?, row.get::<bool>("fresh")?));
+            match self.ask(query, read).await {
+                Ok(fates) => {
+                    for row in rows {
+                        let fate = fates
+                            .iter()
+                            .find(|(n, _)| usize::try_from(*n) == Ok(row.index));
+                        outcomes[row.index] = Some(match fate {
+                            Some((_, true)) => Outcome::Delivered { guarded: true },
+                            Some((_, false)) => Outcome::AlreadyNewer,
+                            // Nobody has to be there to be disabled.
+                            None if how == MATCH => Outcome::Delivered { guarded: true },
+                            None => unreadable().outcome(),
+                        });
+                    }
+                }
+                Err(trouble) if matches!(trouble.blame, Blame::Row | Blame::Conflict) => match rows
+                {
+                    [row] => outcomes[row.index] = Some(trouble.outcome()),
+                    _ => {
+                        let (left, right) = rows.split_at(rows.len() / 2);
+                        pending.extend([right, left]);
+                    }
+                },
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        Ok(())
+    }
+
+    fn statement(&self, how: &str) -> String {
+        let [label, id, version, deleted] = [
+            &self.label,
+            &self.table.id,
+            &self.table.version,
+            &self.table.deleted,
+        ]
+        .map(|name| quoted(name));
+        // Writing the version before it is read takes the node's lock: nobody writes between look and write.
+        let told = match how {
+            MATCH => {
+                format!("CASE WHEN gone THEN {{{version}: row.version}} ELSE row.properties END")
+            }
+            _ => "row.properties".to_owned(),
+        };
+        format!(
+            "UNWIND $rows AS row {how} (u:{label} {{{id}: row.id}}) SET u.{version} = coalesce(u.{version}, 0) \
+             WITH u, row, u.{version} <= row.version AS fresh, coalesce(u.{deleted}, false) AS gone \
+             SET u += CASE WHEN fresh THEN {told} ELSE {{}} END RETURN row.n AS n, fresh"
+        )
+    }
+
+    async fn deliver_all(
+        &self,
+        batch: &[Delivery],
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<(), Trouble> {
+        self.check().await?;
+        let (mut upserts, mut disables) = (Vec::new(), Vec::new());
+        let mut order: Vec<usize> = (0..batch.len()).collect();
+        // All take locks in the same order, so that they rarely collide.
+        order.sort_by(|a, b| batch[*a].user_id.cmp(&batch[*b].user_id));
+        for index in order {
+            let delivery = &batch[index];
+            match self.row(index, delivery) {
+                Err(failure) => outcomes[index] = Some(Outcome::Permanent(failure)),
+                Ok(row) if delivery.action == Action::Disable => disables.push(row),
+                Ok(row) => upserts.push(row),
+            }
+        }
+        self.write(MERGE, &upserts, outcomes).await?;
+        self.write(MATCH, &disables, outcomes).await
+    }
+
+    async fn verify_all(&self, batch: &[Delivery]) -> Result<Vec<Outcome>, Trouble> {
+        let rows = batch
+            .iter()
+            .enumerate()
+            .map(|(index, delivery)| self.row(index, delivery));
+        let rows: Vec<_> = rows.collect();
+        let written: Vec<Row> = rows.iter().flatten().cloned().collect();
+        let statement = format!(
+            "UNWIND $rows AS row MATCH (u:{} {{{}: row.id}}) RETURN row.n AS n, properties(u) AS held",
+            quoted(&self.label),
+            quoted(&self.table.id)
+        );
+        let read = |row: &neo4rs::Row| Ok((row.get::<usize>("n")?, row.get::<Value>("held")?));
+        let query = Query::new(statement).param("rows", list(&written));
+        let held = self.ask(query, read).await?;
+        let verdict = |(index, row): (usize, Result<Row, Failure>)| {
+            let row = match row {
+                Ok(row) => row,
+                Err(failure) => return Outcome::Permanent(failure),
+            };
+            let held = held.iter().find(|(n, _)| *n == index).map(|(_, held)| held);
+            self.compare(batch[index].action, &row, held)
+        };
+        Ok(rows.into_iter().enumerate().map(verdict).collect())
+    }
+
+    fn compare(&self, action: Action, row: &Row, held: Option<&Value>) -> Outcome {
+        let fine = Outcome::Delivered { guarded: true };
+        let Some(held) = held else {
+            return match action {
+                Action::Disable => fine,
+                Action::Upsert | Action::Delete => shown::differs("there is no node"),
+            };
+        };
+        let version = held.get(&self.table.version).and_then(Value::as_i64);
+        if version.is_some_and(|version| version > row.version) {
+            return Outcome::AlreadyNewer;
+        }
+        let gone = held.get(&self.table.deleted) == Some(&Value::Bool(true));
+        if action == Action::Disable && gone {
+            return fine;
+        }
+        let differing = row.properties.value.iter().find(|(name, told)| {
+            let held = held.get(name.value.as_str()).unwrap_or(&Value::Null);
+            property::shown(told) != *held
+        });
+        let Some((name, _)) = differing else {
+            return fine;
+        };
+        let path = self.table.columns.get(name.value.as_str());
+        shown::differs(path.map_or(name.value.as_str(), String::as_str))
+    }
+
+    /// `work`, for as long as a call may take.
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
+        let done = tokio::time::timeout(self.timeout, work).await;
+        done.unwrap_or_else(|_| Err(Trouble::late()))
+    }
+}
+
+const MERGE: &str = "MERGE";
+const MATCH: &str = "MATCH";
+
+#[async_trait]
+impl Target for Neo4jTarget {
+    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
+        let mut outcomes = vec![None; batch.len()];
+        let trouble = self
+            .in_time(self.deliver_all(batch, &mut outcomes))
+            .await
+            .err();
+        // What had been settled before the trouble stays so.
+        let rest = trouble.unwrap_or_else(Trouble::late).outcome();
+        let outcomes = outcomes.into_iter();
+        outcomes
+            .map(|outcome| outcome.unwrap_or_else(|| rest.clone()))
+            .collect()
+    }
+
+    async fn probe(&self) -> Result<(), Failure> {
+        *self.fits.lock().await = None;
+        self.in_time(self.check())
+            .await
+            .map_err(|trouble| trouble.failure)
+    }
+
+    async fn verify(&self, batch: &[Delivery]) -> Option<Vec<Outcome>> {
+        if !self.verify {
+            return None;
+        }
+        let verdicts = self.in_time(self.verify_all(batch)).await;
+        Some(verdicts.unwrap_or_else(|trouble| vec![trouble.outcome(); batch.len()]))
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    async fn ddl(&self) -> Result<Vec<String>, Failure> {
+        self.in_time(self.missing())
+            .await
+            .map_err(|trouble| trouble.failure)
+    }
+
+    async fn init(&self) -> Result<(), Failure> {
+        let make = async {
+            for statement in self.missing().await? {
+                self.ask(Query::new(statement), |_| Ok(())).await?;
+            }
+            Ok(())
+        };
+        let made: Result<(), Trouble> = make.await;
+        *self.fits.lock().await = None;
+        made.map_err(|trouble| trouble.failure)
+    }
+}
+
+/// Runs one statement in a transaction of its own: one that commits by itself would be tried again by the
+/// driver, for a minute.
+async fn transact<T>(
+    graph: &Graph,
+    query: Query,
+    read: fn(&neo4rs::Row) -> Result<T, neo4rs::DeError>,
+) -> Result<Vec<T>, Trouble> {
+    let failed = |error| trouble(&error);
+    let mut transaction = graph.start_txn().await.map_err(failed)?;
+    let mut rows = transaction.execute(query).await.map_err(failed)?;
+    let mut answers = Vec::new();
+    while let Some(row) = rows.next(transaction.handle()).await.map_err(failed)? {
+        answers.push(read(&row).map_err(|_| unreadable())?);
+    }
+    transaction.commit().await.map_err(failed)?;
+    Ok(answers)
+}
+
+/// Ends what a failed statement has left open: the driver resets a connection when it is used again, and only
+/// then.
+async fn rolled_back(graph: &Graph) -> bool {
+    match graph.start_txn().await {
+        Ok(transaction) => transaction.rollback().await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// The rows as a parameter.
+fn list(rows: &[Row]) -> BoltType {
+    let map = |row: &Row| {
+        let mut map = BoltMap::new();
+        map.put("n".into(), i64::try_from(row.index).unwrap_or(-1).into());
+        map.put("id".into(), row.id.clone());
+        map.put("version".into(), row.version.into());
+        map.put("properties".into(), BoltType::Map(row.properties.clone()));
+        BoltType::Map(map)
+    };
+    let mut list = BoltList::new();
+    rows.iter().for_each(|row| list.push(map(row)));
+    BoltType::List(list)
+}
+
+fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+fn unreadable() -> Trouble {
+    Trouble {
+        blame: Blame::Busy,
+        failure: Failure::new("the answer of Neo4j can't be read"),
+        lost: true,
+    }
+}
+
+/// An error by its kind and code; messages may quote values.
+fn trouble(error: &neo4rs::Error) -> Trouble {
+    let server = |reason: String| Trouble {
+        blame: Blame::Server,
+        failure: Failure::new(reason),
+        lost: true,
+    };
+    let code = match error {
+        neo4rs::Error::Neo4j(error) => error.code().to_owned(),
+        // What goes wrong while rows are read comes as a text, which begins with the code.
+        neo4rs::Error::UnexpectedMessage(text) => match text.find("Neo.") {
+            Some(start) => {
+                let letters = |c: &char| c.is_ascii_alphanumeric() || *c == '.';
+                text[start..].chars().take_while(letters).collect()
+            }
+            None => return unreadable(),
+        },
+        neo4rs::Error::IOError { detail } => {
+            return server(format!("can't reach Neo4j: {}", detail.kind()));
+        }
+        neo4rs::Error::ConnectionError => return server("can't reach Neo4j".to_owned()),
+        neo4rs::Error::AuthenticationError(_) => {
+            return server("Neo4j refuses the user or the password".to_owned());
+        }
+        _ => return unreadable(),
+    };
+    let blame = blame(&code);
+    let what = match blame {
+        Blame::Row => "the user can't be written",
+        Blame::Conflict => "a constraint is in the way",
+        Blame::Collision => "another transaction is in the way",
+        Blame::Busy => "the server is busy",
+        Blame::Server | Blame::Table => "the server can't be used",
+    };
+    Trouble {
+        blame,
+        failure: Failure {
+            reason: format!("Neo4j: {what} ({code})").into(),
+            code: Some(code.into()),
+            retry_after: None,
+        },
+        lost: blame == Blame::Server,
+    }
+}
+
+/// The table of docs/TARGETS.md, "Neo4j".
+fn blame(code: &str) -> Blame {
+    let mut parts = code.split('.').skip(1);
+    match (parts.next(), parts.next(), parts.next()) {
+        (
+            Some("ClientError"),
+            Some("Schema"),
+            Some("ConstraintValidationFailed" | "ConstraintViolation"),
+        ) => Blame::Conflict,
+        (
+            Some("ClientError"),
+            Some("Statement"),
+            Some("TypeError" | "ArgumentError" | "ArithmeticError" | "EntityNotFound"),
+        ) => Blame::Row,
+        (Some("ClientError"), Some("Transaction"), _)
+        | (Some("TransientError"), Some("Transaction"), _) => Blame::Collision,
+        // Moved to another server.
+        (Some("ClientError"), Some("Cluster" | "General"), _) => Blame::Busy,
+        (Some("ClientError"), _, _) => Blame::Server,
+        _ => Blame::Busy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_classified_as_documented() {
+        let rows = [
+            (
+                "Neo.ClientError.Schema.ConstraintValidationFailed",
+                Blame::Conflict,
+            ),
+            ("Neo.ClientError.Statement.TypeError", Blame::Row),
+            (
+                "Neo.TransientError.Transaction.DeadlockDetected",
+                Blame::Collision,
+            ),
+            (
+                "Neo.TransientError.General.MemoryPoolOutOfMemoryError",
+                Blame::Busy,
+            ),
+            ("Neo.ClientError.Cluster.NotALeader", Blame::Busy),
+            ("Neo.ClientError.Security.Unauthorized", Blame::Server),
+            ("Neo.ClientError.Database.DatabaseNotFound", Blame::Server),
+            ("Neo.ClientError.Statement.SyntaxError", Blame::Server),
+            ("Neo.DatabaseError.General.UnknownError", Blame::Busy),
+        ];
+        for (code, expected) in rows {
+            assert_eq!(blame(code), expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn the_code_is_found_in_what_the_driver_says() {
+        let text = "unexpected response for PULL: Ok(Failure(… \"code\" … \"Neo.TransientError.Transaction.Outdated\" … \"ann\"";
+        let trouble = trouble(&neo4rs::Error::UnexpectedMessage(text.to_owned()));
+        assert_eq!(
+            trouble.failure.code.as_deref(),
+            Some("Neo.TransientError.Transaction.Outdated")
+        );
+        assert!(!trouble.failure.reason.contains("ann"));
+    }
+}
