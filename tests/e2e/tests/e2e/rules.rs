@@ -34,7 +34,13 @@ async fn a_target_hears_of_those_in_its_scope_and_of_those_who_leave_it() -> Res
             json!({"user_id": 1, "data": {"plan": "pro"}}),
         ),
     ] {
+        let before = recorder.arrived();
         bus.publish(kind, event).await?;
+        eventually(SOON, async || {
+            ensure!(recorder.arrived() > before, "no call about {kind}");
+            Ok(())
+        })
+        .await?;
         bus.until_settled("audit").await?;
     }
     let told: Vec<Value> = recorder
