@@ -73,8 +73,8 @@ impl Pool {
     /// When the server refuses.
     pub(crate) async fn run(&self, statement: &'static str) -> Result<()> {
         match self {
-            Self::Mysql(pool) => drop(sqlx::raw_sql(statement).execute(pool).await?),
-            Self::Postgres(pool) => drop(sqlx::raw_sql(statement).execute(pool).await?),
+            Self::Mysql(pool) => sqlx::raw_sql(statement).execute(pool).await.map(|_| ())?,
+            Self::Postgres(pool) => sqlx::raw_sql(statement).execute(pool).await.map(|_| ())?,
         }
         Ok(())
     }
