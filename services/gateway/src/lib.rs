@@ -1,11 +1,16 @@
 //! The gateway: events in over HTTP and NATS, states out.
 //!
-//! `api` is HTTP; `intake` merges events into states. Streams and consumers are made here from
-//! the one definition in `usersync_core::streams`.
+//! `intake` merges events into states. `control` is the control plane; `api` (HTTP) and `micro`
+//! (NATS) are its doors, `upkeep` what a gateway does for the targets by itself. Streams and
+//! consumers are made here from the one definition in `usersync_core::streams`.
 
 mod api;
+mod control;
 mod intake;
+mod micro;
+mod problem;
 mod settings;
+mod upkeep;
 
 use std::{io::Write, time::Duration};
 
@@ -18,6 +23,7 @@ use usersync_core::{
     nats, registry, streams, telemetry,
 };
 
+use control::Control;
 pub use settings::{Flags, Settings};
 
 /// How long requests may still take when intake has ended on shutdown.
@@ -43,18 +49,30 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         .ack_timeout(nats::REQUEST_TIMEOUT)
         .max_ack_inflight(10_000);
     let jetstream = context.build(client.clone());
-    let router = api::router(jetstream.clone()).merge(admin::router(health.clone(), metrics));
+    let files = upkeep::Files::read(settings.common.targets.clone())?;
+    let control = Control::new(jetstream.clone(), files, shutdown.clone());
+    let router = api::router(control.clone()).merge(admin::router(health.clone(), metrics));
     let http = tokio::spawn(admin::serve(listener, router, shutdown.clone()));
+    let micro = micro::serve(client.clone(), control.clone(), shutdown.clone());
+    let micro = tokio::spawn(micro);
 
     if let Some(made) = shutdown
-        .run_until_cancelled(make_streams(&settings, &jetstream, &health))
+        .run_until_cancelled(make_streams(&settings, &control, &health))
         .await
     {
         made?;
+        let upkeep = tokio::spawn(upkeep::run(control.clone(), shutdown.clone()));
         let intake = intake::Intake::new(jetstream, health, &settings);
         intake.run(shutdown.clone()).await?;
+        shutdown.cancel();
+        upkeep.await.context("the upkeep of targets panicked")?;
     }
     shutdown.cancel();
+    control.drained().await;
+    if let Err(error) = micro.await.context("the NATS service panicked")? {
+        let error = format!("{error:#}");
+        tracing::warn!(error, "the NATS service did not stop cleanly");
+    }
     match tokio::time::timeout(LAST_REQUESTS, http).await {
         Ok(ended) => ended.context("the HTTP server panicked")??,
         Err(_) => {
@@ -69,9 +87,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
 /// Creates streams and consumers; waits for a server that isn't there yet.
 async fn make_streams(
     settings: &Settings,
-    jetstream: &jetstream::Context,
+    control: &Control,
     health: &Health,
 ) -> anyhow::Result<()> {
+    let jetstream = &control.jetstream;
     let mut said = false;
     while let Err(error) = jetstream.query_account().await {
         if !said {
@@ -83,16 +102,7 @@ async fn make_streams(
     }
     streams::ensure(jetstream, settings.replicas).await?;
     streams::ensure_consumers(jetstream).await?;
-    for target in settings.common.catalogue.values() {
-        streams::ensure_target_consumers(jetstream, target).await?;
-    }
-    let registry = registry::Registry::open(jetstream).await?;
-    for target in settings.common.catalogue.values() {
-        let value = serde_json::to_vec(target)?.into();
-        if let Err(error) = registry.store().create(&target.name, value).await {
-            tracing::debug!(%error, target = %target.name, "not seeded");
-        }
-    }
+    upkeep::begin(control).await?;
     health.up("streams");
     Ok(())
 }
@@ -110,6 +120,9 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
             streams::Step::Update(_) => "would be updated",
         };
         tracing::info!(stream = step.stream(), "{doing}");
+    }
+    for bucket in registry::missing_buckets(&jetstream, settings.replicas).await? {
+        tracing::info!(bucket = bucket.bucket, "would be created");
     }
     tracing::info!(
         targets = settings.common.catalogue.len(),

@@ -54,15 +54,28 @@ impl Health {
     }
 }
 
+/// What OpenAPI says of the three routes.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(healthz, readyz, render))]
+pub struct AdminApi;
+
 /// The three routes.
 pub fn router(health: Health, metrics: PrometheusHandle) -> Router {
     Router::new()
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz).with_state(health))
         .route("/metrics", get(render).with_state(metrics))
 }
 
-/// 200 when every part is up, else 503; the body names each part.
+/// Whether the process lives
+#[utoipa::path(get, path = "/healthz", tag = "admin", responses((status = 200, description = "It does", body = String, content_type = "text/plain")))]
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Whether every part is up; the body names each part
+#[utoipa::path(get, path = "/readyz", tag = "admin",
+    responses((status = 200, body = Object, description = "Every part is up"), (status = 503, body = Object, description = "Some aren't; the body says why")))]
 async fn readyz(State(health): State<Health>) -> impl IntoResponse {
     let parts = health.parts();
     let ready = !parts.is_empty() && parts.values().all(Option::is_none);
@@ -78,6 +91,8 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
     (status, Json(json!({ "ready": ready, "parts": parts })))
 }
 
+/// Metrics for Prometheus
+#[utoipa::path(get, path = "/metrics", tag = "admin", responses((status = 200, description = "The text format of Prometheus", body = String, content_type = "text/plain")))]
 async fn render(State(metrics): State<PrometheusHandle>) -> impl IntoResponse {
     (
         [(CONTENT_TYPE, "text/plain; version=0.0.4")],

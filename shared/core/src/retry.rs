@@ -14,13 +14,13 @@ pub struct Retry {
     pub max_deliver: u32,
     /// The delay after the first failure.
     #[serde(with = "duration::required")]
-    #[schema(value_type = String, example = "1s")]
+    #[schema(value_type = String, default = "1s")]
     pub base: Duration,
     /// What each further delay is multiplied by.
     pub factor: f64,
     /// The longest delay.
     #[serde(with = "duration::required")]
-    #[schema(value_type = String, example = "20m")]
+    #[schema(value_type = String, default = "20m")]
     pub cap: Duration,
     /// Codes that mean "never try this user again", whatever the kind's own table says.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -88,7 +88,7 @@ pub struct Breaker {
     pub ratio: f64,
     /// See `ratio`.
     #[serde(with = "duration::required")]
-    #[schema(value_type = String, example = "10s")]
+    #[schema(value_type = String, default = "10s")]
     pub window: Duration,
     /// See `ratio`.
     pub least: u32,
@@ -96,11 +96,11 @@ pub struct Breaker {
     pub permanent: u32,
     /// After how long an open breaker first looks whether the target is back; doubles up to `probe_cap`.
     #[serde(with = "duration::required")]
-    #[schema(value_type = String, example = "500ms")]
+    #[schema(value_type = String, default = "500ms")]
     pub probe: Duration,
     /// See `probe`.
     #[serde(with = "duration::required")]
-    #[schema(value_type = String, example = "15s")]
+    #[schema(value_type = String, default = "15s")]
     pub probe_cap: Duration,
 }
 

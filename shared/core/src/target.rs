@@ -84,7 +84,7 @@ pub struct TargetConfig {
     pub enabled: bool,
     /// How long one call may take.
     #[serde(with = "duration::required", default = "default_timeout")]
-    #[schema(value_type = String, example = "10s")]
+    #[schema(value_type = String, default = "10s")]
     pub timeout: Duration,
     /// The most calls under way at once, per worker; within it concurrency adapts to the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,7 +101,7 @@ pub struct TargetConfig {
         default,
         skip_serializing_if = "Duration::is_zero"
     )]
-    #[schema(value_type = String, example = "5ms")]
+    #[schema(value_type = String, default = "0s", example = "5ms")]
     pub linger: Duration,
     /// The most users per second, per worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]

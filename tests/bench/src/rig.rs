@@ -131,6 +131,14 @@ impl Rig {
         self.service("usersync-worker", &["--target", target.name.as_ref()])
     }
 
+    /// A real worker for every target that is registered; not yet ready.
+    ///
+    /// # Errors
+    /// When it isn't built or can't be started.
+    pub(crate) fn worker_of_all(&self) -> Result<Service> {
+        self.service("usersync-worker", &[])
+    }
+
     /// A real gateway; not yet ready.
     ///
     /// # Errors

@@ -83,6 +83,17 @@ pub(crate) fn state(user: u64) -> Result<Bytes> {
     padded(serde_json::to_value(state).context("a state as JSON")?)
 }
 
+/// The state of `user` that says when it was stored.
+///
+/// # Errors
+/// When the members don't fit into [`BYTES`].
+pub(crate) fn timed_state(user: u64, sent_us: u64) -> Result<Bytes> {
+    let mut state: Value = serde_json::from_slice(&state(user)?)?;
+    state["email"] = Value::Null;
+    state["data"] = json!({SENT_US: sent_us, "note": ""});
+    padded(state)
+}
+
 /// The document with `data.note` made as long as it takes.
 fn padded(mut document: Value) -> Result<Bytes> {
     let length = document.to_string().len();
@@ -107,9 +118,11 @@ mod tests {
             Event::parse(&event, Envelope::default()).unwrap();
             let timed = timed_event(user, unix_us()).unwrap();
             assert_eq!(timed.len(), BYTES);
-            let state = state(user).unwrap();
-            assert_eq!(state.len(), BYTES);
-            serde_json::from_slice::<State>(&state).unwrap();
+            for state in [state(user), timed_state(user, unix_us())] {
+                let state = state.unwrap();
+                assert_eq!(state.len(), BYTES);
+                serde_json::from_slice::<State>(&state).unwrap();
+            }
         }
     }
 }

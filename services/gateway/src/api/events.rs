@@ -1,5 +1,7 @@
 //! `POST /v1/events`: one event or an array, answered when JetStream has stored them.
 
+use std::sync::Arc;
+
 use async_nats::jetstream::{
     self,
     context::{PublishAckFuture, PublishErrorKind},
@@ -18,43 +20,80 @@ use serde_json::Value;
 use usersync_core::event::{self, Envelope, Event, InvalidEvent, MAX_EVENT_BYTES};
 use uuid::Uuid;
 
-use super::{cloud_event, problem::Problem};
+use super::cloud_event;
+use crate::{control::Control, problem::Problem};
 
 /// The most events in one request.
 const MOST_EVENTS: usize = 1_000;
 
 /// One stored event.
-#[derive(Debug, Serialize)]
-struct Accepted {
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Accepted {
+    /// The event's id.
     id: String,
+    /// Its sequence in USER_EVENTS.
     seq: u64,
     /// The stream had this id already within its dedup window; nothing was stored again.
     duplicate: bool,
 }
 
 /// What became of one event of an array.
-#[derive(Serialize)]
+#[derive(Serialize, utoipa::ToSchema)]
 #[serde(untagged)]
-enum Item {
+pub(super) enum Item {
+    /// It is stored.
     Accepted {
+        /// 202.
         status: u16,
         #[serde(flatten)]
         accepted: Accepted,
     },
+    /// It is not.
     Refused(Problem),
 }
 
+/// What was stored: of one event, or of an array.
+#[derive(Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+#[expect(
+    dead_code,
+    reason = "describes the answers; they are written by themselves"
+)]
+pub(super) enum Stored {
+    /// Of one event.
+    One(Accepted),
+    /// Of an array.
+    Many(Items),
+}
+
 /// The answer to an array.
-#[derive(Serialize)]
-struct Items {
+#[derive(Serialize, utoipa::ToSchema)]
+pub(super) struct Items {
+    /// How many were stored.
     accepted: usize,
+    /// How many were not.
     refused: usize,
+    /// What became of each, in the order of the request.
     results: Vec<Item>,
 }
 
+/// Publish one event, or an array of at most 1,000
+///
 /// 202 when every event is stored; for an array 207 when only some are, 422 when none is.
+#[utoipa::path(post, operation_id = "events.publish", path = "/v1/events", tag = "events",
+    request_body(description = "An event, an array of events, or CloudEvents 1.0; see docs/EVENTS.md", content(
+        (Object = "application/json"), (Object = "application/cloudevents+json"))),
+    responses(
+        (status = 202, description = "Stored", body = Stored),
+        (status = 207, description = "Some of the array are stored", body = Items),
+        (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "Too large", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "Another content type", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "No valid event; for an array: none is", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "NATS can't store it now: send it again with the same id", body = Problem, content_type = "application/problem+json"),
+    ))]
 pub(super) async fn publish(
-    State(jetstream): State<jetstream::Context>,
+    State(control): State<Arc<Control>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
@@ -73,7 +112,7 @@ pub(super) async fn publish(
         .get("traceparent")
         .and_then(|value| value.to_str().ok());
     match document {
-        Value::Array(documents) => publish_all(&jetstream, documents, traceparent).await,
+        Value::Array(documents) => publish_all(&control.jetstream, documents, traceparent).await,
         document => {
             if body.len() > MAX_EVENT_BYTES {
                 let detail = format!(
@@ -82,7 +121,7 @@ pub(super) async fn publish(
                 );
                 return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
             }
-            let sent = send(&jetstream, document, traceparent).await?;
+            let sent = send(&control.jetstream, document, traceparent).await?;
             let accepted = sent.stored().await?;
             Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
         }

@@ -1,27 +1,40 @@
 //! The HTTP API: one file per group of endpoints, every error a problem document (RFC 9457).
 
+mod breakers;
 mod cloud_event;
+mod dead_letters;
 mod events;
-mod problem;
+pub(crate) mod extract;
+mod openapi;
+mod refused;
+mod repairs;
+mod targets;
 mod users;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use async_nats::jetstream;
 use axum::{
-    Router,
+    Json, Router,
     extract::{DefaultBodyLimit, MatchedPath, Request},
     http::{HeaderName, StatusCode},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::get,
 };
 use metrics::{counter, histogram};
 use tower_http::request_id::{
     MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
 };
 
-use problem::Problem;
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use usersync_core::admin::AdminApi;
+
+use crate::{control::Control, problem::Problem};
 
 /// The largest request body, in bytes.
 const BODY_BYTES: usize = 8 * 1024 * 1024;
@@ -30,10 +43,14 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes of the API.
-pub(crate) fn router(jetstream: jetstream::Context) -> Router {
-    Router::new()
-        .route("/v1/events", post(events::publish))
-        .route("/v1/users/{id}", get(users::show))
+pub(crate) fn router(control: Arc<Control>) -> Router {
+    let (router, document) = described().split_for_parts();
+    let document = Arc::new(document);
+    router
+        .route(
+            "/v1/openapi.json",
+            get(async move || Json(document.clone())),
+        )
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path"))
         .method_not_allowed_fallback(async || {
             Problem::new(
@@ -45,7 +62,36 @@ pub(crate) fn router(jetstream: jetstream::Context) -> Router {
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(SetRequestIdLayer::new(REQUEST_ID, NewRequestId))
-        .with_state(jetstream)
+        .with_state(control)
+}
+
+/// The routes that the OpenAPI document describes.
+fn described() -> OpenApiRouter<Arc<Control>> {
+    let mut document = openapi::Document::openapi();
+    document.merge(AdminApi::openapi());
+    OpenApiRouter::with_openapi(document)
+        .routes(routes!(events::publish))
+        .routes(routes!(users::show))
+        .routes(routes!(users::tasks))
+        .routes(routes!(targets::list))
+        .routes(routes!(targets::schema))
+        .routes(routes!(targets::show, targets::put, targets::delete))
+        .routes(routes!(targets::pause))
+        .routes(routes!(targets::resume))
+        .routes(routes!(targets::test))
+        .routes(routes!(targets::preview))
+        .routes(routes!(breakers::reset))
+        .routes(routes!(breakers::list))
+        .routes(routes!(dead_letters::list))
+        .routes(routes!(dead_letters::show))
+        .routes(routes!(dead_letters::replay))
+        .routes(routes!(dead_letters::discard))
+        .routes(routes!(refused::list))
+        .routes(routes!(refused::show))
+        .routes(routes!(refused::discard))
+        .routes(routes!(repairs::start, repairs::list))
+        .routes(routes!(repairs::status))
+        .routes(routes!(repairs::cancel))
 }
 
 /// A fresh id for requests that bring none.

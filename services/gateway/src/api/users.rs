@@ -1,36 +1,57 @@
-//! `GET /v1/users/{id}`: the newest state of one user.
+//! `/v1/users/{id}`: the newest state of one user, and how the targets stand with them.
 
-use async_nats::jetstream::{self, stream::DirectGetErrorKind};
+use std::sync::Arc;
+
 use axum::{
-    extract::{Path, State, rejection::PathRejection},
-    http::{StatusCode, header::CONTENT_TYPE},
+    Json,
+    extract::State,
+    http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
-use usersync_core::{subjects, user_id::UserId};
+use usersync_core::state::State as UserState;
 
-use super::problem::Problem;
+use super::extract::User;
+use crate::{
+    control::{
+        Control,
+        users::{self, ById, Tasks},
+    },
+    problem::Problem,
+};
 
-/// The state as it stands in USER_STATE, a tombstone included; 404 for a user nobody has heard of.
+/// The newest state of a user
+///
+/// As it stands in USER_STATE, a tombstone included.
+#[utoipa::path(get, operation_id = "users.show", path = "/v1/users/{id}", tag = "users",
+    params(("id" = String, Path, description = "The user's id")),
+    responses(
+        (status = 200, description = "The state", body = UserState),
+        (status = 400, description = "No user id", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No event has named this user", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
+    ))]
 pub(super) async fn show(
-    State(jetstream): State<jetstream::Context>,
-    id: Result<Path<String>, PathRejection>,
+    State(control): State<Arc<Control>>,
+    User(user_id): User,
 ) -> Result<Response, Problem> {
-    let Path(id) =
-        id.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
-    let user_id: UserId = id
-        .parse()
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the user id {error}")))?;
-    let stream = jetstream.get_stream_no_info(subjects::USER_STATE).await;
-    let stream = stream.map_err(|_| Problem::unavailable("NATS can't be reached"))?;
-    match stream
-        .direct_get_last_for_subject(subjects::state(&user_id))
-        .await
-    {
-        Ok(message) => Ok(([(CONTENT_TYPE, "application/json")], message.payload).into_response()),
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Err(Problem::new(
-            StatusCode::NOT_FOUND,
-            "no event has named this user",
-        )),
-        Err(_) => Err(Problem::unavailable("NATS did not answer")),
-    }
+    let message = users::state(&control, &ById { user_id }).await?;
+    Ok(([(CONTENT_TYPE, "application/json")], message.payload).into_response())
+}
+
+/// How every target stands with a user
+///
+/// Derived from consumers, waiting repairs, dead letters and what workers remember of failures.
+#[utoipa::path(get, operation_id = "users.targets", path = "/v1/users/{id}/targets", tag = "users",
+    params(("id" = String, Path, description = "The user's id")),
+    responses(
+        (status = 200, description = "One task for every target", body = Tasks),
+        (status = 400, description = "No user id", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No event has named this user", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn tasks(
+    State(control): State<Arc<Control>>,
+    User(user_id): User,
+) -> Result<Json<Tasks>, Problem> {
+    Ok(Json(users::tasks(&control, ById { user_id }).await?))
 }

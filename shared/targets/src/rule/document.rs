@@ -1,6 +1,9 @@
 //! A state as CEL sees it: `user` and `event`, made of what an expression asks for and of nothing else.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use cel::{
     common::{
@@ -24,14 +27,24 @@ pub(super) const USER: [&str; 7] = [
 /// The members of `event`.
 pub(super) const EVENT: [&str; 4] = ["id", "type", "source", "timestamp"];
 
+/// How much of the user one evaluation may look at, in values and 64 bytes of text, counting again what
+/// a macro looks at again. A thousand times what a user has.
+pub(super) const MOST: usize = 1_000_000;
+
 /// What the names in an expression stand for.
 #[derive(Debug)]
-pub(super) struct Document<'s>(pub(super) &'s State);
+pub(super) struct Document<'s> {
+    state: &'s State,
+    looked_at: AtomicUsize,
+}
 
 impl VariableResolver for Document<'_> {
     /// CEL asks for `user.data.plan` first, then for `user.data`, then for `user`: so a path that is
     /// there costs no more than its own value.
     fn resolve<'b>(&'b self, name: &str) -> Option<CowVal<'b, 'b>> {
+        if self.is_exhausted() {
+            return None;
+        }
         let (variable, path) = match name.split_once('.') {
             Some((variable, path)) => (variable, Some(path)),
             None => (name, None),
@@ -48,6 +61,22 @@ impl VariableResolver for Document<'_> {
 }
 
 impl<'s> Document<'s> {
+    pub(super) fn new(state: &'s State) -> Self {
+        Self {
+            state,
+            looked_at: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether no name means anything any more, for too much was asked for.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.looked_at.load(Ordering::Relaxed) > MOST
+    }
+
+    fn charge(&self, values: usize) {
+        self.looked_at.fetch_add(values, Ordering::Relaxed);
+    }
+
     fn whole(
         &self,
         names: &[&'static str],
@@ -63,7 +92,7 @@ impl<'s> Document<'s> {
     /// A member of the user, as a path. Null is a member the user hasn't; of a partial user such a
     /// member isn't known, so there is none.
     fn user(&self, path: &str) -> Option<Box<dyn Val + 's>> {
-        let state = self.0;
+        let state = self.state;
         let known = |member: &'s Option<String>| match member {
             Some(value) => Some(text(value)),
             None if state.partial => None,
@@ -78,18 +107,49 @@ impl<'s> Document<'s> {
             "partial" => Some(Box::new(CelBool::from(state.partial))),
             // Without data `has(user.data.plan)` is false, not an error.
             "data" if state.data.is_null() => Some(Box::new(CelMap::from(HashMap::new()))),
-            "data" => Some(value(&state.data)),
+            "data" => Some(self.value(&state.data)),
             _ => {
                 let mut names = path.strip_prefix("data.")?.split('.');
-                names
-                    .try_fold(&state.data, |found, name| found.get(name))
-                    .map(value)
+                let found = names.try_fold(&state.data, |found, name| found.get(name));
+                found.map(|found| self.value(found))
+            }
+        }
+    }
+
+    /// JSON as CEL has it: whole numbers are `int` (above 2^63 `uint`), others `double`.
+    fn value(&self, json: &'s Value) -> Box<dyn Val + 's> {
+        self.charge(1);
+        match json {
+            Value::Null => Box::new(CelNull),
+            Value::Bool(value) => Box::new(CelBool::from(*value)),
+            Value::Number(number) => {
+                if let Some(number) = number.as_i64() {
+                    Box::new(CelInt::from(number))
+                } else if let Some(number) = number.as_u64() {
+                    Box::new(CelUInt::from(number))
+                } else {
+                    Box::new(CelDouble::from(number.as_f64().unwrap_or(f64::NAN)))
+                }
+            }
+            Value::String(value) => {
+                self.charge(value.len() / 64);
+                text(value)
+            }
+            Value::Array(values) => {
+                let values: Vec<_> = values.iter().map(|value| self.value(value)).collect();
+                Box::new(CelList::from(values))
+            }
+            Value::Object(members) => {
+                let members = members
+                    .iter()
+                    .map(|(name, member)| (CelMapKey::from(name.as_str()), self.value(member)));
+                Box::new(CelMap::from(members.collect::<HashMap<_, _>>()))
             }
         }
     }
 
     fn event(&self, member: &str) -> Option<Box<dyn Val + 's>> {
-        let event = &self.0.event;
+        let event = &self.state.event;
         match member {
             "id" => Some(text(&event.id)),
             "type" => Some(text(event.kind.as_str())),
@@ -117,33 +177,5 @@ fn timestamp<'s>(time: Timestamp) -> Box<dyn Val + 's> {
     match time {
         Some(time) => Box::new(CelTimestamp::from(time.fixed_offset())),
         None => Box::new(CelNull),
-    }
-}
-
-/// JSON as CEL has it: whole numbers are `int` (above 2^63 `uint`), others `double`.
-fn value<'s>(json: &'s Value) -> Box<dyn Val + 's> {
-    match json {
-        Value::Null => Box::new(CelNull),
-        Value::Bool(value) => Box::new(CelBool::from(*value)),
-        Value::Number(number) => {
-            if let Some(number) = number.as_i64() {
-                Box::new(CelInt::from(number))
-            } else if let Some(number) = number.as_u64() {
-                Box::new(CelUInt::from(number))
-            } else {
-                Box::new(CelDouble::from(number.as_f64().unwrap_or(f64::NAN)))
-            }
-        }
-        Value::String(value) => text(value),
-        Value::Array(values) => {
-            let values: Vec<_> = values.iter().map(value).collect();
-            Box::new(CelList::from(values))
-        }
-        Value::Object(members) => {
-            let members = members
-                .iter()
-                .map(|(name, member)| (CelMapKey::from(name.as_str()), value(member)));
-            Box::new(CelMap::from(members.collect::<HashMap<_, _>>()))
-        }
     }
 }

@@ -1,9 +1,9 @@
 //! A CEL expression over `user` and `event`: checked once, then evaluated per user.
 //!
 //! CEL has no loops but its macros, no clock and no input but the user. What keeps an evaluation short:
-//! an expression has at most 4 KiB, nested at most 32 deep, with at most 4 macros that run over lists;
-//! one inside of another runs over the outer one's variable only, so the work grows with the user's
-//! size and not with its square; a user has at most 256 KiB; regular expressions take linear time.
+//! an expression has at most 4 KiB, nested at most 24 deep, with at most 4 macros that run over lists;
+//! one inside of another runs over the outer one's variable only; what is looked at is counted, again
+//! and again where a macro looks again; a user has at most 256 KiB; regular expressions take linear time.
 
 use std::sync::Arc;
 
@@ -19,12 +19,12 @@ use cel::{
 use serde_json::Value;
 use usersync_core::state::State;
 
-use super::document::{Document, EVENT, USER};
+use super::document::{Document, EVENT, MOST, USER};
 
 /// The longest expression, in bytes.
 const LONGEST: usize = 4 * 1024;
 /// The deepest nesting.
-const DEEPEST: usize = 32;
+const DEEPEST: usize = 24;
 /// Stack for parsing, in bytes; used for what is refused only.
 const PARSER_STACK: usize = 64 * 1024 * 1024;
 /// How many macros may run over lists.
@@ -188,9 +188,9 @@ struct Check<'e> {
 impl<'e> Check<'e> {
     fn expression(&mut self, expr: &'e IdedExpr, depth: usize) {
         // Of `1 + 1 + 1` each operator is a level too, which the parser doesn't count.
-        if depth > 4 * DEEPEST {
+        if depth > DEEPEST {
             if self.problems.is_empty() {
-                self.problem(expr, format!("nested more than {} deep", 4 * DEEPEST));
+                self.problem(expr, format!("nested more than {DEEPEST} deep"));
             }
             return;
         }
@@ -353,11 +353,14 @@ impl Expression {
         state: &State,
         read: impl FnOnce(&dyn Val) -> Result<T, String>,
     ) -> Result<T, String> {
-        let document = Document(state);
+        let document = Document::new(state);
         let mut context = Context::with_env(self.language.0.clone());
         context.set_variable_resolver(&document);
         let result = match cel::Value::resolve_val(&self.root, &context) {
             Ok(value) => read(value.as_ref()),
+            Err(_) if document.is_exhausted() => {
+                Err(format!("it looks at more than {MOST} values"))
+            }
             Err(error) => Err(self.reason(&error)),
         };
         result.map_err(|reason| match state.partial {

@@ -3,6 +3,7 @@
 mod end_to_end;
 mod http_ingest;
 mod intake;
+mod many_targets;
 mod worker_http;
 mod worker_life;
 mod worker_redis;
@@ -42,6 +43,8 @@ pub(crate) enum Benchmark {
     WorkerRedisRules,
     /// What the delivery log costs
     WorkerLog,
+    /// One worker with 100 targets, one of which hangs and one is down
+    ManyTargets,
     /// Intake of events of 5,000 known users
     IntakeKnown,
     /// Intake of one event each of many users that are not in the gateway's cache
@@ -75,6 +78,7 @@ impl Benchmark {
             Self::WorkerHttpRules => worker_rules::http(options, &name).await,
             Self::WorkerRedisRules => worker_rules::redis(options, &name).await,
             Self::WorkerLog => worker_rules::log(options, &name).await,
+            Self::ManyTargets => many_targets::run(options, &name).await,
             Self::IntakeKnown => intake::known(options, &name).await,
             Self::IntakeCold => intake::cold(options, &name).await,
             Self::HttpIngestSingle => http_ingest::single(options, &name).await,

@@ -18,7 +18,8 @@ pub(super) async fn run(options: &Options, name: &str, path: &str, aim: f64) -> 
     let rig = Rig::start().await?;
     let sink = Sink::start(&rig).await?;
     let url = sink.url(path);
-    let users = options.events();
+    // Calls of 2 s at the very end are part of any run: it must be long beside them.
+    let users = 4 * options.events();
     let states = States::of(&rig, users, &url, json!({})).await?;
     let deliver = async || {
         let drained = states.worker().await?;

@@ -12,14 +12,13 @@ use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::kv;
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
-use usersync_core::subjects::{BREAKERS_BUCKET, USER_DEAD};
+use usersync_core::subjects::{BREAKERS_BUCKET, USER_ALERT, USER_DEAD};
 use usersync_stack::{Stack, eventually};
 
-use crate::support::{Bus, LATER, Recorder, SOON, answer, only};
+use crate::support::{Api, Bus, LATER, Recorder, SOON, answer, only};
 
 const CLOSED: f64 = 0.0;
 const OPEN: f64 = 2.0;
-const GONE: f64 = 3.0;
 
 fn change(user: u64, n: u64) -> Value {
     json!({"user_id": user, "username": format!("name-{user}"), "email": "ann@example.com", "data": {"n": n}})
@@ -192,20 +191,34 @@ async fn people_see_it_in_kv_and_reset_it_there() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_target_that_is_gone_is_left_alone() -> Result<()> {
+async fn a_target_that_is_gone_is_disabled_and_gets_everything_once_it_is_back() -> Result<()> {
     let (recorder, status) = moody().await?;
     let stack = only(recorder.target("audit", "")).start().await?;
-    let bus = Bus::connect(&stack).await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
     status.store(410, SeqCst);
     bus.publish("user.created", change(1, 1)).await?;
-    until_breaker(&stack, GONE).await?;
+    eventually(SOON, async || {
+        let target = api.target("audit").await?;
+        ensure!(target["enabled"] == false, "{target}");
+        let note = target["entry"]["note"].as_str().unwrap_or_default();
+        ensure!(note.contains("gone"), "{note}");
+        Ok(())
+    })
+    .await?;
     bus.publish_all((2..=50).map(|user| ("user.created", change(user, 1))))
         .await?;
     bus.until_taken_in().await?;
-    let called = recorder.arrived();
-    let seen = notices(&bus).await?;
-    assert_eq!(seen[0].1["state"], "gone");
-    assert_eq!((called, bus.count(USER_DEAD).await?), (1, 0));
+    assert_eq!((recorder.arrived(), bus.count(USER_DEAD).await?), (1, 0));
+    assert_eq!(bus.count(USER_ALERT).await?, 1);
+
+    status.store(200, SeqCst);
+    api.post("/v1/targets/audit/resume", json!({})).await?;
+    bus.until_settled("audit").await?;
+    let missing = (1..=50)
+        .filter(|user| recorder.holds(*user).is_null())
+        .count();
+    assert_eq!(missing, 0, "of 50 users");
+    assert_eq!(api.target("audit").await?["enabled"], true);
     Ok(())
 }
 

@@ -1,16 +1,19 @@
 //! usersync end to end: our own binaries, real servers on free ports, one stack per test.
 
 mod breaker;
+mod control;
 mod delivery;
 mod http_target;
 mod independent_client;
 mod ingest;
 mod intake;
+mod kinds;
 mod lost_states;
 mod merging;
 mod model;
 mod redis_target;
 mod refusals;
+mod rules;
 mod services;
 mod settings;
 mod support;

@@ -10,18 +10,20 @@ use async_nats::jetstream::stream::{self, StorageType};
 use serde_json::{Value, json};
 use usersync_core::streams;
 use usersync_core::subjects::{
-    INTAKE, USER_ADVISORY, USER_DEAD, USER_EVENTS, USER_REPAIR, USER_STATE,
+    INTAKE, USER_ADVISORY, USER_ALERT, USER_DEAD, USER_EVENTS, USER_REPAIR, USER_RESULT, USER_STATE,
 };
 use usersync_stack::{Directory, Launch, tools};
 
 use crate::intake::Intake;
 
-const STREAMS: [&str; 5] = [
+const STREAMS: [&str; 7] = [
     USER_EVENTS,
     USER_STATE,
     USER_REPAIR,
     USER_DEAD,
     USER_ADVISORY,
+    USER_RESULT,
+    USER_ALERT,
 ];
 const EX_USAGE: i32 = 64;
 const GRACE: Duration = Duration::from_secs(20);

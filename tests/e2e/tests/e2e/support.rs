@@ -1,5 +1,6 @@
 //! What the tests share: events and states on NATS, and HTTP peers under the test's control.
 
+mod api;
 mod bus;
 mod recorder;
 
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use usersync_stack::{Stack, StackBuilder};
 
+pub(crate) use api::Api;
 pub(crate) use bus::Bus;
 pub(crate) use recorder::{Call, Gate, Recorder, answer};
 

@@ -102,6 +102,36 @@ impl Bus {
         Ok(())
     }
 
+    /// The JetStream connection itself.
+    pub(crate) fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+
+    /// Puts a value into a KV bucket, as `nats kv put` does; answers its revision.
+    pub(crate) async fn kv_put(&self, bucket: &str, key: &str, value: &str) -> Result<u64> {
+        let store = self.jetstream.get_key_value(bucket).await?;
+        Ok(store.put(key, value.to_owned().into()).await?)
+    }
+
+    /// The value of a key, `None` when it isn't there.
+    pub(crate) async fn kv_get(&self, bucket: &str, key: &str) -> Result<Option<Value>> {
+        let store = self.jetstream.get_key_value(bucket).await?;
+        let value = store.get(key).await?;
+        Ok(value.map(|value| serde_json::from_slice(&value).unwrap_or_default()))
+    }
+
+    /// Deletes a key, as `nats kv del` does.
+    pub(crate) async fn kv_delete(&self, bucket: &str, key: &str) -> Result<()> {
+        let store = self.jetstream.get_key_value(bucket).await?;
+        Ok(store.delete(key).await?)
+    }
+
+    /// Whether a stream has a consumer of that name.
+    pub(crate) async fn has_consumer(&self, stream: &str, name: &str) -> Result<bool> {
+        let stream = self.jetstream.get_stream_no_info(stream).await?;
+        Ok(stream.consumer_info(name).await.is_ok())
+    }
+
     /// A user's newest state, null for a user nobody has heard of.
     pub(crate) async fn state(&self, user: impl Into<UserId>) -> Result<Value> {
         let subject = format!("user.state.{}", user.into());

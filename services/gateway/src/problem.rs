@@ -1,4 +1,4 @@
-//! Errors as problem documents (RFC 9457).
+//! Errors of the API and the control plane as problem documents (RFC 9457).
 
 use std::borrow::Cow;
 
@@ -10,9 +10,11 @@ use serde::Serialize;
 use usersync_core::event::InvalidEvent;
 
 /// An error answer, `application/problem+json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct Problem {
+    /// The HTTP status.
     #[serde(serialize_with = "code")]
+    #[schema(value_type = u16)]
     pub status: StatusCode,
     /// The status in words.
     pub title: &'static str,
@@ -20,6 +22,7 @@ pub(crate) struct Problem {
     pub detail: Cow<'static, str>,
     /// JSON Pointer (RFC 6901) to the offending member.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub pointer: Option<Cow<'static, str>>,
 }
 
@@ -39,8 +42,30 @@ impl Problem {
     }
 
     /// NATS can't take or give anything now.
-    pub(crate) fn unavailable(what: &'static str) -> Self {
+    pub(crate) fn unavailable(what: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, what)
+    }
+
+    /// What was named isn't there.
+    pub(crate) fn not_found(what: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, what)
+    }
+
+    /// The request can't be understood.
+    pub(crate) fn bad_request(what: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, what)
+    }
+
+    /// The request is understood, and what it asks for isn't possible.
+    pub(crate) fn unprocessable(what: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, what)
+    }
+}
+
+/// NATS could not be asked. Its errors name subjects and codes, never what messages hold.
+impl From<anyhow::Error> for Problem {
+    fn from(error: anyhow::Error) -> Self {
+        Self::unavailable(format!("NATS did not answer as it should: {error:#}"))
     }
 }
 

@@ -1,0 +1,92 @@
+//! What requests hold, or the problem document that says why not.
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    http::{StatusCode, request::Parts},
+};
+use serde::de::DeserializeOwned;
+use usersync_core::{target::TargetName, user_id::UserId};
+
+use crate::problem::Problem;
+
+/// A JSON body; an empty one is an empty object.
+pub(super) struct Body<T>(pub T);
+
+/// The query's parameters.
+pub(super) struct Params<T>(pub T);
+
+/// The target that the path names.
+pub(super) struct Target(pub TargetName);
+
+/// The user that the path names.
+pub(super) struct User(pub UserId);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let body = Bytes::from_request(request, state).await;
+        let body =
+            body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+        parse(&body).map(Self)
+    }
+}
+
+/// Reads a request, by HTTP or NATS.
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let body = match body.trim_ascii() {
+        [] => b"{}",
+        body => body,
+    };
+    serde_json::from_slice(body).map_err(|error| {
+        let status = match error.is_data() {
+            true => StatusCode::UNPROCESSABLE_ENTITY,
+            false => StatusCode::BAD_REQUEST,
+        };
+        Problem::new(status, format!("the body doesn't fit: {error}"))
+    })
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let query = Query::from_request_parts(parts, state).await;
+        let Query(params) = query.map_err(|rejection| {
+            Problem::bad_request(format!("the query doesn't fit: {}", rejection.body_text()))
+        })?;
+        Ok(Self(params))
+    }
+}
+
+async fn path<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<String, Problem> {
+    let path = Path::from_request_parts(parts, state).await;
+    let path = path.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()));
+    path.map(|Path(name)| name)
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Target {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let name = path(parts, state).await?.parse();
+        name.map(Self)
+            .map_err(|error: usersync_core::target::InvalidTargetName| {
+                Problem::bad_request(error.to_string())
+            })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for User {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        parse_user(&path(parts, state).await?).map(Self)
+    }
+}
+
+pub(super) fn parse_user(id: &str) -> Result<UserId, Problem> {
+    id.parse()
+        .map_err(|error| Problem::bad_request(format!("the user id {error}")))
+}

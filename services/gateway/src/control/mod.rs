@@ -1,0 +1,154 @@
+//! The control plane: each operation once, as a function; `api` and `micro` are its doors.
+//!
+//! A request is a struct that JSON fills, an answer one that becomes JSON, an error a problem
+//! document: so HTTP and NATS can't differ in anything but the way in.
+
+pub(crate) mod breakers;
+pub(crate) mod dead_letters;
+pub(crate) mod jobs;
+pub(crate) mod preview;
+pub(crate) mod refused;
+pub(crate) mod repairs;
+mod scan;
+pub(crate) mod standing;
+pub(crate) mod targets;
+pub(crate) mod users;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_nats::jetstream::{self, stream::Stream};
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use usersync_core::{
+    registry::{Entry, Registry},
+    target::{TargetConfig, TargetName},
+};
+use usersync_targets::{ConfigError, Target};
+
+use crate::{problem::Problem, upkeep::Files};
+
+/// How long jobs may take to write down where they stopped.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What every operation needs.
+pub(crate) struct Control {
+    /// The JetStream connection.
+    pub jetstream: jetstream::Context,
+    /// How the catalogue files stand.
+    pub files: Files,
+    registry: OnceCell<Registry>,
+    /// What the kinds say of each entry, by name: the revision it was said of, and the problem.
+    verdicts: Mutex<HashMap<String, (u64, Option<String>)>>,
+    jobs: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// A request that names a target.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Named {
+    pub name: TargetName,
+}
+
+/// An answer that says no more than how many.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Count {
+    /// How many there are, or were dealt with.
+    pub matched: u64,
+    /// Whether nothing was done, only counted.
+    pub dry_run: bool,
+}
+
+impl Control {
+    pub(crate) fn new(
+        jetstream: jetstream::Context,
+        files: Files,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            jetstream,
+            files,
+            registry: OnceCell::new(),
+            verdicts: Mutex::default(),
+            jobs: TaskTracker::new(),
+            shutdown,
+        })
+    }
+
+    /// The targets' bucket.
+    pub(crate) async fn registry(&self) -> anyhow::Result<&Registry> {
+        let open = async || Registry::open(&self.jetstream).await;
+        self.registry.get_or_try_init(open).await
+    }
+
+    async fn stream(&self, name: &str) -> anyhow::Result<Stream<()>> {
+        Ok(self.jetstream.get_stream_no_info(name).await?)
+    }
+
+    /// The entry of a target, `None` when there is no such target.
+    async fn entry(&self, name: &TargetName) -> Result<Option<Entry>, Problem> {
+        Ok(self.registry().await?.entry(name).await?)
+    }
+
+    /// The configuration a target runs with.
+    async fn config(&self, name: &TargetName) -> Result<Arc<TargetConfig>, Problem> {
+        let entry = self.entry(name).await?.ok_or_else(|| no_target(name))?;
+        entry.config.ok_or_else(|| {
+            let problem = entry.problem.unwrap_or_default();
+            Problem::unprocessable(format!("target {name} can't be used: {problem}"))
+        })
+    }
+
+    /// What is wrong with an entry, its kind asked too.
+    pub(crate) async fn problem_of(&self, name: &str, entry: &Entry) -> Option<String> {
+        if entry.problem.is_some() {
+            return entry.problem.clone();
+        }
+        let config = entry.config.clone()?;
+        let verdicts = || self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((revision, problem)) = verdicts().get(name)
+            && *revision == entry.revision
+        {
+            return problem.clone();
+        }
+        let problem = match connect(config).await {
+            Ok(_) | Err(ConfigError::Secret(_)) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        verdicts().insert(name.to_owned(), (entry.revision, problem.clone()));
+        problem
+    }
+
+    /// Waits for jobs under way to end: they stop with the shutdown token.
+    pub(crate) async fn drained(&self) {
+        self.jobs.close();
+        if tokio::time::timeout(LAST_WORDS, self.jobs.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("a repair in bulk did not stop in time; start it again");
+        }
+    }
+}
+
+/// Makes a target of `config`; reading certificates takes a while, so it is done aside.
+async fn connect(config: Arc<TargetConfig>) -> Result<Box<dyn Target>, ConfigError> {
+    let made = tokio::task::spawn_blocking(move || usersync_targets::connect(&config)).await;
+    made.unwrap_or_else(|_| Err(ConfigError::Url("the kind panicked".to_owned())))
+}
+
+fn no_target(name: &TargetName) -> Problem {
+    Problem::not_found(format!(
+        "there is no target {name}; see the list of targets"
+    ))
+}
+
+/// Turns any error of the client library into a problem.
+fn nats<E: Into<anyhow::Error>>(error: E) -> Problem {
+    Problem::from(error.into())
+}

@@ -1,0 +1,315 @@
+//! One user: the newest state, and how far each target is with it.
+//!
+//! Nobody writes down each delivery. How a task stands follows from what is there anyway: the
+//! consumers, waiting repairs, dead letters, and what workers remember of failures.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_nats::{
+    StatusCode,
+    jetstream::{message::StreamMessage, stream::DirectGetErrorKind},
+};
+use futures_util::{StreamExt, TryStreamExt, future::join_all};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use usersync_core::{
+    state::State,
+    streams::ACK_WAIT,
+    subjects::{self, USER_DEAD, USER_REPAIR, USER_STATE},
+    target::{TargetConfig, TargetName},
+    user_id::UserId,
+};
+
+use super::{
+    Control,
+    breakers::{self, Breaker},
+    dead_letters, nats,
+    standing::{Queue, queues},
+};
+use crate::problem::Problem;
+
+/// How long workers may take to say what they know.
+const WORKERS: Duration = Duration::from_millis(150);
+
+/// A request that names a user.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ById {
+    pub user_id: UserId,
+}
+
+/// How every target stands with a user.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Tasks {
+    /// Who.
+    pub user_id: UserId,
+    /// The version of the newest state.
+    pub version: u64,
+    /// Whether the user is deleted.
+    pub deleted: bool,
+    /// One for every target, by name.
+    pub targets: Vec<Task>,
+}
+
+/// How a target stands with a user.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Task {
+    /// `<target>:<user_id>:<version>`, as deliveries have it.
+    pub id: String,
+    /// Which target.
+    pub target: TargetName,
+    /// Whether the target is delivered to.
+    pub enabled: bool,
+    /// Why it is delivered: `live` a new state, `repair` because somebody asked for it.
+    pub priority: Priority,
+    /// How it stands.
+    pub status: Status,
+    /// The version of the newest state.
+    pub version: u64,
+    /// How often it was tried, as far as is known: those who succeed at once don't say.
+    pub attempts: u32,
+    /// Why it failed last.
+    pub error: Option<String>,
+    /// When the state was stored, or the repair asked for.
+    #[schema(value_type = String, format = DateTime)]
+    pub created: Timestamp,
+    /// When it last failed or was given up, as far as is known; else when it was created.
+    #[schema(value_type = String, format = DateTime)]
+    pub updated: Timestamp,
+    /// When it is tried again, as far as is known.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub next_attempt: Option<Timestamp>,
+}
+
+/// Why something is delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Priority {
+    /// A new state.
+    Live,
+    /// Somebody asked for it.
+    Repair,
+}
+
+/// How a task stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Status {
+    /// The target has it.
+    Synced,
+    /// It waits for its first attempt, or nobody can say that it is done.
+    Pending,
+    /// It has failed and is tried again.
+    Retrying,
+    /// It was given up: see its dead letter.
+    Dead,
+}
+
+/// What a worker knows of a user.
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Memory {
+    #[serde(default)]
+    held: bool,
+    #[serde(default)]
+    attempts: u32,
+    #[serde(default)]
+    error: Option<String>,
+    #[serde(default)]
+    first_failure: Option<Timestamp>,
+    #[serde(default)]
+    last_failure: Option<Timestamp>,
+    #[serde(default)]
+    next_attempt: Option<Timestamp>,
+    #[serde(default)]
+    version: Option<u64>,
+}
+
+/// The newest state as it is stored, a tombstone included.
+pub(crate) async fn state(control: &Control, by: &ById) -> Result<StreamMessage, Problem> {
+    let stream = control.stream(USER_STATE).await?;
+    let subject = subjects::state(&by.user_id);
+    match stream.direct_get_last_for_subject(subject).await {
+        Ok(message) => Ok(message),
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
+            Err(Problem::not_found("no event has named this user"))
+        }
+        Err(_) => Err(Problem::unavailable("NATS did not answer")),
+    }
+}
+
+/// The newest state as JSON.
+pub(crate) async fn show(control: &Control, by: ById) -> Result<serde_json::Value, Problem> {
+    let message = state(control, &by).await?;
+    serde_json::from_slice(&message.payload).map_err(nats)
+}
+
+/// How every target stands with a user.
+pub(crate) async fn tasks(control: &Control, by: ById) -> Result<Tasks, Problem> {
+    let message = state(control, &by).await?;
+    let newest: State = serde_json::from_slice(&message.payload).map_err(nats)?;
+    let user = &by.user_id;
+    let live = queues(&control.stream(USER_STATE).await?).await?;
+    let repairs = existing(control, USER_REPAIR, &subjects::repairs_for(user)).await?;
+    let letters = existing(control, USER_DEAD, &subjects::dead_letters_for(user)).await?;
+    let breakers = breakers::all(control).await?;
+    let entries = control.registry().await?.entries().await?;
+    let known = Known {
+        control,
+        state: &newest,
+        seq: message.sequence,
+        stored: time_of(&message),
+        live: &live,
+        repairs: &repairs,
+        letters: &letters,
+        breakers: &breakers,
+    };
+    let configs = entries.into_values().filter_map(|entry| entry.config);
+    let targets = join_all(configs.map(|config| known.task(config))).await;
+    Ok(Tasks {
+        user_id: newest.user_id.clone(),
+        version: newest.version,
+        deleted: newest.deleted,
+        targets: targets.into_iter().collect::<Result<_, _>>()?,
+    })
+}
+
+/// Everything that is known of a user without asking workers.
+struct Known<'a> {
+    control: &'a Control,
+    state: &'a State,
+    /// The state's sequence in USER_STATE.
+    seq: u64,
+    stored: Timestamp,
+    live: &'a BTreeMap<String, Queue>,
+    repairs: &'a [String],
+    letters: &'a [String],
+    breakers: &'a [Breaker],
+}
+
+impl Known<'_> {
+    async fn task(&self, config: Arc<TargetConfig>) -> Result<Task, Problem> {
+        let (name, user) = (&config.name, &self.state.user_id);
+        let version = self.state.version;
+        let mut task = Task {
+            id: format!("{name}:{user}:{version}"),
+            target: name.clone(),
+            enabled: config.enabled,
+            priority: Priority::Live,
+            status: Status::Synced,
+            version,
+            attempts: 0,
+            error: None,
+            created: self.stored,
+            updated: self.stored,
+            next_attempt: None,
+        };
+        let repair = subjects::repair(name, user);
+        let repair = match self.repairs.contains(&repair) {
+            true => self.repair(&repair).await?,
+            false => None,
+        };
+        if let Some(asked) = repair {
+            task.priority = Priority::Repair;
+            (task.created, task.updated) = (asked, asked);
+        } else if self.letters.contains(&subjects::dead_letter(name, user)) {
+            // A repair that waits may still bring it there; without one the letter is the last word.
+            let letter = dead_letters::find(self.control, name, user).await?;
+            if let Some(found) = letter.filter(|found| found.letter.version >= version) {
+                task.status = Status::Dead;
+                task.attempts = found.letter.attempts;
+                task.error = Some(found.letter.reason);
+                task.updated = found.letter.last_failure.unwrap_or(found.stored);
+                return Ok(task);
+            }
+        }
+        let queue = self.live.get(name.as_ref());
+        let above_floor = queue.is_none_or(|queue| queue.ack_floor < self.seq);
+        if repair.is_none() && !above_floor {
+            return Ok(task);
+        }
+        let answers = ask_workers(self.control, name, user).await?;
+        let failed = answers
+            .iter()
+            .filter(|memory| memory.attempts > 0)
+            .filter(|memory| memory.version.is_none_or(|tried| tried >= version))
+            .max_by_key(|memory| memory.attempts);
+        if let Some(memory) = failed {
+            task.status = Status::Retrying;
+            task.attempts = memory.attempts;
+            task.error = memory.error.clone();
+            task.next_attempt = memory.next_attempt;
+            let seen = memory.last_failure.or(memory.first_failure);
+            task.updated = seen.unwrap_or(task.updated);
+            return Ok(task);
+        }
+        if repair.is_some() || !self.long_done(&config, queue, &answers) {
+            task.status = Status::Pending;
+        }
+        Ok(task)
+    }
+
+    /// Whether a state above the ack floor must have been dealt with: something older is still being
+    /// tried again, but this one was handed out, failed nowhere, and is too old to be on its way, or to
+    /// wait for the server to notice that its worker died.
+    fn long_done(&self, config: &TargetConfig, queue: Option<&Queue>, answers: &[Memory]) -> bool {
+        let handed_out = |queue: &Queue| queue.pending == 0 && queue.delivered >= self.seq;
+        let age = Timestamp::now().duration_since(self.stored).unsigned_abs();
+        // An open breaker has workers hold what they were handed.
+        let breaks = |breaker: &Breaker| breaker.target == config.name;
+        queue.is_some_and(handed_out)
+            && !answers.is_empty()
+            && !answers.iter().any(|memory| memory.held)
+            && !self.breakers.iter().any(breaks)
+            && age > ACK_WAIT + config.timeout
+    }
+
+    /// When a repair was asked for, `None` when it is done by now.
+    async fn repair(&self, subject: &str) -> Result<Option<Timestamp>, Problem> {
+        let stream = self.control.stream(USER_REPAIR).await?;
+        let found = stream.get_last_raw_message_by_subject(subject).await;
+        Ok(found.ok().map(|message| time_of(&message)))
+    }
+}
+
+/// The subjects under `filter` that have a message.
+async fn existing(control: &Control, stream: &str, filter: &str) -> anyhow::Result<Vec<String>> {
+    let stream = control.stream(stream).await?;
+    let subjects = stream.info_builder().subjects(filter).fetch().await?;
+    Ok(subjects
+        .map_ok(|(subject, _)| subject)
+        .try_collect()
+        .await?)
+}
+
+/// What the workers of a target know of a user; none when there are no workers.
+async fn ask_workers(
+    control: &Control,
+    target: &TargetName,
+    user_id: &UserId,
+) -> Result<Vec<Memory>, Problem> {
+    let client = control.jetstream.client();
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.map_err(nats)?;
+    let body = serde_json::to_vec(&user_id.to_string()).map_err(nats)?;
+    client
+        .publish_with_reply(subjects::worker_task(target), inbox, body.into())
+        .await
+        .map_err(nats)?;
+    let mut known = Vec::new();
+    let listen = async {
+        while let Some(answer) = answers.next().await {
+            if answer.status == Some(StatusCode::NO_RESPONDERS) {
+                return;
+            }
+            known.extend(serde_json::from_slice::<Memory>(&answer.payload).ok());
+        }
+    };
+    // How many workers there are, nobody knows: all that can be done is to wait a little.
+    let _ = tokio::time::timeout(WORKERS, listen).await;
+    Ok(known)
+}
+
+fn time_of(message: &StreamMessage) -> Timestamp {
+    let nanos = message.time.unix_timestamp_nanos();
+    Timestamp::from_nanosecond(nanos).unwrap_or_default()
+}

@@ -1,0 +1,156 @@
+//! The backstop for dead letters: what ran out of deliveries while no worker could say so.
+//!
+//! The server tells by an advisory, which names stream, consumer and sequence and nothing else.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    self, AckKind, Message,
+    message::StreamMessage,
+    stream::{LastRawMessageError, LastRawMessageErrorKind, Stream},
+};
+use metrics::counter;
+use serde::Deserialize;
+use usersync_core::{
+    dead_letter::{Class, DeadLetter, Same},
+    pull::Pull,
+    state::State,
+    subjects::{self, BACKSTOP, USER_ADVISORY, USER_REPAIR, USER_STATE},
+    target::TargetName,
+    user_id::UserId,
+};
+
+use crate::control::Control;
+
+/// What such a dead letter says.
+const REASON: &str = "ran out of deliveries; the worker died or never answered";
+const EXPIRES: Duration = Duration::from_secs(10);
+/// Advisories asked for at once.
+const BATCH: usize = 64;
+/// How long to wait after an error.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// `io.nats.jetstream.advisory.v1.max_deliver`.
+#[derive(Debug, Deserialize)]
+struct RanOut {
+    stream: String,
+    consumer: String,
+    stream_seq: u64,
+    deliveries: u32,
+}
+
+/// Takes advisories for ever.
+pub(super) async fn run(control: &Control) {
+    loop {
+        if let Err(error) = take(&control.jetstream).await {
+            let error = format!("{error:#}");
+            tracing::debug!(error, consumer = BACKSTOP, "opening the consumer again");
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn take(jetstream: &jetstream::Context) -> anyhow::Result<()> {
+    let advisories = jetstream.get_stream_no_info(USER_ADVISORY).await?;
+    advisories.consumer_info(BACKSTOP).await?;
+    let mut pull = Pull::open(jetstream, USER_ADVISORY, BACKSTOP, EXPIRES).await?;
+    loop {
+        if pull.outstanding() == 0 {
+            pull.ask(BATCH, None).await?;
+        }
+        let Some(message) = pull.next().await? else {
+            continue;
+        };
+        let answer = match handle(jetstream, &message).await {
+            Ok(()) => AckKind::Ack,
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(
+                    error,
+                    "can't look after a message that ran out of deliveries; trying again"
+                );
+                AckKind::Nak(Some(AGAIN))
+            }
+        };
+        message
+            .ack_with(answer)
+            .await
+            .map_err(anyhow::Error::from_boxed)?;
+    }
+}
+
+/// Stores the dead letter that is missing, if it is.
+async fn handle(jetstream: &jetstream::Context, message: &Message) -> anyhow::Result<()> {
+    let Ok(ran_out) = serde_json::from_slice::<RanOut>(&message.payload) else {
+        return Ok(());
+    };
+    let Ok(target) = ran_out.consumer.parse::<TargetName>() else {
+        return Ok(());
+    };
+    let stream = match ran_out.stream.as_str() {
+        known @ (USER_STATE | USER_REPAIR) => jetstream.get_stream_no_info(known).await?,
+        _ => return Ok(()),
+    };
+    // Replaced by something newer, which has deliveries of its own; or done meanwhile.
+    let Some(stuck) = found(stream.get_raw_message(ran_out.stream_seq).await)? else {
+        return Ok(());
+    };
+    if ran_out.stream == USER_STATE {
+        let user_id = subjects::user_of_state(&stuck.subject);
+        return match user_id {
+            Some(user_id) => store(jetstream, &target, user_id, &stuck, ran_out.deliveries).await,
+            None => Ok(()),
+        };
+    }
+    if let Some((target, user_id)) = subjects::of_repair(&stuck.subject) {
+        let states = jetstream.get_stream_no_info(USER_STATE).await?;
+        if let Some(state) = newest(&states, &user_id).await? {
+            store(jetstream, &target, user_id, &state, ran_out.deliveries).await?;
+        }
+    }
+    // Nobody will be given it again, and a work queue would keep it for days.
+    stream.delete_message(ran_out.stream_seq).await?;
+    Ok(())
+}
+
+async fn store(
+    jetstream: &jetstream::Context,
+    target: &TargetName,
+    user_id: UserId,
+    state: &StreamMessage,
+    attempts: u32,
+) -> anyhow::Result<()> {
+    let version = serde_json::from_slice::<State>(&state.payload).map_or(0, |state| state.version);
+    let letter = DeadLetter {
+        target: target.clone(),
+        user_id,
+        version,
+        attempts,
+        class: Class::Transient,
+        reason: REASON.to_owned(),
+        code: None,
+        first_failure: None,
+        last_failure: Some(jiff::Timestamp::now()),
+    };
+    if letter.store(jetstream, Same::Keep).await? {
+        counter!("usersync_backstop_dead_letters_total", "target" => target.to_string())
+            .increment(1);
+        tracing::error!(%target, user.id = %letter.user_id, attempts, "dead-lettered: {REASON}");
+    }
+    Ok(())
+}
+
+async fn newest(states: &Stream<()>, user_id: &UserId) -> anyhow::Result<Option<StreamMessage>> {
+    let subject = subjects::state(user_id);
+    found(states.get_last_raw_message_by_subject(&subject).await)
+}
+
+fn found(
+    answer: Result<StreamMessage, LastRawMessageError>,
+) -> anyhow::Result<Option<StreamMessage>> {
+    match answer {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,93 @@
+//! Targets that answer "410 Gone": disabled in KV, with an alert, once.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::message::PublishMessage;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use serde_json::json;
+use usersync_core::{registry::WriteError, subjects};
+
+use crate::control::{
+    Control,
+    breakers::{self, Breaker},
+    targets,
+};
+
+/// How workers call the state of such a breaker, and people the alert.
+const GONE: &str = "gone";
+/// How long to wait before watching again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Watches the breakers for ever.
+pub(super) async fn follow(control: &Control) {
+    loop {
+        if let Err(error) = watch(control).await {
+            let error = format!("{error:#}");
+            tracing::warn!(error, bucket = subjects::BREAKERS_BUCKET, "watching again");
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
+
+async fn watch(control: &Control) -> anyhow::Result<()> {
+    let bucket = breakers::bucket(control).await?;
+    let mut watch = bucket.watch_with_history(">").await?;
+    loop {
+        let entry = watch.next().await.context("the watch ended")??;
+        let put = Timestamp::from_nanosecond(entry.created.unix_timestamp_nanos());
+        let breaker = breakers::read(&entry).filter(|breaker| breaker.state == GONE);
+        if let Some(breaker) = breaker {
+            disable(control, &breaker, put.unwrap_or_default()).await?;
+        }
+    }
+}
+
+/// Disables the target unless it is, or its entry has changed since it said so.
+async fn disable(control: &Control, breaker: &Breaker, put: Timestamp) -> anyhow::Result<()> {
+    let registry = control.registry().await?;
+    let (name, reason) = (&breaker.target, breaker.reason.as_deref());
+    let said = breaker
+        .since
+        .as_deref()
+        .and_then(|since| since.parse().ok());
+    let said: Timestamp = said.unwrap_or(put);
+    loop {
+        let entry = registry.entry(name).await?;
+        let enabled = entry.and_then(|entry| entry.config);
+        let stored = registry.stored(name.as_ref()).await?;
+        let (Some(stored), true) = (stored, enabled.is_some_and(|config| config.enabled)) else {
+            return Ok(());
+        };
+        // An operator who has enabled it again has the last word, until it says so again.
+        if stored.time > said {
+            return Ok(());
+        }
+        let note = format!(
+            "disabled on {said}: it answered that it is gone for good ({})",
+            reason.unwrap_or("410 Gone")
+        );
+        // Before it is disabled, so that a gateway that dies in between is followed by one that does both.
+        let alert = json!({
+            "kind": GONE, "target": name, "since": said, "reason": reason, "note": note,
+            "worker": breaker.worker, "revision": stored.revision,
+        });
+        let message = PublishMessage::build()
+            .payload(alert.to_string().into())
+            .message_id(format!("{GONE}:{name}:{}", stored.revision));
+        let sent = control
+            .jetstream
+            .send_publish(subjects::alert(GONE, name), message);
+        sent.await?.await?;
+        match targets::disable(registry, name, &stored, &note).await {
+            Ok(true) => {
+                tracing::error!(target = %name, reason, "the target is gone: disabled");
+                return Ok(());
+            }
+            Ok(false) => return Ok(()),
+            Err(WriteError::Conflict) => {}
+            Err(WriteError::Refused(error)) => return Err(anyhow::Error::from_boxed(error)),
+        }
+    }
+}

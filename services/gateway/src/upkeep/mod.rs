@@ -1,0 +1,48 @@
+//! What a gateway does for the targets by itself: files into KV, KV into consumers, the backstop for
+//! dead letters, and the end of targets that are gone. Several gateways may do it side by side.
+
+mod backstop;
+mod consumers;
+mod files;
+mod gone;
+pub(crate) mod seed;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use usersync_core::streams;
+
+use crate::control::Control;
+
+pub(crate) use files::{Files, FilesStatus};
+
+/// Brings the files' entries into KV and makes the consumers of every target, once.
+///
+/// # Errors
+/// When NATS can't be asked, or refuses.
+pub(crate) async fn begin(control: &Control) -> anyhow::Result<()> {
+    let registry = control.registry().await?;
+    control.files.seed(registry).await?;
+    for (name, entry) in registry.entries().await? {
+        match (&entry.config, &entry.problem) {
+            (Some(config), _) => {
+                streams::ensure_target_consumers(&control.jetstream, config).await?;
+            }
+            (None, problem) => tracing::warn!(target = name, ?problem, "the entry can't be used"),
+        }
+    }
+    Ok(())
+}
+
+/// Goes on with it until `shutdown`.
+pub(crate) async fn run(control: Arc<Control>, shutdown: CancellationToken) {
+    let work = async {
+        tokio::join!(
+            consumers::follow(&control, shutdown.clone()),
+            files::follow(&control),
+            gone::follow(&control),
+            backstop::run(&control),
+        )
+    };
+    shutdown.run_until_cancelled(work).await;
+}
