@@ -20,7 +20,7 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
-        setup::ensure(setup::STACK)?;
+        setup::ensure(setup::BENCH)?;
         let packages = ["usersync-gateway", "usersync-worker", "usersync-bench"];
         run::build_binaries(Profile::Release, &packages)?;
         let bench = tools::binary("usersync-bench", Profile::Release)?;

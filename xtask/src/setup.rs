@@ -50,6 +50,8 @@ pub(crate) enum Tool {
 
 /// What running a stack takes.
 pub(crate) const STACK: &[Tool] = &[Tool::Nats, Tool::Redis];
+/// What the benchmarks take.
+pub(crate) const BENCH: &[Tool] = &[Tool::Nats, Tool::Redis, Tool::MariaDb, Tool::Postgres];
 /// What the tests take.
 pub(crate) const TESTS: &[Tool] = &[
     Tool::Nats,

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::preload;
 use crate::rig::WINDOW;
+use crate::upserts;
 use crate::users;
 
 /// What a bare loop writes when it is connected and about to look for its consumer.
@@ -62,6 +63,15 @@ enum Limit {
         #[arg(long)]
         redis: String,
     },
+    /// One statement per batch of messages, a few under way; then acknowledge.
+    Upsert {
+        #[command(flatten)]
+        source: Source,
+        #[arg(long)]
+        server: upserts::Server,
+        #[arg(long)]
+        url: String,
+    },
     /// Publish every message again under its user's subject, many PubAcks outstanding; then acknowledge.
     Republish {
         #[command(flatten)]
@@ -106,6 +116,11 @@ pub(crate) async fn run(args: LimitArgs) -> Result<()> {
         Limit::Post { source, url, tasks } => post(&jetstream, &source, &url, tasks).await,
         Limit::Set { source, redis } => set(&jetstream, &source, &redis).await,
         Limit::SpawnSet { source, redis } => spawn_set(&jetstream, &source, &redis).await,
+        Limit::Upsert {
+            source,
+            server,
+            url,
+        } => upserts::drain(pull(&jetstream, &source).await?, server, &url).await,
         Limit::Republish { source, prefix } => republish(&jetstream, &source, &prefix).await,
         Limit::Publish {
             subject,

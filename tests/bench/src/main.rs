@@ -21,6 +21,7 @@ mod report;
 mod rig;
 mod sink;
 mod states;
+mod upserts;
 mod usage;
 mod users;
 

@@ -8,6 +8,7 @@ mod worker_http;
 mod worker_life;
 mod worker_redis;
 mod worker_rules;
+mod worker_sql;
 
 use std::fmt::{self, Display, Formatter};
 
@@ -28,6 +29,10 @@ pub(crate) enum Benchmark {
     WorkerHttpUnguarded,
     /// A worker empties a full USER_STATE into Redis
     WorkerRedis,
+    /// A worker empties a full USER_STATE into a table in MariaDB
+    WorkerMysql,
+    /// A worker empties a full USER_STATE into a table in PostgreSQL
+    WorkerPostgres,
     /// A worker and an endpoint where every call takes 20 ms
     WorkerSlow,
     /// A worker and an endpoint where one call in 500 takes 2 s
@@ -66,6 +71,8 @@ impl Benchmark {
             Self::WorkerHttp => worker_http::run(options, &name, "guarded").await,
             Self::WorkerHttpUnguarded => worker_http::run(options, &name, "unguarded").await,
             Self::WorkerRedis => worker_redis::run(options, &name).await,
+            Self::WorkerMysql => worker_sql::mysql(options, &name).await,
+            Self::WorkerPostgres => worker_sql::postgres(options, &name).await,
             Self::WorkerSlow => worker_life::run(options, &name, "slow", 15_000.0).await,
             Self::WorkerStalls => worker_life::run(options, &name, "stalls", 20_000.0).await,
             Self::WorkerHttpRules => worker_rules::http(options, &name).await,

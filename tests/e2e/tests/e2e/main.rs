@@ -2,6 +2,7 @@
 
 mod breaker;
 mod control;
+mod database_targets;
 mod delivery;
 mod http_target;
 mod independent_client;
