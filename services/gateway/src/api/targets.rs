@@ -16,8 +16,9 @@ use super::extract::{Body, Params, Target};
 use crate::{
     control::{
         Control, Named,
+        changes::{self, Consumers, Delete, Deleted, Put, Saved, Switch},
         preview::{self, Preview, Previewed},
-        targets::{self, Consumers, Delete, Deleted, Put, Saved, Switch, Tested, View, Views},
+        targets::{self, Tested, View, Views},
     },
     problem::Problem,
 };
@@ -128,7 +129,7 @@ pub(super) async fn put(
         test: saving.test,
         dry_run: saving.dry_run,
     };
-    let saved = targets::put(&control, put).await?;
+    let saved = changes::put(&control, put).await?;
     let status = match saved.created && !saved.dry_run {
         true => StatusCode::CREATED,
         false => StatusCode::OK,
@@ -161,7 +162,7 @@ pub(super) async fn delete(
         consumers: deleting.consumers,
         dry_run: deleting.dry_run,
     };
-    Ok(Json(targets::delete(&control, delete).await?))
+    Ok(Json(changes::delete(&control, delete).await?))
 }
 
 /// Pause a target
@@ -187,7 +188,7 @@ pub(super) async fn pause(
     Body(switching): Body<Switching>,
 ) -> Result<Response, Problem> {
     let switch = switch(&control, name, &headers, switching).await?;
-    let saved = targets::pause(&control, switch).await?;
+    let saved = changes::pause(&control, switch).await?;
     Ok(tagged(StatusCode::OK, saved.revision, saved))
 }
 
@@ -212,7 +213,7 @@ pub(super) async fn resume(
     Body(switching): Body<Switching>,
 ) -> Result<Response, Problem> {
     let switch = switch(&control, name, &headers, switching).await?;
-    let saved = targets::resume(&control, switch).await?;
+    let saved = changes::resume(&control, switch).await?;
     Ok(tagged(StatusCode::OK, saved.revision, saved))
 }
 

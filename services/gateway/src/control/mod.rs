@@ -4,6 +4,7 @@
 //! document: so HTTP and NATS can't differ in anything but the way in.
 
 pub(crate) mod breakers;
+pub(crate) mod changes;
 pub(crate) mod dead_letters;
 pub(crate) mod jobs;
 pub(crate) mod preview;

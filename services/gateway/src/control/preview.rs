@@ -14,7 +14,7 @@ use usersync_core::{
 };
 use usersync_targets::{Action, Rule, Verdict};
 
-use super::{Control, targets, users};
+use super::{Control, changes, users};
 use crate::problem::Problem;
 
 /// Which user, at which target.
@@ -63,7 +63,7 @@ pub(crate) async fn preview(control: &Control, preview: Preview) -> Result<Previ
     let name = preview.name;
     let name = name.ok_or_else(|| Problem::unprocessable("name: expected a target's name"))?;
     let config = match preview.entry {
-        Some(entry) => targets::check(&name, entry).await?.0,
+        Some(entry) => changes::check(&name, entry).await?.0,
         None => control.config(&name).await?,
     };
     let state = match (preview.user_id, preview.user) {

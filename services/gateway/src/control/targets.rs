@@ -1,29 +1,18 @@
-//! Targets: list, show, save, delete, pause, resume, test. What is saved goes to KV, which is the truth.
+//! Targets: list, show, test. How each stands, and what is wrong with it.
 
 use std::sync::Arc;
 
-use axum::http::StatusCode;
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use usersync_core::{
-    catalogue,
-    registry::{Entry, Registry, Stored, WriteError},
-    streams, subjects,
-    target::{TargetConfig, TargetName},
-};
+use serde::Serialize;
+use serde_json::Value;
+use usersync_core::{registry::Entry, target::TargetConfig};
 
 use super::{
-    Control, Named, aside, breakers, fits, nats, no_target,
+    Control, Named, aside, breakers,
+    changes::wrong_key,
+    no_target,
     standing::{Progress, Queue, Standing},
 };
-use crate::{
-    problem::Problem,
-    upkeep::{FilesStatus, seed},
-};
-
-/// How often a write is tried when others write the same entry.
-const TRIES: usize = 5;
+use crate::{problem::Problem, upkeep::FilesStatus};
 
 /// One target and how it stands.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -62,92 +51,6 @@ pub(crate) struct Views {
     pub targets: Vec<View>,
     /// How the catalogue files of this gateway stand.
     pub files: FilesStatus,
-}
-
-/// What to save.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Put {
-    pub name: TargetName,
-    /// The entry: an object of a target's keys.
-    pub entry: Value,
-    /// Save only if this still is the revision; 0: only if there is no such target.
-    #[serde(default)]
-    pub revision: Option<u64>,
-    /// Save only if the target answers.
-    #[serde(default)]
-    pub test: bool,
-    /// Check everything and save nothing.
-    #[serde(default)]
-    pub dry_run: bool,
-}
-
-/// What became of it.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub(crate) struct Saved {
-    /// The target's name.
-    pub name: String,
-    /// The revision of what was saved; 0 when nothing was.
-    pub revision: u64,
-    /// Whether there was no such target before.
-    pub created: bool,
-    /// Whether nothing was saved, only checked.
-    pub dry_run: bool,
-    /// What this gateway can't know, for people to look at.
-    pub warnings: Vec<String>,
-    /// The entry, every key with its value.
-    pub entry: TargetConfig,
-}
-
-/// What to delete.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Delete {
-    pub name: TargetName,
-    /// Delete only if this still is the revision.
-    #[serde(default)]
-    pub revision: Option<u64>,
-    /// What becomes of the target's consumers.
-    #[serde(default)]
-    pub consumers: Consumers,
-    /// Change nothing.
-    #[serde(default)]
-    pub dry_run: bool,
-}
-
-/// What becomes of a deleted target's consumers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Consumers {
-    /// They stay and remember how far the target is, should it come back.
-    #[default]
-    Keep,
-    /// They go, and the target's repairs with them: should it come back, it is filled with every user.
-    Delete,
-}
-
-/// What was deleted.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub(crate) struct Deleted {
-    /// The target's name.
-    pub name: String,
-    /// Whether its consumers were deleted too.
-    pub consumers_deleted: bool,
-    /// Whether nothing was done.
-    pub dry_run: bool,
-}
-
-/// What to pause or resume.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Switch {
-    pub name: TargetName,
-    /// Only if this still is the revision.
-    #[serde(default)]
-    pub revision: Option<u64>,
-    /// Kept beside the entry, for people.
-    #[serde(default)]
-    pub note: Option<String>,
 }
 
 /// What a connection test found.
@@ -206,143 +109,13 @@ async fn view(control: &Control, name: String, entry: Entry, standing: &Standing
     }
 }
 
-pub(crate) async fn put(control: &Control, put: Put) -> Result<Saved, Problem> {
-    let Put { name, entry, .. } = put;
-    let (config, mut warnings) = check(&name, entry.clone()).await?;
-    if put.test {
-        let tested = probe(&config).await?;
-        if !tested.reachable {
-            let reason = tested.reason.unwrap_or_default();
-            let detail =
-                format!("the connection test of {name} failed: {reason}; nothing was saved");
-            return Err(Problem::unprocessable(detail));
-        }
-    }
-    let registry = control.registry().await?;
-    let mut saved = Saved {
-        name: name.to_string(),
-        revision: 0,
-        created: false,
-        dry_run: put.dry_run,
-        warnings: Vec::new(),
-        entry: TargetConfig::clone(&config),
-    };
-    let value = text(&entry);
-    let change = |stored: Option<&Stored>| {
-        expect(&name, stored, put.revision)?;
-        Ok(Some(value.clone()))
-    };
-    if put.dry_run {
-        let stored = registry.stored(name.as_ref()).await?;
-        change(stored.as_ref())?;
-        saved.created = !is_there(stored.as_ref());
-    } else {
-        let (before, revision) = write(registry, &name, put.revision.is_some(), change).await?;
-        saved.created = !is_there(before.as_ref());
-        saved.revision = revision;
-        // Whoever follows the bucket does it too; done here, it is so when this is answered.
-        if let Err(error) = streams::ensure_target_consumers(&control.jetstream, &config).await {
-            warnings.push(format!("its consumers aren't made yet: {error:#}"));
-        }
-        tracing::info!(target = %name, revision, "target saved");
-    }
-    saved.warnings = warnings;
-    Ok(saved)
-}
-
-pub(crate) async fn delete(control: &Control, delete: Delete) -> Result<Deleted, Problem> {
-    let Delete { name, .. } = delete;
-    let registry = control.registry().await?;
-    let change = |stored: Option<&Stored>| {
-        expect(&name, stored, delete.revision)?;
-        match is_there(stored) {
-            true => Ok(None),
-            false => Err(no_target(&name)),
-        }
-    };
-    if delete.dry_run {
-        change(registry.stored(name.as_ref()).await?.as_ref())?;
-    } else {
-        write(registry, &name, delete.revision.is_some(), change).await?;
-        tracing::info!(target = %name, "target deleted");
-    }
-    let consumers_deleted = delete.consumers == Consumers::Delete && !delete.dry_run;
-    if consumers_deleted {
-        for stream in [subjects::USER_STATE, subjects::USER_REPAIR] {
-            let stream = control.stream(stream).await?;
-            // One that isn't there is what is wanted.
-            if let Err(error) = stream.delete_consumer(name.as_ref()).await {
-                tracing::warn!(target = %name, %error, "can't delete a consumer");
-            }
-        }
-        let repairs = control.stream(subjects::USER_REPAIR).await?;
-        let purged = repairs.purge().filter(subjects::repairs_of(&name)).await;
-        purged.map_err(nats)?;
-    }
-    Ok(Deleted {
-        name: name.to_string(),
-        consumers_deleted,
-        dry_run: delete.dry_run,
-    })
-}
-
-/// `enabled = false`: the target gets nothing, and its consumer remembers how far it is.
-pub(crate) async fn pause(control: &Control, switch: Switch) -> Result<Saved, Problem> {
-    turn(control, switch, false).await
-}
-
-pub(crate) async fn resume(control: &Control, switch: Switch) -> Result<Saved, Problem> {
-    // What a breaker still says of the time before must not disable the target again.
-    let open = breakers::all(control).await?;
-    if open.iter().any(|breaker| breaker.target == switch.name) {
-        let bucket = breakers::bucket(control).await?;
-        let told = bucket.put(&switch.name, "reset".into()).await;
-        told.map_err(nats)?;
-    }
-    turn(control, switch, true).await
-}
-
-async fn turn(control: &Control, switch: Switch, enabled: bool) -> Result<Saved, Problem> {
-    let Switch { name, .. } = &switch;
-    let registry = control.registry().await?;
-    let change = |stored: Option<&Stored>| {
-        expect(name, stored, switch.revision)?;
-        let value = stored.and_then(|stored| stored.value.as_ref());
-        let value = value.ok_or_else(|| no_target(name))?;
-        let Ok(Value::Object(mut members)) = serde_json::from_slice(value) else {
-            let detail = format!("the entry of {name} is no JSON object; save a good one first");
-            return Err(Problem::unprocessable(detail));
-        };
-        members.insert("enabled".to_owned(), enabled.into());
-        match &switch.note {
-            Some(note) => members.insert("note".to_owned(), note.as_str().into()),
-            None if enabled => members.remove("note"),
-            None => None,
-        };
-        let entry = Value::Object(members);
-        read(name, entry.clone())?;
-        Ok(Some(text(&entry)))
-    };
-    let (_, revision) = write(registry, name, switch.revision.is_some(), change).await?;
-    tracing::info!(target = %name, enabled, revision, "target switched");
-    let config = control.config(name).await?;
-    Ok(Saved {
-        name: name.to_string(),
-        revision,
-        created: false,
-        dry_run: false,
-        warnings: Vec::new(),
-        entry: TargetConfig::clone(&config),
-    })
-}
-
 /// Asks the target whether it answers, as this gateway reaches it.
 pub(crate) async fn test(control: &Control, named: Named) -> Result<Tested, Problem> {
     let config = control.config(&named.name).await?;
     probe(&config).await
 }
 
-async fn probe(config: &Arc<TargetConfig>) -> Result<Tested, Problem> {
+pub(super) async fn probe(config: &Arc<TargetConfig>) -> Result<Tested, Problem> {
     let made = config.clone();
     let driver = aside(move || usersync_targets::connect(&made)).await;
     let driver = driver.and_then(|made| made.map_err(|error| error.to_string()));
@@ -361,112 +134,7 @@ async fn probe(config: &Arc<TargetConfig>) -> Result<Tested, Problem> {
     })
 }
 
-/// Reads an entry, and has its rule and kind look at it; with warnings.
-pub(super) async fn check(
-    name: &TargetName,
-    entry: Value,
-) -> Result<(Arc<TargetConfig>, Vec<String>), Problem> {
-    let config = Arc::new(read(name, entry)?);
-    let looked = config.clone();
-    let fits = aside(move || fits(&looked)).await.and_then(|fits| fits);
-    let warnings = fits.map_err(|problem| wrong_key(&problem))?;
-    Ok((config, warnings))
-}
-
-fn read(name: &TargetName, entry: Value) -> Result<TargetConfig, Problem> {
-    catalogue::entry(name.as_ref(), entry).map_err(|problems| wrong_key(&problems.join("; ")))
-}
-
-/// The problem of an entry, pointing to the key its text begins with.
-fn wrong_key(problem: &str) -> Problem {
-    let key = problem.split(':').next().unwrap_or_default();
-    let is_key = !key.is_empty() && !key.contains(' ');
-    Problem {
-        pointer: is_key.then(|| format!("/{}", key.replace('.', "/")).into()),
-        ..Problem::unprocessable(problem.to_owned())
-    }
-}
-
-/// Writes what `change` makes of the stored value, and again when somebody else was faster; answers
-/// what was there before, and the new revision.
-async fn write(
-    registry: &Registry,
-    name: &TargetName,
-    conditional: bool,
-    change: impl Fn(Option<&Stored>) -> Result<Option<Bytes>, Problem>,
-) -> Result<(Option<Stored>, u64), Problem> {
-    for _ in 0..TRIES {
-        let stored = registry.stored(name.as_ref()).await?;
-        let value = change(stored.as_ref())?;
-        let file = seed::file_of(registry, name, value.as_deref()).await?;
-        let expected = stored.as_ref().map_or(0, |stored| stored.revision);
-        match registry
-            .write(name.as_ref(), value, expected, file.as_deref())
-            .await
-        {
-            Ok(revision) => return Ok((stored, revision)),
-            Err(WriteError::Conflict) if conditional => return Err(changed(name)),
-            Err(WriteError::Conflict) => {}
-            Err(WriteError::Refused(error)) => {
-                return Err(anyhow::Error::from_boxed(error).into());
-            }
-        }
-    }
-    Err(Problem::new(
-        StatusCode::CONFLICT,
-        format!("others keep changing {name}; try again"),
-    ))
-}
-
-/// Refuses when the entry isn't at the expected revision: 0 means that there must be none.
-fn expect(
-    name: &TargetName,
-    stored: Option<&Stored>,
-    expected: Option<u64>,
-) -> Result<(), Problem> {
-    let revision = stored
-        .filter(|stored| stored.value.is_some())
-        .map_or(0, |stored| stored.revision);
-    match expected {
-        Some(expected) if expected != revision => Err(changed(name)),
-        _ => Ok(()),
-    }
-}
-
-fn changed(name: &TargetName) -> Problem {
-    let detail = format!("{name} is not at the revision you expect; read it again");
-    Problem::new(StatusCode::PRECONDITION_FAILED, detail)
-}
-
-fn is_there(stored: Option<&Stored>) -> bool {
-    stored.is_some_and(|stored| stored.value.is_some())
-}
-
-fn text(entry: &Value) -> Bytes {
-    entry.to_string().into()
-}
-
 /// The JSON Schema of an entry.
 pub(crate) fn schema() -> Value {
     usersync_core::schema::of_target()
-}
-
-/// Disables a target that says it is gone, unless it is disabled or has changed since; answers
-/// the revision that was disabled.
-pub(crate) async fn disable(
-    registry: &Registry,
-    name: &TargetName,
-    stored: &Stored,
-    note: &str,
-) -> Result<bool, WriteError> {
-    let value = stored.value.as_deref().unwrap_or_default();
-    let Ok(mut entry) = serde_json::from_slice::<Value>(value) else {
-        return Ok(false);
-    };
-    entry["enabled"] = json!(false);
-    entry["note"] = json!(note);
-    let written = registry
-        .write(name.as_ref(), Some(text(&entry)), stored.revision, None)
-        .await;
-    written.map(|_| true)
 }

@@ -18,7 +18,9 @@ use usersync_core::subjects;
 
 use crate::{
     api::extract::parse,
-    control::{Control, breakers, dead_letters, jobs, preview, refused, repairs, targets, users},
+    control::{
+        Control, breakers, changes, dead_letters, jobs, preview, refused, repairs, targets, users,
+    },
     problem::Problem,
 };
 
@@ -90,25 +92,25 @@ fn operations() -> Vec<Operation> {
             "targets",
             "put",
             r#"{"name":"t","entry":{"url":"http://…"},"revision":7,"test":false,"dry_run":false}"#,
-            |control, put| async move { targets::put(&control, put).await },
+            |control, put| async move { changes::put(&control, put).await },
         ),
         operation(
             "targets",
             "delete",
             r#"{"name":"t","revision":7,"consumers":"keep","dry_run":false}"#,
-            |control, delete| async move { targets::delete(&control, delete).await },
+            |control, delete| async move { changes::delete(&control, delete).await },
         ),
         operation(
             "targets",
             "pause",
             r#"{"name":"t","note":"…"}"#,
-            |control, switch| async move { targets::pause(&control, switch).await },
+            |control, switch| async move { changes::pause(&control, switch).await },
         ),
         operation(
             "targets",
             "resume",
             r#"{"name":"t"}"#,
-            |control, switch| async move { targets::resume(&control, switch).await },
+            |control, switch| async move { changes::resume(&control, switch).await },
         ),
         operation(
             "targets",

@@ -12,7 +12,7 @@ use usersync_core::{registry::WriteError, subjects};
 use crate::control::{
     Control,
     breakers::{self, Breaker},
-    targets,
+    changes,
 };
 
 /// How workers call the state of such a breaker, and people the alert.
@@ -80,7 +80,7 @@ async fn disable(control: &Control, breaker: &Breaker, put: Timestamp) -> anyhow
             .jetstream
             .send_publish(subjects::alert(GONE, name), message);
         sent.await?.await?;
-        match targets::disable(registry, name, &stored, &note).await {
+        match changes::disable(registry, name, &stored, &note).await {
             Ok(true) => {
                 tracing::error!(target = %name, reason, "the target is gone: disabled");
                 return Ok(());
