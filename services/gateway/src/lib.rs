@@ -112,6 +112,7 @@ async fn make_streams(
 /// # Errors
 /// When NATS can't be used, or a stream exists with an incompatible shape.
 pub async fn check(settings: &Settings) -> anyhow::Result<()> {
+    upkeep::Files::read(settings.common.targets.clone())?;
     let jetstream = nats::check(&settings.common.nats, "usersync-gateway").await?;
     tracing::info!("NATS with JetStream answers");
     for step in streams::plan(&jetstream, settings.replicas).await? {

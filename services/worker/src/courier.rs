@@ -31,7 +31,7 @@ use crate::{
     pace::Pace,
     parcel::{self, Carried},
     route::Route,
-    task::{Item, Task, consumer_sequence},
+    task::{Arrived, Item, Task},
     throttle::{Admission, Throttle},
 };
 
@@ -274,21 +274,23 @@ impl Courier {
     }
 
     async fn live(&mut self, message: Message) {
-        self.freshness.received(consumer_sequence(&message));
-        match subjects::user_of_state(&message.subject) {
-            Some(user) => self.lanes.push(user, Task::Live(message)),
-            None => give_up(message).await,
+        let arrived = Arrived::from(message);
+        self.freshness.received(arrived.consumer_seq);
+        match subjects::user_of_state(&arrived.message.subject) {
+            Some(user) => self.lanes.push(user, Task::Live(arrived)),
+            None => give_up(arrived.message).await,
         }
     }
 
     async fn repair(&mut self, message: Message) {
-        self.freshness.repaired(consumer_sequence(&message));
-        match subjects::user_of_repair(&message.subject) {
+        let arrived = Arrived::from(message);
+        self.freshness.repaired(arrived.consumer_seq);
+        match subjects::user_of_repair(&arrived.message.subject) {
             Some(user) => {
                 self.repairs += 1;
-                self.lanes.push_urgent(user, Task::Repair(message));
+                self.lanes.push_urgent(user, Task::Repair(arrived));
             }
-            None => give_up(message).await,
+            None => give_up(arrived.message).await,
         }
         self.route.set_alone_since(self.freshness.alone_since());
     }

@@ -79,6 +79,7 @@ impl Fleet {
             let Some(entries) = entries.borrow_and_update().clone() else {
                 continue;
             };
+            self.tell_unknown(&entries);
             let wanted = self.wanted(&entries);
             for (name, config) in &wanted {
                 let berth = berths.entry(name.clone()).or_insert_with(|| {
@@ -94,6 +95,12 @@ impl Fleet {
                 });
                 berth.send_if_modified(|held| set(held, Some(config.clone())));
             }
+            let paused = |name: &&TargetName| !wanted.contains_key(*name);
+            for name in self.names.iter().filter(paused) {
+                if entries.contains_key(name.as_ref()) {
+                    self.health.gone(name.as_ref());
+                }
+            }
             for (name, berth) in &berths {
                 if !wanted.contains_key(name) {
                     berth.send_if_modified(|held| set(held, None));
@@ -101,6 +108,22 @@ impl Fleet {
             }
         }
         while tasks.join_next().await.is_some() {}
+    }
+
+    /// Says which of the targets this worker was started for aren't there.
+    fn tell_unknown(&self, entries: &Entries) {
+        let known = || entries.keys().map(String::as_str).collect::<Vec<_>>();
+        for name in &self.names {
+            if !entries.contains_key(name.as_ref()) {
+                let known = known().join(", ");
+                let reason = format!(
+                    "there is no such target in the bucket {}; it has: {known}",
+                    subjects::TARGETS_BUCKET
+                );
+                tracing::warn!(target = %name, known, "no such target; waiting for it");
+                self.health.down(name.as_ref(), reason);
+            }
+        }
     }
 
     /// The entries this worker is to serve now.

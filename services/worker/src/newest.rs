@@ -8,10 +8,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use usersync_core::{state::State, subjects};
 use usersync_targets::{Failure, Outcome};
 
-use crate::{
-    route::Route,
-    task::{Item, stream_sequence},
-};
+use crate::{route::Route, task::Item};
 
 /// What is known of a user before delivery.
 pub(crate) enum Newest {
@@ -47,7 +44,7 @@ fn newest_message<'a>(route: &Route, item: &'a Item) -> Option<&'a Message> {
     if !item.only_live() || route.was_held(item.since()) {
         return None;
     }
-    item.live().max_by_key(|message| stream_sequence(message))
+    item.newest().map(|arrived| &arrived.message)
 }
 
 /// Reads the newest state by direct get.
@@ -56,7 +53,7 @@ async fn ask(route: &Route, item: &Item) -> Newest {
     match route.states.direct_get_last_for_subject(subject).await {
         Ok(message) => {
             // What was held while the target was away may be outdated; the newer one comes by itself.
-            let held = item.live().map(stream_sequence).max();
+            let held = item.newest().map(|arrived| arrived.stream_seq);
             if item.only_live() && held.is_some_and(|held| message.sequence > held) {
                 return Newest::Nothing;
             }

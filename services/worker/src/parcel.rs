@@ -231,8 +231,8 @@ async fn with_progress<T>(called: &[(Item, u64, u64)], work: impl Future<Output 
 
 /// Tells the server that `tasks` are still being worked on.
 pub(crate) async fn progress(tasks: impl Iterator<Item = &Task>) {
-    for message in tasks.filter_map(Task::message) {
-        if let Err(error) = message.ack_with(AckKind::Progress).await {
+    for arrived in tasks.filter_map(Task::arrived) {
+        if let Err(error) = arrived.message.ack_with(AckKind::Progress).await {
             tracing::warn!(%error, "can't report progress; the message may be delivered twice");
         }
     }

@@ -60,7 +60,7 @@ pub(crate) async fn settle(
         Ending::Outcome(outcome) => return failed(route, item, version, outcome, took).await,
     };
     counter.increment(1);
-    log(route, item, version, name, 0, took, None);
+    log(route, item, version, name, took, None);
     route.failures().ended(&item.user_id);
     if let Err(error) = route.letters.clear(&item.user_id, version).await {
         let error = format!("{error:#}");
@@ -77,15 +77,8 @@ async fn failed(route: &Route, item: &Item, version: u64, outcome: &Outcome, too
         Verdict::Acknowledge => acknowledge(item.messages(), AckKind::Ack).await,
         Verdict::Retry(delay, failure) => {
             route.meters.retried.increment(1);
-            log(
-                route,
-                item,
-                version,
-                "retry",
-                attempts,
-                took,
-                failure.code.as_deref(),
-            );
+            let code = failure.code.as_deref();
+            log(route, item, version, "retry", took, code);
             route
                 .failures()
                 .failed(&item.user_id, version, attempts, failure, delay);
@@ -93,15 +86,8 @@ async fn failed(route: &Route, item: &Item, version: u64, outcome: &Outcome, too
             acknowledge(item.messages(), AckKind::Nak(Some(delay))).await;
         }
         Verdict::DeadLetter(class, failure) => {
-            log(
-                route,
-                item,
-                version,
-                "dead",
-                attempts,
-                took,
-                failure.code.as_deref(),
-            );
+            let code = failure.code.as_deref();
+            log(route, item, version, "dead", took, code);
             let first =
                 route
                     .failures()
@@ -133,13 +119,11 @@ async fn failed(route: &Route, item: &Item, version: u64, outcome: &Outcome, too
     }
 }
 
-/// `attempts` of 0 stands for "as often as the message was handed out", which is looked up only when logged.
 fn log(
     route: &Route,
     item: &Item,
     version: u64,
     outcome: &'static str,
-    attempts: u32,
     took: Duration,
     code: Option<&str>,
 ) {
@@ -150,11 +134,7 @@ fn log(
         user_id: &item.user_id,
         version,
         outcome,
-        attempts: if attempts == 0 {
-            item.attempts()
-        } else {
-            attempts
-        },
+        attempts: item.attempts(),
         ms: (took.as_secs_f64() * 100_000.0).round() / 100.0,
         code,
         at_us: unix_us(),

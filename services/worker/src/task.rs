@@ -3,28 +3,56 @@
 use async_nats::jetstream::Message;
 use usersync_core::user_id::UserId;
 
+/// A message, and where it stands: read once, because its reply subject has to be parsed for that.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub message: Message,
+    /// In its stream; 0 when unknown.
+    pub stream_seq: u64,
+    /// In the order its consumer handed messages out; 0 when unknown.
+    pub consumer_seq: u64,
+    /// How often it was handed out.
+    pub attempts: u32,
+}
+
+impl From<Message> for Arrived {
+    fn from(message: Message) -> Self {
+        let (stream_seq, consumer_seq, attempts) = match message.info() {
+            Ok(info) => (info.stream_sequence, info.consumer_sequence, info.delivered),
+            Err(_) => (0, 0, 1),
+        };
+        Self {
+            message,
+            stream_seq,
+            consumer_seq,
+            attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
+        }
+    }
+}
+
 /// Why a user is to be delivered.
 #[derive(Debug)]
 pub(crate) enum Task {
     /// A new state arrived: the message holds it.
-    Live(Message),
+    Live(Arrived),
     /// Someone asked for the newest state to be delivered.
-    Repair(Message),
+    Repair(Arrived),
     /// What was delivered may not be what the target has: deliver the newest state if it is newer than this.
     Recheck(u64),
 }
 
 impl Task {
-    pub(crate) fn message(&self) -> Option<&Message> {
+    /// What will be acknowledged.
+    pub(crate) fn arrived(&self) -> Option<&Arrived> {
         match self {
-            Self::Live(message) | Self::Repair(message) => Some(message),
+            Self::Live(arrived) | Self::Repair(arrived) => Some(arrived),
             Self::Recheck(_) => None,
         }
     }
 
     pub(crate) fn into_message(self) -> Option<Message> {
         match self {
-            Self::Live(message) | Self::Repair(message) => Some(message),
+            Self::Live(arrived) | Self::Repair(arrived) => Some(arrived.message),
             Self::Recheck(_) => None,
         }
     }
@@ -40,15 +68,24 @@ pub(crate) struct Item {
 impl Item {
     /// Everything that will be acknowledged.
     pub(crate) fn messages(&self) -> impl Iterator<Item = &Message> {
-        self.tasks.iter().filter_map(Task::message)
+        self.arrived().map(|arrived| &arrived.message)
+    }
+
+    fn arrived(&self) -> impl Iterator<Item = &Arrived> {
+        self.tasks.iter().filter_map(Task::arrived)
     }
 
     /// The messages with a state.
-    pub(crate) fn live(&self) -> impl Iterator<Item = &Message> {
+    fn live(&self) -> impl Iterator<Item = &Arrived> {
         self.tasks.iter().filter_map(|task| match task {
-            Task::Live(message) => Some(message),
+            Task::Live(arrived) => Some(arrived),
             Task::Repair(_) | Task::Recheck(_) => None,
         })
+    }
+
+    /// The newest state that arrived.
+    pub(crate) fn newest(&self) -> Option<&Arrived> {
+        self.live().max_by_key(|arrived| arrived.stream_seq)
     }
 
     /// Nothing but states that arrived.
@@ -59,7 +96,8 @@ impl Item {
 
     /// The consumer sequence received when what is delivered was the newest; 0 when unknown.
     pub(crate) fn since(&self) -> u64 {
-        self.live().map(consumer_sequence).max().unwrap_or(0)
+        let seqs = self.live().map(|arrived| arrived.consumer_seq);
+        seqs.max().unwrap_or(0)
     }
 
     /// The lowest version to be rechecked, `None` when anything else is to be done.
@@ -74,21 +112,7 @@ impl Item {
     /// How often the newest of its messages was handed out. A newer state starts anew, whatever an
     /// older one that waits beside it has used up.
     pub(crate) fn attempts(&self) -> u32 {
-        let delivered = |message: &Message| {
-            message
-                .info()
-                .map_or(1, |info| u32::try_from(info.delivered).unwrap_or(u32::MAX))
-        };
-        self.messages().map(delivered).min().unwrap_or(1)
+        let attempts = self.arrived().map(|arrived| arrived.attempts);
+        attempts.min().unwrap_or(1)
     }
-}
-
-/// Where in its consumer's order a message was handed out; 0 when unknown.
-pub(crate) fn consumer_sequence(message: &Message) -> u64 {
-    message.info().map_or(0, |info| info.consumer_sequence)
-}
-
-/// Where in its stream a message stands; 0 when unknown.
-pub(crate) fn stream_sequence(message: &Message) -> u64 {
-    message.info().map_or(0, |info| info.stream_sequence)
 }

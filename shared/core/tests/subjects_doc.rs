@@ -83,15 +83,29 @@ fn every_consumer_is_documented() {
         row(subjects::USER_EVENTS, subjects::INTAKE),
         row(subjects::USER_STATE, "<target>"),
         row(subjects::USER_REPAIR, "<target>"),
+        row(subjects::USER_ADVISORY, subjects::BACKSTOP),
     ];
     assert_eq!(documented, defined);
     assert!(DOC.contains(&format!("`{}`", subjects::INTAKE_GROUP)));
 }
 
 #[test]
+fn every_bucket_is_documented() {
+    let defined = [
+        subjects::TARGETS_BUCKET,
+        subjects::BREAKERS_BUCKET,
+        subjects::JOBS_BUCKET,
+    ];
+    assert_eq!(
+        first_cells("Buckets"),
+        defined.into_iter().map(str::to_owned).collect()
+    );
+}
+
+#[test]
 fn every_header_is_documented() {
     use subjects::header::{
-        ATTEMPTS, CLASS, FIRST_FAILURE, LAST_FAILURE, POINTER, REASON, STATUS_CODE, SUBJECT,
+        ATTEMPTS, CLASS, FILE, FIRST_FAILURE, LAST_FAILURE, POINTER, REASON, STATUS_CODE, SUBJECT,
         TRUNCATED, VERSION,
     };
     let ours: BTreeSet<_> = first_cells("Headers")
@@ -101,6 +115,7 @@ fn every_header_is_documented() {
     let defined = [
         ATTEMPTS,
         CLASS,
+        FILE,
         FIRST_FAILURE,
         LAST_FAILURE,
         POINTER,

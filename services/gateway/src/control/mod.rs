@@ -28,7 +28,7 @@ use usersync_core::{
     registry::{Entry, Registry},
     target::{TargetConfig, TargetName},
 };
-use usersync_targets::{ConfigError, Target};
+use usersync_targets::{ConfigError, Rule};
 
 use crate::{problem::Problem, upkeep::Files};
 
@@ -116,10 +116,10 @@ impl Control {
         {
             return problem.clone();
         }
-        let problem = match connect(config).await {
-            Ok(_) | Err(ConfigError::Secret(_)) => None,
-            Err(error) => Some(error.to_string()),
-        };
+        let problem = aside(move || fits(&config))
+            .await
+            .and_then(|fits| fits)
+            .err();
         verdicts().insert(name.to_owned(), (entry.revision, problem.clone()));
         problem
     }
@@ -136,10 +136,26 @@ impl Control {
     }
 }
 
-/// Makes a target of `config`; reading certificates takes a while, so it is done aside.
-async fn connect(config: Arc<TargetConfig>) -> Result<Box<dyn Target>, ConfigError> {
-    let made = tokio::task::spawn_blocking(move || usersync_targets::connect(&config)).await;
-    made.unwrap_or_else(|_| Err(ConfigError::Url("the kind panicked".to_owned())))
+/// Has an entry's rule and kind look at it, beyond what every entry has; answers what this gateway
+/// can't know. A secret that it can't read is no problem: only workers need it.
+///
+/// Takes a while, for certificates are read: done aside, where anything else is to go on.
+pub(crate) fn fits(config: &TargetConfig) -> Result<Vec<String>, String> {
+    Rule::check(config).map_err(|error| error.to_string())?;
+    match usersync_targets::connect(config) {
+        Ok(_) => Ok(Vec::new()),
+        Err(ConfigError::Secret(error)) => {
+            let warning = format!("secret: this gateway can't read it, workers must: {error}");
+            Ok(vec![warning])
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Does something that takes a while beside everything else.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| "looking at the entry panicked".to_owned())
 }
 
 fn no_target(name: &TargetName) -> Problem {

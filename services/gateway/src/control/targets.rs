@@ -12,10 +12,9 @@ use usersync_core::{
     streams, subjects,
     target::{TargetConfig, TargetName},
 };
-use usersync_targets::{ConfigError, Rule};
 
 use super::{
-    Control, Named, breakers, connect, nats, no_target,
+    Control, Named, aside, breakers, fits, nats, no_target,
     standing::{Progress, Queue, Standing},
 };
 use crate::{
@@ -344,8 +343,10 @@ pub(crate) async fn test(control: &Control, named: Named) -> Result<Tested, Prob
 }
 
 async fn probe(config: &Arc<TargetConfig>) -> Result<Tested, Problem> {
-    let driver = connect(config.clone()).await;
-    let driver = driver.map_err(|error| wrong_key(&error.to_string()))?;
+    let made = config.clone();
+    let driver = aside(move || usersync_targets::connect(&made)).await;
+    let driver = driver.and_then(|made| made.map_err(|error| error.to_string()));
+    let driver = driver.map_err(|problem| wrong_key(&problem))?;
     let started = std::time::Instant::now();
     let answer = driver.probe().await;
     let failure = answer.err();
@@ -360,22 +361,16 @@ async fn probe(config: &Arc<TargetConfig>) -> Result<Tested, Problem> {
     })
 }
 
-/// Reads an entry and has its kind look at it. A secret that this gateway can't read is a warning: only
-/// workers need it.
+/// Reads an entry, and has its rule and kind look at it; with warnings.
 pub(super) async fn check(
     name: &TargetName,
     entry: Value,
 ) -> Result<(Arc<TargetConfig>, Vec<String>), Problem> {
     let config = Arc::new(read(name, entry)?);
-    Rule::check(&config).map_err(|error| wrong_key(&error.to_string()))?;
-    match connect(config.clone()).await {
-        Ok(_) => Ok((config, Vec::new())),
-        Err(ConfigError::Secret(error)) => {
-            let warning = format!("secret: this gateway can't read it, workers must: {error}");
-            Ok((config, vec![warning]))
-        }
-        Err(error) => Err(wrong_key(&error.to_string())),
-    }
+    let looked = config.clone();
+    let fits = aside(move || fits(&looked)).await.and_then(|fits| fits);
+    let warnings = fits.map_err(|problem| wrong_key(&problem))?;
+    Ok((config, warnings))
 }
 
 fn read(name: &TargetName, entry: Value) -> Result<TargetConfig, Problem> {

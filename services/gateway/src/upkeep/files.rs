@@ -8,10 +8,10 @@ use std::{
 };
 
 use serde::Serialize;
-use usersync_core::{catalogue, registry::Registry};
+use usersync_core::{catalogue, registry::Registry, settings::Problems};
 
 use super::seed::{self, FileEntry, Step};
-use crate::control::Control;
+use crate::control::{self, Control};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -54,7 +54,7 @@ impl Files {
     /// # Errors
     /// Every problem found.
     pub(crate) fn read(path: Option<PathBuf>) -> anyhow::Result<Self> {
-        let entries = load(path.as_deref()).map_err(anyhow::Error::msg)?;
+        let entries = load(path.as_deref()).map_err(Problems)?;
         let status = FilesStatus {
             path: path.as_ref().map(|path| path.display().to_string()),
             targets: entries.len(),
@@ -84,11 +84,12 @@ impl Files {
     }
 
     /// Takes what was read again; answers whether there is anything new.
-    fn take(&self, read: Result<BTreeMap<String, FileEntry>, String>) -> bool {
+    fn take(&self, read: Result<BTreeMap<String, FileEntry>, Vec<String>>) -> bool {
         let mut known = self.known();
         let entries = match read {
             Ok(entries) => entries,
-            Err(problem) => {
+            Err(problems) => {
+                let problem = problems.join("; ");
                 tracing::error!(
                     problem,
                     "the catalogue files are bad; what they said before holds"
@@ -160,7 +161,7 @@ pub(super) async fn follow(control: &Control) {
             seen = now;
             let path = path.clone();
             let read = tokio::task::spawn_blocking(move || load(Some(&path))).await;
-            let read = read.unwrap_or_else(|_| Err("reading the files panicked".to_owned()));
+            let read = read.unwrap_or_else(|_| Err(vec!["reading the files panicked".to_owned()]));
             if !files.take(read) {
                 continue;
             }
@@ -193,10 +194,21 @@ async fn look(path: &Path) -> Signature {
     looked.await.unwrap_or_default()
 }
 
-fn load(path: Option<&Path>) -> Result<BTreeMap<String, FileEntry>, String> {
-    catalogue::load(path).map_err(|problems| problems.join("; "))?;
-    let tables = catalogue::tables(path).map_err(|problems| problems.join("; "))?;
-    let entries = tables.into_iter().filter_map(|(name, table)| {
+/// Reads the files; every problem found, each naming file, target and key.
+fn load(path: Option<&Path>) -> Result<BTreeMap<String, FileEntry>, Vec<String>> {
+    let catalogue = catalogue::load(path)?;
+    let mut problems = Vec::new();
+    for config in catalogue.values().filter(|config| config.enabled) {
+        if let Err(problem) = control::fits(config) {
+            let origin = path.map_or("shipped targets".into(), Path::to_string_lossy);
+            problems.push(format!("{origin}: {}.{problem}", config.name));
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let entries = catalogue::tables(path)?.into_iter();
+    let entries = entries.filter_map(|(name, table)| {
         let hash = seed::hash(&name, &table)?;
         Some((name, FileEntry { table, hash }))
     });

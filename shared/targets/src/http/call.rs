@@ -1,12 +1,14 @@
 //! Calls: the JSON of one user or of several, with the headers of the contract, signed.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use reqwest::{
     Method, Request, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use standardwebhooks::Webhook;
 use usersync_core::{
@@ -36,8 +38,8 @@ struct Body<'a> {
     username: &'a Change<String>,
     #[serde(skip_serializing_if = "Change::is_keep")]
     email: &'a Change<String>,
-    #[serde(skip_serializing_if = "Change::is_keep")]
-    data: &'a Change<Value>,
+    #[serde(skip_serializing_if = "is_keep")]
+    data: Cow<'a, Change<Value>>,
     deleted: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     partial: bool,
@@ -52,21 +54,34 @@ struct Body<'a> {
 impl<'a> Body<'a> {
     fn of(delivery: &'a Delivery) -> Self {
         let members = &delivery.members;
+        let disable = delivery.action == Action::Disable;
+        // Over HTTP a status is inside of data and nowhere else.
+        let data = match (disable, &members.data, &members.status) {
+            (true, Change::Keep, Change::Set(status)) => {
+                Cow::Owned(Change::Set(json!({"status": status})))
+            }
+            _ => Cow::Borrowed(&members.data),
+        };
         Self {
             task_id: &delivery.task_id,
             event_type: delivery.event_type,
             user_id: &delivery.user_id,
             username: &members.username,
             email: &members.email,
-            data: &members.data,
+            data,
             deleted: delivery.action == Action::Delete,
-            partial: delivery.partial,
-            action: (delivery.action == Action::Disable).then_some(Action::Disable),
+            partial: delivery.partial || disable,
+            action: disable.then_some(Action::Disable),
             version: delivery.version,
             timestamp: delivery.timestamp,
             source: delivery.source.as_deref(),
         }
     }
+}
+
+/// For serde, which needs a function.
+fn is_keep(data: &Change<Value>) -> bool {
+    data.is_keep()
 }
 
 /// How calls are made: where to, and signed with what.

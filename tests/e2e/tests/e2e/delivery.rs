@@ -222,7 +222,9 @@ async fn a_target_that_does_not_answer_in_time_is_tried_again() -> Result<()> {
     let bus = Bus::connect(&stack).await?;
     bus.publish("user.created", change(7, 1)).await?;
     bus.until_settled("audit").await?;
-    assert_eq!(told(&recorder, 7), [1, 1]);
+    // On a busy machine the second call may be late as well.
+    let told = told(&recorder, 7);
+    assert!(told.len() >= 2 && told.iter().all(|n| *n == 1), "{told:?}");
     assert_eq!(bus.count(USER_DEAD).await?, 0);
     Ok(())
 }

@@ -296,6 +296,27 @@ async fn verify_is_refused_where_it_cannot_work() -> Result<()> {
 }
 
 #[tokio::test]
+async fn over_http_a_status_is_told_inside_data() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(204)).await?;
+    let target = driver(&recorder.url(), json!({}))?;
+    let mut disable = delivery(1, 5, Action::Disable);
+    disable.partial = false;
+    let renamed = json!({"state": "disabled"});
+    for (data, expected) in [
+        (Change::Keep, json!({"status": "disabled"})),
+        (Change::Set(renamed.clone()), renamed),
+    ] {
+        disable.members.data = data;
+        target.deliver(std::slice::from_ref(&disable)).await;
+        let call = recorder.calls().pop().expect("a call");
+        assert_eq!(call.body["data"], expected);
+        assert_eq!(call.body["action"], "disable");
+        assert_eq!(call.body["partial"], true);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn redis_reads_back_what_it_holds() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = RedisServer::start(dir.path()).await?;

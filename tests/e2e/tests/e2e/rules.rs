@@ -1,5 +1,7 @@
 //! Rules: who a target is told of, what of them, and what becomes of those who go.
 
+use std::sync::{Arc, Mutex};
+
 use anyhow::{Result, ensure};
 use axum::{Json, response::IntoResponse as _};
 use redis::AsyncTypedCommands as _;
@@ -34,7 +36,13 @@ async fn a_target_hears_of_those_in_its_scope_and_of_those_who_leave_it() -> Res
             json!({"user_id": 1, "data": {"plan": "pro"}}),
         ),
     ] {
+        let before = recorder.arrived();
         bus.publish(kind, event).await?;
+        eventually(SOON, async || {
+            ensure!(recorder.arrived() > before, "no call about {kind}");
+            Ok(())
+        })
+        .await?;
         bus.until_settled("audit").await?;
     }
     let told: Vec<Value> = recorder
@@ -306,5 +314,51 @@ async fn a_service_with_the_kit_takes_signed_batches() -> Result<()> {
     let metrics = stack.worker_metrics("user-service").await?;
     let calls = metrics.sum("usersync_deliveries_total", &[("outcome", "delivered")]);
     assert!(calls >= 111.0, "{calls}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_not_there_when_read_back_is_delivered_again() -> Result<()> {
+    // Says yes to the first call and forgets it.
+    let written = Arc::new(Mutex::new(Vec::<Value>::new()));
+    let store = Arc::clone(&written);
+    let recorder = Recorder::start(move |call| {
+        let store = Arc::clone(&store);
+        async move {
+            let mut written = store.lock().unwrap();
+            if call.method.as_str() == "POST" {
+                written.push(call.body);
+                return answer(200);
+            }
+            match written.get(1) {
+                Some(user) => Json(user.clone()).into_response(),
+                None => answer(404),
+            }
+        }
+    })
+    .await?;
+    let rule = format!(
+        "verify = true\nread_url = \"{}/{{id}}\"\nretry = {{ base = \"50ms\", factor = 1.0, cap = \"50ms\" }}",
+        recorder.url()
+    );
+    let stack = only(recorder.target("audit", &rule)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish("user.created", user(1, json!({"n": 1})))
+        .await?;
+    eventually(SOON, async || {
+        ensure!(recorder.arrived() >= 4, "{} calls", recorder.arrived());
+        Ok(())
+    })
+    .await?;
+    bus.until_settled("audit").await?;
+    let calls = recorder.calls();
+    let made: Vec<_> = calls
+        .iter()
+        .map(|call| (call.method.as_str(), call.path.as_str()))
+        .collect();
+    let (told, read) = (("POST", "/users"), ("GET", "/users/1"));
+    assert_eq!(made, [told, read, told, read]);
+    assert_eq!(calls[0].body, calls[2].body);
+    assert_eq!(bus.count(USER_DEAD).await?, 0);
     Ok(())
 }

@@ -287,38 +287,10 @@ async fn settings_that_can_not_be_read_are_told_with_their_file() {
 }
 
 #[tokio::test]
-async fn a_worker_for_an_unknown_target_names_the_known_ones() {
+async fn a_worker_takes_names_of_targets_only() {
     let dir = Directory::temporary().unwrap();
-    let launch = binary(
-        "usersync-worker",
-        &dir,
-        &["--target", "shop", "--target", "redis-cache"],
-    );
-    run(launch).await.says(
-        EX_USAGE,
-        &[
-            "target: shop is not in the catalogue",
-            "redis-cache, unified-auth, user-service",
-        ],
-    );
-
-    let targets = dir.path().join("targets.toml");
-    fs::write(
-        &targets,
-        "[shop]\nurl = \"http://localhost/\"\nenabled = false\n",
-    )
-    .unwrap();
-    let args = [
-        "--targets",
-        targets.to_str().unwrap(),
-        "--target",
-        "shop",
-        "--target",
-        "Not A Name",
-    ];
-    let ended = run(binary("usersync-worker", &dir, &args[..4])).await;
-    ended.says(EX_USAGE, &["target: shop is disabled"]);
-    let ended = run(binary("usersync-worker", &dir, &args)).await;
+    let launch = binary("usersync-worker", &dir, &["--target", "Not A Name"]);
+    let ended = run(launch).await;
     ended.says(EX_USAGE, &["target: expected names of targets"]);
 }
 

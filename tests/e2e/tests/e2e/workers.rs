@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use anyhow::{Result, ensure};
 use redis::AsyncTypedCommands as _;
 use serde_json::{Value, json};
-use usersync_core::subjects::{USER_DEAD, USER_STATE};
+use usersync_core::subjects::{TARGETS_BUCKET, USER_DEAD, USER_STATE};
 use usersync_stack::{
     Directory, Launch, Process, Profile, Service, Signal, Stack, eventually, free_port, http, tools,
 };
@@ -413,6 +413,34 @@ async fn a_worker_waits_for_the_gateway_and_says_so() -> Result<()> {
     let bus = Bus::connect(&stack).await?;
     bus.publish("user.created", change(7, 1)).await?;
     bus.until_settled("audit").await?;
+    assert_eq!(recorder.holds(7)["data"]["n"], 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_for_an_unknown_target_names_the_known_ones_and_waits() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let stack = only(recorder.target("audit", "")).workers("audit", 0);
+    let stack = stack.start().await?;
+    let worker = worker(stack.dir(), &stack.nats.url(), &["--target", "shop"])?;
+    let readyz = format!("{}/readyz", worker.url());
+    eventually(SOON, async || {
+        let ready: Value = http::client().get(&readyz).send().await?.json().await?;
+        let told = ready["parts"]["shop"].as_str().unwrap_or_default();
+        ensure!(
+            told.contains("no such target") && told.contains("audit"),
+            "{ready}"
+        );
+        Ok(())
+    })
+    .await?;
+    let bus = Bus::connect(&stack).await?;
+    let bucket = bus.jetstream.get_key_value(TARGETS_BUCKET).await?;
+    let entry = json!({ "url": recorder.url() });
+    bucket.put("shop", entry.to_string().into()).await?;
+    worker.until_ready().await?;
+    bus.publish("user.created", change(7, 1)).await?;
+    bus.until_settled("shop").await?;
     assert_eq!(recorder.holds(7)["data"]["n"], 1);
     Ok(())
 }

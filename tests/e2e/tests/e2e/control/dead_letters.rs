@@ -127,6 +127,7 @@ async fn a_replay_is_counted_first_and_then_delivers() -> Result<()> {
     dead.answers.store(200, SeqCst);
     let path = "/v1/dead-letters/replay";
     let mut calls = dead.recorder.answered();
+    let mut left = 6;
     for (replay, expected) in [
         (json!({"target": "audit", "user_id": 1}), 1),
         (json!({"class": "permanent"}), 3),
@@ -138,12 +139,19 @@ async fn a_replay_is_counted_first_and_then_delivers() -> Result<()> {
         assert_eq!(dead.recorder.answered(), calls);
         let asked = api.post(path, replay).await?;
         assert_eq!(asked["published"], expected, "{asked}");
-        calls += expected;
+        calls += expected as usize;
         eventually(SOON, async || {
             let answered = dead.recorder.answered();
             ensure!(answered == calls, "{answered} calls");
             let waiting = dead.bus.count(USER_REPAIR).await?;
             ensure!(waiting == 0, "{waiting} repairs wait");
+            Ok(())
+        })
+        .await?;
+        left -= expected;
+        eventually(SOON, async || {
+            let letters = dead.bus.count(USER_DEAD).await?;
+            ensure!(letters == left, "{letters} letters of {left}");
             Ok(())
         })
         .await?;

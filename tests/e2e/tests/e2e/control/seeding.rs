@@ -127,6 +127,24 @@ async fn a_bad_file_changes_nothing_and_is_shown() -> Result<()> {
         "{problem}"
     );
     assert_eq!(path(&bus).await?, "/1");
+    // What only its kind knows, and its rule.
+    for (wrong, told) in [
+        ("method = \"SET\"", "u.method:"),
+        ("filter = \"user.\"", "u.filter"),
+    ] {
+        write(
+            &stack,
+            &format!("{}[u]\nurl = \"http://h/\"\n{wrong}\n", entry(2)),
+        )?;
+        eventually(SOON, async || {
+            let list = api.get("/v1/targets").await?;
+            let problem = list["files"]["problem"].as_str().unwrap_or_default();
+            ensure!(problem.contains(told), "{problem}");
+            Ok(())
+        })
+        .await?;
+    }
+    assert_eq!(path(&bus).await?, "/1");
     write(&stack, &entry(3))?;
     until_path(&bus, json!("/3")).await?;
     let list = api.get("/v1/targets").await?;

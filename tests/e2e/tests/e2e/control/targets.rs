@@ -86,11 +86,6 @@ async fn a_target_added_while_everything_runs_is_filled_with_every_user() -> Res
         json!({"done": 0, "total": 300, "ratio": 0.0})
     );
 
-    // The worker reads the file; the gateway finds that it says what KV has.
-    std::fs::write(
-        stack.catalogue().join("60-late.toml"),
-        recorder.target("late", ""),
-    )?;
     stack.add_worker("late").await?;
     bus.until_settled("late").await?;
     assert_eq!(recorder.arrived(), 300);

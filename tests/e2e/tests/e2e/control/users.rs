@@ -7,7 +7,7 @@ use serde_json::json;
 use usersync_core::subjects;
 use usersync_stack::eventually;
 
-use crate::support::{Api, Bus, Recorder, SOON, answer, only};
+use crate::support::{Api, Bus, Call, Recorder, SOON, answer, only};
 
 #[tokio::test]
 async fn tasks_are_pending_until_delivered_and_then_synced() -> Result<()> {
@@ -56,6 +56,36 @@ async fn tasks_are_pending_until_delivered_and_then_synced() -> Result<()> {
         .request("usersync.users.targets", json!({"user_id": "7"}))
         .await;
     assert_eq!(by_nats.map(|tasks| tasks["version"].clone()), Ok(version));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failing_delivery_is_retrying_and_others_are_synced() -> Result<()> {
+    let recorder = Recorder::start(async |call: Call| match call.user().as_str() {
+        "7" => answer(503),
+        _ => answer(200),
+    })
+    .await?;
+    let patient = "retry = { base = \"10m\", cap = \"10m\" }";
+    let stack = only(recorder.target("t", patient)).start().await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    bus.publish("user.created", json!({"user_id": 6})).await?;
+    bus.publish("user.created", json!({"user_id": 7})).await?;
+    let task = eventually(SOON, async || {
+        let task = api.task(7, "t").await?;
+        ensure!(task["status"] == "retrying", "{task}");
+        Ok(task)
+    })
+    .await?;
+    assert_eq!(task["attempts"], 1, "{task}");
+    assert!(
+        task["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("503")),
+        "{task}"
+    );
+    assert!(task["next_attempt"].is_string(), "{task}");
+    assert_eq!(api.task(6, "t").await?["status"], "synced");
     Ok(())
 }
 
