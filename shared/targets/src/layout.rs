@@ -271,6 +271,12 @@ impl Row {
         }
     }
 
+    /// About as many bytes as it takes on the way.
+    pub(crate) fn size(&self) -> usize {
+        let cells = self.told().map(|text| text.map_or(0, str::len));
+        cells.sum::<usize>() + self.id.len() + 32
+    }
+
     /// What is told, in the order of [`Layout::told`].
     pub(crate) fn told(&self) -> impl Iterator<Item = Option<&str>> {
         self.cells.iter().flatten().map(Option::as_deref)

@@ -11,6 +11,7 @@ mod layout;
 mod mysql;
 mod neo4j;
 mod outcome;
+mod portions;
 mod postgres;
 mod redis;
 mod rule;

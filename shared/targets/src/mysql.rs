@@ -127,12 +127,13 @@ impl Dialect for MySql {
         let Some(first) = rows.first() else {
             return Ok(Vec::new());
         };
-        // A statement per number of rows would have the server prepare hundreds. The last row is repeated up
-        // to the next power of two instead: the same version again changes nothing.
+        // A statement per number of rows would have the server prepare hundreds. The shortest row is
+        // repeated up to the next power of two instead: the same version again changes nothing.
         let places = rows.len().next_power_of_two();
         let statement = upsert(layout, &first.shape(), places);
         let mut query = sqlx::query(AssertSqlSafe(statement));
-        for row in padded(rows, places) {
+        let shortest = rows.iter().min_by_key(|row| row.size()).unwrap_or(first);
+        for row in padded(rows, shortest, places) {
             query = bind_id(query, layout, &row.id);
             for told in row.told() {
                 query = query.bind(told);
@@ -205,9 +206,9 @@ impl Dialect for MySql {
         layout: &Layout,
         ids: &[String],
     ) -> Result<HashMap<String, Held>, Trouble> {
-        if ids.is_empty() {
+        let Some(first) = ids.first() else {
             return Ok(HashMap::new());
-        }
+        };
         let Table {
             id,
             version,
@@ -228,7 +229,7 @@ impl Dialect for MySql {
             vec!["?"; places].join(", ")
         );
         let mut query = sqlx::query(AssertSqlSafe(statement));
-        for id in padded(ids, places) {
+        for id in padded(ids, first, places) {
             query = bind_id(query, layout, id);
         }
         let rows = query.fetch_all(connection).await.map_err(trouble)?;
@@ -347,10 +348,9 @@ fn upsert(layout: &Layout, shape: &Shape, places: usize) -> String {
     )
 }
 
-/// `items`, the last one repeated up to `places`.
-fn padded<T>(items: &[T], places: usize) -> impl Iterator<Item = &T> {
-    let last = items.last().into_iter().cycle();
-    items.iter().chain(last).take(places)
+/// `items`, and `filler` up to `places`.
+fn padded<'a, T>(items: &'a [T], filler: &'a T, places: usize) -> impl Iterator<Item = &'a T> {
+    items.iter().chain(std::iter::repeat(filler)).take(places)
 }
 
 /// Numbers are compared as numbers: as a text, an id would be compared as a floating-point number.

@@ -22,7 +22,7 @@ use usersync_core::{
 use crate::{
     Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
     connections::Connections,
-    shown,
+    portions, shown,
     table::{self, told},
     trouble::{Blame, Trouble},
 };
@@ -60,6 +60,8 @@ struct Row {
     id: BoltType,
     version: i64,
     properties: BoltMap,
+    /// About as many bytes as it takes on the way.
+    size: usize,
 }
 
 impl Neo4jTarget {
@@ -201,6 +203,7 @@ impl Neo4jTarget {
         let version = i64::try_from(delivery.version)
             .map_err(|_| Failure::new("the version doesn't fit an integer of Neo4j"))?;
         let mut properties = BoltMap::new();
+        let mut size = 128;
         for (name, path) in &self.table.columns {
             let value = match delivery.action {
                 Action::Delete => Change::Clear,
@@ -212,7 +215,9 @@ impl Neo4jTarget {
                 Change::Keep => {}
                 Change::Clear => properties.put(name.as_str().into(), property::none()),
                 Change::Set(value) => {
-                    properties.put(name.as_str().into(), property::of(&value, path == "data"))
+                    let property = property::of(&value, path == "data");
+                    size += name.len() + property::size(&property);
+                    properties.put(name.as_str().into(), property);
                 }
             }
         }
@@ -226,6 +231,7 @@ impl Neo4jTarget {
             id: property::id(&delivery.user_id),
             version,
             properties,
+            size,
         })
     }
 
@@ -237,11 +243,9 @@ impl Neo4jTarget {
         rows: &[Row],
         outcomes: &mut [Option<Outcome>],
     ) -> Result<(), Trouble> {
-        let mut pending = vec![rows];
+        let mut pending = portions::of(rows, |row| row.size);
+        pending.reverse();
         while let Some(rows) = pending.pop() {
-            if rows.is_empty() {
-                continue;
-            }
             let query = Query::new(self.statement(how)).param("rows", list(rows));
             let read = |row: &neo4rs::Row| Ok((row.get::<i64>("n")?, row.get::<bool>("fresh")?));
             match self.ask(query, read).await {
@@ -426,7 +430,7 @@ impl Target for Neo4jTarget {
 
     async fn init(&self) -> Result<(), Failure> {
         let make = async {
-            for statement in self.missing().await? {
+            for statement in self.in_time(self.missing()).await? {
                 self.ask(Query::new(statement), |_| Ok(())).await?;
             }
             Ok(())

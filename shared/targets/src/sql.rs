@@ -17,7 +17,7 @@ use crate::{
     Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
     connections::{Connections, TRUSTED},
     layout::{Layout, Live, LiveColumn, Row, Shape},
-    shown, table,
+    portions, shown, table,
     trouble::{Blame, Trouble},
 };
 
@@ -247,7 +247,8 @@ impl<D: Dialect> SqlTarget<D> {
         how: How,
         outcomes: &mut [Option<Outcome>],
     ) -> Result<(), Trouble> {
-        let mut pending = vec![rows];
+        let mut pending = portions::of(rows, Row::size);
+        pending.reverse();
         while let Some(rows) = pending.pop() {
             match self.send(layout, rows, how).await {
                 Ok(fates) => {
@@ -384,7 +385,7 @@ impl<D: Dialect> SqlTarget<D> {
     }
 
     async fn make(&self) -> Result<(), Trouble> {
-        let statements = self.missing().await?;
+        let statements = self.in_time(self.missing()).await?;
         let lease = self.connections.lease().await;
         let mut connection = self.connection(&lease).await?;
         for statement in &statements {

@@ -32,6 +32,15 @@ pub(crate) fn of(value: &Value, whole: bool) -> BoltType {
     }
 }
 
+/// About as many bytes as it takes on the way.
+pub(crate) fn size(property: &BoltType) -> usize {
+    match property {
+        BoltType::String(text) => text.value.len() + 5,
+        BoltType::List(list) => list.value.iter().map(size).sum::<usize>() + 5,
+        _ => 9,
+    }
+}
+
 /// A property of ours as it is shown again.
 pub(crate) fn shown(property: &BoltType) -> Value {
     match property {

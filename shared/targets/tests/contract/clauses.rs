@@ -44,6 +44,7 @@ pub(crate) async fn hold(peer: &mut dyn Peer) -> Result<()> {
         clauses::ids_that_differ_in_case_are_different_users,
         clauses::unusual_ids_are_kept,
         clauses::texts_of_any_script_and_length_are_kept,
+        clauses::a_batch_of_large_users_is_held,
         clauses::another_users_row_is_never_touched,
         clauses::two_users_can_swap_what_is_unique,
         clauses::batches_at_the_same_time_leave_the_newest,
@@ -417,6 +418,22 @@ async fn texts_of_any_script_and_length_are_kept(peer: &mut dyn Peer, place: &st
             "user {id}: the data differ"
         );
     }
+    Ok(())
+}
+
+async fn a_batch_of_large_users_is_held(peer: &mut dyn Peer, place: &str) -> Result<()> {
+    let target = connect(peer, place, json!({"timeout": "30s"}))?;
+    let large = json!({"bio": "x".repeat(100_000)});
+    let batch: Vec<_> = (0..200)
+        .map(|id| data(user(&id.to_string(), 5, "ann"), large.clone()))
+        .collect();
+    for part in batch.chunks(target.limits().batch) {
+        for outcome in target.deliver(part).await {
+            is_delivered(&outcome)?;
+        }
+    }
+    let held = peer.held(place, "199").await?.context("it isn't there")?;
+    ensure!(held.data == large, "the data differ");
     Ok(())
 }
 
