@@ -15,6 +15,7 @@ use usersync_core::{
     dead_letter::{Class, DeadLetter, Same},
     pull::Pull,
     state::State,
+    streams,
     subjects::{self, BACKSTOP, USER_ADVISORY, USER_REPAIR, USER_STATE},
     target::TargetName,
     user_id::UserId,
@@ -51,8 +52,10 @@ pub(super) async fn run(control: &Control) {
 }
 
 async fn take(jetstream: &jetstream::Context) -> anyhow::Result<()> {
-    let advisories = jetstream.get_stream_no_info(USER_ADVISORY).await?;
-    advisories.consumer_info(BACKSTOP).await?;
+    // Made again when somebody has removed it.
+    jetstream
+        .create_consumer_on_stream(streams::backstop_consumer(), USER_ADVISORY)
+        .await?;
     let mut pull = Pull::open(jetstream, USER_ADVISORY, BACKSTOP, EXPIRES).await?;
     loop {
         if pull.outstanding() == 0 {
