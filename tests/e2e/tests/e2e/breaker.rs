@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::kv;
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
+use usersync_core::dead_letter::{Class, DeadLetter, Same};
 use usersync_core::subjects::{BREAKERS_BUCKET, USER_ALERT, USER_DEAD};
 use usersync_stack::{Stack, eventually};
 
@@ -251,6 +252,43 @@ async fn a_later_success_clears_the_dead_letter() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn an_older_letter_never_replaces_a_newer_one() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let stack = only(recorder.target("audit", "")).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    let store = async |version, attempts, same| {
+        let letter = DeadLetter {
+            target: "audit".parse()?,
+            user_id: 7.into(),
+            version,
+            attempts,
+            class: Class::Permanent,
+            reason: "no".to_owned(),
+            code: None,
+            first_failure: None,
+            last_failure: None,
+        };
+        letter.store(&bus.jetstream, same).await
+    };
+    assert!(store(5, 1, Same::Replace).await?);
+    assert!(!store(4, 2, Same::Replace).await?, "older");
+    assert!(!store(5, 3, Same::Keep).await?, "the backstop knows less");
+    assert!(store(5, 4, Same::Replace).await?, "the worker tried again");
+    assert!(store(6, 5, Same::Keep).await?, "newer");
+    let letter = bus.dead_letter("audit", 7).await?.context("no letter")?;
+    assert_eq!(letter.header("Usersync-Version"), "6");
+    assert_eq!(letter.header("Usersync-Attempts"), "5");
+    assert_eq!(bus.count(USER_DEAD).await?, 1);
+    // Many at once: the newest wins, whatever the order.
+    let many = (10..40).map(|version| store(60 - version, 1, Same::Replace));
+    futures_util::future::try_join_all(many).await?;
+    let letter = bus.dead_letter("audit", 7).await?.context("no letter")?;
+    assert_eq!(letter.header("Usersync-Version"), "50");
+    assert_eq!(bus.count(USER_DEAD).await?, 1);
+    Ok(())
 }
 
 #[tokio::test]

@@ -303,6 +303,8 @@ async fn checking_succeeds_where_everything_answers_and_changes_nothing() {
         ended.says(0, &["NATS with JetStream answers"]);
         if name == "usersync-worker" {
             ended.says(0, &["the target answers", "redis-cache"]);
+        } else {
+            ended.says(0, &["USER_STATE", "user_targets", "would be created"]);
         }
     }
     assert!(streams_of(&intake).await.is_empty());

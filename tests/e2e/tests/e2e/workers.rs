@@ -1,6 +1,10 @@
 //! Workers as processes: several for one target, killed, stopped, late, checked.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use redis::AsyncTypedCommands as _;
@@ -442,6 +446,49 @@ async fn a_worker_for_an_unknown_target_names_the_known_ones_and_waits() -> Resu
     bus.publish("user.created", change(7, 1)).await?;
     bus.until_settled("shop").await?;
     assert_eq!(recorder.holds(7)["data"]["n"], 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_of_all_targets_follows_the_bucket_at_once() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let stack = only("").start().await?;
+    let worker = worker(stack.dir(), &stack.nats.url(), &[])?;
+    let log = || worker.process().log_tail();
+    eventually(SOON, async || {
+        ensure!(log().contains("connected to NATS"), "{}", log());
+        Ok(())
+    })
+    .await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish("user.created", change(1, 1)).await?;
+    bus.until_taken_in().await?;
+    let bucket = bus.jetstream.get_key_value(TARGETS_BUCKET).await?;
+    let put = async |path: &str| {
+        let entry = json!({ "url": format!("{}{path}", recorder.url()) });
+        bucket.put("audit", entry.to_string().into()).await?;
+        anyhow::Ok(Instant::now())
+    };
+    let until_called = async |path: &str| {
+        eventually(SOON, async || {
+            let calls = recorder.calls();
+            ensure!(
+                calls.iter().any(|call| call.path.ends_with(path)),
+                "not called"
+            );
+            Ok(())
+        })
+        .await
+    };
+    let added = put("/one").await?;
+    until_called("/one").await?;
+    let filled = added.elapsed();
+    put("/two").await?;
+    bus.publish("user.updated", change(1, 2)).await?;
+    until_called("/two").await?;
+    // A second on a machine with nothing else to do.
+    assert!(filled < Duration::from_secs(5), "it took {filled:?}");
+    bucket.delete("audit").await?;
     Ok(())
 }
 

@@ -186,16 +186,19 @@ impl Bus {
     }
 
     async fn idle(&self, stream: &str, consumer: &str) -> Result<()> {
-        let info = self
-            .jetstream
-            .get_stream_no_info(stream)
-            .await?
-            .consumer_info(consumer)
-            .await?;
+        let known = self.jetstream.get_stream(stream).await?;
+        let last = known.cached_info().state.last_sequence;
+        let info = known.consumer_info(consumer).await?;
         let (waiting, in_hand) = (info.num_pending, info.num_ack_pending);
         ensure!(
             waiting == 0 && in_hand == 0,
             "{consumer} on {stream}: {waiting} messages wait, {in_hand} are not acknowledged"
+        );
+        // A consumer learns of a message a moment after its PubAck; one of repairs sees only its own.
+        let seen = info.delivered.stream_sequence;
+        ensure!(
+            seen >= last || stream == USER_REPAIR,
+            "{consumer} on {stream}: handed out up to {seen} of {last}"
         );
         Ok(())
     }
