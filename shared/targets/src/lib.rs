@@ -6,6 +6,7 @@
 mod cell;
 mod connections;
 mod delivery;
+mod dialect;
 mod http;
 mod layout;
 mod mysql;

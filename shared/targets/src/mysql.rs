@@ -3,23 +3,27 @@
 //! That statement fires on any unique key, so every assignment is conditioned on the id, and the version is
 //! assigned last, for assignments see those before them.
 
+mod errors;
+
 use std::{collections::HashMap, str::FromStr};
 
 use secrecy::ExposeSecret;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row as _,
-    mysql::{MySqlArguments, MySqlConnectOptions, MySqlDatabaseError, MySqlRow},
+    mysql::{MySqlArguments, MySqlConnectOptions, MySqlRow},
     query::Query,
 };
 use usersync_core::target::{Table, TargetConfig};
 
+use self::errors::{row_trouble, trouble};
 use crate::{
-    ConfigError, Failure,
+    ConfigError,
     cell::Kind,
+    dialect::{Dialect, Fate, Held},
     layout::{Layout, Live, LiveColumn, Row, Shape},
-    sql::{Dialect, Fate, Held, SqlTarget, broken},
+    sql::SqlTarget,
     table,
-    trouble::{Blame, Trouble},
+    trouble::Trouble,
 };
 
 const SERVER: &str = "MySQL";
@@ -415,98 +419,9 @@ fn quoted(name: &str) -> String {
     parts.collect::<Vec<_>>().join(".")
 }
 
-fn trouble(error: sqlx::Error) -> Trouble {
-    let Some(error) = database(&error) else {
-        return broken(&error, SERVER);
-    };
-    let blame = blame(error.number(), error.code());
-    let reason = match blame {
-        Blame::Row => "the user doesn't fit the table",
-        Blame::Conflict => "another user's row has a value that must be unique",
-        Blame::Collision => "a deadlock",
-        Blame::Busy => "the server is busy",
-        Blame::Server => "the server can't be used",
-        Blame::Table => "the table isn't as it was",
-    };
-    Trouble {
-        blame,
-        failure: Failure {
-            code: error.code().map(|code| code.to_owned().into()),
-            ..Failure::new(format!("{SERVER}: {reason} (error {})", error.number()))
-        },
-        lost: matches!(blame, Blame::Server),
-    }
-}
-
-/// The same with the name of the column, where the server tells it behind the value.
-fn row_trouble(error: sqlx::Error, layout: &Layout) -> Trouble {
-    let message = database(&error)
-        .map(|error| error.message().to_owned())
-        .unwrap_or_default();
-    let mut trouble = trouble(error);
-    // The message ends with the column, or the key; only a name we know is repeated, never a value.
-    let named = |name: &&str| message.rsplit(['\'', '`', '.']).any(|part| part == *name);
-    let column = layout
-        .columns
-        .iter()
-        .map(|column| column.name.as_str())
-        .find(named);
-    if let (Blame::Row | Blame::Conflict, Some(column)) = (trouble.blame, column) {
-        trouble.failure.reason = format!("{}, column `{column}`", trouble.failure.reason).into();
-    }
-    trouble
-}
-
-fn database(error: &sqlx::Error) -> Option<&MySqlDatabaseError> {
-    error.as_database_error()?.try_downcast_ref()
-}
-
-/// The table of docs/TARGETS.md, "MySQL and MariaDB".
-fn blame(number: u16, state: Option<&str>) -> Blame {
-    let class = state.and_then(|state| state.get(..2)).unwrap_or_default();
-    match number {
-        1022 | 1062 | 1169 | 1586 | 1859 => Blame::Conflict,
-        1205 => Blame::Busy,
-        1213 | 1020 => Blame::Collision,
-        // Too many connections; read-only since a failover; no room; interrupted.
-        1021 | 1040 | 1114 | 1203 | 1226 | 1290 | 1317 | 1792 | 1836 | 1969 | 3024 => Blame::Busy,
-        // The columns, their number, their defaults.
-        1054 | 1136 | 1146 | 1364 => Blame::Table,
-        1044 | 1045 | 1049 | 1053 | 1130 | 1142 | 1143 | 1193 | 1227 | 1251 | 1698 | 1862
-        | 1927 | 3118 | 3159 | 4151 => Blame::Server,
-        1048 | 1153 | 1264 | 1265 | 1292 | 1366 | 1406 | 1452 | 3140 | 3819 | 4025 => Blame::Row,
-        _ if matches!(class, "22" | "23" | "44" | "45") => Blame::Row,
-        _ if matches!(class, "08" | "28") => Blame::Server,
-        _ if class == "42" => Blame::Table,
-        _ if class == "40" => Blame::Collision,
-        _ => Blame::Busy,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn errors_are_classified_as_documented() {
-        let rows = [
-            (1062, "23000", Blame::Conflict),
-            (1406, "22001", Blame::Row),
-            (4025, "23000", Blame::Row),
-            (1644, "45000", Blame::Row),
-            (1213, "40001", Blame::Collision),
-            (1205, "HY000", Blame::Busy),
-            (1040, "08004", Blame::Busy),
-            (1290, "HY000", Blame::Busy),
-            (1045, "28000", Blame::Server),
-            (1049, "42000", Blame::Server),
-            (1054, "42S22", Blame::Table),
-            (1146, "42S02", Blame::Table),
-        ];
-        for (number, state, expected) in rows {
-            assert_eq!(blame(number, Some(state)), expected, "{number}");
-        }
-    }
 
     #[test]
     fn names_are_quoted() {

@@ -2,7 +2,9 @@
 //!
 //! A user is a node; a deleted one stays as a node with nothing but its id and version.
 
+mod errors;
 mod property;
+mod transaction;
 
 use std::{
     future::Future,
@@ -19,6 +21,10 @@ use usersync_core::{
     target::{Table, TargetConfig},
 };
 
+use self::{
+    errors::{trouble, unreadable},
+    transaction::{rolled_back, transact},
+};
 use crate::{
     Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
     connections::Connections,
@@ -441,33 +447,6 @@ impl Target for Neo4jTarget {
     }
 }
 
-/// Runs one statement in a transaction of its own: one that commits by itself would be tried again by the
-/// driver, for a minute.
-async fn transact<T>(
-    graph: &Graph,
-    query: Query,
-    read: fn(&neo4rs::Row) -> Result<T, neo4rs::DeError>,
-) -> Result<Vec<T>, Trouble> {
-    let failed = |error| trouble(&error);
-    let mut transaction = graph.start_txn().await.map_err(failed)?;
-    let mut rows = transaction.execute(query).await.map_err(failed)?;
-    let mut answers = Vec::new();
-    while let Some(row) = rows.next(transaction.handle()).await.map_err(failed)? {
-        answers.push(read(&row).map_err(|_| unreadable())?);
-    }
-    transaction.commit().await.map_err(failed)?;
-    Ok(answers)
-}
-
-/// Ends what a failed statement has left open: the driver resets a connection when it is used again, and only
-/// then.
-async fn rolled_back(graph: &Graph) -> bool {
-    match graph.start_txn().await {
-        Ok(transaction) => transaction.rollback().await.is_ok(),
-        Err(_) => false,
-    }
-}
-
 /// The rows as a parameter.
 fn list(rows: &[Row]) -> BoltType {
     let map = |row: &Row| {
@@ -485,123 +464,4 @@ fn list(rows: &[Row]) -> BoltType {
 
 fn quoted(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
-}
-
-fn unreadable() -> Trouble {
-    Trouble {
-        blame: Blame::Busy,
-        failure: Failure::new("the answer of Neo4j can't be read"),
-        lost: true,
-    }
-}
-
-/// An error by its kind and code; messages may quote values.
-fn trouble(error: &neo4rs::Error) -> Trouble {
-    let server = |reason: String| Trouble {
-        blame: Blame::Server,
-        failure: Failure::new(reason),
-        lost: true,
-    };
-    let code = match error {
-        neo4rs::Error::Neo4j(error) => error.code().to_owned(),
-        // What goes wrong while rows are read comes as a text, which begins with the code.
-        neo4rs::Error::UnexpectedMessage(text) => match text.find("Neo.") {
-            Some(start) => {
-                let letters = |c: &char| c.is_ascii_alphanumeric() || *c == '.';
-                text[start..].chars().take_while(letters).collect()
-            }
-            None => return unreadable(),
-        },
-        neo4rs::Error::IOError { detail } => {
-            return server(format!("can't reach Neo4j: {}", detail.kind()));
-        }
-        neo4rs::Error::ConnectionError => return server("can't reach Neo4j".to_owned()),
-        neo4rs::Error::AuthenticationError(_) => {
-            return server("Neo4j refuses the user or the password".to_owned());
-        }
-        _ => return unreadable(),
-    };
-    let blame = blame(&code);
-    let what = match blame {
-        Blame::Row => "the user can't be written",
-        Blame::Conflict => "a constraint is in the way",
-        Blame::Collision => "another transaction is in the way",
-        Blame::Busy => "the server is busy",
-        Blame::Server | Blame::Table => "the server can't be used",
-    };
-    Trouble {
-        blame,
-        failure: Failure {
-            reason: format!("Neo4j: {what} ({code})").into(),
-            code: Some(code.into()),
-            retry_after: None,
-        },
-        lost: blame == Blame::Server,
-    }
-}
-
-/// The table of docs/TARGETS.md, "Neo4j".
-fn blame(code: &str) -> Blame {
-    let mut parts = code.split('.').skip(1);
-    match (parts.next(), parts.next(), parts.next()) {
-        (
-            Some("ClientError"),
-            Some("Schema"),
-            Some("ConstraintValidationFailed" | "ConstraintViolation"),
-        ) => Blame::Conflict,
-        (
-            Some("ClientError"),
-            Some("Statement"),
-            Some("TypeError" | "ArgumentError" | "ArithmeticError" | "EntityNotFound"),
-        ) => Blame::Row,
-        (Some("ClientError"), Some("Transaction"), _)
-        | (Some("TransientError"), Some("Transaction"), _) => Blame::Collision,
-        // Moved to another server.
-        (Some("ClientError"), Some("Cluster" | "General"), _) => Blame::Busy,
-        (Some("ClientError"), _, _) => Blame::Server,
-        _ => Blame::Busy,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_are_classified_as_documented() {
-        let rows = [
-            (
-                "Neo.ClientError.Schema.ConstraintValidationFailed",
-                Blame::Conflict,
-            ),
-            ("Neo.ClientError.Statement.TypeError", Blame::Row),
-            (
-                "Neo.TransientError.Transaction.DeadlockDetected",
-                Blame::Collision,
-            ),
-            (
-                "Neo.TransientError.General.MemoryPoolOutOfMemoryError",
-                Blame::Busy,
-            ),
-            ("Neo.ClientError.Cluster.NotALeader", Blame::Busy),
-            ("Neo.ClientError.Security.Unauthorized", Blame::Server),
-            ("Neo.ClientError.Database.DatabaseNotFound", Blame::Server),
-            ("Neo.ClientError.Statement.SyntaxError", Blame::Server),
-            ("Neo.DatabaseError.General.UnknownError", Blame::Busy),
-        ];
-        for (code, expected) in rows {
-            assert_eq!(blame(code), expected, "{code}");
-        }
-    }
-
-    #[test]
-    fn the_code_is_found_in_what_the_driver_says() {
-        let text = "unexpected response for PULL: Ok(Failure(… \"code\" … \"Neo.TransientError.Transaction.Outdated\" … \"ann\"";
-        let trouble = trouble(&neo4rs::Error::UnexpectedMessage(text.to_owned()));
-        assert_eq!(
-            trouble.failure.code.as_deref(),
-            Some("Neo.TransientError.Transaction.Outdated")
-        );
-        assert!(!trouble.failure.reason.contains("ann"));
-    }
 }

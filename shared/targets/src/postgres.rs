@@ -3,6 +3,8 @@
 //! Values go as texts and the server reads them as the columns' types, so that every type works that has a
 //! textual form.
 
+mod errors;
+
 use std::{
     collections::{HashMap, HashSet},
     str::FromStr,
@@ -11,17 +13,19 @@ use std::{
 use secrecy::ExposeSecret;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row as _,
-    postgres::{PgConnectOptions, PgDatabaseError, PgRow},
+    postgres::{PgConnectOptions, PgRow},
 };
 use usersync_core::target::{Table, TargetConfig};
 
+use self::errors::trouble;
 use crate::{
-    ConfigError, Failure,
+    ConfigError,
     cell::Kind,
+    dialect::{Dialect, Fate, Held},
     layout::{Layout, Live, LiveColumn, Row, Shape},
-    sql::{Dialect, Fate, Held, SqlTarget, broken},
+    sql::SqlTarget,
     table,
-    trouble::{Blame, Trouble},
+    trouble::Trouble,
 };
 
 const SERVER: &str = "PostgreSQL";
@@ -336,84 +340,9 @@ fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-fn trouble(error: sqlx::Error) -> Trouble {
-    let Some(error) = error
-        .as_database_error()
-        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
-    else {
-        return broken(&error, SERVER);
-    };
-    let blame = blame(error.code());
-    let what = match blame {
-        Blame::Row => "the user doesn't fit the table",
-        Blame::Conflict => "another user's row has a value that must be unique",
-        Blame::Collision => "a deadlock",
-        Blame::Busy => "the server is busy",
-        Blame::Server => "the server can't be used",
-        Blame::Table => "the table isn't as it was",
-    };
-    let mut reason = format!("{SERVER}: {what} ({})", error.code());
-    // Names only: message and detail quote values.
-    for (label, name) in [
-        ("column", error.column()),
-        ("constraint", error.constraint()),
-    ] {
-        if let Some(name) = name {
-            reason = format!("{reason}, {label} `{name}`");
-        }
-    }
-    Trouble {
-        blame,
-        failure: Failure {
-            code: Some(error.code().to_owned().into()),
-            ..Failure::new(reason)
-        },
-        lost: matches!(blame, Blame::Server | Blame::Table),
-    }
-}
-
-/// The table of docs/TARGETS.md, "PostgreSQL".
-fn blame(code: &str) -> Blame {
-    match code {
-        "23505" | "23P01" => Blame::Conflict,
-        "40001" | "40P01" => Blame::Collision,
-        // Read-only since a failover.
-        "25006" | "55P03" | "57014" => Blame::Busy,
-        "42501" => Blame::Server,
-        "54000" | "P0001" => Blame::Row,
-        _ => match code.get(..2).unwrap_or_default() {
-            "22" | "23" | "44" => Blame::Row,
-            "08" | "28" | "3D" | "57" => Blame::Server,
-            "0A" | "3F" | "42" => Blame::Table,
-            _ => Blame::Busy,
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn errors_are_classified_as_documented() {
-        let rows = [
-            ("23505", Blame::Conflict),
-            ("22001", Blame::Row),
-            ("22P02", Blame::Row),
-            ("23514", Blame::Row),
-            ("40P01", Blame::Collision),
-            ("55P03", Blame::Busy),
-            ("53300", Blame::Busy),
-            ("25006", Blame::Busy),
-            ("28P01", Blame::Server),
-            ("42501", Blame::Server),
-            ("57P01", Blame::Server),
-            ("42P01", Blame::Table),
-        ];
-        for (code, expected) in rows {
-            assert_eq!(blame(code), expected, "{code}");
-        }
-    }
 
     #[test]
     fn names_are_quoted() {

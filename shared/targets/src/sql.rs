@@ -16,6 +16,7 @@ use usersync_core::target::{Table, TargetConfig};
 use crate::{
     Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
     connections::{Connections, TRUSTED},
+    dialect::{Dialect, Fate, Held},
     layout::{Layout, Live, LiveColumn, Row, Shape},
     portions, shown, table,
     trouble::{Blame, Trouble},
@@ -29,84 +30,6 @@ const TABLE: &str = "users";
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How often a statement is tried that the server rolled back for the sake of another one.
 const TURNS: u32 = 4;
-
-/// How a server is spoken to.
-pub(crate) trait Dialect: Send + Sync {
-    /// One connection.
-    type Connection: Send;
-
-    /// Opens a connection.
-    fn connect(&self) -> impl Future<Output = Result<Self::Connection, Trouble>> + Send;
-
-    /// Asks whether the server is still there.
-    fn ping(
-        &self,
-        connection: &mut Self::Connection,
-    ) -> impl Future<Output = Result<(), Trouble>> + Send;
-
-    /// Describes the table; `None` when there is none of this name.
-    fn look(
-        &self,
-        connection: &mut Self::Connection,
-        name: &str,
-    ) -> impl Future<Output = Result<Option<Live>, Trouble>> + Send;
-
-    /// Writes rows of one shape, ordered by id, all or none of them; says what became of each.
-    fn upsert(
-        &self,
-        connection: &mut Self::Connection,
-        layout: &Layout,
-        rows: &[Row],
-    ) -> impl Future<Output = Result<Vec<Fate>, Trouble>> + Send;
-
-    /// Writes the cells told and the version to rows that are there, not deleted and not newer.
-    fn update(
-        &self,
-        connection: &mut Self::Connection,
-        layout: &Layout,
-        rows: &[Row],
-    ) -> impl Future<Output = Result<(), Trouble>> + Send;
-
-    /// Reads rows back, by id.
-    fn read(
-        &self,
-        connection: &mut Self::Connection,
-        layout: &Layout,
-        ids: &[String],
-    ) -> impl Future<Output = Result<HashMap<String, Held>, Trouble>> + Send;
-
-    /// Runs a statement of [`Dialect::create`] or [`Dialect::add`].
-    fn run(
-        &self,
-        connection: &mut Self::Connection,
-        statement: &str,
-    ) -> impl Future<Output = Result<(), Trouble>> + Send;
-
-    /// The statement that creates the table.
-    fn create(&self, name: &str, table: &Table) -> String;
-
-    /// The statements that add columns of ours to the table: the version's, the deleted mark's.
-    fn add(&self, name: &str, version: Option<&str>, deleted: Option<&str>) -> Vec<String>;
-}
-
-/// What became of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    Written,
-    /// The table holds a newer version.
-    Newer,
-    /// Another user's row stands in the way, through another unique key.
-    InTheWay,
-}
-
-/// A row as it is held.
-#[derive(Clone, Debug)]
-pub(crate) struct Held {
-    pub(crate) version: i64,
-    pub(crate) deleted: bool,
-    /// One for each column of the layout, as text.
-    pub(crate) cells: Vec<Option<String>>,
-}
 
 /// What is known of the table.
 enum Place {

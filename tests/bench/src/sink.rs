@@ -94,7 +94,7 @@ async fn answer(
             let number = counters.count.fetch_add(1, Ordering::Relaxed);
             if path == "/slow" {
                 tokio::time::sleep(SLOW).await;
-            } else if path == "/stalls" && number % STALLS == 0 {
+            } else if path == "/stalls" && number.is_multiple_of(STALLS) {
                 tokio::time::sleep(STALL).await;
             }
             if path == "/timed" {
