@@ -1,8 +1,8 @@
 //! How many calls may be under way at once: as many as make the target faster, and no more.
 //!
-//! Calls that take no longer although more of them are under way show room; calls that take longer
-//! show a queue. The median is compared with the best seen, so that a few slow calls, which hold only
-//! their own lanes, neither shrink nor stop anything.
+//! Now and then a few more calls are tried. If the rate rises with them they stay, else it goes back. Calls
+//! that take much longer than they did show a queue. The median tells, so that a few slow calls, which hold
+//! only their own lanes, neither shrink nor stop anything.
 
 use std::time::Duration;
 
@@ -10,31 +10,63 @@ use tokio::time::Instant;
 
 /// What is tried first, where it is allowed.
 const FIRST: usize = 64;
-/// The fewest calls from which a step is decided.
-const LEAST_CALLS: usize = 32;
+/// A step is decided from the calls of at least this long, and at least as many as the limit.
+const STEP: Duration = Duration::from_millis(50);
+/// How much more is tried.
+const MORE: f64 = 1.25;
+/// A step by [`MORE`] stays if it makes the rate rise at least this much.
+const WORTH: f64 = 1.08;
+/// After how long more is tried again, when it wasn't worth it.
+const REST: Duration = Duration::from_secs(2);
 /// A median that exceeds the best by this factor shows a queue.
-const QUEUE: f64 = 1.5;
-/// Differences below this many seconds are noise.
-const NOISE: f64 = 0.001;
-/// After how long the best median is measured anew, at half the concurrency: targets change.
+const QUEUE: f64 = 3.0;
+/// Medians below this many seconds are too short to tell a queue by.
+const SHORT: f64 = 0.005;
+/// After how long the best median is measured anew: targets change.
 const RELEARN: Duration = Duration::from_secs(30);
 /// The share of failures that shows too much load.
 const FAILURES: f64 = 0.1;
+/// Calls remembered for the median, at most.
+const CALLS: usize = 4_096;
 
 /// The concurrency of one target in one worker, between 1 and `most`.
 #[derive(Debug)]
 pub(crate) struct Pace {
     limit: f64,
     most: usize,
+    /// The limit and the rate before the last step up, while it is on trial.
+    trial: Option<(f64, f64)>,
+    /// No step up before this.
+    rest_until: Instant,
     /// The best median seen, in seconds.
     best: Option<f64>,
     /// When it was last measured anew.
     learnt: Instant,
-    /// Since the last step, in seconds.
-    seconds: Vec<f64>,
+    window: Window,
+}
+
+/// The calls since the last step.
+#[derive(Debug)]
+struct Window {
+    since: Instant,
+    calls: usize,
     failures: usize,
-    /// Whether the limit was reached since the last step: else nothing is learnt from the calls.
+    /// How long they took, in seconds.
+    seconds: Vec<f64>,
+    /// Whether the limit was reached: else nothing is learnt from the calls.
     reached: bool,
+}
+
+impl Window {
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            calls: 0,
+            failures: 0,
+            seconds: Vec::new(),
+            reached: false,
+        }
+    }
 }
 
 impl Pace {
@@ -42,11 +74,11 @@ impl Pace {
         Self {
             limit: FIRST.min(most) as f64,
             most,
+            trial: None,
+            rest_until: now,
             best: None,
             learnt: now,
-            seconds: Vec::new(),
-            failures: 0,
-            reached: false,
+            window: Window::new(now),
         }
     }
 
@@ -57,40 +89,50 @@ impl Pace {
 
     /// The limit keeps calls waiting.
     pub(crate) fn reached(&mut self) {
-        self.reached = true;
+        self.window.reached = true;
     }
 
     /// A call has ended.
     pub(crate) fn ended(&mut self, took: Duration, failed: bool, now: Instant) {
-        self.seconds.push(took.as_secs_f64());
-        self.failures += usize::from(failed);
-        if self.seconds.len() >= LEAST_CALLS.max(self.limit()) {
+        let window = &mut self.window;
+        window.calls += 1;
+        window.failures += usize::from(failed);
+        if window.seconds.len() < CALLS {
+            window.seconds.push(took.as_secs_f64());
+        }
+        if window.calls >= self.limit as usize && now.duration_since(window.since) >= STEP {
             self.step(now);
         }
     }
 
     fn step(&mut self, now: Instant) {
-        let calls = self.seconds.len();
-        let (_, median, _) = self
-            .seconds
-            .select_nth_unstable_by(calls / 2, f64::total_cmp);
+        let window = std::mem::replace(&mut self.window, Window::new(now));
+        let elapsed = now.duration_since(window.since).as_secs_f64();
+        let rate = window.calls as f64 / elapsed;
+        let mut seconds = window.seconds;
+        let middle = seconds.len() / 2;
+        let (_, median, _) = seconds.select_nth_unstable_by(middle, f64::total_cmp);
         let median = *median;
-        let best = self.best.map_or(median, |best| median.min(best));
-        self.best = Some(best);
-        let failing = self.failures as f64 > FAILURES * calls as f64;
-        if failing || median > 2.0 * QUEUE * best + NOISE {
-            self.limit = (self.limit * 0.8).max(1.0);
-        } else if self.reached && median <= QUEUE * best + NOISE {
-            self.limit = (self.limit * 1.25 + 1.0).min(self.most as f64);
-        }
         if now.duration_since(self.learnt) > RELEARN {
             self.learnt = now;
             self.best = None;
-            self.limit = (self.limit / 2.0).max(1.0);
         }
-        self.seconds.clear();
-        self.failures = 0;
-        self.reached = false;
+        let best = self.best.map_or(median, |best| median.min(best));
+        self.best = Some(best);
+        let trial = self.trial.take();
+        let failing = window.failures as f64 > FAILURES * window.calls as f64;
+        if failing || (median > SHORT && median > QUEUE * best) {
+            self.limit = (self.limit * 0.8).max(1.0);
+            self.rest_until = now + REST;
+        } else if let Some((before, then)) = trial.filter(|_| window.reached)
+            && rate < WORTH * then
+        {
+            self.limit = before;
+            self.rest_until = now + REST;
+        } else if window.reached && now >= self.rest_until && self.limit() < self.most {
+            self.trial = Some((self.limit, rate));
+            self.limit = (self.limit * MORE + 1.0).min(self.most as f64);
+        }
     }
 }
 
@@ -98,59 +140,67 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// Runs `steps` full windows, one a second, against a target that answers within `took(limit, call)`.
-    fn run(steps: usize, took: impl Fn(usize, usize) -> f64) -> Pace {
+    /// Runs for `seconds` against a target that answers a call within `took(limit)` seconds, one in
+    /// `slow` within 2 s.
+    fn run(seconds: u64, slow: usize, took: impl Fn(f64) -> f64) -> Pace {
         let mut now = Instant::now();
+        let end = now + Duration::from_secs(seconds);
         let mut pace = Pace::new(1_000, now);
-        for _ in 0..steps {
-            now += Duration::from_secs(1);
-            let limit = pace.limit();
+        let mut call = 0;
+        while now < end {
             pace.reached();
-            for call in 0..LEAST_CALLS.max(limit) {
-                pace.ended(Duration::from_secs_f64(took(limit, call)), false, now);
-            }
+            let limit = pace.limit() as f64;
+            // Slow calls hold their places.
+            let one = took(limit) + 2.0 / slow as f64;
+            now += Duration::from_secs_f64(one / limit);
+            call += 1;
+            let took = if call % slow == 0 { 2.0 } else { took(limit) };
+            pace.ended(Duration::from_secs_f64(took), false, now);
         }
         pace
     }
 
     #[test]
-    fn it_grows_to_its_bound_while_calls_take_no_longer() {
-        assert_eq!(run(0, |_, _| 0.020).limit(), 64);
-        assert_eq!(run(25, |_, _| 0.020).limit(), 1_000);
+    fn it_grows_while_the_rate_grows_with_it() {
+        assert_eq!(run(0, usize::MAX, |_| 0.020).limit(), 64);
+        assert!(run(5, usize::MAX, |_| 0.020).limit() > 800);
     }
 
     #[test]
-    fn it_stops_where_calls_begin_to_queue_and_stays_there() {
-        // The target works on 100 at a time.
-        for steps in [25, 28, 55, 85, 400] {
-            let pace = run(steps, |limit, _| 0.020 * (limit as f64 / 100.0).max(1.0));
-            assert!(
-                (70..250).contains(&pace.limit()),
-                "{steps}: {}",
-                pace.limit()
-            );
+    fn it_goes_back_where_more_calls_only_queue() {
+        for seconds in [5, 20, 45] {
+            // The target works on 100 at a time.
+            let pace = run(seconds, usize::MAX, |limit| {
+                0.020 * (limit / 100.0).max(1.0)
+            });
+            assert!((64..160).contains(&pace.limit()), "{}", pace.limit());
+            // One core, kept busy by fewer than 64.
+            let pace = run(seconds, usize::MAX, |limit| limit / 40_000.0);
+            assert!((60..=81).contains(&pace.limit()), "{}", pace.limit());
         }
     }
 
     #[test]
     fn a_few_slow_calls_do_not_shrink_it() {
-        let pace = run(25, |_, call| if call % 50 == 0 { 2.0 } else { 0.001 });
-        assert_eq!(pace.limit(), 1_000);
+        let pace = run(10, 500, |_| 0.002);
+        assert!(pace.limit() >= 500, "{}", pace.limit());
     }
 
     #[test]
     fn failures_shrink_it_and_idleness_leaves_it() {
-        let now = Instant::now();
-        let mut pace = Pace::new(1_000, now);
-        for _ in 0..64 {
+        let start = Instant::now();
+        let mut pace = Pace::new(1_000, start);
+        for call in 1..=128 {
+            let now = start + Duration::from_millis(call);
             pace.ended(Duration::from_millis(1), true, now);
         }
         assert!(pace.limit() < 64);
-        let mut pace = Pace::new(1_000, now);
-        for _ in 0..1_000 {
+        let mut pace = Pace::new(1_000, start);
+        for call in 1..=1_000 {
+            let now = start + Duration::from_millis(call);
             pace.ended(Duration::from_millis(1), false, now);
         }
         assert_eq!(pace.limit(), 64, "never reached, so nothing is learnt");
-        assert_eq!(Pace::new(4, now).limit(), 4);
+        assert_eq!(Pace::new(4, start).limit(), 4);
     }
 }
