@@ -149,7 +149,7 @@ impl Fleet {
     async fn registry(&self) -> Registry {
         let mut said = false;
         loop {
-            match Registry::open(&self.jetstream).await {
+            match Registry::open(&self.jetstream, usersync_targets::check).await {
                 Ok(registry) => return registry,
                 Err(error) if !said => {
                     tracing::warn!(error = format!("{error:#}"), "waiting for the targets");

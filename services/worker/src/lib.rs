@@ -154,7 +154,7 @@ async fn registered(
     jetstream: &jetstream::Context,
     failed: &mut Vec<String>,
 ) -> anyhow::Result<Catalogue> {
-    let entries = match Registry::open(jetstream).await {
+    let entries = match Registry::open(jetstream, usersync_targets::check).await {
         Ok(registry) => registry.entries().await?,
         Err(error) => {
             failed.push(format!("{error:#}"));

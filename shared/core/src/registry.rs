@@ -63,11 +63,18 @@ pub struct Entry {
     pub revision: u64,
 }
 
+/// Looks at an entry beyond its keys; says what is wrong with it, beginning with the key.
+///
+/// The same for all who follow the bucket, or they would disagree about the last good value: nothing
+/// that one machine has and another lacks, secrets least of all, may decide.
+pub type Check = fn(&TargetConfig) -> Result<(), String>;
+
 /// The bucket.
 #[derive(Clone, Debug)]
 pub struct Registry {
     jetstream: jetstream::Context,
     store: kv::Store,
+    check: Check,
 }
 
 /// One value of the bucket as it is stored, for those who write the next one.
@@ -160,11 +167,11 @@ pub async fn ensure_buckets(jetstream: &jetstream::Context, replicas: usize) -> 
 }
 
 impl Registry {
-    /// The bucket, which must be there.
+    /// The bucket, which must be there; an entry that fails `check` is a bad one.
     ///
     /// # Errors
     /// When it isn't, or the server can't be asked.
-    pub async fn open(jetstream: &jetstream::Context) -> anyhow::Result<Self> {
+    pub async fn open(jetstream: &jetstream::Context, check: Check) -> anyhow::Result<Self> {
         let store = jetstream.get_key_value(subjects::TARGETS_BUCKET).await;
         let store = store.with_context(|| {
             format!(
@@ -175,6 +182,7 @@ impl Registry {
         Ok(Self {
             jetstream: jetstream.clone(),
             store,
+            check,
         })
     }
 
@@ -288,16 +296,17 @@ impl Registry {
     async fn read(&self, key: &str) -> anyhow::Result<Option<Entry>> {
         let mut entries = Entries::new();
         if let Some(newest) = self.store.entry(key).await? {
-            take(&mut entries, &newest);
+            self.take(&mut entries, &newest);
         }
         if entries
             .get(key)
             .is_some_and(|entry| entry.problem.is_some())
         {
             // The last good value is one of those before.
+            entries.clear();
             let mut history = self.store.history(key).await?;
             while let Some(value) = timeout(REQUEST_TIMEOUT, history.next()).await? {
-                take(&mut entries, &value?);
+                self.take(&mut entries, &value?);
             }
         }
         Ok(entries.remove(key))
@@ -331,17 +340,27 @@ impl Registry {
                 changed
             });
         };
+        // Before the entries are read, one after the other: what changes meanwhile is seen again.
+        let last = self.store.stream.get_info().await?.state.last_sequence;
         let mut entries = self.entries().await?;
         send(&entries);
-        let read = entries.values().map(|entry| entry.revision).max();
-        let next = read.unwrap_or(0) + 1;
-        let mut watch = self.store.watch_all_from_revision(next).await?;
+        let mut watch = self.store.watch_all_from_revision(last + 1).await?;
         let until = Instant::now() + RECONCILE;
         while let Ok(change) = timeout_at(until, watch.next()).await {
-            take(&mut entries, &change.context("the watch ended")??);
-            send(&entries);
+            let change = change.context("the watch ended")??;
+            self.take(&mut entries, &change);
+            // What comes again may be older than what was read: a deleted entry would come back.
+            if change.delta == 0 {
+                send(&entries);
+            }
         }
         Ok(())
+    }
+
+    /// Applies one value of the bucket.
+    fn take(&self, entries: &mut Entries, value: &kv::Entry) {
+        let text = (value.operation == kv::Operation::Put).then_some(&*value.value);
+        apply(entries, self.check, &value.key, value.revision, text);
     }
 }
 
@@ -358,21 +377,21 @@ fn stored(message: &StreamMessage) -> Stored {
     }
 }
 
-/// Applies one value of the bucket.
-fn take(entries: &mut Entries, value: &kv::Entry) {
-    let text = (value.operation == kv::Operation::Put).then_some(&*value.value);
-    apply(entries, &value.key, value.revision, text);
-}
-
-/// Applies one value; `None` is a deletion.
-fn apply(entries: &mut Entries, key: &str, revision: u64, value: Option<&[u8]>) {
+/// Applies one value, unless a newer one is known; `None` is a deletion.
+fn apply(entries: &mut Entries, check: Check, key: &str, revision: u64, value: Option<&[u8]>) {
+    if entries
+        .get(key)
+        .is_some_and(|entry| entry.revision > revision)
+    {
+        return;
+    }
     let Some(value) = value else {
         entries.remove(key);
         return;
     };
     let entry = entries.entry(key.to_owned()).or_default();
     entry.revision = revision;
-    match parse(key, value) {
+    match parse(key, value).and_then(|config| check(&config).map(|()| config)) {
         Ok(config) => {
             entry.config = Some(Arc::new(config));
             entry.problem = None;
@@ -393,11 +412,18 @@ fn parse(name: &str, value: &[u8]) -> Result<TargetConfig, String> {
 mod tests {
     use super::*;
 
+    fn no_ftp(config: &TargetConfig) -> Result<(), String> {
+        match config.url.scheme() {
+            "ftp" => Err("url: not this one".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
     #[test]
     fn a_bad_value_keeps_the_last_good_one_and_says_why() {
         let mut entries = Entries::new();
         let mut put = |revision, text: &str| {
-            apply(&mut entries, "t", revision, Some(text.as_bytes()));
+            apply(&mut entries, no_ftp, "t", revision, Some(text.as_bytes()));
             entries["t"].clone()
         };
         put(1, r#"{"url": "http://h/1"}"#);
@@ -406,10 +432,16 @@ mod tests {
         let problem = entry.problem.unwrap();
         assert_eq!(problem, "timeout: expected a duration such as 10s");
         assert_eq!(entry.revision, 2);
-        assert_eq!(put(3, r#"{"url": "http://h/3"}"#).problem, None);
-        apply(&mut entries, "t", 4, None);
+        let entry = put(3, r#"{"url": "ftp://h/3"}"#);
+        assert_eq!(entry.config.unwrap().url.path(), "/1");
+        assert_eq!(entry.problem.unwrap(), "url: not this one");
+        assert_eq!(put(4, r#"{"url": "http://h/4"}"#).problem, None);
+        assert_eq!(put(2, r#"{"url": "http://h/2"}"#).revision, 4);
+        apply(&mut entries, no_ftp, "t", 3, None);
+        assert_eq!(entries["t"].revision, 4, "older than what is known");
+        apply(&mut entries, no_ftp, "t", 5, None);
         assert!(entries.is_empty());
-        apply(&mut entries, "u", 5, Some(b"{"));
+        apply(&mut entries, no_ftp, "u", 6, Some(b"{"));
         let entry = &entries["u"];
         assert!(entry.config.is_none() && entry.problem.as_ref().unwrap().contains("JSON"));
     }

@@ -129,6 +129,28 @@ pub enum ConfigError {
     Url(String),
 }
 
+/// Looks whether `config` fits its rule and its kind, as far as that can be said without its secrets:
+/// everybody comes to the same answer.
+///
+/// # Errors
+/// What is wrong, beginning with the key.
+pub fn check(config: &TargetConfig) -> Result<(), String> {
+    Rule::check(config).map_err(|error| error.to_string())?;
+    let fits = match config.url.scheme() {
+        // Making one reads every certificate of this machine.
+        "http" | "https" => http::check(config),
+        _ => {
+            let secret = None;
+            connect(&TargetConfig {
+                secret,
+                ..config.clone()
+            })
+            .map(|_| ())
+        }
+    };
+    fits.map_err(|error| error.to_string())
+}
+
 /// Makes the target that `config` describes; connections are opened when first needed.
 ///
 /// # Errors

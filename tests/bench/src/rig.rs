@@ -114,7 +114,7 @@ impl Rig {
         }
         let target = catalogue::entry(name, entry.clone())
             .map_err(|problems| anyhow!(problems.join("\n")))?;
-        let registry = Registry::open(&self.jetstream).await?;
+        let registry = Registry::open(&self.jetstream, |_| Ok(())).await?;
         let value = serde_json::to_vec(&entry)?.into();
         let stored = registry.store().put(name, value).await;
         stored.with_context(|| format!("registering target {name}"))?;

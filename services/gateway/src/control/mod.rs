@@ -83,7 +83,7 @@ impl Control {
 
     /// The targets' bucket.
     pub(crate) async fn registry(&self) -> anyhow::Result<&Registry> {
-        let open = async || Registry::open(&self.jetstream).await;
+        let open = async || Registry::open(&self.jetstream, usersync_targets::check).await;
         self.registry.get_or_try_init(open).await
     }
 

@@ -30,19 +30,41 @@ pub(crate) struct HttpTarget {
     read_url: Option<String>,
 }
 
+/// What can be said of an entry without its secrets.
+///
+/// # Errors
+/// When it doesn't fit.
+pub(crate) fn check(config: &TargetConfig) -> Result<(), ConfigError> {
+    method(config)?;
+    no_user(config)?;
+    call::headers(config)?;
+    read_back::template(config)?;
+    Ok(())
+}
+
+fn method(config: &TargetConfig) -> Result<Method, ConfigError> {
+    match config.method.as_deref() {
+        None | Some("POST") => Ok(Method::POST),
+        Some("PUT") => Ok(Method::PUT),
+        Some("PATCH") => Ok(Method::PATCH),
+        Some(other) => Err(ConfigError::Method {
+            found: other.to_owned(),
+            expected: "POST, PUT or PATCH",
+        }),
+    }
+}
+
+fn no_user(config: &TargetConfig) -> Result<(), ConfigError> {
+    if config.url.username().is_empty() && config.url.password().is_none() {
+        return Ok(());
+    }
+    let instead = "a user and password in it are not sent; set headers.Authorization instead";
+    Err(ConfigError::Url(instead.to_owned()))
+}
+
 impl HttpTarget {
     pub(crate) fn new(config: &TargetConfig) -> Result<Self, ConfigError> {
-        let method = match config.method.as_deref() {
-            None | Some("POST") => Method::POST,
-            Some("PUT") => Method::PUT,
-            Some("PATCH") => Method::PATCH,
-            Some(other) => {
-                return Err(ConfigError::Method {
-                    found: other.to_owned(),
-                    expected: "POST, PUT or PATCH",
-                });
-            }
-        };
+        let method = method(config)?;
         let signer = match &config.secret {
             None => None,
             Some(reference) => {
@@ -50,11 +72,7 @@ impl HttpTarget {
                 Some(Webhook::new(secret.expose_secret()).map_err(|_| ConfigError::SecretForm)?)
             }
         };
-        if !config.url.username().is_empty() || config.url.password().is_some() {
-            let instead =
-                "a user and password in it are not sent; set headers.Authorization instead";
-            return Err(ConfigError::Url(instead.to_owned()));
-        }
+        no_user(config)?;
         let limits = Limits::of(config, CONCURRENCY, 1);
         let read_url = read_back::template(config)?;
         // Only the first call in a process installs it; later ones find it there.
