@@ -61,11 +61,24 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         .await
     {
         made?;
-        let upkeep = tokio::spawn(upkeep::run(control.clone(), shutdown.clone()));
+        let mut upkeep = tokio::spawn(upkeep::run(control.clone(), shutdown.clone()));
         let intake = intake::Intake::new(jetstream, health, &settings);
-        intake.run(shutdown.clone()).await?;
-        shutdown.cancel();
-        upkeep.await.context("the upkeep of targets panicked")?;
+        let intake = intake.run(shutdown.clone());
+        tokio::pin!(intake);
+        let panicked = "the upkeep of targets panicked";
+        tokio::select! {
+            ended = &mut intake => {
+                ended?;
+                shutdown.cancel();
+                upkeep.await.context(panicked)?;
+            }
+            // Before shutdown only a panic ends it: a gateway without it must not go on.
+            ended = &mut upkeep => {
+                shutdown.cancel();
+                intake.await?;
+                ended.context(panicked)?;
+            }
+        }
     }
     shutdown.cancel();
     control.drained().await;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use usersync_core::{
     catalogue,
-    registry::{Registry, Stored, WriteError},
+    registry::{Entry, Registry, Stored, WriteError},
     streams, subjects,
     target::{TargetConfig, TargetName},
 };
@@ -321,22 +321,27 @@ fn text(entry: &Value) -> Bytes {
     entry.to_string().into()
 }
 
-/// Disables a target that says it is gone, unless it is disabled or has changed since; answers
-/// the revision that was disabled.
+/// Disables a target that says it is gone, unless it has changed since `stored`; answers whether it did.
+/// What runs is what is disabled: the last good value, where the newest can't be used.
 pub(crate) async fn disable(
     registry: &Registry,
     name: &TargetName,
+    entry: &Entry,
     stored: &Stored,
     note: &str,
 ) -> Result<bool, WriteError> {
-    let value = stored.value.as_deref().unwrap_or_default();
-    let Ok(mut entry) = serde_json::from_slice::<Value>(value) else {
+    let value = match (&entry.problem, &entry.config) {
+        (Some(_), Some(config)) => serde_json::to_value(&**config),
+        _ => serde_json::from_slice(stored.value.as_deref().unwrap_or_default()),
+    };
+    let Ok(Value::Object(mut members)) = value else {
         return Ok(false);
     };
-    entry["enabled"] = json!(false);
-    entry["note"] = json!(note);
+    members.insert("enabled".to_owned(), false.into());
+    members.insert("note".to_owned(), note.into());
+    let value = text(&Value::Object(members));
     let written = registry
-        .write(name.as_ref(), Some(text(&entry)), stored.revision, None)
+        .write(name.as_ref(), Some(value), stored.revision, None)
         .await;
     written.map(|_| true)
 }

@@ -55,11 +55,16 @@ async fn disable(control: &Control, breaker: &Breaker, put: Timestamp) -> anyhow
     let said: Timestamp = said.unwrap_or(put);
     loop {
         let entry = registry.entry(name).await?;
-        let enabled = entry.and_then(|entry| entry.config);
         let stored = registry.stored(name.as_ref()).await?;
-        let (Some(stored), true) = (stored, enabled.is_some_and(|config| config.enabled)) else {
+        let (Some(entry), Some(stored)) = (entry, stored) else {
             return Ok(());
         };
+        if entry.config.as_ref().is_none_or(|config| !config.enabled) {
+            return Ok(());
+        }
+        if entry.revision != stored.revision {
+            continue;
+        }
         // An operator who has enabled it again has the last word, until it says so again.
         if stored.time > said {
             return Ok(());
@@ -80,7 +85,7 @@ async fn disable(control: &Control, breaker: &Breaker, put: Timestamp) -> anyhow
             .jetstream
             .send_publish(subjects::alert(GONE, name), message);
         sent.await?.await?;
-        match changes::disable(registry, name, &stored, &note).await {
+        match changes::disable(registry, name, &entry, &stored, &note).await {
             Ok(true) => {
                 tracing::error!(target = %name, reason, "the target is gone: disabled");
                 return Ok(());

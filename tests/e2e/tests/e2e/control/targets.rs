@@ -32,15 +32,18 @@ async fn a_bad_value_keeps_the_last_good_one_and_shows_why() -> Result<()> {
             "colour: is no key of a target",
         ),
         (r#"{"url":"gopher://h/"}"#, "is no kind of target"),
+        (r#"{"url":"http://h/","method":"SET"}"#, "method: "),
+        (
+            r#"{"url":"redis://h/","filter":"user.statu =="}"#,
+            "filter: ",
+        ),
     ] {
         let revision = bus.kv_put(TARGETS_BUCKET, "t", bad).await?;
         let target = api.target("t").await?;
         assert_eq!(target["revision"], revision);
         let problem = target["problem"].as_str().unwrap_or_default();
         assert!(problem.contains(told), "{bad}: {problem}");
-        if !bad.contains("gopher") {
-            assert_eq!(target["entry"]["url"], "http://127.0.0.1:1/good", "{bad}");
-        }
+        assert_eq!(target["entry"]["url"], "http://127.0.0.1:1/good", "{bad}");
         let list = api.get("/v1/targets").await?;
         let listed = list["targets"].as_array().into_iter().flatten();
         let listed = listed.filter(|target| target["name"] == "t");
@@ -360,6 +363,32 @@ async fn a_target_that_is_gone_is_disabled_once_with_one_alert() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn a_gone_target_whose_newest_value_is_bad_is_disabled_as_it_runs() -> Result<()> {
+    let stack = only("[t]\nurl = \"http://127.0.0.1:1/good\"")
+        .workers("t", 0)
+        .start()
+        .await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    for bad in ["[]", "5", r#"{"url":"gopher://h/"}"#] {
+        bus.kv_put(TARGETS_BUCKET, "t", bad).await?;
+        let gone = json!({"state": "gone", "since": jiff::Timestamp::now(), "reason": "410"});
+        bus.kv_put(BREAKERS_BUCKET, "t.w1", &gone.to_string())
+            .await?;
+        eventually(SOON, async || {
+            let target = api.target("t").await?;
+            ensure!(target["enabled"] == false, "{bad}: {target}");
+            ensure!(target["problem"] == Value::Null, "{bad}: {target}");
+            Ok(())
+        })
+        .await?;
+        let target = api.target("t").await?;
+        assert_eq!(target["entry"]["url"], "http://127.0.0.1:1/good", "{bad}");
+        api.post("/v1/targets/t/resume", json!({})).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
