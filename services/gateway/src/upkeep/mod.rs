@@ -16,17 +16,26 @@ use crate::control::Control;
 
 pub(crate) use files::{Files, FilesStatus};
 
-/// Brings the files' entries into KV and makes the consumers of every target, once.
+/// Brings the files' entries into KV and makes the consumers of every target, once. One target whose
+/// consumers can't be made doesn't keep the others waiting: [`run`] tries it again.
 ///
 /// # Errors
-/// When NATS can't be asked, or refuses.
+/// When the bucket can't be read or written.
 pub(crate) async fn begin(control: &Control) -> anyhow::Result<()> {
     let registry = control.registry().await?;
     control.files.seed(registry).await?;
     for (name, entry) in registry.entries().await? {
         match (&entry.config, &entry.problem) {
             (Some(config), _) => {
-                streams::ensure_target_consumers(&control.jetstream, config).await?;
+                let made = streams::ensure_target_consumers(&control.jetstream, config).await;
+                if let Err(error) = made {
+                    let error = format!("{error:#}");
+                    tracing::warn!(
+                        target = name,
+                        error,
+                        "can't make the consumers; trying again"
+                    );
+                }
             }
             (None, problem) => tracing::warn!(target = name, ?problem, "the entry can't be used"),
         }
