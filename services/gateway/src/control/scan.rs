@@ -13,6 +13,8 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
+use tokio::time::timeout;
+use usersync_core::nats::REQUEST_TIMEOUT;
 
 /// Messages in one page.
 pub(super) const PAGE: usize = 1_000;
@@ -104,7 +106,10 @@ async fn try_page(
             }
             Ok::<_, async_nats::Error>(())
         };
-        read.await.map_err(anyhow::Error::from_boxed)?;
+        // The server doesn't always say that a page has ended: what came until then is the page.
+        if let Ok(read) = timeout(REQUEST_TIMEOUT, read).await {
+            read.map_err(anyhow::Error::from_boxed)?;
+        }
     }
     let name = &info.name;
     let deleted = stream.delete_consumer(name).await;

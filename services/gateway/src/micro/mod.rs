@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     future::{Future, ready},
     sync::Arc,
+    time::Duration,
 };
 
 use async_nats::{
@@ -26,6 +27,8 @@ use crate::{
 
 /// Requests under way at once.
 const UNDER_WAY: usize = 64;
+/// How long a request may take, as over HTTP.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 type Answer = Result<Vec<u8>, Problem>;
 type Run = Box<dyn Fn(Arc<Control>, Vec<u8>) -> BoxFuture<'static, Answer> + Send + Sync>;
@@ -239,7 +242,9 @@ pub(crate) async fn serve(
             let control = control.clone();
             tokio::spawn(async move {
                 let body = request.message.payload.to_vec();
-                respond(&request, run(control, body).await).await;
+                let answer = tokio::time::timeout(TIMEOUT, run(control, body)).await;
+                let late = |_| Err(Problem::unavailable("it took too long; try again"));
+                respond(&request, answer.unwrap_or_else(late)).await;
                 drop(place);
             });
         }
