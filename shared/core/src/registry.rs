@@ -38,6 +38,10 @@ const KV_DELETE: &str = "DEL";
 
 /// How many values of an entry the bucket keeps: the last good one is looked for among them.
 const HISTORY: i64 = 16;
+/// The most bytes a value of a bucket may have, its key and headers included.
+const MAX_VALUE: i32 = 64 * 1024;
+/// The most bytes an entry of a target may have.
+pub const MAX_ENTRY: usize = 63 * 1024;
 /// How many entries are read at once.
 const READS: usize = 32;
 /// After how long a breaker's entry that isn't renewed is forgotten.
@@ -106,7 +110,7 @@ fn buckets(replicas: usize) -> Vec<kv::Config> {
     let bucket = |name: &str, description: &str| kv::Config {
         bucket: name.to_owned(),
         description: description.to_owned(),
-        max_value_size: 64 * 1024,
+        max_value_size: MAX_VALUE,
         num_replicas: replicas,
         history: 1,
         ..kv::Config::default()

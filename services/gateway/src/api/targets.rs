@@ -23,6 +23,9 @@ use crate::{
     problem::Problem,
 };
 
+/// A revision that no entry has.
+const NONE: u64 = u64::MAX;
+
 /// How to save.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -277,26 +280,55 @@ async fn expected(
     name: &TargetName,
     headers: &HeaderMap,
 ) -> Result<Option<u64>, Problem> {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    match (text(header::IF_MATCH), text(header::IF_NONE_MATCH)) {
+    let text = |name: header::HeaderName| {
+        let mut values = headers.get_all(&name).iter();
+        let (value, more) = (values.next(), values.next());
+        match (value.map(|value| value.to_str()), more) {
+            (None, _) => Ok(None),
+            (Some(Ok(text)), None) => Ok(Some(text)),
+            // Taken for absent, it would let a write through that was meant to be refused.
+            _ => Err(Problem::bad_request(format!(
+                "{name}: expected it once, in ASCII"
+            ))),
+        }
+    };
+    let conditions = (text(header::IF_MATCH)?, text(header::IF_NONE_MATCH)?);
+    let current = async || control.registry().await?.entry(name).await;
+    match conditions {
         (None, None) => Ok(None),
         (None, Some("*")) => Ok(Some(0)),
         // Any revision will do, as long as there is one.
-        (Some("*"), None) => match control.registry().await?.entry(name).await? {
-            Some(entry) => Ok(Some(entry.revision)),
-            None => Ok(Some(u64::MAX)),
-        },
-        (Some(tag), None) => {
-            let revision = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-            let revision = revision.and_then(|revision| revision.parse().ok());
-            revision.map(Some).ok_or_else(|| {
+        (Some("*"), None) => Ok(Some(current().await?.map_or(NONE, |entry| entry.revision))),
+        (Some(list), None) => {
+            let tags = list.split(',').map(|tag| revision_of(tag.trim()));
+            let tags: Option<Vec<u64>> = tags.collect();
+            let tags = tags.ok_or_else(|| {
                 Problem::bad_request("If-Match: expected an ETag such as \"7\", or *")
-            })
+            })?;
+            if let [revision] = tags.as_slice() {
+                return Ok(Some(*revision));
+            }
+            let current = current().await?.map(|entry| entry.revision);
+            Ok(Some(
+                current
+                    .filter(|current| tags.contains(current))
+                    .unwrap_or(NONE),
+            ))
         }
         _ => Err(Problem::bad_request(
             "expected If-Match with an ETag, or If-None-Match with *",
         )),
     }
+}
+
+/// The revision of an ETag, `None` for what is none. A weak one never matches (RFC 9110, 13.1.1).
+fn revision_of(tag: &str) -> Option<u64> {
+    let (weak, tag) = match tag.strip_prefix("W/") {
+        Some(tag) => (true, tag),
+        None => (false, tag),
+    };
+    let revision = tag.strip_prefix('"')?.strip_suffix('"')?.parse().ok()?;
+    Some(if weak { NONE } else { revision })
 }
 
 fn tagged(status: StatusCode, revision: u64, body: impl Serialize) -> Response {

@@ -3,13 +3,17 @@
 
 use std::sync::Arc;
 
+use async_nats::jetstream::{
+    ErrorCode,
+    stream::{ConsumerError, ConsumerErrorKind},
+};
 use axum::http::StatusCode;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use usersync_core::{
     catalogue,
-    registry::{Entry, Registry, Stored, WriteError},
+    registry::{Entry, MAX_ENTRY, Registry, Stored, WriteError},
     streams, subjects,
     target::{TargetConfig, TargetName},
 };
@@ -160,9 +164,15 @@ pub(crate) async fn delete(control: &Control, delete: Delete) -> Result<Deleted,
             false => Err(no_target(&name)),
         }
     };
+    let stored = registry.stored(name.as_ref()).await?;
+    // Deleted before: only its consumers are left to go.
+    let was_deleted = stored.is_some_and(|stored| stored.value.is_none());
+    let again = was_deleted && delete.consumers == Consumers::Delete && delete.revision.is_none();
     if delete.dry_run {
-        change(registry.stored(name.as_ref()).await?.as_ref())?;
-    } else {
+        if !again {
+            change(registry.stored(name.as_ref()).await?.as_ref())?;
+        }
+    } else if !again {
         write(registry, &name, delete.revision.is_some(), change).await?;
         tracing::info!(target = %name, "target deleted");
     }
@@ -170,9 +180,16 @@ pub(crate) async fn delete(control: &Control, delete: Delete) -> Result<Deleted,
     if consumers_deleted {
         for stream in [subjects::USER_STATE, subjects::USER_REPAIR] {
             let stream = control.stream(stream).await?;
-            // One that isn't there is what is wanted.
-            if let Err(error) = stream.delete_consumer(name.as_ref()).await {
-                tracing::warn!(target = %name, %error, "can't delete a consumer");
+            match stream.delete_consumer(name.as_ref()).await {
+                Ok(_) => {}
+                // That it isn't there is what is wanted.
+                Err(error) if is_missing(&error) => {}
+                Err(error) => {
+                    let detail = format!(
+                        "{name} is deleted, its consumers are not yet: {error}; delete it again"
+                    );
+                    return Err(Problem::unavailable(detail));
+                }
             }
         }
         let repairs = control.stream(subjects::USER_REPAIR).await?;
@@ -186,12 +203,25 @@ pub(crate) async fn delete(control: &Control, delete: Delete) -> Result<Deleted,
     })
 }
 
+fn is_missing(error: &ConsumerError) -> bool {
+    let ConsumerErrorKind::JetStream(error) = error.kind() else {
+        return false;
+    };
+    error.error_code() == ErrorCode::CONSUMER_NOT_FOUND
+}
+
 /// `enabled = false`: the target gets nothing, and its consumer remembers how far it is.
 pub(crate) async fn pause(control: &Control, switch: Switch) -> Result<Saved, Problem> {
     turn(control, switch, false).await
 }
 
 pub(crate) async fn resume(control: &Control, switch: Switch) -> Result<Saved, Problem> {
+    let registry = control.registry().await?;
+    let stored = registry.stored(switch.name.as_ref()).await?;
+    expect(&switch.name, stored.as_ref(), switch.revision)?;
+    if !is_there(stored.as_ref()) {
+        return Err(no_target(&switch.name));
+    }
     // What a breaker still says of the time before must not disable the target again.
     let open = breakers::all(control).await?;
     if open.iter().any(|breaker| breaker.target == switch.name) {
@@ -273,6 +303,12 @@ async fn write(
     for _ in 0..TRIES {
         let stored = registry.stored(name.as_ref()).await?;
         let value = change(stored.as_ref())?;
+        let length = value.as_ref().map_or(0, Bytes::len);
+        if length > MAX_ENTRY {
+            let detail =
+                format!("the entry has {length} bytes as JSON; at most {MAX_ENTRY} are taken");
+            return Err(Problem::unprocessable(detail));
+        }
         let file = seed::file_of(registry, name, value.as_deref()).await?;
         let expected = stored.as_ref().map_or(0, |stored| stored.revision);
         match registry

@@ -46,6 +46,16 @@ pub(super) async fn follow(control: &Control, shutdown: CancellationToken) {
     }
 }
 
+/// Makes the consumers, unless the target was deleted since the entries were seen: those that an operator
+/// has deleted with it must not come back.
+async fn make(control: &Control, name: &str, config: &TargetConfig) -> anyhow::Result<()> {
+    let stored = control.registry().await?.stored(name).await?;
+    if stored.is_none_or(|stored| stored.value.is_none()) {
+        return Ok(());
+    }
+    streams::ensure_target_consumers(&control.jetstream, config).await
+}
+
 /// Makes what is missing; answers whether all of it could be made.
 async fn take(control: &Control, entries: &Entries, done: &mut Done) -> bool {
     done.configs.retain(|name, _| entries.contains_key(name));
@@ -70,7 +80,7 @@ async fn take(control: &Control, entries: &Entries, done: &mut Done) -> bool {
         if done.configs.get(name).is_some_and(same) {
             continue;
         }
-        match streams::ensure_target_consumers(&control.jetstream, config).await {
+        match make(control, name, config).await {
             Ok(()) => {
                 done.configs.insert(name.clone(), config.clone());
             }

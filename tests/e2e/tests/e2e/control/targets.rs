@@ -178,10 +178,19 @@ async fn who_writes_on_top_of_an_old_revision_is_told_so() -> Result<()> {
         )
         .await?;
     assert_eq!(whatever.status, 200, "{whatever:?}");
-    let odd = api
-        .put(path, &[("if-match", "yesterday")], entry(4))
-        .await?;
-    assert_eq!(odd.status, 400, "{odd:?}");
+    for (tag, status) in [
+        ("yesterday", 400),
+        ("\u{e9}", 400),
+        (&*format!("W/{}", whatever.etag), 412),
+        (&*format!("{}, {}", first.etag, second.etag), 412),
+        (&*format!("{}, {}", first.etag, whatever.etag), 200),
+    ] {
+        let answer = api.put(path, &[("if-match", tag)], entry(4)).await?;
+        assert_eq!(answer.status, status, "{tag}: {answer:?}");
+    }
+    let long = json!({"url": "http://127.0.0.1:1/x", "note": "x".repeat(65_536)});
+    let long = api.put(path, &[], long).await?;
+    assert_eq!(long.status, 422, "{long:?}");
 
     let code = async |revision: u64| {
         let put = json!({"name": "t", "entry": entry(5), "revision": revision});
@@ -191,7 +200,9 @@ async fn who_writes_on_top_of_an_old_revision_is_told_so() -> Result<()> {
             .map(|(code, _)| code)
     };
     assert_eq!(code(1).await, Some(412));
-    let current = shown.body["revision"].as_u64().unwrap_or_default() + 1;
+    let current = api.target("t").await?["revision"]
+        .as_u64()
+        .unwrap_or_default();
     assert_eq!(code(current).await, None);
     Ok(())
 }
@@ -299,6 +310,10 @@ async fn a_deleted_target_keeps_its_consumers_unless_asked() -> Result<()> {
     }
     let missing = api.delete("/v1/targets/t").await?;
     assert_eq!(missing.status, 404, "{missing:?}");
+    let again = api.delete("/v1/targets/t?consumers=delete").await?;
+    assert_eq!(again.status, 200, "{again:?}");
+    let never = api.delete("/v1/targets/u?consumers=delete").await?;
+    assert_eq!(never.status, 404, "{never:?}");
     Ok(())
 }
 
@@ -389,6 +404,28 @@ async fn a_gone_target_whose_newest_value_is_bad_is_disabled_as_it_runs() -> Res
         api.post("/v1/targets/t/resume", json!({})).await?;
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_target_with_an_odd_consumer_keeps_no_gateway_from_starting() -> Result<()> {
+    let mut stack = only("").start().await?;
+    let bus = Bus::connect(&stack).await?;
+    let states = bus.jetstream().get_stream_no_info(USER_STATE).await?;
+    let odd = async_nats::jetstream::consumer::push::Config {
+        durable_name: Some("odd".to_owned()),
+        deliver_subject: "somewhere".to_owned(),
+        ..Default::default()
+    };
+    states.create_consumer(odd).await?;
+    for name in ["odd", "t"] {
+        let entry = r#"{"url":"http://127.0.0.1:1/x"}"#;
+        bus.kv_put(TARGETS_BUCKET, name, entry).await?;
+    }
+    stack.gateway().kill9().await;
+    stack.gateways[0].restart().await?;
+    assert!(bus.has_consumer(USER_STATE, "t").await?);
+    bus.publish_all(created(1..=3)).await?;
+    bus.until_taken_in().await
 }
 
 #[tokio::test]
