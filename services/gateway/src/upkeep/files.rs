@@ -98,6 +98,13 @@ impl Files {
                 return false;
             }
         };
+        if entries.is_empty() && !known.entries.is_empty() {
+            let problem =
+                "no entries at all are left; to remove the last targets, delete them by the API";
+            tracing::error!(problem, "the catalogue files hold as they were before");
+            known.status.problem = Some(problem.to_owned());
+            return false;
+        }
         known.status.problem = None;
         let names = entries.keys().chain(known.entries.keys());
         let differs = |name: &&String| entries.get(*name) != known.entries.get(*name);
@@ -153,12 +160,16 @@ pub(super) async fn follow(control: &Control) {
     };
     let mut seen = look(&path).await;
     // They may have changed since they were read.
-    let mut due = true;
+    let mut taken = None;
     loop {
         tokio::time::sleep(LOOK).await;
-        let now = look(&path).await;
-        if now != seen || std::mem::take(&mut due) {
-            seen = now;
+        let before = std::mem::replace(&mut seen, look(&path).await);
+        // A file that is still being written is taken once it stays as it is.
+        if seen != before {
+            continue;
+        }
+        if taken.as_ref() != Some(&seen) {
+            taken = Some(seen.clone());
             let path = path.clone();
             let read = tokio::task::spawn_blocking(move || load(Some(&path))).await;
             let read = read.unwrap_or_else(|_| Err(vec!["reading the files panicked".to_owned()]));

@@ -145,6 +145,17 @@ async fn a_bad_file_changes_nothing_and_is_shown() -> Result<()> {
         .await?;
     }
     assert_eq!(path(&bus).await?, "/1");
+    for file in std::fs::read_dir(stack.catalogue())? {
+        std::fs::write(file?.path(), "")?;
+    }
+    eventually(SOON, async || {
+        let list = api.get("/v1/targets").await?;
+        let problem = list["files"]["problem"].as_str().unwrap_or_default();
+        ensure!(problem.contains("no entries at all"), "{problem}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(path(&bus).await?, "/1");
     write(&stack, &entry(3))?;
     until_path(&bus, json!("/3")).await?;
     let list = api.get("/v1/targets").await?;
