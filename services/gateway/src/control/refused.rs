@@ -17,6 +17,9 @@ use crate::problem::Problem;
 /// Events in one answer unless said otherwise.
 const EVENTS: usize = 100;
 
+/// The most bytes of an event that are shown: as JSON, every one of them may take six.
+const SHOWN: usize = 128 * 1024;
+
 /// Which refused events to list.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -54,7 +57,7 @@ pub(crate) struct RefusedEvent {
     /// The event as it came, bytes that aren't text replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-    /// Its length in bytes where only the beginning was kept.
+    /// Its length in bytes where only the beginning was kept, or is shown.
     pub truncated: Option<u64>,
 }
 
@@ -118,7 +121,11 @@ pub(crate) async fn show(control: &Control, one: One) -> Result<RefusedEvent, Pr
     let nanos = message.time.unix_timestamp_nanos();
     let stored = Timestamp::from_nanosecond(nanos).unwrap_or_default();
     let mut event = read(one.seq, stored, &message.headers).ok_or_else(missing)?;
-    event.body = Some(String::from_utf8_lossy(&message.payload).into_owned());
+    let shown = message.payload.len().min(SHOWN);
+    event.body = Some(String::from_utf8_lossy(&message.payload[..shown]).into_owned());
+    if shown < message.payload.len() {
+        event.truncated.get_or_insert(message.payload.len() as u64);
+    }
     Ok(event)
 }
 

@@ -11,6 +11,7 @@ use async_nats::{
     Client,
     service::{Request, Service, ServiceExt, endpoint::Endpoint, error},
 };
+use axum::http::StatusCode;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::select_all};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
@@ -29,6 +30,9 @@ use crate::{
 const UNDER_WAY: usize = 64;
 /// How long a request may take, as over HTTP.
 const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The bytes that an answer's headers may take.
+const HEADERS: usize = 1024;
 
 type Answer = Result<Vec<u8>, Problem>;
 type Run = Box<dyn Fn(Arc<Control>, Vec<u8>) -> BoxFuture<'static, Answer> + Send + Sync>;
@@ -242,9 +246,11 @@ pub(crate) async fn serve(
             let control = control.clone();
             tokio::spawn(async move {
                 let body = request.message.payload.to_vec();
-                let answer = tokio::time::timeout(TIMEOUT, run(control, body)).await;
+                let answer = tokio::time::timeout(TIMEOUT, run(control.clone(), body)).await;
                 let late = |_| Err(Problem::unavailable("it took too long; try again"));
-                respond(&request, answer.unwrap_or_else(late)).await;
+                let answer = answer.unwrap_or_else(late);
+                let most = control.jetstream.client().max_payload();
+                respond(&request, answer.and_then(|answer| fit(answer, most))).await;
                 drop(place);
             });
         }
@@ -276,6 +282,18 @@ async fn add(service: &Service, operation: &Operation) -> Result<Endpoint, async
         .await
 }
 
+/// Refuses an answer that the server wouldn't take, which would leave the one who asked without any.
+fn fit(answer: Vec<u8>, most: usize) -> Answer {
+    if answer.len() + HEADERS <= most {
+        return Ok(answer);
+    }
+    let length = answer.len();
+    let detail = format!(
+        "the answer has {length} bytes and NATS takes {most}; ask for less with limit, or over HTTP"
+    );
+    Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail))
+}
+
 async fn respond(request: &Request, answer: Answer) {
     let answer = answer.map(Into::into).map_err(|problem| error::Error {
         code: problem.status.as_u16().into(),
@@ -290,6 +308,13 @@ async fn respond(request: &Request, answer: Answer) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_too_long_for_nats_becomes_an_error() {
+        assert!(fit(vec![0; 1024], 2048).is_ok());
+        let refused = fit(vec![0; 1025], 2048).unwrap_err();
+        assert_eq!(refused.status, StatusCode::PAYLOAD_TOO_LARGE);
+    }
 
     #[test]
     fn the_examples_are_json() {
