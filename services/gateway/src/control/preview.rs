@@ -14,7 +14,7 @@ use usersync_core::{
 };
 use usersync_targets::{Action, Rule, Verdict};
 
-use super::{Control, changes, users};
+use super::{Control, aside, changes, users};
 use crate::problem::Problem;
 
 /// Which user, at which target.
@@ -75,7 +75,9 @@ pub(crate) async fn preview(control: &Control, preview: Preview) -> Result<Previ
         (None, Some(document)) => read(document)?,
         _ => return Err(Problem::unprocessable("expected one of user_id and user")),
     };
-    outcome(&config, state)
+    // The key of masks is read from a file.
+    let outcome = aside(move || outcome(&config, state)).await;
+    outcome.unwrap_or_else(|problem| Err(Problem::unprocessable(problem)))
 }
 
 /// Makes a state of a document: one is taken as it is, anything else as an event that makes the user.
