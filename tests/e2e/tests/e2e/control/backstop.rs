@@ -63,6 +63,30 @@ async fn until_dead(bus: &Bus) -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn only_targets_get_dead_letters() -> Result<()> {
+    let stack = only("[audit]\nurl = \"http://127.0.0.1:1/x\"")
+        .workers("audit", 0)
+        .start()
+        .await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish("user.created", json!({"user_id": 7})).await?;
+    bus.until_taken_in().await?;
+    for consumer in ["somebody", "audit"] {
+        let advisory =
+            json!({"stream": USER_STATE, "consumer": consumer, "stream_seq": 1, "deliveries": 9});
+        let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{USER_STATE}.{consumer}");
+        let sent = bus
+            .jetstream()
+            .publish(subject, advisory.to_string().into())
+            .await?;
+        sent.await?;
+    }
+    until_dead(&bus).await?;
+    assert_eq!(bus.count(USER_DEAD).await?, 1);
+    Ok(())
+}
+
 /// Takes long: the server waits 30 s for the worker that is gone.
 #[tokio::test]
 async fn a_worker_that_dies_on_the_last_delivery_leaves_a_dead_letter() -> Result<()> {
