@@ -85,11 +85,16 @@ fn task_of(routes: &Routes, request: &Request) -> Option<Value> {
             .ok()
             .and_then(|text| text.parse().ok()),
     };
-    let failing = route.failures().of(&user?).cloned();
+    let (failing, others) = {
+        let failures = route.failures();
+        (failures.of(&user?).cloned(), failures.len())
+    };
     let mut answer = serde_json::to_value(&failing).unwrap_or_default();
     if failing.is_none() {
         answer = json!({});
     }
     answer["held"] = failing.is_some().into();
+    // So that who asks can tell whether anybody fails whom no worker knows of.
+    answer["failing"] = others.into();
     Some(answer)
 }

@@ -122,6 +122,9 @@ struct Memory {
     next_attempt: Option<Timestamp>,
     #[serde(default)]
     version: Option<u64>,
+    /// How many users fail in this worker.
+    #[serde(default)]
+    failing: u64,
 }
 
 /// The newest state as it is stored, a tombstone included.
@@ -253,10 +256,13 @@ impl Known<'_> {
     /// wait for the server to notice that its worker died.
     fn long_done(&self, config: &TargetConfig, queue: Option<&Queue>, answers: &[Memory]) -> bool {
         let handed_out = |queue: &Queue| queue.pending == 0 && queue.delivered >= self.seq;
+        // More than the workers know of wait to be tried again: one that was started since doesn't remember.
+        let known: u64 = answers.iter().map(|memory| memory.failing).sum();
+        let remembered = |queue: &Queue| queue.ack_pending <= known;
         let age = Timestamp::now().duration_since(self.stored).unsigned_abs();
         // An open breaker has workers hold what they were handed.
         let breaks = |breaker: &Breaker| breaker.target == config.name;
-        queue.is_some_and(handed_out)
+        queue.is_some_and(|queue| handed_out(queue) && remembered(queue))
             && !answers.is_empty()
             && !answers.iter().any(|memory| memory.held)
             && !self.breakers.iter().any(breaks)
