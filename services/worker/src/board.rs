@@ -33,6 +33,8 @@ pub(crate) struct Board(Arc<Shared>);
 struct Shared {
     worker: String,
     notices: Mutex<HashMap<TargetName, Notice>>,
+    /// The revision of the entry by which each target is served.
+    revisions: Mutex<HashMap<TargetName, u64>>,
     resets: Mutex<HashMap<TargetName, Arc<Notify>>>,
     changed: Notify,
 }
@@ -44,6 +46,8 @@ struct Notice {
     since: Timestamp,
     reason: String,
     worker: String,
+    /// Of the entry by which the target was served when it came to this.
+    revision: u64,
 }
 
 impl Board {
@@ -51,13 +55,20 @@ impl Board {
         Self(Arc::new(Shared {
             worker,
             notices: Mutex::default(),
+            revisions: Mutex::default(),
             resets: Mutex::default(),
             changed: Notify::new(),
         }))
     }
 
+    /// Told by which revision of its entry a target is served.
+    pub(crate) fn serves(&self, target: &TargetName, revision: u64) {
+        self.revisions().insert(target.clone(), revision);
+    }
+
     /// Shows how a target's breaker stands.
     pub(crate) fn show(&self, target: &TargetName, state: State, reason: &str) {
+        let revision = self.revisions().get(target).copied().unwrap_or(0);
         let mut notices = self.notices();
         if state == State::Closed {
             notices.remove(target);
@@ -65,11 +76,14 @@ impl Board {
             let since = notices
                 .get(target)
                 .map_or_else(Timestamp::now, |notice| notice.since);
+            let before = notices.get(target).filter(|notice| notice.state == state);
+            let revision = before.map_or(revision, |notice| notice.revision);
             let notice = Notice {
                 state,
                 since,
                 reason: reason.to_owned(),
                 worker: self.0.worker.clone(),
+                revision,
             };
             notices.insert(target.clone(), notice);
         }
@@ -187,6 +201,13 @@ impl Board {
             tracing::info!(%target, "somebody resets the breaker");
             self.resets(&target).notify_one();
         }
+    }
+
+    fn revisions(&self) -> MutexGuard<'_, HashMap<TargetName, u64>> {
+        self.0
+            .revisions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn notices(&self) -> MutexGuard<'_, HashMap<TargetName, Notice>> {

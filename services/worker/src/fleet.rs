@@ -56,7 +56,9 @@ pub(crate) struct Fleet {
     pub names: BTreeSet<TargetName>,
 }
 
-type Wanted = watch::Sender<Option<Arc<TargetConfig>>>;
+/// An entry, and its revision in the bucket.
+type Served = (Arc<TargetConfig>, u64);
+type Wanted = watch::Sender<Option<Served>>;
 
 impl Fleet {
     /// Serves its targets until `shutdown`, then drains them.
@@ -81,7 +83,7 @@ impl Fleet {
             };
             self.tell_unknown(&entries);
             let wanted = self.wanted(&entries);
-            for (name, config) in &wanted {
+            for (name, served) in &wanted {
                 let berth = berths.entry(name.clone()).or_insert_with(|| {
                     let (sender, receiver) = watch::channel(None);
                     let fleet = self.clone();
@@ -93,7 +95,9 @@ impl Fleet {
                     ));
                     sender
                 });
-                berth.send_if_modified(|held| set(held, Some(config.clone())));
+                if !berth.send_if_modified(|held| set(held, Some(served.clone()))) {
+                    self.board.serves(name, served.1);
+                }
             }
             let paused = |name: &&TargetName| !wanted.contains_key(*name);
             for name in self.names.iter().filter(paused) {
@@ -127,7 +131,7 @@ impl Fleet {
     }
 
     /// The entries this worker is to serve now.
-    fn wanted(&self, entries: &Entries) -> BTreeMap<TargetName, Arc<TargetConfig>> {
+    fn wanted(&self, entries: &Entries) -> BTreeMap<TargetName, Served> {
         let mut wanted = BTreeMap::new();
         for (key, entry) in entries {
             let Ok(name) = key.parse::<TargetName>() else {
@@ -140,7 +144,7 @@ impl Fleet {
                 tracing::warn!(target = %name, problem, revision = entry.revision, "the entry can't be used; the last good one stays");
             }
             if let Some(config) = entry.config.as_ref().filter(|config| config.enabled) {
-                wanted.insert(name, config.clone());
+                wanted.insert(name, (config.clone(), entry.revision));
             }
         }
         wanted
@@ -166,18 +170,19 @@ impl Fleet {
         self,
         name: TargetName,
         states: Stream,
-        mut wanted: watch::Receiver<Option<Arc<TargetConfig>>>,
+        mut wanted: watch::Receiver<Option<Served>>,
         shutdown: CancellationToken,
     ) {
         while !shutdown.is_cancelled() {
-            let config = wanted.borrow_and_update().clone();
-            let Some(config) = config else {
+            let served = wanted.borrow_and_update().clone();
+            let Some((config, revision)) = served else {
                 self.health.gone(name.as_ref());
                 if !changed(&mut wanted, &shutdown).await {
                     return;
                 }
                 continue;
             };
+            self.board.serves(&name, revision);
             match set_up(&config) {
                 Ok((rule, driver)) => {
                     let (jetstream, states) = (self.jetstream.clone(), states.clone());
@@ -218,7 +223,7 @@ fn set_up(config: &TargetConfig) -> Result<(Rule, Box<dyn Target>), String> {
 
 /// Waits for another entry; false at shutdown.
 async fn changed(
-    wanted: &mut watch::Receiver<Option<Arc<TargetConfig>>>,
+    wanted: &mut watch::Receiver<Option<Served>>,
     shutdown: &CancellationToken,
 ) -> bool {
     matches!(
@@ -227,8 +232,10 @@ async fn changed(
     )
 }
 
-fn set(held: &mut Option<Arc<TargetConfig>>, config: Option<Arc<TargetConfig>>) -> bool {
-    let differs = *held != config;
-    *held = config;
+/// Answers whether another entry is to be served, and not the same at another revision.
+fn set(held: &mut Option<Served>, served: Option<Served>) -> bool {
+    let config = |served: &Option<Served>| served.as_ref().map(|(config, _)| config.clone());
+    let differs = config(held) != config(&served);
+    *held = served;
     differs
 }

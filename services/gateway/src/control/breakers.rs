@@ -21,6 +21,8 @@ pub(crate) struct Breaker {
     pub since: Option<String>,
     /// Why it opened.
     pub reason: Option<String>,
+    /// The revision of the target's entry by which it was served then.
+    pub revision: Option<u64>,
 }
 
 /// What a worker puts into the bucket.
@@ -29,6 +31,7 @@ struct Value {
     state: String,
     since: Option<String>,
     reason: Option<String>,
+    revision: Option<u64>,
 }
 
 /// Which breakers.
@@ -118,6 +121,7 @@ pub(crate) fn read(entry: &kv::Entry) -> Option<Breaker> {
         state: value.state,
         since: value.since,
         reason: value.reason,
+        revision: value.revision,
     })
 }
 

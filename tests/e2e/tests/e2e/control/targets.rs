@@ -369,12 +369,37 @@ async fn a_target_that_is_gone_is_disabled_once_with_one_alert() -> Result<()> {
     })
     .await?;
     assert_eq!(api.target("t").await?["enabled"], true);
+    // What counts is the entry's revision, whatever the clocks of workers say.
+    let revision = api.target("t").await?["revision"]
+        .as_u64()
+        .unwrap_or_default();
+    let at = |revision: u64, since: &str| {
+        json!({"state": "gone", "since": since, "revision": revision}).to_string()
+    };
+    let ahead = at(revision - 1, "2100-01-01T00:00:00Z");
+    bus.kv_put(BREAKERS_BUCKET, "t.w1", &ahead).await?;
+    let behind = at(
+        api.target("u").await?["revision"]
+            .as_u64()
+            .unwrap_or_default()
+            + 1,
+        "2000-01-01T00:00:00Z",
+    );
+    api.post("/v1/targets/u/resume", json!({})).await?;
+    bus.kv_put(BREAKERS_BUCKET, "u.w1", &behind).await?;
+    eventually(SOON, async || {
+        let other = api.target("u").await?;
+        ensure!(other["enabled"] == false, "{other}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(api.target("t").await?["enabled"], true);
     // It says so again.
     bus.kv_put(BREAKERS_BUCKET, "t.w1", &gone()).await?;
     until_disabled().await?;
     eventually(SOON, async || {
         let alerts = bus.count(USER_ALERT).await?;
-        ensure!(alerts == 3, "{alerts} alerts");
+        ensure!(alerts == 4, "{alerts} alerts");
         Ok(())
     })
     .await
