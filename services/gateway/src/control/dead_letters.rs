@@ -27,6 +27,9 @@ use crate::problem::Problem;
 /// Letters in one answer, unless said otherwise and at most.
 const LETTERS: usize = 100;
 
+/// Pages looked through for one answer: what is rare may be further on.
+const PAGES: usize = 20;
+
 /// Which dead letters; what is left out doesn't matter.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -72,7 +75,7 @@ pub(crate) struct List {
 pub(crate) struct Letters {
     /// The oldest first.
     pub dead_letters: Vec<Letter>,
-    /// Where the next page begins, null when this is the last.
+    /// Where the next page begins, null when this is the last; one with none on it need not be.
     pub next: Option<u64>,
 }
 
@@ -210,7 +213,8 @@ pub(crate) async fn list(control: &Control, list: List) -> Result<Letters, Probl
         dead_letters: Vec::new(),
         next: Some(list.from.unwrap_or(1)),
     };
-    while let Some(from) = letters.next {
+    for _ in 0..PAGES {
+        let Some(from) = letters.next else { break };
         let page = scan::page(&stream, &query, from, PAGE).await?;
         letters.next = page.next;
         for found in page.found {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_nats::jetstream::{consumer, stream::Stream};
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use usersync_core::{
     subjects::{self, USER_DEAD, USER_REPAIR, USER_STATE},
@@ -11,6 +11,9 @@ use usersync_core::{
 };
 
 use super::{Control, breakers, breakers::Breaker, scan};
+
+/// Targets whose letters are counted at once.
+const COUNTS: usize = 8;
 
 /// How a target stands on one stream.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -63,18 +66,26 @@ impl Queue {
 }
 
 impl Standing {
-    /// Of every target.
-    pub(super) async fn of_all(control: &Control) -> anyhow::Result<Self> {
+    /// Of every target named.
+    pub(super) async fn of_all(
+        control: &Control,
+        names: impl IntoIterator<Item = &String>,
+    ) -> anyhow::Result<Self> {
         let states = control.jetstream.get_stream(USER_STATE).await?;
         let dead = control.stream(USER_DEAD).await?;
-        let mut letters = BTreeMap::new();
-        let asked = dead.info_builder().subjects(subjects::DEAD_LETTERS);
-        let mut counted = asked.fetch().await?;
-        while let Some((subject, count)) = counted.try_next().await? {
-            if let Some((target, _)) = subjects::of_dead_letter(&subject) {
-                *letters.entry(target.to_string()).or_default() += count as u64;
-            }
-        }
+        let targets: Vec<TargetName> = names
+            .into_iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        // Counted by the server: their subjects may be as many as the users.
+        let letters = stream::iter(targets)
+            .map(async |target| {
+                let count = scan::count(&dead, &subjects::dead_letters_of(&target)).await?;
+                Ok::<_, anyhow::Error>((target.to_string(), count))
+            })
+            .buffer_unordered(COUNTS)
+            .try_collect()
+            .await?;
         Ok(Self {
             users: states.cached_info().state.messages,
             live: queues(&control.stream(USER_STATE).await?).await?,

@@ -70,15 +70,13 @@ pub(crate) struct Tested {
 
 pub(crate) async fn list(control: &Control) -> Result<Views, Problem> {
     let entries = control.registry().await?.entries().await?;
-    let standing = Standing::of_all(control).await?;
+    let files = control.files.status(&entries);
+    let standing = Standing::of_all(control, entries.keys()).await?;
     let mut targets = Vec::with_capacity(entries.len());
     for (name, entry) in entries {
         targets.push(view(control, name, entry, &standing).await);
     }
-    Ok(Views {
-        targets,
-        files: control.files.status(),
-    })
+    Ok(Views { targets, files })
 }
 
 pub(crate) async fn show(control: &Control, named: Named) -> Result<View, Problem> {

@@ -8,7 +8,11 @@ use std::{
 };
 
 use serde::Serialize;
-use usersync_core::{catalogue, registry::Registry, settings::Problems};
+use usersync_core::{
+    catalogue,
+    registry::{Entries, Registry},
+    settings::Problems,
+};
 
 use super::seed::{self, FileEntry, Step};
 use crate::control::{self, Control};
@@ -71,10 +75,21 @@ impl Files {
         })
     }
 
-    pub(crate) fn status(&self) -> FilesStatus {
+    /// How they stand beside the `entries` of the bucket.
+    pub(crate) fn status(&self, entries: &Entries) -> FilesStatus {
         let known = self.known();
+        let differs = |(name, file): &(&String, &FileEntry)| {
+            let entry = entries.get(*name);
+            let config = entry.and_then(|entry| entry.config.as_deref());
+            let runs = config.and_then(|config| serde_json::to_value(config).ok());
+            let hash = runs.and_then(|runs| seed::hash(name, &runs));
+            // One that an operator has deleted is no target any more.
+            entry.is_some() && hash.as_ref() != Some(&file.hash) && !known.edited.contains(*name)
+        };
+        let differing = known.entries.iter().filter(differs);
         FilesStatus {
             waiting: known.edited.len(),
+            differing: differing.map(|(name, _)| name.clone()).collect(),
             ..known.status.clone()
         }
     }
@@ -127,7 +142,6 @@ impl Files {
         };
         let mut names: BTreeSet<String> = registry.entries().await?.into_keys().collect();
         names.extend(entries.keys().cloned());
-        let mut differing = BTreeSet::new();
         for name in names {
             let file = entries.get(&name);
             match seed::apply(registry, &name, file, edited.contains(&name)).await? {
@@ -141,13 +155,11 @@ impl Files {
                         target = name,
                         "the target was changed in KV and differs from its file; edit the file, or delete the entry, to change that"
                     );
-                    differing.insert(name);
                 }
             }
         }
         let mut known = self.known();
         known.edited.retain(|name| !edited.contains(name));
-        known.status.differing = differing;
         Ok(())
     }
 }

@@ -76,6 +76,8 @@ async fn what_an_operator_has_changed_stays_until_the_file_is_edited() -> Result
     let (mut stack, bus) = stack(1).await?;
     bus.kv_put(TARGETS_BUCKET, "t", r#"{"url":"http://127.0.0.1:1/mine"}"#)
         .await?;
+    let list = Api::of(&stack).await?.get("/v1/targets").await?;
+    assert_eq!(list["files"]["differing"], json!(["t"]));
     stack.gateway().kill9().await;
     write(&stack, &entry(2))?;
     stack.gateways[0].restart().await?;
