@@ -357,15 +357,26 @@ async fn work(
         filter: query,
         headers_only: true,
     };
-    // Whoever changes from here on is delivered anyway.
-    let last = last_sequence(control, stream).await?;
+    let mut last = last_sequence(control, stream).await?;
+    let name = stream;
     let stream: Stream<()> = control.stream(stream).await?;
     let mut steps = interval(STEP);
     steps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let per_step = f64::from(record.job.per_second) * STEP.as_secs_f64();
     let mut allowed = 0.0_f64;
     let mut next = Some(1);
-    while let Some(from) = next.filter(|from| *from <= last) {
+    let mut once_more = matches!(source, Source::Users(_));
+    loop {
+        let Some(from) = next.filter(|from| *from <= last) else {
+            // Who has changed meanwhile was passed by, and need not be delivered because of the change: it
+            // may be one that this target doesn't see.
+            if !std::mem::take(&mut once_more) {
+                return Ok(true);
+            }
+            next = Some(last + 1);
+            last = last_sequence(control, name).await?;
+            continue;
+        };
         let page = scan::page(&stream, &query, from, PAGE).await?;
         next = page.next;
         let mut tasks = Vec::with_capacity(page.found.len());
@@ -389,7 +400,6 @@ async fn work(
         }
         record.note().await?;
     }
-    Ok(true)
 }
 
 async fn last_sequence(control: &Control, stream: &str) -> anyhow::Result<u64> {
