@@ -12,7 +12,7 @@ use usersync_targets::Outcome;
 
 /// How a breaker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum State {
     /// Calls go through.
     Closed,
@@ -61,6 +61,8 @@ pub(crate) struct Breaker {
     reason: String,
     /// Target faults in a row.
     faults: u32,
+    /// Since when every call has failed, and for whom: a few of them.
+    failing: Option<(Instant, Vec<UserId>)>,
     /// Users refused for good since the last success; the first of them, to be tried again when it was an outage.
     refused: Vec<UserId>,
     /// Calls within the window: when, and whether it failed.
@@ -80,6 +82,7 @@ impl Breaker {
             cause: Cause::Failing,
             reason: String::new(),
             faults: 0,
+            failing: None,
             refused: Vec::new(),
             calls: VecDeque::new(),
             failed_calls: 0,
@@ -119,9 +122,24 @@ impl Breaker {
         });
         let reason = reason.unwrap_or_default();
         if self.state != State::Closed {
-            return self.tried(call, reason, now);
+            self.tried(call, reason, now);
+            // It may have closed just now.
+            if self.state == State::Closed && call == Call::Refused {
+                self.refused(outcomes.map(|(user, _)| user));
+            }
+            return;
         }
         self.remember(call, now);
+        if matches!(call, Call::Failed | Call::Faulted) {
+            let (_, users) = self.failing.get_or_insert_with(|| (now, Vec::new()));
+            for (user, _) in outcomes.clone().take(self.config.faults as usize) {
+                if users.len() < self.config.faults as usize && !users.contains(user) {
+                    users.push(user.clone());
+                }
+            }
+        } else {
+            self.failing = None;
+        }
         match call {
             Call::Succeeded => {
                 self.faults = 0;
@@ -129,16 +147,19 @@ impl Breaker {
             }
             Call::Failed => {}
             Call::Faulted => self.faults += 1,
-            Call::Refused => {
-                let room = (self.config.permanent as usize).saturating_sub(self.refused.len());
-                let users = outcomes.map(|(user, _)| user.clone());
-                self.refused.extend(users.take(room));
-            }
+            Call::Refused => self.refused(outcomes.map(|(user, _)| user)),
             Call::Gone => return self.gone(reason),
         }
         let sampled = self.calls.len() as u32;
         let share = f64::from(self.failed_calls) / f64::from(sampled.max(1));
+        // Few calls, each slow to fail, as those to a server that hangs: never `least` in a window. Several
+        // users must be concerned, or it may be a matter of one of them.
+        let hanging = self.failing.as_ref().is_some_and(|(since, users)| {
+            now.duration_since(*since) >= self.config.window
+                && users.len() >= self.config.faults as usize
+        });
         if self.faults >= self.config.faults
+            || hanging
             || (sampled >= self.config.least && share >= self.config.ratio)
         {
             self.open(Cause::Failing, reason, now);
@@ -170,11 +191,16 @@ impl Breaker {
         }
     }
 
-    /// Somebody says that the target is back.
+    /// Somebody says that the target is back: one call decides; or, where it refuses everybody, that
+    /// it does so rightly.
     pub(crate) fn reset(&mut self) {
-        if self.state != State::Closed {
-            self.state = State::HalfOpen;
-            self.probe_after = self.config.probe;
+        match (self.state, self.cause) {
+            (State::Closed, _) => {}
+            (_, Cause::Refusing) => self.close(),
+            (_, Cause::Failing) => {
+                self.state = State::HalfOpen;
+                self.probe_after = self.config.probe;
+            }
         }
     }
 
@@ -192,6 +218,8 @@ impl Breaker {
     /// A call that ended while not closed: the one that decides, or one from before.
     fn tried(&mut self, call: Call, reason: String, now: Instant) {
         match call {
+            // A call from before it said so.
+            _ if self.state == State::Gone => {}
             Call::Succeeded => self.close(),
             // The target works and refuses this one user.
             Call::Refused if self.cause == Cause::Failing => {
@@ -231,8 +259,14 @@ impl Breaker {
         self.reason = reason;
     }
 
+    fn refused<'a>(&mut self, users: impl Iterator<Item = &'a UserId>) {
+        let room = (self.config.permanent as usize).saturating_sub(self.refused.len());
+        self.refused.extend(users.take(room).cloned());
+    }
+
     fn close(&mut self) {
         self.state = State::Closed;
+        self.failing = None;
         self.reason.clear();
         self.faults = 0;
         self.calls.clear();
@@ -372,7 +406,28 @@ mod tests {
         // What failed long ago doesn't count.
         let mut bench = Bench::new();
         for _ in 0..100 {
-            bench.now += Duration::from_secs(1);
+            bench.now += Duration::from_secs(4);
+            bench.call(&[OK]);
+            assert_eq!(bench.call(&[transient()]), State::Closed);
+        }
+    }
+
+    #[test]
+    fn a_server_that_hangs_opens_it_with_few_calls_and_one_bad_user_does_not() {
+        let mut bench = Bench::new();
+        for call in 0..4 {
+            assert_eq!(
+                bench.call(&[transient(), transient()]),
+                State::Closed,
+                "{call}"
+            );
+            bench.now += Duration::from_secs(3);
+        }
+        assert_eq!(bench.call(&[transient()]), State::Open);
+        let mut bench = Bench::new();
+        for _ in 0..100 {
+            bench.now += Duration::from_secs(3);
+            bench.user = 6;
             assert_eq!(bench.call(&[transient()]), State::Closed);
         }
     }
@@ -424,8 +479,19 @@ mod tests {
         assert_eq!(bench.breaker.probe_at(), None);
         assert_eq!(bench.call(&[transient()]), State::Open);
         bench.breaker.answered();
-        // It works, and refuses one user.
+        // It works, and refuses one user; who counts for a run of them.
         assert_eq!(bench.call(&[permanent()]), State::Closed);
+        for _ in 0..18 {
+            assert_eq!(bench.call(&[permanent()]), State::Closed);
+        }
+        assert_eq!(bench.call(&[permanent()]), State::Open);
+        bench.breaker.reset();
+        assert_eq!(
+            bench.breaker.state(),
+            State::Closed,
+            "somebody says it is right"
+        );
+        assert_eq!(bench.breaker.mistaken().len(), 20);
     }
 
     #[test]
@@ -449,6 +515,7 @@ mod tests {
         assert_eq!(bench.breaker.probe_at(), None);
         bench.breaker.answered();
         assert_eq!(bench.breaker.state(), State::Gone);
+        assert_eq!(bench.call(&[OK]), State::Gone, "a call from before");
         bench.breaker.reset();
         assert_eq!(bench.breaker.state(), State::HalfOpen);
         assert_eq!(bench.call(&[OK]), State::Closed);

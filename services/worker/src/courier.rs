@@ -29,7 +29,7 @@ use crate::{
     feed::{Feed, Source},
     freshness::{Freshness, Unproven},
     pace::Pace,
-    parcel::{self, Carried},
+    parcel::{self, Carried, Later},
     route::Route,
     task::{Arrived, Item, Task},
     throttle::{Admission, Throttle},
@@ -59,6 +59,8 @@ pub(crate) struct Courier {
     limits: Limits,
     lanes: Lanes<Task>,
     freshness: Freshness,
+    /// Rechecks to be tried again.
+    later: Vec<Later>,
     pace: Pace,
     throttle: Throttle,
     /// The most tasks queued before pulling stops.
@@ -78,6 +80,7 @@ impl Courier {
             shown: State::Closed,
             lanes: Lanes::default(),
             freshness: Freshness::default(),
+            later: Vec::new(),
             pace: Pace::new(limits.concurrency, Instant::now()),
             throttle: Throttle::new(config.rate_limit, limits.batch, config.linger),
             capacity: (2 * limits.concurrency * limits.batch).clamp(LEAST_QUEUED, MOST_QUEUED),
@@ -123,7 +126,8 @@ impl Courier {
                         self.freshness.asking();
                         proof.set(handed_out(route.clone()).fuse());
                     }
-                    self.report(parcels.len()).await;
+                    self.recheck_later();
+                    timeout(TICK, self.report(parcels.len())).await.ok();
                 }
                 _ = progress.tick() => {
                     // Bounded, because nothing else is looked at meanwhile and NATS may be away.
@@ -180,6 +184,8 @@ impl Courier {
             tracing::warn!(%target, calls = parcels.len(), "not all calls ended in time; their users come again");
         }
         self.board.show(target, State::Closed, "");
+        route.meters.breaker_state.set(0);
+        route.meters.in_hand.set(0);
         self.health.gone(target.as_ref());
         tracing::info!(%target, "drained");
     }
@@ -251,8 +257,8 @@ impl Courier {
                     room.min((self.capacity / 2).saturating_sub(self.repairs)),
                 )
             }
-            // Somebody is needed for the call that decides.
-            State::HalfOpen if idle && self.lanes.queued() == 0 => (1, 1),
+            // Somebody is needed for the call that decides, and not always the one who failed it.
+            State::HalfOpen if idle && self.lanes.queued() < self.capacity => (1, 1),
             State::HalfOpen | State::Open | State::Gone => (0, 0),
         }
     }
@@ -268,6 +274,9 @@ impl Courier {
         for unproven in carried.unproven {
             self.freshness.delivered(unproven);
         }
+        // Bounded: what is dropped here the next change or check of that user finds.
+        let room = MOST_QUEUED.saturating_sub(self.later.len());
+        self.later.extend(carried.later.into_iter().take(room));
         if let Some((took, failed)) = carried.call {
             self.pace.ended(took, failed, Instant::now());
         }
@@ -275,7 +284,14 @@ impl Courier {
 
     async fn live(&mut self, message: Message) {
         let arrived = Arrived::from(message);
-        self.freshness.received(arrived.consumer_seq);
+        if self.freshness.received(arrived.consumer_seq) {
+            // Somebody made the consumer anew, so that all is delivered again.
+            self.route.unchanged().forget_all();
+            self.route.set_held_up_to(0);
+        }
+        if self.shown != State::Closed {
+            self.route.set_held_up_to(self.freshness.last_received());
+        }
         match subjects::user_of_state(&arrived.message.subject) {
             Some(user) => self.lanes.push(user, Task::Live(arrived)),
             None => give_up(arrived.message).await,
@@ -297,14 +313,27 @@ impl Courier {
 
     /// The server says how far it has handed out states and repairs; unknown counts as further than we saw.
     fn prove(&mut self, states: Option<u64>, repairs: Option<u64>) {
-        let (states, repairs) = (states.unwrap_or(u64::MAX), repairs.unwrap_or(u64::MAX));
+        // Far beyond what was seen, and still a number to count on from.
+        let unknown = u64::MAX - 1;
+        let (states, repairs) = (states.unwrap_or(unknown), repairs.unwrap_or(unknown));
         for Unproven {
             user_id, version, ..
         } in self.freshness.suspects(states, repairs)
         {
-            self.lanes.push(user_id, Task::Recheck(version));
+            self.lanes
+                .push(user_id, Task::Recheck { version, tries: 0 });
         }
         self.route.set_alone_since(self.freshness.alone_since());
+    }
+
+    /// Queues the rechecks whose time has come.
+    fn recheck_later(&mut self) {
+        let now = Instant::now();
+        for later in self.later.extract_if(.., |later| later.at <= now) {
+            let (version, tries) = (later.version, later.tries);
+            self.lanes
+                .push(later.user_id, Task::Recheck { version, tries });
+        }
     }
 
     /// Shows the breaker where people look, if it has changed; sees to what its closing asks for.
@@ -315,7 +344,13 @@ impl Courier {
             (breaker.state(), reason, breaker.mistaken())
         };
         for user in mistaken {
-            self.lanes.push(user, Task::Recheck(0));
+            self.lanes.push(
+                user,
+                Task::Recheck {
+                    version: 0,
+                    tries: 0,
+                },
+            );
         }
         if state == self.shown {
             return;
@@ -363,7 +398,7 @@ fn repairs(tasks: &[Task]) -> usize {
 /// A subject that names no user can only come from a hand-made publish.
 async fn give_up(message: Message) {
     tracing::error!(subject = %message.subject, "names no user; dropped");
-    let _ = message.ack_with(AckKind::Term).await;
+    timeout(TICK, message.ack_with(AckKind::Term)).await.ok();
 }
 
 async fn hand_back(messages: impl IntoIterator<Item = Message>) {

@@ -7,10 +7,16 @@ use std::time::Duration;
 
 use async_nats::jetstream::{self, Message};
 use futures_util::{FutureExt, future::BoxFuture};
-use usersync_core::{admin::Health, pull::Pull};
+use tokio::time::Instant;
+use usersync_core::{
+    admin::Health,
+    pull::{Pull, Stopped},
+};
 
 const EXPIRES: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(250);
+/// How often in a row the server may be silent before the consumer is looked for again.
+const SILENCES: u32 = 4;
 
 /// Where to pull from.
 #[derive(Clone, Debug)]
@@ -29,6 +35,10 @@ pub(crate) struct Source {
 pub(crate) struct Feed {
     source: Source,
     state: State,
+    /// When it was last opened.
+    opened: Instant,
+    /// Since the last sign of life.
+    silences: u32,
 }
 
 enum State {
@@ -40,7 +50,12 @@ impl Feed {
     pub(crate) fn new(source: Source) -> Self {
         source.health.down(&source.part(), "not opened yet");
         let state = State::Opening(source.clone().open().boxed());
-        Self { source, state }
+        Self {
+            source,
+            state,
+            opened: Instant::now(),
+            silences: 0,
+        }
     }
 
     /// The next message, asking for more where there is `room` for it. Never ends; dropping the
@@ -51,6 +66,7 @@ impl Feed {
                 State::Opening(opening) => {
                     let pull = opening.await;
                     self.state = State::Open(Box::new(pull));
+                    self.opened = Instant::now();
                     continue;
                 }
                 State::Open(pull) => pull,
@@ -65,8 +81,16 @@ impl Feed {
                 }
             }
             match pull.next().await {
-                Ok(Some(message)) => return message,
-                Ok(None) => {}
+                Ok(Some(message)) => {
+                    self.silences = 0;
+                    return message;
+                }
+                Ok(None) => self.silences = 0,
+                // A busy server: what it sends late must find somebody, or it comes again only after ack_wait.
+                Err(Stopped::Silent | Stopped::Reconnected) if self.silences < SILENCES => {
+                    self.silences += 1;
+                    pull.renew();
+                }
                 Err(stopped) => self.reopen(&stopped.to_string()),
             }
         }
@@ -100,7 +124,19 @@ impl Feed {
             "pulling stopped; opening the consumer again"
         );
         self.source.health.down(&part, reason);
-        self.state = State::Opening(self.source.clone().open().boxed());
+        self.silences = 0;
+        // What is refused at once would be refused at once again.
+        let rest = if self.opened.elapsed() < AGAIN {
+            AGAIN
+        } else {
+            Duration::ZERO
+        };
+        let source = self.source.clone();
+        let opening = async move {
+            tokio::time::sleep(rest).await;
+            source.open().await
+        };
+        self.state = State::Opening(opening.boxed());
     }
 }
 

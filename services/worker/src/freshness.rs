@@ -37,17 +37,26 @@ pub(crate) struct Unproven {
 }
 
 impl Freshness {
-    /// A live message arrived with this consumer sequence.
-    pub(crate) fn received(&mut self, seq: u64) {
-        if self.last_seq != 0 && seq != self.last_seq + 1 {
+    /// A live message arrived with this consumer sequence. Answers whether the consumer was made anew,
+    /// so that nothing said in its sequences holds any more.
+    pub(crate) fn received(&mut self, seq: u64) -> bool {
+        let anew = seq <= self.last_seq;
+        if anew {
+            let pending = self.pending.iter_mut().flat_map(|(_, waiting)| waiting);
+            for unproven in self.landed.iter_mut().chain(&mut self.asked).chain(pending) {
+                unproven.since = 0;
+            }
+        }
+        if anew || (self.last_seq != 0 && seq != self.last_seq + 1) {
             self.last_gap = seq;
         }
         self.last_seq = seq;
+        anew
     }
 
     /// A repair arrived with this sequence of its consumer.
     pub(crate) fn repaired(&mut self, seq: u64) {
-        if seq != self.last_repair + 1 {
+        if seq != self.last_repair.wrapping_add(1) {
             self.not_alone();
         }
         self.last_repair = seq;
@@ -156,6 +165,19 @@ mod tests {
         freshness.delivered(delivery(1));
         assert_eq!(ask(&mut freshness, 9), []);
         assert_eq!(ask(&mut freshness, 9), [delivery(1)]);
+    }
+
+    #[test]
+    fn a_consumer_made_anew_makes_everything_suspect() {
+        let mut freshness = Freshness::default();
+        for seq in 1..=9 {
+            assert!(!freshness.received(seq));
+        }
+        freshness.delivered(delivery(9));
+        assert!(freshness.received(1));
+        assert_eq!(ask(&mut freshness, 1), []);
+        let suspects = ask(&mut freshness, 1);
+        assert_eq!(suspects.len(), 1, "whatever the numbers say");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -11,6 +11,7 @@ use async_nats::jetstream::{
     self,
     consumer::{DeliverPolicy, push},
     context::PublishErrorKind,
+    stream::LastRawMessageErrorKind,
 };
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -24,11 +25,19 @@ const AGAIN: Duration = Duration::from_millis(500);
 pub(crate) struct Letters {
     jetstream: jetstream::Context,
     target: TargetName,
-    known: Arc<Mutex<HashMap<UserId, Letter>>>,
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    letters: HashMap<UserId, Letter>,
+    /// Whether all are known that were there when following began; until then the stream is asked.
+    complete: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Letter {
+    /// In USER_DEAD; 0 when it has to be asked for.
     seq: u64,
     version: u64,
 }
@@ -65,32 +74,57 @@ impl Letters {
             ..push::OrderedConfig::default()
         };
         let consumer = stream.await?.create_consumer(config).await?;
+        let mut complete = consumer.cached_info().num_pending == 0;
         let mut letters = consumer.messages().await?;
-        // What was cleared meanwhile must not stay.
-        self.known().clear();
+        // What was cleared meanwhile must not stay, and what is there not be missing for a moment.
+        let mut fresh = HashMap::new();
+        let mut taken = false;
         loop {
+            if complete && !taken {
+                let mut known = self.known();
+                let stored = known.letters.drain().filter(|(_, letter)| letter.seq == 0);
+                for (user, letter) in stored.collect::<Vec<_>>() {
+                    fresh.entry(user).or_insert(letter);
+                }
+                known.letters = std::mem::take(&mut fresh);
+                known.complete = true;
+                taken = true;
+            }
             let message = letters.next().await.context("the consumer ended")??;
             let Some((_, user)) = subjects::of_dead_letter(&message.subject) else {
                 continue;
             };
+            let Ok(info) = message.info() else { continue };
             let headers = message.headers.as_ref();
-            let letter = headers.filter(|headers| !dead_letter::is_cleared(headers));
-            match (letter, message.info()) {
-                (Some(headers), Ok(info)) => {
-                    let letter = Letter {
-                        seq: info.stream_sequence,
-                        version: dead_letter::version_of(headers),
-                    };
-                    self.known().insert(user, letter);
-                }
-                _ => drop(self.known().remove(&user)),
+            let letter = headers
+                .filter(|headers| !dead_letter::is_cleared(headers))
+                .map(|headers| Letter {
+                    seq: info.stream_sequence,
+                    version: dead_letter::version_of(headers),
+                });
+            let mut known = self.known();
+            let letters = match taken {
+                true => &mut known.letters,
+                false => &mut fresh,
+            };
+            match letter {
+                Some(letter) => drop(letters.insert(user, letter)),
+                None => drop(letters.remove(&user)),
             }
+            complete |= info.pending == 0;
         }
+    }
+
+    /// This worker has just stored one, of which the stream will tell in a moment.
+    pub(crate) fn stored(&self, user: &UserId, version: u64) {
+        let mut known = self.known();
+        let letter = Letter { seq: 0, version };
+        known.letters.entry(user.clone()).or_insert(letter).seq = 0;
     }
 
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
-        self.known().len()
+        self.known().letters.len()
     }
 
     /// The user has been delivered in this version: a letter about it, or an older one, is outdated.
@@ -98,7 +132,15 @@ impl Letters {
     /// # Errors
     /// When the server can't be asked; the letter is still there then.
     pub(crate) async fn clear(&self, user: &UserId, version: u64) -> anyhow::Result<()> {
-        let letter = self.known().get(user).copied();
+        let (letter, complete) = {
+            let known = self.known();
+            (known.letters.get(user).copied(), known.complete)
+        };
+        let letter = match letter {
+            Some(letter) if letter.seq > 0 => Some(letter),
+            None if complete => None,
+            _ => self.ask(user).await?,
+        };
         let Some(letter) = letter.filter(|letter| letter.version <= version) else {
             return Ok(());
         };
@@ -113,13 +155,32 @@ impl Letters {
             Ok(_) | Err(_) => {}
         }
         let mut known = self.known();
-        if known.get(user).is_some_and(|known| known.seq == letter.seq) {
-            known.remove(user);
+        let same = |known: &Letter| known.seq == letter.seq || known.seq == 0;
+        if known.letters.get(user).is_some_and(same) {
+            known.letters.remove(user);
         }
         Ok(())
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<UserId, Letter>> {
+    /// The letter as the stream has it now.
+    async fn ask(&self, user: &UserId) -> anyhow::Result<Option<Letter>> {
+        let subject = subjects::dead_letter(&self.target, user);
+        let stream = self
+            .jetstream
+            .get_stream_no_info(subjects::USER_DEAD)
+            .await?;
+        match stream.get_last_raw_message_by_subject(&subject).await {
+            Ok(stored) if dead_letter::is_cleared(&stored.headers) => Ok(None),
+            Ok(stored) => Ok(Some(Letter {
+                seq: stored.sequence,
+                version: dead_letter::version_of(&stored.headers),
+            })),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -53,8 +53,12 @@ async fn ask(route: &Route, item: &Item) -> Newest {
     match route.states.direct_get_last_for_subject(subject).await {
         Ok(message) => {
             // What was held while the target was away may be outdated; the newer one comes by itself.
-            let held = item.newest().map(|arrived| arrived.stream_seq);
-            if item.only_live() && held.is_some_and(|held| message.sequence > held) {
+            let held = item.newest();
+            if let Some(held) = held.filter(|held| held.stream_seq > message.sequence) {
+                // A replica that lags knows less than we do.
+                return parse(&held.message.payload, held.message.headers.as_ref());
+            }
+            if item.only_live() && held.is_some_and(|held| message.sequence > held.stream_seq) {
                 return Newest::Nothing;
             }
             match parse(&message.payload, Some(&message.headers)) {
@@ -64,7 +68,14 @@ async fn ask(route: &Route, item: &Item) -> Newest {
                 found => found,
             }
         }
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Newest::Nothing,
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => match item.newest() {
+            None => Newest::Nothing,
+            // Removed, or a replica that lags: the server hands it out again if it is still there.
+            Some(_) => {
+                let reason = "the newest state isn't to be found";
+                Newest::Failed(Outcome::Transient(Failure::new(reason)))
+            }
+        },
         Err(error) => {
             let reason = format!("can't read the newest state: {error}");
             Newest::Failed(Outcome::Transient(Failure::new(reason)))

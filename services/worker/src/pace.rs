@@ -97,7 +97,8 @@ impl Pace {
         let window = &mut self.window;
         window.calls += 1;
         window.failures += usize::from(failed);
-        if window.seconds.len() < CALLS {
+        // How fast a call fails tells nothing.
+        if !failed && window.seconds.len() < CALLS {
             window.seconds.push(took.as_secs_f64());
         }
         if window.calls >= self.limit as usize && now.duration_since(window.since) >= STEP {
@@ -111,8 +112,10 @@ impl Pace {
         let rate = window.calls as f64 / elapsed;
         let mut seconds = window.seconds;
         let middle = seconds.len() / 2;
-        let (_, median, _) = seconds.select_nth_unstable_by(middle, f64::total_cmp);
-        let median = *median;
+        let median = match seconds.is_empty() {
+            true => f64::INFINITY,
+            false => *seconds.select_nth_unstable_by(middle, f64::total_cmp).1,
+        };
         if now.duration_since(self.learnt) > RELEARN {
             self.learnt = now;
             self.best = None;

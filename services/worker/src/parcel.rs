@@ -3,6 +3,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use async_nats::jetstream::AckKind;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use usersync_core::{streams::ACK_WAIT, user_id::UserId};
@@ -17,6 +18,9 @@ use crate::{
     task::{Item, Task},
 };
 
+/// How long telling the server of progress may take.
+const PROGRESS: Duration = Duration::from_millis(250);
+
 /// What is left to do when a batch has come to its end.
 #[derive(Default)]
 pub(crate) struct Carried {
@@ -26,8 +30,19 @@ pub(crate) struct Carried {
     pub held: Vec<Item>,
     /// What may not be what the target has.
     pub unproven: Vec<Unproven>,
+    /// What has no message that comes again, and is to be tried again then.
+    pub later: Vec<Later>,
     /// How long the call took, and whether it failed; `None` when there was none.
     pub call: Option<(Duration, bool)>,
+}
+
+/// A recheck that failed.
+#[derive(Debug)]
+pub(crate) struct Later {
+    pub at: Instant,
+    pub user_id: UserId,
+    pub version: u64,
+    pub tries: u32,
 }
 
 /// One user who is called about.
@@ -42,10 +57,12 @@ struct Called {
 pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
     let mut carried = Carried::default();
     let (called, ended) = prepare(&route, items).await;
-    for (item, version, ending) in ended {
-        conclude(&route, &mut carried, item, version, &ending, Duration::ZERO).await;
-    }
+    let mut endings: Vec<_> = ended
+        .into_iter()
+        .map(|(item, version, ending)| (item, version, ending, Duration::ZERO))
+        .collect();
     if called.is_empty() {
+        conclude(&route, &mut carried, endings).await;
         return carried;
     }
     let (called, batch): (Vec<_>, Vec<_>) = called.into_iter().map(Called::split).unzip();
@@ -87,9 +104,9 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
                 });
             }
         }
-        let ending = Ending::Outcome(outcome);
-        conclude(&route, &mut carried, item, delivery.version, &ending, took).await;
+        endings.push((item, delivery.version, Ending::Outcome(outcome), took));
     }
+    conclude(&route, &mut carried, endings).await;
     carried
 }
 
@@ -187,35 +204,36 @@ fn note(route: &Route, item: &Item, delivery: &Delivery, content: u64, outcome: 
     }
 }
 
-/// Settles one user's messages and frees their lane.
+/// Settles every user's messages, all at once, and frees their lanes.
 async fn conclude(
     route: &Route,
     carried: &mut Carried,
-    item: Item,
-    version: u64,
-    ending: &Ending,
-    took: Duration,
+    endings: Vec<(Item, u64, Ending, Duration)>,
 ) {
-    settle::settle(route, &item, version, ending, took).await;
-    carried.unproven.extend(unproven(&item, ending));
-    carried.users.push(item.user_id);
-}
-
-/// What has to be looked at again although its messages are settled.
-fn unproven(item: &Item, ending: &Ending) -> Option<Unproven> {
-    let (version, since) = match ending {
-        // Another worker may have told the target something else meanwhile.
-        Ending::Unchanged { since } => (0, *since),
-        // A recheck has no message that comes again.
-        Ending::Outcome(Outcome::Transient(_) | Outcome::Fault(_)) => (item.only_recheck()?, 0),
-        Ending::Outcome(_) | Ending::Superseded | Ending::Skipped(_) => return None,
+    let settle = async |(item, version, ending, took): (Item, u64, Ending, Duration)| {
+        let again = settle::settle(route, &item, version, &ending, took).await;
+        (item, ending, again)
     };
-    let user_id = item.user_id.clone();
-    Some(Unproven {
-        user_id,
-        version,
-        since,
-    })
+    let mut settled: FuturesUnordered<_> = endings.into_iter().map(settle).collect();
+    while let Some((item, ending, again)) = settled.next().await {
+        let user_id = item.user_id.clone();
+        match (ending, again, item.only_recheck()) {
+            // Another worker may have told the target something else meanwhile.
+            (Ending::Unchanged { since }, ..) => carried.unproven.push(Unproven {
+                user_id,
+                version: 0,
+                since,
+            }),
+            (_, Some(delay), Some(version)) => carried.later.push(Later {
+                at: Instant::now() + delay,
+                user_id,
+                version,
+                tries: item.attempts(),
+            }),
+            _ => {}
+        }
+        carried.users.push(item.user_id);
+    }
 }
 
 /// Awaits `work`, telling the server in time that its messages are still being worked on.
@@ -224,7 +242,11 @@ async fn with_progress<T>(called: &[(Item, u64, u64)], work: impl Future<Output 
     loop {
         match tokio::time::timeout(ACK_WAIT / 3, &mut work).await {
             Ok(done) => return done,
-            Err(_) => progress(called.iter().flat_map(|(item, ..)| &item.tasks)).await,
+            Err(_) => {
+                // Bounded, because the work isn't looked at meanwhile and NATS may be away.
+                let tasks = called.iter().flat_map(|(item, ..)| &item.tasks);
+                tokio::time::timeout(PROGRESS, progress(tasks)).await.ok();
+            }
         }
     }
 }

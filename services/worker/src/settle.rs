@@ -12,6 +12,10 @@ use usersync_targets::{Failure, Outcome, Skip};
 
 use crate::{parcel::unix_us, results::Line, route::Route, task::Item};
 
+/// When a message comes again whose dead letter could not be stored or cleared: the deliveries the
+/// server grants for that must last longer than a cluster takes to find a leader.
+const UNSTORED: Duration = Duration::from_secs(30);
+
 /// How the work on one user ended.
 #[derive(Debug)]
 pub(crate) enum Ending {
@@ -36,22 +40,26 @@ pub(crate) enum Verdict<'a> {
     DeadLetter(Class, &'a Failure),
 }
 
-/// Does with every message of `item` what its ending asks for.
+/// Does with every message of `item` what its ending asks for; answers after how long it comes again,
+/// if it does.
 pub(crate) async fn settle(
     route: &Route,
     item: &Item,
     version: u64,
     ending: &Ending,
     took: Duration,
-) {
+) -> Option<Duration> {
     let count = item.messages().count();
     if count > 1 {
         route.meters.coalesced.increment(count as u64 - 1);
     }
     let (counter, name) = match ending {
         Ending::Superseded => {
-            route.meters.superseded.increment(1);
-            return acknowledge(item.messages(), AckKind::Ack).await;
+            if item.newest().is_some() {
+                route.meters.superseded.increment(1);
+            }
+            acknowledge(item.messages(), AckKind::Ack).await;
+            return None;
         }
         Ending::Unchanged { .. } => (&route.meters.unchanged, "unchanged"),
         Ending::Skipped(why) => (&route.meters.out_of_scope, why.as_str()),
@@ -65,16 +73,27 @@ pub(crate) async fn settle(
     if let Err(error) = route.letters.clear(&item.user_id, version).await {
         let error = format!("{error:#}");
         tracing::warn!(target = %route.config.name, user.id = %item.user_id, error, "can't clear the dead letter; delivering again");
-        return acknowledge(item.messages(), AckKind::Nak(Some(route.config.retry.base))).await;
+        acknowledge(item.messages(), AckKind::Nak(Some(UNSTORED))).await;
+        return Some(UNSTORED);
     }
     acknowledge(item.messages(), AckKind::Ack).await;
+    None
 }
 
-async fn failed(route: &Route, item: &Item, version: u64, outcome: &Outcome, took: Duration) {
+async fn failed(
+    route: &Route,
+    item: &Item,
+    version: u64,
+    outcome: &Outcome,
+    took: Duration,
+) -> Option<Duration> {
     let (target, retry) = (&route.config.name, &route.config.retry);
     let attempts = item.attempts();
     match decide(outcome, attempts, retry, fastrand::f64() * 2.0 - 1.0) {
-        Verdict::Acknowledge => acknowledge(item.messages(), AckKind::Ack).await,
+        Verdict::Acknowledge => {
+            acknowledge(item.messages(), AckKind::Ack).await;
+            None
+        }
         Verdict::Retry(delay, failure) => {
             route.meters.retried.increment(1);
             let code = failure.code.as_deref();
@@ -84,6 +103,7 @@ async fn failed(route: &Route, item: &Item, version: u64, outcome: &Outcome, too
                 .failed(&item.user_id, version, attempts, failure, delay);
             tracing::warn!(%target, user.id = %item.user_id, attempts, delay_ms = delay.as_millis(), reason = %failure, "delivery failed; trying again");
             acknowledge(item.messages(), AckKind::Nak(Some(delay))).await;
+            Some(delay)
         }
         Verdict::DeadLetter(class, failure) => {
             let code = failure.code.as_deref();
@@ -105,14 +125,17 @@ async fn failed(route: &Route, item: &Item, version: u64, outcome: &Outcome, too
             };
             match letter.store(&route.jetstream, Same::Replace).await {
                 Ok(_) => {
+                    route.letters.stored(&item.user_id, version);
                     route.failures().ended(&item.user_id);
                     route.meters.dead_lettered.increment(1);
                     tracing::error!(%target, user.id = %item.user_id, attempts, class = class.as_str(), reason = %failure, "dead-lettered");
                     acknowledge(item.messages(), AckKind::Term).await;
+                    None
                 }
                 Err(error) => {
                     tracing::error!(%target, user.id = %item.user_id, error = format!("{error:#}"), "can't store the dead letter; trying again");
-                    acknowledge(item.messages(), AckKind::Nak(Some(retry.base))).await;
+                    acknowledge(item.messages(), AckKind::Nak(Some(UNSTORED))).await;
+                    Some(UNSTORED)
                 }
             }
         }

@@ -37,8 +37,13 @@ pub(crate) enum Task {
     Live(Arrived),
     /// Someone asked for the newest state to be delivered.
     Repair(Arrived),
-    /// What was delivered may not be what the target has: deliver the newest state if it is newer than this.
-    Recheck(u64),
+    /// What was delivered may not be what the target has: deliver the newest state.
+    Recheck {
+        /// Only if it is newer than this.
+        version: u64,
+        /// How often that has failed.
+        tries: u32,
+    },
 }
 
 impl Task {
@@ -46,14 +51,14 @@ impl Task {
     pub(crate) fn arrived(&self) -> Option<&Arrived> {
         match self {
             Self::Live(arrived) | Self::Repair(arrived) => Some(arrived),
-            Self::Recheck(_) => None,
+            Self::Recheck { .. } => None,
         }
     }
 
     pub(crate) fn into_message(self) -> Option<Message> {
         match self {
             Self::Live(arrived) | Self::Repair(arrived) => Some(arrived.message),
-            Self::Recheck(_) => None,
+            Self::Recheck { .. } => None,
         }
     }
 }
@@ -79,7 +84,7 @@ impl Item {
     fn live(&self) -> impl Iterator<Item = &Arrived> {
         self.tasks.iter().filter_map(|task| match task {
             Task::Live(arrived) => Some(arrived),
-            Task::Repair(_) | Task::Recheck(_) => None,
+            Task::Repair(_) | Task::Recheck { .. } => None,
         })
     }
 
@@ -103,7 +108,7 @@ impl Item {
     /// The lowest version to be rechecked, `None` when anything else is to be done.
     pub(crate) fn only_recheck(&self) -> Option<u64> {
         let versions = self.tasks.iter().map(|task| match task {
-            Task::Recheck(version) => Some(*version),
+            Task::Recheck { version, .. } => Some(*version),
             Task::Live(_) | Task::Repair(_) => None,
         });
         versions.collect::<Option<Vec<_>>>()?.into_iter().min()
@@ -113,6 +118,10 @@ impl Item {
     /// older one that waits beside it has used up.
     pub(crate) fn attempts(&self) -> u32 {
         let attempts = self.arrived().map(|arrived| arrived.attempts);
-        attempts.min().unwrap_or(1)
+        let rechecks = self.tasks.iter().filter_map(|task| match task {
+            Task::Recheck { tries, .. } => Some(tries + 1),
+            Task::Live(_) | Task::Repair(_) => None,
+        });
+        attempts.min().or(rechecks.max()).unwrap_or(1)
     }
 }

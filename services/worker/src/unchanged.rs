@@ -57,6 +57,13 @@ impl Unchanged {
         }
     }
 
+    /// What the target holds is uncertain for everybody.
+    pub(crate) fn forget_all(&mut self) {
+        if let Some(cache) = &mut self.told {
+            cache.clear();
+        }
+    }
+
     /// What the target holds is uncertain.
     pub(crate) fn forget(&mut self, user: &UserId) {
         if let Some(cache) = &mut self.told {

@@ -154,6 +154,14 @@ impl Pull {
         }
     }
 
+    /// Goes on after silence or a lost connection: what was asked for counts as lost, and whatever of it
+    /// comes late is still taken. For those who don't need messages in order.
+    pub fn renew(&mut self) {
+        self.outstanding = 0;
+        self.heard = Instant::now();
+        self.connects = connects(&self.jetstream);
+    }
+
     /// Stops pulling; returns the messages that came without being taken.
     pub async fn close(mut self) -> Vec<Message> {
         let mut left = Vec::new();
