@@ -16,8 +16,11 @@ const STEP: Duration = Duration::from_millis(50);
 const MORE: f64 = 1.25;
 /// A step by [`MORE`] stays if it makes the rate rise at least this much.
 const WORTH: f64 = 1.08;
-/// After how long more is tried again, when it wasn't worth it.
-const REST: Duration = Duration::from_secs(2);
+/// After how long more is tried again, when it wasn't worth it: soon, for one step may have been judged in a
+/// moment when the machine was busy with something else, then ever later.
+const REST: Duration = Duration::from_millis(100);
+/// At the latest, and after every sign of too much load.
+const LONG_REST: Duration = Duration::from_secs(2);
 /// A median that exceeds the best by this factor shows a queue.
 const QUEUE: f64 = 3.0;
 /// Medians below this many seconds are too short to tell a queue by.
@@ -38,6 +41,8 @@ pub(crate) struct Pace {
     trial: Option<(f64, f64)>,
     /// No step up before this.
     rest_until: Instant,
+    /// How long the next rest is.
+    rest: Duration,
     /// The best median seen, in seconds.
     best: Option<f64>,
     /// When it was last measured anew.
@@ -76,6 +81,7 @@ impl Pace {
             most,
             trial: None,
             rest_until: now,
+            rest: REST,
             best: None,
             learnt: now,
             window: Window::new(now),
@@ -122,17 +128,24 @@ impl Pace {
         }
         let best = self.best.map_or(median, |best| median.min(best));
         self.best = Some(best);
-        let trial = self.trial.take();
+        // Without having reached the limit, the calls say nothing of it.
+        let trial = self.trial.take().filter(|_| window.reached);
         let failing = window.failures as f64 > FAILURES * window.calls as f64;
         if failing || (median > SHORT && median > QUEUE * best) {
             self.limit = (self.limit * 0.8).max(1.0);
-            self.rest_until = now + REST;
-        } else if let Some((before, then)) = trial.filter(|_| window.reached)
-            && rate < WORTH * then
-        {
-            self.limit = before;
-            self.rest_until = now + REST;
-        } else if window.reached && now >= self.rest_until && self.limit() < self.most {
+            self.rest_until = now + LONG_REST;
+            return;
+        }
+        if let Some((before, then)) = trial {
+            if rate < WORTH * then {
+                self.limit = before;
+                self.rest_until = now + self.rest;
+                self.rest = (2 * self.rest).min(LONG_REST);
+                return;
+            }
+            self.rest = REST;
+        }
+        if window.reached && now >= self.rest_until && self.limit() < self.most {
             self.trial = Some((self.limit, rate));
             self.limit = (self.limit * MORE + 1.0).min(self.most as f64);
         }
@@ -167,6 +180,22 @@ mod tests {
     fn it_grows_while_the_rate_grows_with_it() {
         assert_eq!(run(0, usize::MAX, |_| 0.020).limit(), 64);
         assert!(run(5, usize::MAX, |_| 0.020).limit() > 800);
+    }
+
+    #[test]
+    fn a_moment_in_which_the_machine_was_busy_costs_little() {
+        let start = Instant::now();
+        let mut now = start;
+        let mut pace = Pace::new(1_000, start);
+        while now < start + Duration::from_secs(2) {
+            pace.reached();
+            // For a fifth of a second everything takes three times as long.
+            let busy = (300..500).contains(&now.duration_since(start).as_millis());
+            let share = if busy { 3.0 } else { 1.0 } / pace.limit() as f64;
+            now += Duration::from_secs_f64(0.020 * share);
+            pace.ended(Duration::from_millis(20), false, now);
+        }
+        assert!(pace.limit() > 800, "{}", pace.limit());
     }
 
     #[test]
