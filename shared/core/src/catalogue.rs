@@ -166,7 +166,9 @@ fn expected(key: &str) -> &'static str {
         "fields" => {
             "expected a table of include, exclude, rename, compute, mask and mask_key, such as { exclude = [\"data.password_hash\"] }"
         }
-        "headers" => "expected a table of texts",
+        "headers" => {
+            "expected a table of texts; one that begins with `env:` or `file:` is a reference and names something"
+        }
         "secret" => "expected a reference, `env:NAME` or `file:PATH`, never the secret itself",
         _ => {
             "is no key of a target; expected one of url, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, fields, table, verify, read_url, suppress_unchanged, results, headers, secret, note"

@@ -7,6 +7,7 @@ pub mod common;
 pub mod dead_letter;
 pub mod event;
 pub mod fields;
+pub mod header_text;
 pub mod lanes;
 pub mod nats;
 pub mod pull;

@@ -28,7 +28,7 @@ use self::{
 use crate::{
     Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
     connections::Connections,
-    portions, shown,
+    password, portions, shown,
     table::{self, told},
     trouble::{Blame, Trouble},
 };
@@ -72,7 +72,7 @@ struct Row {
 
 impl Neo4jTarget {
     pub(crate) fn new(config: &TargetConfig) -> Result<Self, ConfigError> {
-        let (table, password) = (table::table(config)?, table::password(config)?);
+        let (table, password) = (table::table(config)?, password::of(config)?);
         let limits = Limits::of(config, CONCURRENCY, BATCH);
         let expected = || ConfigError::Url("expected neo4j://USER@HOST:PORT/DATABASE".to_owned());
         let user = match config.url.username() {

@@ -145,8 +145,8 @@ pub(crate) fn fits(config: &TargetConfig) -> Result<Vec<String>, String> {
     Rule::check(config).map_err(|error| error.to_string())?;
     match usersync_targets::connect(config) {
         Ok(_) => Ok(Vec::new()),
-        Err(ConfigError::Secret(error)) => {
-            let warning = format!("secret: this gateway can't read it, workers must: {error}");
+        Err(ConfigError::Secret { key, error }) => {
+            let warning = format!("{key}: this gateway can't read it, workers must: {error}");
             Ok(vec![warning])
         }
         Err(error) => Err(error.to_string()),
