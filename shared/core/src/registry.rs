@@ -46,7 +46,7 @@ pub const MAX_ENTRY: usize = 63 * 1024;
 const READS: usize = 32;
 /// After how long a breaker's entry that isn't renewed is forgotten.
 pub const BREAKER_AGE: Duration = Duration::from_secs(120);
-/// How long the progress of a repair in bulk can be asked for.
+/// How long the progress of a job can be asked for.
 const JOB_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long to wait before watching again.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -134,7 +134,7 @@ fn buckets(replicas: usize) -> Vec<kv::Config> {
         max_age: JOB_AGE,
         ..bucket(
             subjects::JOBS_BUCKET,
-            "Repairs and replays in bulk: job -> progress as JSON",
+            "Repairs, replays and discards in bulk: job -> progress as JSON",
         )
     };
     vec![targets, breakers, jobs]

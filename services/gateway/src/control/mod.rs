@@ -4,6 +4,7 @@
 //! document: so HTTP and NATS can't differ in anything but the way in.
 
 pub(crate) mod breakers;
+mod bulk;
 pub(crate) mod changes;
 pub(crate) mod dead_letters;
 pub(crate) mod jobs;
@@ -132,7 +133,7 @@ impl Control {
             .await
             .is_err()
         {
-            tracing::warn!("a repair in bulk did not stop in time; start it again");
+            tracing::warn!("a job did not stop in time; start it again");
         }
     }
 }

@@ -133,6 +133,47 @@ async fn a_repair_in_bulk_can_be_stopped() -> Result<()> {
 }
 
 #[tokio::test]
+async fn of_equal_jobs_one_runs_whichever_gateway_is_asked() -> Result<()> {
+    let (mut stack, api, bus) = stack(500).await?;
+    stack.add_gateway().await?;
+    let other = Api::at(&stack, &stack.gateways[1]).await?;
+    let slow = json!({"target": "t", "all": true, "per_second": 50});
+    let asks = (0..10).map(|n| {
+        let api = if n % 2 == 0 { &api } else { &other };
+        api.call(Method::POST, "/v1/repairs", &[], Some(slow.clone()))
+    });
+    let answers = futures_util::future::try_join_all(asks).await?;
+    let (started, refused): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer.status == 200);
+    let [started] = started.as_slice() else {
+        anyhow::bail!("{} jobs were started: {answers:?}", started.len());
+    };
+    let id = id(&started.body);
+    for refused in refused {
+        assert_eq!(refused.status, 409, "{refused:?}");
+        assert!(refused.detail().contains(&id), "{refused:?}");
+    }
+    let faster = json!({"target": "t", "all": true, "per_second": 5_000});
+    let by_nats = api.request("usersync.repair.start", faster.clone()).await;
+    assert!(
+        by_nats
+            .as_ref()
+            .is_err_and(|(code, told)| *code == 409 && told.contains(&id)),
+        "{by_nats:?}"
+    );
+    let jobs = api.get("/v1/repairs").await?;
+    assert_eq!(jobs["jobs"].as_array().map(Vec::len), Some(1), "{jobs}");
+
+    api.post(&format!("/v1/repairs/{id}/cancel"), json!({}))
+        .await?;
+    until(&api, &id, "cancelled").await?;
+    let asked = other.post("/v1/repairs", faster).await?;
+    assert_eq!(asked["published"], 500, "{asked}");
+    assert_eq!(bus.count(USER_REPAIR).await?, 500);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_gateway_that_stops_says_where_its_repair_has_stopped() -> Result<()> {
     let (mut stack, api, bus) = stack(500).await?;
     stack.add_gateway().await?;
