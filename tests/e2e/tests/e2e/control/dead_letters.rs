@@ -324,6 +324,51 @@ async fn many_letters_are_discarded_by_a_job_that_shows_its_progress() -> Result
 }
 
 #[tokio::test]
+async fn a_letter_is_cleared_although_its_worker_still_reads_the_others() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let mut stack = only(recorder.target("t", ""))
+        .workers("t", 0)
+        .start()
+        .await?;
+    let bus = Bus::connect(&stack).await?;
+    let users = 200;
+    let created = (1..=users).map(|user| ("user.created", json!({"user_id": user})));
+    bus.publish_all(created).await?;
+    bus.until_taken_in().await?;
+    // Theirs are the last that a worker reads.
+    store(&bus, users + 1..=MANY).await?;
+    store(&bus, 1..=users).await?;
+    stack.add_worker("t").await?;
+    bus.until_settled("t").await?;
+    eventually(SOON, async || {
+        let count = bus.count(USER_DEAD).await?;
+        ensure!(count == MANY - users, "{count} messages");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_refused_event_of_any_length_can_be_shown() -> Result<()> {
+    let stack = only("").start().await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    // As JSON, each of these bytes takes six.
+    let length = 200 * 1024;
+    let event = vec![1_u8; length];
+    let sent = bus.jetstream().publish("user.created", event.into());
+    sent.await?.await?;
+    bus.until_taken_in().await?;
+    let shown = api
+        .request("usersync.refused.show", json!({"seq": 1}))
+        .await
+        .map_err(|(code, told)| anyhow::anyhow!("{code}: {told}"))?;
+    assert_eq!(shown["truncated"], length);
+    let body = shown["body"].as_str().unwrap_or_default();
+    assert_eq!(body.len(), 128 * 1024);
+    Ok(())
+}
+
+#[tokio::test]
 async fn refused_events_are_listed_shown_and_discarded() -> Result<()> {
     let stack = only("").start().await?;
     let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);

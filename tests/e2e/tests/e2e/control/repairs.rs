@@ -119,6 +119,27 @@ async fn a_repair_in_bulk_is_rate_limited_and_shows_its_progress() -> Result<()>
 }
 
 #[tokio::test]
+async fn a_repair_in_bulk_takes_those_too_who_changed_while_it_ran() -> Result<()> {
+    let (_stack, api, bus) = stack(1_500).await?;
+    let asked = api
+        .post(
+            "/v1/repairs",
+            json!({"target": "t", "all": true, "per_second": 500}),
+        )
+        .await?;
+    // Beyond the page it is at: the new state comes after the last one it will look at first.
+    let change = json!({"user_id": 1_400, "data": {"n": 1}});
+    bus.publish("user.updated", change).await?;
+    let done = until(&api, &id(&asked), "done").await?;
+    assert_eq!(
+        (&done["done"], &done["total"]),
+        (&json!(1_500), &json!(1_500))
+    );
+    assert_eq!(bus.count(USER_REPAIR).await?, 1_500);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_repair_in_bulk_can_be_stopped() -> Result<()> {
     let (_stack, api, bus) = stack(500).await?;
     let slow = json!({"target": "t", "all": true, "per_second": 50});
