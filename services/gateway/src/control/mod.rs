@@ -99,11 +99,25 @@ impl Control {
 
     /// The configuration a target runs with.
     async fn config(&self, name: &TargetName) -> Result<Arc<TargetConfig>, Problem> {
-        let entry = self.entry(name).await?.ok_or_else(|| no_target(name))?;
-        entry.config.ok_or_else(|| {
-            let problem = entry.problem.unwrap_or_default();
-            Problem::unprocessable(format!("target {name} can't be used: {problem}"))
-        })
+        Ok(self.running(name).await?.0)
+    }
+
+    /// The same, with what is wrong with the entry's newest value, where that isn't what runs.
+    async fn running(
+        &self,
+        name: &TargetName,
+    ) -> Result<(Arc<TargetConfig>, Option<String>), Problem> {
+        let Entry {
+            config, problem, ..
+        } = self.entry(name).await?.ok_or_else(|| no_target(name))?;
+        match config {
+            Some(config) => Ok((config, problem)),
+            None => {
+                let problem = problem.unwrap_or_default();
+                let detail = format!("target {name} can't be used: {problem}");
+                Err(Problem::unprocessable(detail))
+            }
+        }
     }
 
     /// What is wrong with an entry, its kind asked too.

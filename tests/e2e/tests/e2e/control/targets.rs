@@ -72,6 +72,25 @@ async fn a_bad_value_keeps_the_last_good_one_and_shows_why() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_preview_says_that_it_follows_an_older_value() -> Result<()> {
+    let stack = only("[t]\nurl = \"http://127.0.0.1:1/x\"")
+        .workers("t", 0)
+        .start()
+        .await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    let user = json!({"user": {"user_id": 1, "username": "ann"}});
+    let fine = api.post("/v1/targets/t/preview", user.clone()).await?;
+    assert_eq!(fine.get("problem"), None, "{fine}");
+    let bad = r#"{"url":"http://127.0.0.1:1/x","filter":"user."}"#;
+    bus.kv_put(TARGETS_BUCKET, "t", bad).await?;
+    let shown = api.post("/v1/targets/t/preview", user).await?;
+    assert_eq!(shown["sent"], true, "{shown}");
+    let problem = shown["problem"].as_str().unwrap_or_default();
+    assert!(problem.starts_with("filter: "), "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_target_added_while_everything_runs_is_filled_with_every_user() -> Result<()> {
     let recorder = Recorder::start(async |_| answer(200)).await?;
     let mut stack = only("").start().await?;
