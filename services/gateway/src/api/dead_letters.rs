@@ -64,12 +64,14 @@ pub(super) async fn show(
 
 /// Deliver dead letters again
 ///
-/// Of one user at once, else as a job. A letter goes away when its delivery has succeeded.
+/// Of one user at once, else as a job. A letter goes away when its delivery has succeeded. Letters of targets that
+/// are no more are left alone.
 #[utoipa::path(post, operation_id = "dead.replay", path = "/v1/dead-letters/replay", tag = "dead letters",
     request_body = Replay,
     responses(
         (status = 200, description = "What was asked for", body = Asked),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "What is named isn't there", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "An equal job is under way; the text names it", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What is asked for isn't possible", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),

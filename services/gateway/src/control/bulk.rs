@@ -123,6 +123,15 @@ pub(super) async fn run(
         filter: work.filter(),
         headers_only: true,
     };
+    // Letters outlive their targets, and nobody would deliver for one that is gone.
+    let targets = match work {
+        Work::Replay(_) => Some(control.registry().await?.entries().await?),
+        Work::Repair(_) | Work::Discard(_) => None,
+    };
+    let is_there = |task: &Task| {
+        let targets = targets.as_ref();
+        targets.is_none_or(|targets| targets.contains_key(task.target.as_ref()))
+    };
     let stream = control.stream(work.stream()).await?;
     let mut last = last_sequence(control, work.stream()).await?;
     let mut steps = interval(STEP);
@@ -147,7 +156,7 @@ pub(super) async fn run(
         next = page.next;
         let mut tasks = Vec::with_capacity(page.found.len());
         for found in page.found.iter().filter(|found| found.seq <= last) {
-            tasks.extend(work.task(found));
+            tasks.extend(work.task(found).filter(is_there));
         }
         let to_come = match next {
             Some(next) if next <= last => page.left,

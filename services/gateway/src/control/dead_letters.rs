@@ -17,7 +17,7 @@ use super::{
     Control,
     bulk::{self, Task, Work},
     jobs::{self, Job},
-    nats,
+    nats, no_target,
     repairs::Asked,
     scan::{self, Found, PAGE, Page, Query},
 };
@@ -296,11 +296,19 @@ pub(crate) async fn replay(control: &Arc<Control>, replay: Replay) -> Result<Ask
         reason: replay.reason,
     };
     choice.deliberate(replay.all)?;
+    // Letters outlive their targets, and nobody would deliver for one that is gone.
+    let targets = control.registry().await?.entries().await?;
+    let is_there = |name: &TargetName| targets.contains_key(name.as_ref());
+    if let Some(target) = choice.target.as_ref().filter(|name| !is_there(name)) {
+        return Err(no_target(target));
+    }
     if replay.dry_run {
-        return Ok(Asked::only_counted(count(control, &choice).await?));
+        let count = count(control, &choice, |task| is_there(&task.target)).await?;
+        return Ok(Asked::only_counted(count));
     }
     if choice.user_id.is_some() {
-        let tasks = of_user(control, &choice).await?;
+        let mut tasks = of_user(control, &choice).await?;
+        tasks.retain(|task| is_there(&task.target));
         return Ok(Asked::at_once(bulk::ask_for(control, tasks).await?));
     }
     let job = start(control, Work::Replay(choice), per_second).await?;
@@ -326,7 +334,7 @@ pub(crate) async fn discard(
         job: None,
     };
     if discard.dry_run {
-        discarded.matched = count(control, &choice).await?;
+        discarded.matched = count(control, &choice, |_| true).await?;
     } else if choice.user_id.is_some() {
         let tasks = of_user(control, &choice).await?;
         discarded.discarded = bulk::clear(control, tasks).await?;
@@ -357,14 +365,19 @@ async fn chosen(control: &Control, choice: &Choice, from: u64) -> anyhow::Result
     scan::page(&stream, &query, from, PAGE).await
 }
 
-/// How many letters are chosen.
-async fn count(control: &Control, choice: &Choice) -> anyhow::Result<u64> {
+/// How many letters are chosen and counted.
+async fn count(
+    control: &Control,
+    choice: &Choice,
+    counts: impl Fn(&Task) -> bool,
+) -> anyhow::Result<u64> {
     let mut count = 0;
     let mut next = Some(1);
     while let Some(from) = next {
         let page = chosen(control, choice, from).await?;
         next = page.next;
-        count += page.found.iter().filter(|found| choice.has(found)).count() as u64;
+        let tasks = page.found.iter().filter_map(|found| choice.task(found));
+        count += tasks.filter(&counts).count() as u64;
     }
     Ok(count)
 }

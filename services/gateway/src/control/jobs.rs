@@ -1,4 +1,4 @@
-//! Repairs, replays and discards in bulk: with progress in KV that every gateway can read, one of a kind at a time.
+//! Repairs, replays and discards in bulk: progress in KV that every gateway can read, equal ones never at once.
 //!
 //! A job lives in the gateway that was asked for it. One that stops half-way does no harm: it is simply
 //! started again. What it does is in `bulk`.
@@ -32,7 +32,7 @@ const NOTE: Duration = Duration::from_millis(250);
 const LOST: Duration = Duration::from_secs(10);
 /// How long starting waits, so that a small job is done when its start is answered.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// How often a job says again that it is the one of its kind: well within what the bucket keeps.
+/// How often a job says again that it does what it does: well within what the bucket keeps.
 const CLAIM: Duration = Duration::from_secs(60 * 60);
 /// How often others may be faster at starting an equal job.
 const TRIES: usize = 5;

@@ -221,14 +221,14 @@ async fn many() -> Result<(Stack, Api, Bus)> {
         .start()
         .await?;
     let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
-    store(&bus, 1..=MANY).await?;
+    store(&bus, "t", 1..=MANY).await?;
     Ok((stack, api, bus))
 }
 
-async fn store(bus: &Bus, users: std::ops::RangeInclusive<u64>) -> Result<()> {
+async fn store(bus: &Bus, target: &str, users: std::ops::RangeInclusive<u64>) -> Result<()> {
     let stored = users.map(async |user| {
         let letter = DeadLetter {
-            target: "t".parse()?,
+            target: target.parse()?,
             user_id: user.into(),
             version: user,
             attempts: 8,
@@ -284,7 +284,7 @@ async fn many_letters_are_replayed_by_one_job_that_takes_none_of_those_that_come
         "{equal:?}"
     );
     // New ones, and one that takes the place of one not looked at yet.
-    store(&bus, MANY..=MANY + 500).await?;
+    store(&bus, "t", MANY..=MANY + 500).await?;
     let job = until_done(&api, &asked).await?;
     assert_eq!(
         (&job["done"], &job["total"]),
@@ -292,6 +292,35 @@ async fn many_letters_are_replayed_by_one_job_that_takes_none_of_those_that_come
         "{job}"
     );
     assert_eq!(bus.count(USER_REPAIR).await?, MANY - 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn letters_of_a_target_that_is_no_more_are_not_replayed() -> Result<()> {
+    let stack = only("[t]\nurl = \"http://127.0.0.1:1/x\"")
+        .workers("t", 0)
+        .start()
+        .await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    store(&bus, "t", 1..=3).await?;
+    store(&bus, "gone", 1..=2).await?;
+    let path = "/v1/dead-letters/replay";
+    let dry = api
+        .post(path, json!({"all": true, "dry_run": true}))
+        .await?;
+    assert_eq!(dry["matched"], 3, "{dry}");
+    for (replay, published) in [(json!({"user_id": 1}), 1), (json!({"all": true}), 3)] {
+        let asked = api.post(path, replay).await?;
+        assert_eq!(asked["published"], published, "{asked}");
+    }
+    assert_eq!(bus.count(USER_REPAIR).await?, 3, "one per target and user");
+    let named = json!({"target": "gone"});
+    let refused = api
+        .call(Method::POST, path, &[], Some(named.clone()))
+        .await?;
+    assert_eq!(refused.status, 404, "{refused:?}");
+    let gone = api.post("/v1/dead-letters/discard", named).await?;
+    assert_eq!(gone["discarded"], 2, "{gone}");
     Ok(())
 }
 
@@ -336,8 +365,8 @@ async fn a_letter_is_cleared_although_its_worker_still_reads_the_others() -> Res
     bus.publish_all(created).await?;
     bus.until_taken_in().await?;
     // Theirs are the last that a worker reads.
-    store(&bus, users + 1..=MANY).await?;
-    store(&bus, 1..=users).await?;
+    store(&bus, "t", users + 1..=MANY).await?;
+    store(&bus, "t", 1..=users).await?;
     stack.add_worker("t").await?;
     bus.until_settled("t").await?;
     eventually(SOON, async || {
