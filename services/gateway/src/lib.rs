@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::{self, Health},
-    nats, registry, streams, telemetry,
+    buckets, nats, streams, telemetry,
 };
 
 use control::Control;
@@ -135,7 +135,7 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
         };
         tracing::info!(stream = step.stream(), "{doing}");
     }
-    for bucket in registry::missing_buckets(&jetstream, settings.replicas).await? {
+    for bucket in buckets::missing_buckets(&jetstream, settings.replicas).await? {
         tracing::info!(bucket = bucket.bucket, "would be created");
     }
     tracing::info!(

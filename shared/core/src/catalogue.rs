@@ -6,6 +6,7 @@ use std::{
 };
 
 use config::{Config, File, FileFormat};
+use serde_json::json;
 
 use crate::target::{TargetConfig, TargetName};
 
@@ -128,15 +129,41 @@ fn misfits(name: &str, members: &serde_json::Map<String, serde_json::Value>) -> 
     if let Err(error) = name.parse::<TargetName>() {
         return vec![format!("name: {error}")];
     }
-    let fits = |key: &String, value: &serde_json::Value| {
-        let mut alone = serde_json::json!({ "name": name, "url": "http://localhost" });
-        alone[key] = value.clone();
+    let fits = |key: &str, value: serde_json::Value| {
+        let mut alone = json!({ "name": name, "url": "http://localhost" });
+        alone[key] = value;
         serde_json::from_value::<TargetConfig>(alone).is_ok()
     };
-    let misfits = members.iter().filter(|(key, value)| !fits(key, value));
-    misfits
-        .map(|(key, _)| format!("{key}: {}", expected(key)))
-        .collect()
+    let mut found = Vec::new();
+    for (key, value) in members {
+        if fits(key, value.clone()) {
+            continue;
+        }
+        // Of a table, what doesn't fit in it.
+        let inside = value.as_object().into_iter().flatten();
+        let inside = inside.filter(|(inner, value)| !fits(key, json!({*inner: value})));
+        let inside: Vec<_> = inside
+            .map(|(inner, _)| format!("{key}.{inner}: {}", expected_in(key, inner)))
+            .collect();
+        match inside.is_empty() {
+            true => found.push(format!("{key}: {}", expected(key))),
+            false => found.extend(inside),
+        }
+    }
+    found
+}
+
+fn expected_in(table: &str, key: &str) -> &'static str {
+    match (table, key) {
+        ("fields", "mask") => {
+            "expected a table of redact, hash or last4 by member, such as { email = \"hash\" }"
+        }
+        ("fields", "mask_key") => expected("secret"),
+        ("headers", _) => {
+            "expected a text; one that begins with `env:` or `file:` is a reference and names something"
+        }
+        _ => expected(table),
+    }
 }
 
 fn expected(key: &str) -> &'static str {
@@ -228,6 +255,41 @@ mod tests {
         let a = &catalogue[&"a".parse().unwrap()];
         assert_eq!((a.url.as_str(), a.timeout.as_secs()), ("http://h/1", 5));
         assert_eq!(catalogue.len(), 2);
+    }
+
+    #[test]
+    fn what_does_not_fit_inside_of_a_table_is_named() {
+        let problems = |entry| entry_of(entry).unwrap_err().join("; ");
+        for (entry, told) in [
+            (
+                json!({"fields": {"mask": {"email": "hunter2"}}}),
+                "fields.mask: expected a table of redact",
+            ),
+            (
+                json!({"fields": {"mask_key": "hunter2"}}),
+                "fields.mask_key: expected a reference",
+            ),
+            (
+                json!({"retry": {"base": "1s", "max_delivery": 3}}),
+                "retry.max_delivery: expected a table of max_deliver",
+            ),
+            (
+                json!({"headers": {"X-A": "b", "X-B": 1}}),
+                "headers.X-B: expected a text",
+            ),
+            (json!({"headers": "hunter2"}), "headers: expected a table"),
+        ] {
+            let found = problems(entry);
+            assert!(
+                found.starts_with(told) && !found.contains("hunter2"),
+                "{found}"
+            );
+        }
+    }
+
+    fn entry_of(mut keys: serde_json::Value) -> Result<TargetConfig, Vec<String>> {
+        keys["url"] = json!("http://h/");
+        entry("t", keys)
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //! plumbing (settings, NATS, telemetry, lifecycle). Knows no driver of any target.
 
 pub mod admin;
+pub mod buckets;
 pub mod catalogue;
 pub mod common;
 pub mod dead_letter;
 pub mod event;
 pub mod fields;
+pub mod header_text;
 pub mod lanes;
 pub mod nats;
 pub mod pull;

@@ -25,6 +25,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use crate::buckets::BREAKER_AGE;
 use crate::{
     catalogue,
     nats::REQUEST_TIMEOUT,
@@ -36,18 +37,10 @@ use crate::{
 const KV_OPERATION: &str = "KV-Operation";
 const KV_DELETE: &str = "DEL";
 
-/// How many values of an entry the bucket keeps: the last good one is looked for among them.
-const HISTORY: i64 = 16;
-/// The most bytes a value of a bucket may have, its key and headers included.
-const MAX_VALUE: i32 = 64 * 1024;
 /// The most bytes an entry of a target may have.
 pub const MAX_ENTRY: usize = 63 * 1024;
 /// How many entries are read at once.
 const READS: usize = 32;
-/// After how long a breaker's entry that isn't renewed is forgotten.
-pub const BREAKER_AGE: Duration = Duration::from_secs(120);
-/// How long the progress of a repair in bulk can be asked for.
-const JOB_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long to wait before watching again.
 const AGAIN: Duration = Duration::from_millis(250);
 /// After how long the whole bucket is read again, whatever the watch says.
@@ -103,71 +96,6 @@ pub enum WriteError {
     /// The server can't be asked, or refuses.
     #[error("{0}")]
     Refused(#[from] async_nats::Error),
-}
-
-/// Every bucket, with `replicas` copies.
-fn buckets(replicas: usize) -> Vec<kv::Config> {
-    let bucket = |name: &str, description: &str| kv::Config {
-        bucket: name.to_owned(),
-        description: description.to_owned(),
-        max_value_size: MAX_VALUE,
-        num_replicas: replicas,
-        history: 1,
-        ..kv::Config::default()
-    };
-    let targets = kv::Config {
-        history: HISTORY,
-        ..bucket(
-            subjects::TARGETS_BUCKET,
-            "The targets: name -> entry as JSON",
-        )
-    };
-    let breakers = kv::Config {
-        // A worker that is gone leaves its entry behind; those that live renew theirs.
-        max_age: BREAKER_AGE,
-        ..bucket(
-            subjects::BREAKERS_BUCKET,
-            "Breakers that aren't closed: target.worker -> state as JSON",
-        )
-    };
-    let jobs = kv::Config {
-        max_age: JOB_AGE,
-        ..bucket(
-            subjects::JOBS_BUCKET,
-            "Repairs and replays in bulk: job -> progress as JSON",
-        )
-    };
-    vec![targets, breakers, jobs]
-}
-
-/// The buckets that are missing.
-///
-/// # Errors
-/// When the server can't be asked.
-pub async fn missing_buckets(
-    jetstream: &jetstream::Context,
-    replicas: usize,
-) -> anyhow::Result<Vec<kv::Config>> {
-    let mut missing = buckets(replicas);
-    let mut found = jetstream.stream_names();
-    while let Some(stream) = found.try_next().await.context("asking for the buckets")? {
-        missing.retain(|bucket| stream.strip_prefix("KV_") != Some(bucket.bucket.as_str()));
-    }
-    Ok(missing)
-}
-
-/// Creates the buckets that are missing.
-///
-/// # Errors
-/// When the server refuses.
-pub async fn ensure_buckets(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Result<()> {
-    for config in missing_buckets(jetstream, replicas).await? {
-        let name = config.bucket.clone();
-        let created = jetstream.create_key_value(config).await;
-        created.with_context(|| format!("creating the bucket {name}"))?;
-        tracing::info!(bucket = name, "created");
-    }
-    Ok(())
 }
 
 impl Registry {

@@ -10,7 +10,7 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
 };
 
-use crate::{registry, subjects, target::TargetConfig};
+use crate::{buckets, subjects, target::TargetConfig};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -238,7 +238,7 @@ pub async fn ensure(jetstream: &jetstream::Context, replicas: usize) -> anyhow::
             }
         }
     }
-    registry::ensure_buckets(jetstream, replicas).await
+    buckets::ensure_buckets(jetstream, replicas).await
 }
 
 /// Creates or updates the gateways' own consumers.

@@ -25,7 +25,7 @@ pub const USER_ALERT: &str = "USER_ALERT";
 pub const TARGETS_BUCKET: &str = "user_targets";
 /// The KV bucket of circuit breakers that aren't closed: `<target>.<worker>`.
 pub const BREAKERS_BUCKET: &str = "user_breakers";
-/// The KV bucket of repairs and replays in bulk: `<job id>`.
+/// The KV bucket of repairs, replays and discards in bulk: `<job id>`.
 pub const JOBS_BUCKET: &str = "user_jobs";
 /// All states.
 pub const STATES: &str = "user.state.*";
@@ -117,6 +117,11 @@ pub fn worker_task(target: &TargetName) -> String {
 /// The key of one worker's breaker in [`BREAKERS_BUCKET`].
 pub fn breaker(target: &TargetName, worker: &str) -> String {
     format!("{target}.{worker}")
+}
+
+/// The key in [`JOBS_BUCKET`] of the id of the job that does what `print` stands for.
+pub fn claim_of_job(print: &str) -> String {
+    format!("same.{print}")
 }
 
 /// What could not be delivered to a target.

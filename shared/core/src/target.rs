@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::{
     fields::Fields,
+    header_text::{self, HeaderText},
     retry::{Breaker, Retry},
     secret::SecretRef,
     subjects::GATEWAY_TARGET,
@@ -140,10 +141,13 @@ pub struct TargetConfig {
     /// Whether every delivery is logged to `user.result.<target>`.
     #[serde(default = "yes")]
     pub results: bool,
-    /// Headers added to every HTTP call.
+    /// Headers added to every HTTP call. A value may be a reference, `env:NAME` or `file:PATH`, and has to be one
+    /// where the name says that it is a secret (authorization, cookie, token, secret, key, password).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub headers: BTreeMap<String, String>,
-    /// The secret that signs HTTP calls (Standard Webhooks, `whsec_…`), or a database's password, by reference.
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub headers: BTreeMap<String, HeaderText>,
+    /// The secret that signs HTTP calls (Standard Webhooks, `whsec_…`), or the password of a database or of
+    /// Redis, by reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretRef>,
     /// For people: why it is disabled, whom to ask.
@@ -271,12 +275,24 @@ impl TargetConfig {
                 problems.push(format!("{key}: expected 1 to 1000"));
             }
         }
+        problems.extend(self.headers.iter().filter_map(plain_secret));
         problems.extend(self.retry.problems());
         problems.extend(self.breaker.problems());
         problems.extend(self.fields.problems());
         problems.extend(self.table.iter().flat_map(Table::problems));
         problems
     }
+}
+
+/// What is wrong with a header that shows its secret; never quotes it.
+fn plain_secret((name, text): (&String, &HeaderText)) -> Option<String> {
+    let plain = matches!(text, HeaderText::Plain(_));
+    (plain && header_text::is_sensitive(name)).then(|| {
+        format!(
+            "headers.{name}: a secret in it would be seen by all who see the target; write \"env:NAME\" or \
+             \"file:PATH\", which hold the whole value, such as `Bearer …`"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -322,6 +338,22 @@ mod tests {
             let found = problems(table.clone());
             assert!(found.starts_with(key), "{table}: {found}");
         }
+    }
+
+    #[test]
+    fn a_header_whose_name_says_secret_must_be_a_reference() {
+        let problems = |headers: serde_json::Value| {
+            let target = json!({"name": "t", "url": "http://h", "headers": headers});
+            let target: TargetConfig = serde_json::from_value(target).unwrap();
+            target.problems().join("; ")
+        };
+        let good = json!({"X-Team": "platform", "Authorization": "env:T", "X-Api-Key": "file:/k"});
+        assert_eq!(problems(good), "");
+        let found = problems(json!({"Authorization": "Bearer hunter2", "x-api-key": "hunter2"}));
+        for part in ["headers.Authorization: ", "headers.x-api-key: ", "env:NAME"] {
+            assert!(found.contains(part), "no {part:?} in {found}");
+        }
+        assert!(!found.contains("hunter2"), "{found}");
     }
 
     #[test]

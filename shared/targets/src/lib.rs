@@ -12,6 +12,7 @@ mod layout;
 mod mysql;
 mod neo4j;
 mod outcome;
+mod password;
 mod portions;
 mod postgres;
 mod redis;
@@ -113,9 +114,19 @@ pub enum ConfigError {
     /// Users can't be read there.
     #[error("read_url: expected an http or https URL with {{id}} where the user's id goes")]
     ReadUrl,
-    /// The signing secret is not to be had.
-    #[error("secret: {0}")]
-    Secret(#[from] SecretError),
+    /// The URL to read users at holds a user or a password.
+    #[error(
+        "read_url: a user and password in it are refused, all who see the target would see them; set headers.Authorization to a reference instead, `env:NAME` or `file:PATH`"
+    )]
+    ReadUrlUser,
+    /// A secret is not to be had.
+    #[error("{key}: {error}")]
+    Secret {
+        /// The key that names it.
+        key: String,
+        /// Why.
+        error: SecretError,
+    },
     /// The signing secret has the wrong form. It is not repeated here.
     #[error("secret: expected `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks)")]
     SecretForm,
@@ -127,6 +138,14 @@ pub enum ConfigError {
     /// The URL doesn't suit its driver.
     #[error("url: {0}")]
     Url(String),
+}
+
+impl ConfigError {
+    /// The entry's own secret is not to be had.
+    fn secret(error: SecretError) -> Self {
+        let key = "secret".to_owned();
+        Self::Secret { key, error }
+    }
 }
 
 /// Looks whether `config` fits its rule and its kind, as far as that can be said without its secrets:

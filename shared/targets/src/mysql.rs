@@ -21,8 +21,8 @@ use crate::{
     cell::Kind,
     dialect::{Dialect, Fate, Held},
     layout::{Layout, Live, LiveColumn, Row, Shape},
+    password,
     sql::SqlTarget,
-    table,
     trouble::Trouble,
 };
 
@@ -43,7 +43,7 @@ pub(crate) struct MySql {
 
 /// A target that is a table in MySQL or MariaDB.
 pub(crate) fn target(config: &TargetConfig) -> Result<SqlTarget<MySql>, ConfigError> {
-    let password = table::password(config)?;
+    let password = password::of(config)?;
     let mut url = config.url.clone();
     // The driver knows one name; changing it can't fail between names of the same sort.
     let _ = url.set_scheme("mysql");

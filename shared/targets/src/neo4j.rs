@@ -4,6 +4,7 @@
 
 mod errors;
 mod property;
+mod row;
 mod transaction;
 
 use std::{
@@ -12,24 +13,21 @@ use std::{
 };
 
 use async_trait::async_trait;
-use neo4rs::{BoltList, BoltMap, BoltType, ConfigBuilder, Graph, Query};
+use neo4rs::{ConfigBuilder, Graph, Query};
 use secrecy::ExposeSecret;
 use serde_json::Value;
 use tokio::sync::Mutex;
-use usersync_core::{
-    event::Change,
-    target::{Table, TargetConfig},
-};
+use usersync_core::target::{Table, TargetConfig};
 
 use self::{
     errors::{trouble, unreadable},
+    row::{Row, list},
     transaction::{rolled_back, transact},
 };
 use crate::{
     Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
     connections::Connections,
-    portions, shown,
-    table::{self, told},
+    password, portions, table,
     trouble::{Blame, Trouble},
 };
 
@@ -58,21 +56,9 @@ pub(crate) struct Neo4jTarget {
     hint: String,
 }
 
-/// One user on the way into the graph.
-#[derive(Clone)]
-struct Row {
-    /// Which delivery of the batch it is.
-    index: usize,
-    id: BoltType,
-    version: i64,
-    properties: BoltMap,
-    /// About as many bytes as it takes on the way.
-    size: usize,
-}
-
 impl Neo4jTarget {
     pub(crate) fn new(config: &TargetConfig) -> Result<Self, ConfigError> {
-        let (table, password) = (table::table(config)?, table::password(config)?);
+        let (table, password) = (table::table(config)?, password::of(config)?);
         let limits = Limits::of(config, CONCURRENCY, BATCH);
         let expected = || ConfigError::Url("expected neo4j://USER@HOST:PORT/DATABASE".to_owned());
         let user = match config.url.username() {
@@ -205,42 +191,6 @@ impl Neo4jTarget {
         )])
     }
 
-    fn row(&self, index: usize, delivery: &Delivery) -> Result<Row, Failure> {
-        let version = i64::try_from(delivery.version)
-            .map_err(|_| Failure::new("the version doesn't fit an integer of Neo4j"))?;
-        let mut properties = BoltMap::new();
-        let mut size = 128;
-        for (name, path) in &self.table.columns {
-            let value = match delivery.action {
-                Action::Delete => Change::Clear,
-                // It is a text there, which nothing can be merged into.
-                Action::Disable if path == "data" => Change::Keep,
-                Action::Disable | Action::Upsert => told(delivery, path),
-            };
-            match value {
-                Change::Keep => {}
-                Change::Clear => properties.put(name.as_str().into(), property::none()),
-                Change::Set(value) => {
-                    let property = property::of(&value, path == "data");
-                    size += name.len() + property::size(&property);
-                    properties.put(name.as_str().into(), property);
-                }
-            }
-        }
-        properties.put(self.table.version.as_str().into(), version.into());
-        if delivery.action != Action::Disable {
-            let deleted = delivery.action == Action::Delete;
-            properties.put(self.table.deleted.as_str().into(), deleted.into());
-        }
-        Ok(Row {
-            index,
-            id: property::id(&delivery.user_id),
-            version,
-            properties,
-            size,
-        })
-    }
-
     /// Writes rows; those whom it says nothing of weren't there. When the server refuses one of them, halves
     /// are tried, and halves of those, until that row is alone.
     async fn write(
@@ -317,7 +267,7 @@ impl Neo4jTarget {
         order.sort_by(|a, b| batch[*a].user_id.cmp(&batch[*b].user_id));
         for index in order {
             let delivery = &batch[index];
-            match self.row(index, delivery) {
+            match Row::of(&self.table, index, delivery) {
                 Err(failure) => outcomes[index] = Some(Outcome::Permanent(failure)),
                 Ok(row) if delivery.action == Action::Disable => disables.push(row),
                 Ok(row) => upserts.push(row),
@@ -331,7 +281,7 @@ impl Neo4jTarget {
         let rows = batch
             .iter()
             .enumerate()
-            .map(|(index, delivery)| self.row(index, delivery));
+            .map(|(index, delivery)| Row::of(&self.table, index, delivery));
         let rows: Vec<_> = rows.collect();
         let written: Vec<Row> = rows.iter().flatten().cloned().collect();
         let statement = format!(
@@ -348,36 +298,9 @@ impl Neo4jTarget {
                 Err(failure) => return Outcome::Permanent(failure),
             };
             let held = held.iter().find(|(n, _)| *n == index).map(|(_, held)| held);
-            self.compare(batch[index].action, &row, held)
+            row.compare(&self.table, batch[index].action, held)
         };
         Ok(rows.into_iter().enumerate().map(verdict).collect())
-    }
-
-    fn compare(&self, action: Action, row: &Row, held: Option<&Value>) -> Outcome {
-        let fine = Outcome::Delivered { guarded: true };
-        let Some(held) = held else {
-            return match action {
-                Action::Disable => fine,
-                Action::Upsert | Action::Delete => shown::differs("there is no node"),
-            };
-        };
-        let version = held.get(&self.table.version).and_then(Value::as_i64);
-        if version.is_some_and(|version| version > row.version) {
-            return Outcome::AlreadyNewer;
-        }
-        let gone = held.get(&self.table.deleted) == Some(&Value::Bool(true));
-        if action == Action::Disable && gone {
-            return fine;
-        }
-        let differing = row.properties.value.iter().find(|(name, told)| {
-            let held = held.get(name.value.as_str()).unwrap_or(&Value::Null);
-            property::shown(told) != *held
-        });
-        let Some((name, _)) = differing else {
-            return fine;
-        };
-        let path = self.table.columns.get(name.value.as_str());
-        shown::differs(path.map_or(name.value.as_str(), String::as_str))
     }
 
     /// `work`, for as long as a call may take.
@@ -445,21 +368,6 @@ impl Target for Neo4jTarget {
         *self.fits.lock().await = None;
         made.map_err(|trouble| trouble.failure)
     }
-}
-
-/// The rows as a parameter.
-fn list(rows: &[Row]) -> BoltType {
-    let map = |row: &Row| {
-        let mut map = BoltMap::new();
-        map.put("n".into(), i64::try_from(row.index).unwrap_or(-1).into());
-        map.put("id".into(), row.id.clone());
-        map.put("version".into(), row.version.into());
-        map.put("properties".into(), BoltType::Map(row.properties.clone()));
-        BoltType::Map(map)
-    };
-    let mut list = BoltList::new();
-    rows.iter().for_each(|row| list.push(map(row)));
-    BoltType::List(list)
 }
 
 fn quoted(name: &str) -> String {

@@ -23,8 +23,8 @@ use crate::{
     cell::Kind,
     dialect::{Dialect, Fate, Held},
     layout::{Layout, Live, LiveColumn, Row, Shape},
+    password,
     sql::SqlTarget,
-    table,
     trouble::Trouble,
 };
 
@@ -37,7 +37,7 @@ pub(crate) struct Postgres {
 
 /// A target that is a table in PostgreSQL.
 pub(crate) fn target(config: &TargetConfig) -> Result<SqlTarget<Postgres>, ConfigError> {
-    let password = table::password(config)?;
+    let password = password::of(config)?;
     let expected = "expected postgres://USER@HOST:PORT/DATABASE";
     let options = PgConnectOptions::from_str(config.url.as_str());
     let mut options = options.map_err(|_| ConfigError::Url(expected.to_owned()))?;

@@ -1,8 +1,7 @@
-//! What the database kinds share: who they log in as, and what a delivery tells a column.
+//! What the database kinds share: what a table needs, and what a delivery tells a column.
 
 use std::borrow::Cow;
 
-use secrecy::SecretString;
 use serde_json::Value;
 use usersync_core::{
     event::Change,
@@ -10,21 +9,6 @@ use usersync_core::{
 };
 
 use crate::{ConfigError, Delivery};
-
-/// The password, which only a reference may name.
-///
-/// # Errors
-/// When the URL holds one, or the reference leads nowhere.
-pub(crate) fn password(config: &TargetConfig) -> Result<Option<SecretString>, ConfigError> {
-    let in_query = config.url.query_pairs().any(|(key, _)| key == "password");
-    if config.url.password().is_some() || in_query {
-        let instead = "a password in it is refused, it would be seen by all who see the target; \
-                       set `secret = \"env:NAME\"` or `\"file:PATH\"` instead, the user stays in the url";
-        return Err(ConfigError::Url(instead.to_owned()));
-    }
-    let secret = config.secret.as_ref().map(|secret| secret.resolve());
-    Ok(secret.transpose()?)
-}
 
 /// The table of `config`, or the one by default.
 ///

@@ -11,8 +11,8 @@ use usersync_core::target::TargetName;
 use super::extract::{Body, Params, parse_user};
 use crate::{
     control::{
-        Control, Count,
-        dead_letters::{self, Discard, Letter, Letters, List, One, Replay},
+        Control,
+        dead_letters::{self, Discard, Discarded, Letter, Letters, List, One, Replay},
         repairs::Asked,
     },
     problem::Problem,
@@ -64,12 +64,15 @@ pub(super) async fn show(
 
 /// Deliver dead letters again
 ///
-/// Of one user at once, else as a job. A letter goes away when its delivery has succeeded.
+/// Of one user at once, else as a job. A letter goes away when its delivery has succeeded. Letters of targets that
+/// are no more are left alone.
 #[utoipa::path(post, operation_id = "dead.replay", path = "/v1/dead-letters/replay", tag = "dead letters",
     request_body = Replay,
     responses(
         (status = 200, description = "What was asked for", body = Asked),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "What is named isn't there", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "An equal job is under way; the text names it", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What is asked for isn't possible", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
     ))]
@@ -82,18 +85,19 @@ pub(super) async fn replay(
 
 /// Give dead letters up
 ///
-/// The target goes without this version; a newer state is delivered as ever.
+/// The target goes without this version; a newer state is delivered as ever. Of one user at once, else as a job.
 #[utoipa::path(post, operation_id = "dead.discard", path = "/v1/dead-letters/discard", tag = "dead letters",
     request_body = Discard,
     responses(
-        (status = 200, description = "How many", body = Count),
+        (status = 200, description = "How many are gone", body = Discarded),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "An equal job is under way; the text names it", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What is asked for isn't possible", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn discard(
     State(control): State<Arc<Control>>,
     Body(discard): Body<Discard>,
-) -> Result<Json<Count>, Problem> {
+) -> Result<Json<Discarded>, Problem> {
     Ok(Json(dead_letters::discard(&control, discard).await?))
 }

@@ -26,6 +26,7 @@ use crate::{
         (status = 200, description = "What was asked for", body = Asked),
         (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "What is named isn't there", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "An equal job is under way; the text names it", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What is asked for isn't possible", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
     ))]
@@ -38,7 +39,7 @@ pub(super) async fn start(
 
 /// Jobs
 ///
-/// Repairs and replays in bulk of the last day, the newest first.
+/// Repairs, replays and discards in bulk of the last day, the newest first.
 #[utoipa::path(get, operation_id = "repair.list", path = "/v1/repairs", tag = "repairs",
     responses(
         (status = 200, description = "The jobs", body = Jobs),

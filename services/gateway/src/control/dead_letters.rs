@@ -4,9 +4,7 @@
 
 use std::sync::Arc;
 
-use async_nats::jetstream::{
-    context::PublishErrorKind, message::StreamMessage, stream::LastRawMessageErrorKind,
-};
+use async_nats::jetstream::{message::StreamMessage, stream::LastRawMessageErrorKind};
 use serde::{Deserialize, Serialize};
 use usersync_core::{
     dead_letter::{self, Class, DeadLetter},
@@ -16,11 +14,12 @@ use usersync_core::{
 };
 
 use super::{
-    Control, Count,
-    jobs::{self, Source},
-    nats,
+    Control,
+    bulk::{self, Task, Work},
+    jobs::{self, Job},
+    nats, no_target,
     repairs::Asked,
-    scan::{self, Found, PAGE, Query},
+    scan::{self, Found, PAGE, Page, Query},
 };
 use crate::problem::Problem;
 
@@ -152,6 +151,19 @@ pub(crate) struct Discard {
     pub dry_run: bool,
 }
 
+/// What became of dead letters that were given up.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Discarded {
+    /// How many were chosen; of a job that isn't done, how many it will be at most.
+    pub matched: u64,
+    /// How many are gone by now.
+    pub discarded: u64,
+    /// Whether nothing was done, only counted.
+    pub dry_run: bool,
+    /// The job that does it, where it is done in bulk.
+    pub job: Option<Job>,
+}
+
 impl Choice {
     /// The subjects of the letters chosen, and maybe of others: see [`Choice::has`].
     pub(super) fn filter(&self) -> String {
@@ -175,11 +187,15 @@ impl Choice {
                 .is_none_or(|reason| text(header::REASON).is_some_and(|text| text.contains(reason)))
     }
 
-    /// What to deliver to get rid of a letter, `None` for one that isn't chosen.
-    pub(super) fn task(&self, found: &Found) -> Option<(TargetName, UserId)> {
-        self.has(found)
-            .then(|| subjects::of_dead_letter(&found.subject))
-            .flatten()
+    /// Whose letter it is, `None` for one that isn't chosen.
+    pub(super) fn task(&self, found: &Found) -> Option<Task> {
+        let (target, user_id) = subjects::of_dead_letter(&found.subject)?;
+        let seq = found.seq;
+        self.has(found).then_some(Task {
+            target,
+            user_id,
+            seq,
+        })
     }
 
     /// Refuses a choice of everything that doesn't say so.
@@ -272,7 +288,7 @@ fn read(message: &StreamMessage) -> Option<Letter> {
 
 /// Asks for the delivery of every letter chosen: of one user at once, else as a job.
 pub(crate) async fn replay(control: &Arc<Control>, replay: Replay) -> Result<Asked, Problem> {
-    let per_second = jobs::rate(replay.per_second)?;
+    let per_second = bulk::rate(replay.per_second)?;
     let choice = Choice {
         target: replay.target,
         user_id: replay.user_id,
@@ -280,23 +296,30 @@ pub(crate) async fn replay(control: &Arc<Control>, replay: Replay) -> Result<Ask
         reason: replay.reason,
     };
     choice.deliberate(replay.all)?;
-    let chosen = chosen(control, &choice).await?;
-    let matched = chosen.len() as u64;
+    // Letters outlive their targets, and nobody would deliver for one that is gone.
+    let targets = control.registry().await?.entries().await?;
+    let is_there = |name: &TargetName| targets.contains_key(name.as_ref());
+    if let Some(target) = choice.target.as_ref().filter(|name| !is_there(name)) {
+        return Err(no_target(target));
+    }
     if replay.dry_run {
-        return Ok(Asked::only_counted(matched));
+        let count = count(control, &choice, |task| is_there(&task.target)).await?;
+        return Ok(Asked::only_counted(count));
     }
     if choice.user_id.is_some() {
-        let tasks = chosen
-            .into_iter()
-            .map(|chosen| (chosen.target, chosen.user_id));
-        return Ok(Asked::at_once(jobs::ask_for(control, tasks).await?));
+        let mut tasks = of_user(control, &choice).await?;
+        tasks.retain(|task| is_there(&task.target));
+        return Ok(Asked::at_once(bulk::ask_for(control, tasks).await?));
     }
-    let job = jobs::start(control, Source::Letters(choice), per_second, matched).await?;
+    let job = start(control, Work::Replay(choice), per_second).await?;
     Ok(Asked::by(job))
 }
 
-/// Removes every letter chosen, unless a newer one has come in between.
-pub(crate) async fn discard(control: &Control, discard: Discard) -> Result<Count, Problem> {
+/// Removes every letter chosen, unless a newer one has come in between: of one user at once, else as a job.
+pub(crate) async fn discard(
+    control: &Arc<Control>,
+    discard: Discard,
+) -> Result<Discarded, Problem> {
     let choice = Choice {
         target: discard.target,
         user_id: discard.user_id,
@@ -304,64 +327,67 @@ pub(crate) async fn discard(control: &Control, discard: Discard) -> Result<Count
         reason: discard.reason,
     };
     choice.deliberate(discard.all)?;
-    let chosen = chosen(control, &choice).await?;
-    let mut matched = chosen.len() as u64;
-    if !discard.dry_run {
-        for step in chosen.chunks(PAGE) {
-            let mut sent = Vec::with_capacity(step.len());
-            for Chosen {
-                target,
-                user_id,
-                seq,
-            } in step
-            {
-                let subject = subjects::dead_letter(target, user_id);
-                let clearing = dead_letter::clearing(*seq);
-                sent.push(control.jetstream.send_publish(subject, clearing).await);
-            }
-            for cleared in sent {
-                match cleared.map_err(nats)?.await {
-                    Ok(_) => {}
-                    Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
-                        matched -= 1;
-                    }
-                    Err(error) => return Err(nats(error)),
-                }
-            }
-        }
-    }
-    Ok(Count {
-        matched,
+    let mut discarded = Discarded {
+        matched: 0,
+        discarded: 0,
         dry_run: discard.dry_run,
-    })
+        job: None,
+    };
+    if discard.dry_run {
+        discarded.matched = count(control, &choice, |_| true).await?;
+    } else if choice.user_id.is_some() {
+        let tasks = of_user(control, &choice).await?;
+        discarded.discarded = bulk::clear(control, tasks).await?;
+        discarded.matched = discarded.discarded;
+    } else {
+        // What it costs is borne by NATS alone.
+        let job = start(control, Work::Discard(choice), bulk::MOST_PER_SECOND).await?;
+        discarded.matched = job.total;
+        discarded.discarded = job.done;
+        discarded.job = Some(job);
+    }
+    Ok(discarded)
 }
 
-struct Chosen {
-    target: TargetName,
-    user_id: UserId,
-    seq: u64,
+async fn start(control: &Arc<Control>, work: Work, per_second: u32) -> Result<Job, Problem> {
+    let stream = control.stream(work.stream()).await?;
+    let total = scan::count(&stream, &work.filter()).await?;
+    jobs::start(control, work, per_second, total).await
 }
 
-async fn chosen(control: &Control, choice: &Choice) -> anyhow::Result<Vec<Chosen>> {
+/// One page of the messages among which the letters chosen are.
+async fn chosen(control: &Control, choice: &Choice, from: u64) -> anyhow::Result<Page> {
     let stream = control.stream(USER_DEAD).await?;
     let query = Query {
         filter: choice.filter(),
         headers_only: true,
     };
-    let mut chosen = Vec::new();
+    scan::page(&stream, &query, from, PAGE).await
+}
+
+/// How many letters are chosen and counted.
+async fn count(
+    control: &Control,
+    choice: &Choice,
+    counts: impl Fn(&Task) -> bool,
+) -> anyhow::Result<u64> {
+    let mut count = 0;
     let mut next = Some(1);
     while let Some(from) = next {
-        let page = scan::page(&stream, &query, from, PAGE).await?;
+        let page = chosen(control, choice, from).await?;
         next = page.next;
-        chosen.extend(page.found.iter().filter_map(|found| {
-            let (target, user_id) = choice.task(found)?;
-            let seq = found.seq;
-            Some(Chosen {
-                target,
-                user_id,
-                seq,
-            })
-        }));
+        let tasks = page.found.iter().filter_map(|found| choice.task(found));
+        count += tasks.filter(&counts).count() as u64;
     }
-    Ok(chosen)
+    Ok(count)
+}
+
+/// The letters chosen, of one user: one per target at most.
+async fn of_user(control: &Control, choice: &Choice) -> anyhow::Result<Vec<Task>> {
+    let page = chosen(control, choice, 1).await?;
+    Ok(page
+        .found
+        .iter()
+        .filter_map(|found| choice.task(found))
+        .collect())
 }

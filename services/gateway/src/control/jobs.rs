@@ -1,44 +1,41 @@
-//! Repairs and replays in bulk: at a bounded rate, with progress in KV that every gateway can read.
+//! Repairs, replays and discards in bulk: progress in KV that every gateway can read, equal ones never at once.
 //!
-//! A job lives in the gateway that was asked for it. One that stops half-way does no harm: what it
-//! asks for are deliveries of the newest states, so it is simply started again.
+//! A job lives in the gateway that was asked for it. One that stops half-way does no harm: it is simply
+//! started again. What it does is in `bulk`.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use async_nats::jetstream::{context::PublishAckFuture, kv, stream::Stream};
+use async_nats::jetstream::kv;
 use axum::http::StatusCode;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, interval};
+use tokio::time::Instant;
 use usersync_core::{
     nats::REQUEST_TIMEOUT,
-    subjects::{self, JOBS_BUCKET, USER_DEAD, USER_STATE},
+    subjects::{self, JOBS_BUCKET},
     target::TargetName,
-    user_id::UserId,
 };
 use uuid::Uuid;
 
 use super::{
     Control,
-    dead_letters::Choice,
+    bulk::{self, Work},
     nats,
-    scan::{self, Found, PAGE, Query},
 };
 use crate::problem::Problem;
 
-/// How many repairs are asked for per second unless said otherwise, and at most.
-const PER_SECOND: u32 = 2_000;
-const MOST_PER_SECOND: u32 = 50_000;
-/// Repairs are asked for in steps of this length.
-const STEP: Duration = Duration::from_millis(50);
 /// How often progress is written down.
 const NOTE: Duration = Duration::from_millis(250);
 /// A job whose progress is older than this has lost its gateway.
 const LOST: Duration = Duration::from_secs(10);
 /// How long starting waits, so that a small job is done when its start is answered.
 const AT_ONCE: Duration = Duration::from_secs(1);
+/// How often a job says again that it does what it does: well within what the bucket keeps.
+const CLAIM: Duration = Duration::from_secs(60 * 60);
+/// How often others may be faster at starting an equal job.
+const TRIES: usize = 5;
 
 /// How far a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -60,22 +57,28 @@ pub(crate) enum JobState {
     Done,
 }
 
+impl JobState {
+    fn is_under_way(self) -> bool {
+        matches!(self, Self::Running | Self::Cancelling)
+    }
+}
+
 /// One job.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub(crate) struct Job {
     /// What to ask for.
     pub id: String,
-    /// `repair` or `replay`.
+    /// `repair`, `replay` or `discard`.
     pub kind: String,
-    /// The target, `null` for a replay of all targets.
+    /// The target, `null` for the dead letters of all targets.
     pub target: Option<TargetName>,
     /// How it stands.
     pub state: JobState,
-    /// Deliveries asked for so far.
+    /// How many deliveries are asked for, or letters discarded, so far.
     pub done: u64,
-    /// How many there are to ask for, as counted at the start.
+    /// How many it will be at most: what isn't looked at yet may not be among those chosen.
     pub total: u64,
-    /// How many are asked for per second.
+    /// How many are dealt with per second at most.
     pub per_second: u32,
     /// When it was started.
     #[schema(value_type = String, format = DateTime)]
@@ -102,39 +105,10 @@ pub(crate) struct ById {
     pub id: String,
 }
 
-/// Where the users of a job come from.
-#[derive(Clone, Debug)]
-pub(super) enum Source {
-    /// Every user there is, for one target.
-    Users(TargetName),
-    /// The dead letters chosen.
-    Letters(Choice),
-}
-
-impl Source {
-    /// What to deliver because of a message, `None` when nothing is.
-    fn task(&self, found: &Found) -> Option<(TargetName, UserId)> {
-        match self {
-            Self::Users(target) => Some((target.clone(), subjects::user_of_state(&found.subject)?)),
-            Self::Letters(choice) => choice.task(found),
-        }
-    }
-}
-
-/// Checks a rate.
-pub(super) fn rate(per_second: Option<u32>) -> Result<u32, Problem> {
-    let rate = per_second.unwrap_or(PER_SECOND);
-    if (1..=MOST_PER_SECOND).contains(&rate) {
-        return Ok(rate);
-    }
-    let detail = format!("per_second: expected 1 to {MOST_PER_SECOND}");
-    Err(Problem::unprocessable(detail))
-}
-
-/// Starts a job, and waits a moment for it.
+/// Starts a job, and waits a moment for it. `total` is how many messages it will look at.
 pub(super) async fn start(
     control: &Arc<Control>,
-    source: Source,
+    work: Work,
     per_second: u32,
     total: u64,
 ) -> Result<Job, Problem> {
@@ -143,15 +117,11 @@ pub(super) async fn start(
             "this gateway is stopping; ask another one",
         ));
     }
-    let (kind, target) = match &source {
-        Source::Users(target) => ("repair", Some(target.clone())),
-        Source::Letters(choice) => ("replay", choice.target.clone()),
-    };
     let now = Timestamp::now();
     let job = Job {
         id: Uuid::now_v7().simple().to_string(),
-        kind: kind.to_owned(),
-        target,
+        kind: work.kind().to_owned(),
+        target: work.target().cloned(),
         state: JobState::Running,
         done: 0,
         total,
@@ -162,45 +132,68 @@ pub(super) async fn start(
     };
     let bucket = bucket(control).await?;
     let id = job.id.clone();
+    let claim = subjects::claim_of_job(&work.print());
     let revision = bucket.put(&id, json(&job)?).await.map_err(nats)?;
+    if let Err(problem) = stake(&bucket, &claim, &id).await {
+        // It has never begun.
+        bucket.purge(&id).await.map_err(nats)?;
+        return Err(problem);
+    }
     let record = Record {
         bucket,
         job,
         revision,
         noted: Instant::now(),
+        claim,
+        claimed: Instant::now(),
     };
     let running = control.clone();
-    let ended = control.jobs.spawn(run(running, source, record));
+    let ended = control.jobs.spawn(run(running, work, record));
     match tokio::time::timeout(AT_ONCE, ended).await {
         Ok(Ok(job)) => Ok(job),
         _ => status(control, ById { id }).await,
     }
 }
 
-/// Publishes one repair per target and user, and awaits what the server says of each.
-pub(super) async fn ask_for(
-    control: &Control,
-    tasks: impl IntoIterator<Item = (TargetName, UserId)>,
-) -> anyhow::Result<u64> {
-    let mut sent = Vec::new();
-    for (target, user_id) in tasks {
-        sent.push(publish(control, &target, &user_id).await?);
+/// Makes a job the one that does what it does, unless an equal one is under way.
+async fn stake(bucket: &kv::Store, claim: &str, id: &str) -> Result<(), Problem> {
+    for _ in 0..TRIES {
+        let held = bucket.entry(claim).await.map_err(nats)?;
+        let mut revision = 0;
+        if let Some(held) = held {
+            revision = held.revision;
+            let other = String::from_utf8_lossy(&held.value);
+            let other = find(bucket, &other).await?.map(|(job, _)| job);
+            if let Some(other) = other.filter(|job| job.state.is_under_way()) {
+                return Err(equal(&other));
+            }
+        }
+        let staked = bucket.update(claim, id.to_owned().into(), revision).await;
+        match staked {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {}
+            Err(error) => return Err(nats(error)),
+        }
     }
-    let mut stored = 0;
-    for repair in sent {
-        repair.await?;
-        stored += 1;
-    }
-    Ok(stored)
+    Err(Problem::new(
+        StatusCode::CONFLICT,
+        "others start equal jobs all the time; see the list of jobs",
+    ))
 }
 
-async fn publish(
-    control: &Control,
-    target: &TargetName,
-    user_id: &UserId,
-) -> anyhow::Result<PublishAckFuture> {
-    let subject = subjects::repair(target, user_id);
-    Ok(control.jetstream.publish(subject, "".into()).await?)
+fn equal(job: &Job) -> Problem {
+    let Job {
+        id,
+        kind,
+        started,
+        done,
+        total,
+        ..
+    } = job;
+    let detail = format!(
+        "job {id} is an equal {kind}, started {started:.0}, and has done {done} of at most {total}; wait for it or cancel it"
+    );
+    Problem::new(StatusCode::CONFLICT, detail)
 }
 
 pub(crate) async fn status(control: &Control, by: ById) -> Result<Job, Problem> {
@@ -217,8 +210,8 @@ pub(crate) async fn list(control: &Control) -> Result<Jobs, Problem> {
         .await
         .context("listing the jobs")?;
     let mut jobs = Vec::new();
-    for key in keys? {
-        jobs.extend(find(&bucket, &key).await?.map(|(job, _)| job));
+    for key in keys?.iter().filter(|key| is_job(key)) {
+        jobs.extend(find(&bucket, key).await?.map(|(job, _)| job));
     }
     jobs.sort_by(|a, b| b.id.cmp(&a.id));
     Ok(Jobs { jobs })
@@ -249,21 +242,24 @@ pub(crate) async fn cancel(control: &Control, by: ById) -> Result<Job, Problem> 
 }
 
 async fn find(bucket: &kv::Store, id: &str) -> anyhow::Result<Option<(Job, u64)>> {
-    // What is no key is no job either.
-    let key = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    if id.is_empty() || !id.bytes().all(key) {
+    if !is_job(id) {
         return Ok(None);
     }
     let entry = bucket.entry(id).await?;
     let entry = entry.filter(|entry| entry.operation == kv::Operation::Put);
     let Some(entry) = entry else { return Ok(None) };
     let mut job: Job = serde_json::from_slice(&entry.value)?;
-    let under_way = matches!(job.state, JobState::Running | JobState::Cancelling);
     let age = Timestamp::now().duration_since(job.updated);
-    if under_way && age.unsigned_abs() > LOST {
+    if job.state.is_under_way() && age.unsigned_abs() > LOST {
         job.state = JobState::Lost;
     }
     Ok(Some((job, entry.revision)))
+}
+
+/// Whether a text can be a job's id: what has a dot is a claim, and what is no key is no job either.
+fn is_job(id: &str) -> bool {
+    let key = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    !id.is_empty() && id.bytes().all(key)
 }
 
 async fn bucket(control: &Control) -> anyhow::Result<kv::Store> {
@@ -275,20 +271,27 @@ fn json(job: &Job) -> Result<bytes::Bytes, anyhow::Error> {
 }
 
 /// A job and where its progress is written down.
-struct Record {
+pub(super) struct Record {
     bucket: kv::Store,
-    job: Job,
+    pub(super) job: Job,
     revision: u64,
     noted: Instant,
+    claim: String,
+    claimed: Instant,
 }
 
 impl Record {
-    /// Writes progress down, now and then.
-    async fn note(&mut self) -> anyhow::Result<()> {
+    /// Writes progress down, now and then; false when the job is to stop.
+    pub(super) async fn note(&mut self) -> anyhow::Result<bool> {
         if self.noted.elapsed() >= NOTE {
             self.write().await?;
         }
-        Ok(())
+        if self.claimed.elapsed() >= CLAIM {
+            let id = self.job.id.clone();
+            self.bucket.put(&self.claim, id.into()).await?;
+            self.claimed = Instant::now();
+        }
+        Ok(self.job.state == JobState::Running)
     }
 
     async fn write(&mut self) -> anyhow::Result<()> {
@@ -320,8 +323,8 @@ impl Record {
 }
 
 /// Runs a job to its end, and says what the end was.
-async fn run(control: Arc<Control>, source: Source, mut record: Record) -> Job {
-    let ended = work(&control, &source, &mut record).await;
+async fn run(control: Arc<Control>, work: Work, mut record: Record) -> Job {
+    let ended = bulk::run(&control, &work, &mut record).await;
     let asked = record.job.state;
     record.job.state = match &ended {
         Err(_) => JobState::Failed,
@@ -341,68 +344,4 @@ async fn run(control: Arc<Control>, source: Source, mut record: Record) -> Job {
         );
     }
     record.job
-}
-
-/// Asks for every delivery; false when it was to stop before the end.
-async fn work(
-    control: &Arc<Control>,
-    source: &Source,
-    record: &mut Record,
-) -> anyhow::Result<bool> {
-    let (stream, query) = match source {
-        Source::Users(_) => (USER_STATE, subjects::STATES.to_owned()),
-        Source::Letters(choice) => (USER_DEAD, choice.filter()),
-    };
-    let query = Query {
-        filter: query,
-        headers_only: true,
-    };
-    let mut last = last_sequence(control, stream).await?;
-    let name = stream;
-    let stream: Stream<()> = control.stream(stream).await?;
-    let mut steps = interval(STEP);
-    steps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let per_step = f64::from(record.job.per_second) * STEP.as_secs_f64();
-    let mut allowed = 0.0_f64;
-    let mut next = Some(1);
-    let mut once_more = matches!(source, Source::Users(_));
-    loop {
-        let Some(from) = next.filter(|from| *from <= last) else {
-            // Who has changed meanwhile was passed by, and need not be delivered because of the change: it
-            // may be one that this target doesn't see.
-            if !std::mem::take(&mut once_more) {
-                return Ok(true);
-            }
-            next = Some(last + 1);
-            last = last_sequence(control, name).await?;
-            continue;
-        };
-        let page = scan::page(&stream, &query, from, PAGE).await?;
-        next = page.next;
-        let mut tasks = Vec::with_capacity(page.found.len());
-        for found in page.found.iter().filter(|found| found.seq <= last) {
-            tasks.extend(source.task(found));
-        }
-        let mut tasks = tasks.into_iter();
-        while tasks.len() > 0 {
-            if control.shutdown.is_cancelled() || record.job.state == JobState::Cancelling {
-                return Ok(false);
-            }
-            steps.tick().await;
-            allowed = (allowed + per_step).min(per_step.max(1.0));
-            let count = allowed as usize;
-            if count > 0 {
-                allowed -= count as f64;
-                let step: Vec<_> = tasks.by_ref().take(count).collect();
-                record.job.done += ask_for(control, step).await?;
-            }
-            record.note().await?;
-        }
-        record.note().await?;
-    }
-}
-
-async fn last_sequence(control: &Control, stream: &str) -> anyhow::Result<u64> {
-    let stream = control.jetstream.get_stream(stream).await?;
-    Ok(stream.cached_info().state.last_sequence)
 }

@@ -4,6 +4,7 @@
 //! document: so HTTP and NATS can't differ in anything but the way in.
 
 pub(crate) mod breakers;
+mod bulk;
 pub(crate) mod changes;
 pub(crate) mod dead_letters;
 pub(crate) mod jobs;
@@ -98,11 +99,25 @@ impl Control {
 
     /// The configuration a target runs with.
     async fn config(&self, name: &TargetName) -> Result<Arc<TargetConfig>, Problem> {
-        let entry = self.entry(name).await?.ok_or_else(|| no_target(name))?;
-        entry.config.ok_or_else(|| {
-            let problem = entry.problem.unwrap_or_default();
-            Problem::unprocessable(format!("target {name} can't be used: {problem}"))
-        })
+        Ok(self.running(name).await?.0)
+    }
+
+    /// The same, with what is wrong with the entry's newest value, where that isn't what runs.
+    async fn running(
+        &self,
+        name: &TargetName,
+    ) -> Result<(Arc<TargetConfig>, Option<String>), Problem> {
+        let Entry {
+            config, problem, ..
+        } = self.entry(name).await?.ok_or_else(|| no_target(name))?;
+        match config {
+            Some(config) => Ok((config, problem)),
+            None => {
+                let problem = problem.unwrap_or_default();
+                let detail = format!("target {name} can't be used: {problem}");
+                Err(Problem::unprocessable(detail))
+            }
+        }
     }
 
     /// What is wrong with an entry, its kind asked too.
@@ -132,7 +147,7 @@ impl Control {
             .await
             .is_err()
         {
-            tracing::warn!("a repair in bulk did not stop in time; start it again");
+            tracing::warn!("a job did not stop in time; start it again");
         }
     }
 }
@@ -145,8 +160,8 @@ pub(crate) fn fits(config: &TargetConfig) -> Result<Vec<String>, String> {
     Rule::check(config).map_err(|error| error.to_string())?;
     match usersync_targets::connect(config) {
         Ok(_) => Ok(Vec::new()),
-        Err(ConfigError::Secret(error)) => {
-            let warning = format!("secret: this gateway can't read it, workers must: {error}");
+        Err(ConfigError::Secret { key, error }) => {
+            let warning = format!("{key}: this gateway can't read it, workers must: {error}");
             Ok(vec![warning])
         }
         Err(error) => Err(error.to_string()),

@@ -49,6 +49,9 @@ pub(crate) struct Previewed {
     pub sent: bool,
     /// Why not, or what else should be known.
     pub note: Option<String>,
+    /// What is wrong with the newest value of the entry: this is what the last good one would do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// `upsert`, `delete` or `disable`; null when nothing is sent.
     #[schema(value_type = Option<String>)]
     pub action: Option<Action>,
@@ -62,9 +65,9 @@ pub(crate) struct Previewed {
 pub(crate) async fn preview(control: &Control, preview: Preview) -> Result<Previewed, Problem> {
     let name = preview.name;
     let name = name.ok_or_else(|| Problem::unprocessable("name: expected a target's name"))?;
-    let config = match preview.entry {
-        Some(entry) => changes::check(&name, entry).await?.0,
-        None => control.config(&name).await?,
+    let (config, problem) = match preview.entry {
+        Some(entry) => (changes::check(&name, entry).await?.0, None),
+        None => control.running(&name).await?,
     };
     let state = match (preview.user_id, preview.user) {
         (Some(user_id), None) => {
@@ -77,7 +80,8 @@ pub(crate) async fn preview(control: &Control, preview: Preview) -> Result<Previ
     };
     // The key of masks is read from a file.
     let outcome = aside(move || outcome(&config, state)).await;
-    outcome.unwrap_or_else(|problem| Err(Problem::unprocessable(problem)))
+    let outcome = outcome.unwrap_or_else(|problem| Err(Problem::unprocessable(problem)))?;
+    Ok(Previewed { problem, ..outcome })
 }
 
 /// Makes a state of a document: one is taken as it is, anything else as an event that makes the user.
@@ -122,6 +126,7 @@ fn outcome(config: &Arc<TargetConfig>, state: State) -> Result<Previewed, Proble
         user_id: state.user_id.clone(),
         sent: false,
         note: None,
+        problem: None,
         action: None,
         task_id: None,
         members: None,

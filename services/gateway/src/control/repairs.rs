@@ -11,7 +11,8 @@ use usersync_core::{
 
 use super::{
     Control,
-    jobs::{self, Job, Source},
+    bulk::{self, Task, Work},
+    jobs::{self, Job},
     scan,
 };
 use crate::problem::Problem;
@@ -46,7 +47,7 @@ pub(crate) struct Repair {
 /// What was asked for.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct Asked {
-    /// How many users or dead letters were chosen.
+    /// How many users or dead letters were chosen; of a job that isn't done, how many it will be at most.
     pub matched: u64,
     /// How many deliveries are asked for by now.
     pub published: u64,
@@ -88,7 +89,7 @@ impl Asked {
 /// Asks for deliveries; in bulk as a job.
 pub(crate) async fn start(control: &Arc<Control>, repair: Repair) -> Result<Asked, Problem> {
     let Repair { target, .. } = repair;
-    let per_second = jobs::rate(repair.per_second)?;
+    let per_second = bulk::rate(repair.per_second)?;
     control.config(&target).await?;
     let mut users = repair.user_ids;
     users.extend(repair.user_id);
@@ -102,7 +103,7 @@ pub(crate) async fn start(control: &Arc<Control>, repair: Repair) -> Result<Aske
         if repair.dry_run {
             return Ok(Asked::only_counted(total));
         }
-        let job = jobs::start(control, Source::Users(target), per_second, total).await?;
+        let job = jobs::start(control, Work::Repair(target), per_second, total).await?;
         return Ok(Asked::by(job));
     }
     if users.len() > MOST_USERS {
@@ -114,6 +115,10 @@ pub(crate) async fn start(control: &Arc<Control>, repair: Repair) -> Result<Aske
     if repair.dry_run {
         return Ok(Asked::only_counted(users.len() as u64));
     }
-    let tasks = users.into_iter().map(|user_id| (target.clone(), user_id));
-    Ok(Asked::at_once(jobs::ask_for(control, tasks).await?))
+    let tasks = users.into_iter().map(|user_id| Task {
+        target: target.clone(),
+        user_id,
+        seq: 0,
+    });
+    Ok(Asked::at_once(bulk::ask_for(control, tasks).await?))
 }

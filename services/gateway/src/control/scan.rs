@@ -48,6 +48,8 @@ pub(super) struct Page {
     pub found: Vec<Found>,
     /// The sequence the next page begins at, `None` when this is the last.
     pub next: Option<u64>,
+    /// How many messages follow this page, as of its last one.
+    pub left: u64,
 }
 
 /// Up to `most` messages from sequence `from` on.
@@ -87,14 +89,16 @@ async fn try_page(
     };
     let consumer: PullConsumer = stream.create_consumer(config).await?;
     let info = consumer.cached_info();
-    let mut next = (info.num_pending > 0).then_some(from);
+    let mut left = info.num_pending;
+    let mut next = (left > 0).then_some(from);
     let mut found = Vec::new();
     if info.num_pending > 0 {
         let mut messages = consumer.fetch().max_messages(most).messages().await?;
         let read = async {
             while let Some(message) = messages.try_next().await? {
                 let info = message.info()?;
-                next = (info.pending > 0).then_some(info.stream_sequence + 1);
+                left = info.pending;
+                next = (left > 0).then_some(info.stream_sequence + 1);
                 let nanos = info.published.unix_timestamp_nanos();
                 found.push(Found {
                     seq: info.stream_sequence,
@@ -114,7 +118,7 @@ async fn try_page(
     let name = &info.name;
     let deleted = stream.delete_consumer(name).await;
     deleted.context("removing the consumer of a page")?;
-    Ok(Page { found, next })
+    Ok(Page { found, next, left })
 }
 
 /// How many messages there are, without reading them.

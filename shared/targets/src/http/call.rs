@@ -7,12 +7,14 @@ use reqwest::{
     Method, Request, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
+use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use standardwebhooks::Webhook;
 use usersync_core::{
     event::{Change, EventType},
+    header_text::HeaderText,
     target::TargetConfig,
     user_id::UserId,
 };
@@ -150,15 +152,36 @@ fn batch_id(batch: &[Delivery]) -> String {
 pub(super) fn headers(config: &TargetConfig) -> Result<HeaderMap, ConfigError> {
     let mut headers = HeaderMap::new();
     for (name, text) in &config.headers {
-        let invalid = || ConfigError::Header(name.clone());
-        let name: HeaderName = name.parse().map_err(|_| invalid())?;
-        let mut text: HeaderValue = text.parse().map_err(|_| invalid())?;
-        text.set_sensitive(true);
+        let secret = text.resolve().map_err(|error| ConfigError::Secret {
+            key: format!("headers.{name}"),
+            error,
+        })?;
+        let (name, text) = header(name, secret.expose_secret())?;
         headers.insert(name, text);
     }
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(SOURCE, HeaderValue::from_static("user-sync-service"));
     Ok(headers)
+}
+
+/// Looks at the headers of `config` as far as that can be done without its secrets.
+pub(super) fn plain_headers(config: &TargetConfig) -> Result<(), ConfigError> {
+    for (name, text) in &config.headers {
+        let plain = match text {
+            HeaderText::Plain(text) => text.as_str(),
+            HeaderText::Secret(_) => "",
+        };
+        header(name, plain)?;
+    }
+    Ok(())
+}
+
+fn header(name: &str, text: &str) -> Result<(HeaderName, HeaderValue), ConfigError> {
+    let invalid = || ConfigError::Header(name.to_owned());
+    let key: HeaderName = name.parse().map_err(|_| invalid())?;
+    let mut text: HeaderValue = text.parse().map_err(|_| invalid())?;
+    text.set_sensitive(true);
+    Ok((key, text))
 }
 
 fn value(text: &str) -> Result<HeaderValue, Failure> {

@@ -8,7 +8,7 @@ mod read_back;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reqwest::{Client, Method, redirect};
+use reqwest::{Client, Method, Url, redirect};
 use secrecy::ExposeSecret;
 use standardwebhooks::Webhook;
 use usersync_core::target::TargetConfig;
@@ -36,8 +36,8 @@ pub(crate) struct HttpTarget {
 /// When it doesn't fit.
 pub(crate) fn check(config: &TargetConfig) -> Result<(), ConfigError> {
     method(config)?;
-    no_user(config)?;
-    call::headers(config)?;
+    no_user(&config.url)?;
+    call::plain_headers(config)?;
     read_back::template(config)?;
     Ok(())
 }
@@ -54,11 +54,16 @@ fn method(config: &TargetConfig) -> Result<Method, ConfigError> {
     }
 }
 
-fn no_user(config: &TargetConfig) -> Result<(), ConfigError> {
-    if config.url.username().is_empty() && config.url.password().is_none() {
+fn has_user(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
+}
+
+fn no_user(url: &Url) -> Result<(), ConfigError> {
+    if !has_user(url) {
         return Ok(());
     }
-    let instead = "a user and password in it are not sent; set headers.Authorization instead";
+    let instead = "a user and password in it are not sent; set headers.Authorization to a reference instead, \
+                   `env:NAME` or `file:PATH`";
     Err(ConfigError::Url(instead.to_owned()))
 }
 
@@ -68,11 +73,11 @@ impl HttpTarget {
         let signer = match &config.secret {
             None => None,
             Some(reference) => {
-                let secret = reference.resolve()?;
+                let secret = reference.resolve().map_err(ConfigError::secret)?;
                 Some(Webhook::new(secret.expose_secret()).map_err(|_| ConfigError::SecretForm)?)
             }
         };
-        no_user(config)?;
+        no_user(&config.url)?;
         let limits = Limits::of(config, CONCURRENCY, 1);
         let read_url = read_back::template(config)?;
         // Only the first call in a process installs it; later ones find it there.

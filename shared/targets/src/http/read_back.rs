@@ -31,11 +31,14 @@ pub(super) fn template(config: &TargetConfig) -> Result<Option<String>, ConfigEr
             false => Ok(None),
         };
     };
-    let example = template.replace(ID, "1");
-    let url = example.parse::<Url>();
-    let fits = url.is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let example = template.replace(ID, "1").parse::<Url>();
+    let url = example.map_err(|_| ConfigError::ReadUrl)?;
+    let fits = matches!(url.scheme(), "http" | "https") && url.has_host();
     if !fits || !template.contains(ID) {
         return Err(ConfigError::ReadUrl);
+    }
+    if super::has_user(&url) {
+        return Err(ConfigError::ReadUrlUser);
     }
     Ok(config.verify.then(|| template.to_owned()))
 }

@@ -9,13 +9,14 @@ use std::{future::Future, time::Duration};
 
 use async_trait::async_trait;
 use redis::{
-    Client, ErrorKind, RedisError, Script,
+    Client, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError, Script,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
+use secrecy::ExposeSecret;
 use tokio::sync::OnceCell;
 use usersync_core::{target::TargetConfig, user_id::UserId};
 
-use crate::{Action, ConfigError, Delivery, Failure, Limits, Outcome, Target, shown};
+use crate::{Action, ConfigError, Delivery, Failure, Limits, Outcome, Target, password, shown};
 
 const CONCURRENCY: usize = 4;
 const BATCH: usize = 128;
@@ -50,8 +51,7 @@ impl RedisTarget {
                 expected: "SET",
             });
         }
-        let client = Client::open(config.url.as_str())
-            .map_err(|error| ConfigError::Url(describe(&error)))?;
+        let client = Client::open(who(config)?).map_err(unfit)?;
         let patience = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(config.timeout.min(Duration::from_secs(5))))
             .set_response_timeout(Some(config.timeout))
@@ -125,6 +125,24 @@ impl RedisTarget {
         };
         self.connection.get_or_try_init(open).await.cloned()
     }
+}
+
+/// Where to connect, and as whom.
+fn who(config: &TargetConfig) -> Result<ConnectionInfo, ConfigError> {
+    let password = password::of(config)?;
+    let info = config.url.as_str().into_connection_info().map_err(unfit)?;
+    let password = match &password {
+        Some(password) => password.expose_secret(),
+        // Without a word of who it is, a user would be taken for the default one.
+        None if !config.url.username().is_empty() => "",
+        None => return Ok(info),
+    };
+    let settings = info.redis_settings().clone().set_password(password);
+    Ok(info.set_redis_settings(settings))
+}
+
+fn unfit(error: RedisError) -> ConfigError {
+    ConfigError::Url(describe(&error))
 }
 
 #[async_trait]
@@ -267,6 +285,10 @@ fn failed(error: &RedisError) -> Outcome {
 
 /// An error by its kind and code; its detail may hold data.
 fn describe(error: &RedisError) -> String {
+    if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("NOAUTH") {
+        return "Redis refuses the user or the password: the user stands in the url, the password is what `secret` names"
+            .to_owned();
+    }
     match error.code() {
         Some(code) => format!("Redis refused: {code}"),
         None if error.is_timeout() => "Redis did not answer in time".to_owned(),

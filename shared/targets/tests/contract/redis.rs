@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use async_trait::async_trait;
 use redis::AsyncTypedCommands as _;
 use serde_json::{Value, json};
-use usersync_stack::{Directory, RedisServer, Signal};
+use usersync_stack::{Directory, RedisServer, Signal, free_port};
 use usersync_targets::Delivery;
 
 use crate::{
@@ -12,16 +12,28 @@ use crate::{
     peer::{Can, Held, Peer},
 };
 
+const RIGHT: &str = "a p@ss/word";
+
 pub(crate) struct Redis {
     server: RedisServer,
-    _dir: Directory,
+    dir: Directory,
 }
 
 impl Redis {
+    /// What is in it survives a restart; the user `sync` has the password in the file `right`.
     pub(crate) async fn start() -> Result<Self> {
         let dir = Directory::temporary()?;
-        let server = RedisServer::start(dir.path()).await?;
-        Ok(Self { server, _dir: dir })
+        for (file, password) in [("right", RIGHT), ("wrong", "wrong")] {
+            std::fs::write(dir.path().join(file), password)?;
+        }
+        let password = format!(">{RIGHT}");
+        let args = ["--appendonly", "yes", "--appendfsync", "no"];
+        let user = ["--user", "sync", "on", "~user:*", &password];
+        // As docs/TARGETS.md says.
+        let rights = ["+@read", "+@write", "+@scripting", "+ping"];
+        let args = [args.as_slice(), &user, &rights].concat();
+        let server = RedisServer::start_with(dir.path(), free_port()?, &args).await?;
+        Ok(Self { server, dir })
     }
 
     async fn client(&self) -> Result<redis::aio::MultiplexedConnection> {
@@ -53,8 +65,11 @@ impl Peer for Redis {
     }
 
     fn entry(&self, _place: &str, right: bool) -> Value {
-        let account = if right { "" } else { "nobody:wrong@" };
-        json!({"url": format!("redis://{account}127.0.0.1:{}", self.server.port())})
+        let secret = self.dir.path().join(if right { "right" } else { "wrong" });
+        json!({
+            "url": format!("redis://sync@127.0.0.1:{}", self.server.port()),
+            "secret": format!("file:{}", secret.display()),
+        })
     }
 
     async fn held(&mut self, _place: &str, id: &str) -> Result<Option<Held>> {

@@ -10,6 +10,7 @@ use async_nats::HeaderMap;
 use axum::response::IntoResponse as _;
 use serde_json::{Value, json};
 use standardwebhooks::Webhook;
+use usersync_core::subjects::TARGETS_BUCKET;
 use usersync_stack::{eventually, http};
 
 use crate::support::{Bus, Call, Recorder, SOON, answer, only};
@@ -141,9 +142,10 @@ async fn the_trace_context_of_the_publisher_is_passed_through() -> Result<()> {
 async fn calls_are_signed_and_carry_the_configured_headers() -> Result<()> {
     let recorder = recorder().await?;
     let settings = "secret = \"env:AUDIT_SECRET\"\nmethod = \"PUT\"\n\
-        headers = { x-tenant = \"acme\", authorization = \"Bearer t\" }";
+        headers = { x-tenant = \"acme\", authorization = \"env:AUDIT_BEARER\" }";
     let stack = only(recorder.target("audit", settings))
         .env("AUDIT_SECRET", SECRET)
+        .env("AUDIT_BEARER", "Bearer t")
         .start()
         .await?;
     let bus = Bus::connect(&stack).await?;
@@ -162,6 +164,10 @@ async fn calls_are_signed_and_carry_the_configured_headers() -> Result<()> {
     assert_eq!(call.method, "PUT");
     assert_eq!(call.header("x-tenant"), "acme");
     assert_eq!(call.header("authorization"), "Bearer t");
+    let stored = bus.kv_get(TARGETS_BUCKET, "audit").await?;
+    let stored = stored.unwrap_or_default();
+    assert_eq!(stored["headers"]["authorization"], "env:AUDIT_BEARER");
+    assert_eq!(stored["headers"]["x-tenant"], "acme");
     assert_eq!(call.header("content-type"), "application/json");
     Ok(())
 }

@@ -395,6 +395,38 @@ async fn redis_reads_back_what_it_holds() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_password_of_redis_is_read_from_where_the_secret_says() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = RedisServer::start(dir.path()).await?;
+    let client = redis::Client::open(server.url())?;
+    let nobody = server.url().replace("://", "://nobody@");
+    // Here the default user needs no password; nobody is somebody else.
+    assert!(driver(&nobody, json!({}))?.probe().await.is_err());
+    redis::cmd("CONFIG")
+        .arg(&["SET", "requirepass", "a p@ss/word"])
+        .exec_async(&mut client.get_multiplexed_async_connection().await?)
+        .await?;
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text)?;
+        anyhow::Ok(json!({"secret": format!("file:{}", path.display())}))
+    };
+    let (right, wrong) = (file("right", "a p@ss/word\n")?, file("wrong", "other")?);
+    driver(&server.url(), right.clone())?.probe().await.unwrap();
+    for (url, keys) in [
+        (&server.url(), json!({})),
+        (&server.url(), wrong),
+        (&nobody, right),
+        (&nobody, json!({})),
+    ] {
+        let failure = driver(url, keys)?.probe().await.unwrap_err();
+        let reason = &failure.reason;
+        assert!(reason.contains("refuses the user"), "{url}: {reason}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn disabling_in_redis_never_brings_an_older_document_back() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let server = RedisServer::start(dir.path()).await?;

@@ -464,10 +464,9 @@ async fn a_worker_of_all_targets_follows_the_bucket_at_once() -> Result<()> {
     bus.publish("user.created", change(1, 1)).await?;
     bus.until_taken_in().await?;
     let bucket = bus.jetstream.get_key_value(TARGETS_BUCKET).await?;
-    let put = async |path: &str| {
+    let put = async |name: &str, path: &str| {
         let entry = json!({ "url": format!("{}{path}", recorder.url()) });
-        bucket.put("audit", entry.to_string().into()).await?;
-        anyhow::Ok(Instant::now())
+        anyhow::Ok(bucket.put(name, entry.to_string().into()).await?)
     };
     let until_called = async |path: &str| {
         eventually(SOON, async || {
@@ -480,10 +479,19 @@ async fn a_worker_of_all_targets_follows_the_bucket_at_once() -> Result<()> {
         })
         .await
     };
-    let added = put("/one").await?;
-    until_called("/one").await?;
-    let filled = added.elapsed();
-    put("/two").await?;
+    // From a value put to the first call, the consumers made by a gateway in between. Others may use this
+    // machine: of five, three have to make it.
+    let mut followed = Vec::new();
+    for n in 1..=5 {
+        let (name, path) = (format!("audit-{n}"), format!("/first-{n}"));
+        put(&name, &path).await?;
+        let added = Instant::now();
+        until_called(&path).await?;
+        followed.push(added.elapsed());
+    }
+    followed.sort();
+    assert!(followed[2] < Duration::from_secs(1), "{followed:?}");
+    put("audit-1", "/two").await?;
     let mut n = 1;
     eventually(SOON, async || {
         // What comes before the change is followed still goes where it went.
@@ -497,9 +505,6 @@ async fn a_worker_of_all_targets_follows_the_bucket_at_once() -> Result<()> {
         Ok(())
     })
     .await?;
-    // A second on a machine with nothing else to do.
-    assert!(filled < Duration::from_secs(5), "it took {filled:?}");
-    bucket.delete("audit").await?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::{AckKind, Message, consumer::PullConsumer};
 use futures_util::StreamExt as _;
 use serde_json::json;
-use usersync_core::subjects::{USER_DEAD, USER_REPAIR, USER_STATE};
+use usersync_core::subjects::{BACKSTOP, USER_ADVISORY, USER_DEAD, USER_REPAIR, USER_STATE};
 use usersync_stack::eventually;
 
 use crate::support::{Api, Bus, Gate, LATER, Recorder, SOON, answer, only};
@@ -84,6 +84,49 @@ async fn only_targets_get_dead_letters() -> Result<()> {
     }
     until_dead(&bus).await?;
     assert_eq!(bus.count(USER_DEAD).await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_late_advisory_asks_for_a_delivery_instead_of_inventing_a_letter() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let mut stack = only(recorder.target("audit", "")).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish("user.created", json!({"user_id": 7})).await?;
+    bus.until_settled("audit").await?;
+    stack.gateway().kill9().await;
+    let advisory =
+        json!({"stream": USER_STATE, "consumer": "audit", "stream_seq": 1, "deliveries": 9});
+    let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{USER_STATE}.audit");
+    let sent = bus
+        .jetstream()
+        .publish(subject, advisory.to_string().into());
+    sent.await?.await?;
+    // Somebody had it in hands before: whatever it tells of may be over.
+    let advisories = bus.jetstream().get_stream(USER_ADVISORY).await?;
+    let consumer: PullConsumer = advisories
+        .get_consumer(BACKSTOP)
+        .await
+        .map_err(anyhow::Error::from_boxed)?;
+    let message = eventually(LATER, async || {
+        let mut messages = consumer.fetch().max_messages(1).messages().await?;
+        let message = messages.next().await.context("no advisory")?;
+        message.map_err(anyhow::Error::from_boxed)
+    })
+    .await?;
+    message
+        .ack_with(AckKind::Nak(None))
+        .await
+        .map_err(anyhow::Error::from_boxed)?;
+    stack.gateways[0].restart().await?;
+    eventually(SOON, async || {
+        let info = advisories.consumer_info(BACKSTOP).await?;
+        ensure!(info.ack_floor.stream_sequence >= 1, "{:?}", info.ack_floor);
+        ensure!(recorder.answered() == 2, "{} calls", recorder.answered());
+        Ok(())
+    })
+    .await?;
+    assert_eq!(bus.count(USER_DEAD).await?, 0);
     Ok(())
 }
 

@@ -6,12 +6,16 @@ use std::sync::{
 };
 
 use anyhow::{Result, ensure};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use reqwest::Method;
 use serde_json::{Value, json};
-use usersync_core::subjects::{USER_DEAD, USER_REPAIR};
+use usersync_core::{
+    dead_letter::{Class, DeadLetter, Same},
+    subjects::{USER_DEAD, USER_REPAIR},
+};
 use usersync_stack::{Stack, eventually};
 
-use crate::support::{Api, Bus, Call, Recorder, SOON, answer, only};
+use crate::support::{Api, Bus, Call, LATER, Recorder, SOON, answer, only};
 
 /// Users 1 to 6 are dead at `audit`: even ones because they are refused for good, odd ones because
 /// their attempts were used up.
@@ -206,6 +210,191 @@ async fn what_is_discarded_is_gone_and_the_rest_stays() -> Result<()> {
         .await;
     assert_eq!(rest.map(|rest| rest["matched"].clone()), Ok(json!(2)));
     left(vec![]).await
+}
+
+/// More letters than anybody should hold at once, of a target nobody serves; odd users' are permanent.
+const MANY: u64 = 20_000;
+
+async fn many() -> Result<(Stack, Api, Bus)> {
+    let stack = only("[t]\nurl = \"http://127.0.0.1:1/x\"")
+        .workers("t", 0)
+        .start()
+        .await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    store(&bus, "t", 1..=MANY).await?;
+    Ok((stack, api, bus))
+}
+
+async fn store(bus: &Bus, target: &str, users: std::ops::RangeInclusive<u64>) -> Result<()> {
+    let stored = users.map(async |user| {
+        let letter = DeadLetter {
+            target: target.parse()?,
+            user_id: user.into(),
+            version: user,
+            attempts: 8,
+            class: match user % 2 {
+                0 => Class::Transient,
+                _ => Class::Permanent,
+            },
+            reason: "the target answered 500".to_owned(),
+            code: Some("500".to_owned()),
+            first_failure: None,
+            last_failure: None,
+        };
+        letter.store(bus.jetstream(), Same::Replace).await
+    });
+    let mut stored = futures_util::stream::iter(stored).buffer_unordered(500);
+    while stored.try_next().await?.is_some() {}
+    Ok(())
+}
+
+async fn until_done(api: &Api, asked: &Value) -> Result<Value> {
+    let id = asked["job"]["id"].as_str().unwrap_or_default();
+    eventually(LATER, async || {
+        let job = api.get(&format!("/v1/repairs/{id}")).await?;
+        ensure!(job["state"] == "done", "{job}");
+        Ok(job)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn many_letters_are_replayed_by_one_job_that_takes_none_of_those_that_come_meanwhile()
+-> Result<()> {
+    let (_stack, api, bus) = many().await?;
+    let path = "/v1/dead-letters/replay";
+    let dry = api
+        .post(path, json!({"all": true, "dry_run": true}))
+        .await?;
+    assert_eq!(dry["matched"], MANY, "{dry}");
+    let slowly = json!({"target": "t", "per_second": 5_000});
+    let asked = api.post(path, slowly.clone()).await?;
+    let job = &asked["job"];
+    assert_eq!(
+        (&job["state"], &job["kind"], &asked["matched"]),
+        (&json!("running"), &json!("replay"), &json!(MANY)),
+        "{asked}"
+    );
+    let equal = api.request("usersync.dead.replay", slowly).await;
+    let id = job["id"].as_str().unwrap_or_default();
+    assert!(
+        equal
+            .as_ref()
+            .is_err_and(|(code, told)| *code == 409 && told.contains(id)),
+        "{equal:?}"
+    );
+    // New ones, and one that takes the place of one not looked at yet.
+    store(&bus, "t", MANY..=MANY + 500).await?;
+    let job = until_done(&api, &asked).await?;
+    assert_eq!(
+        (&job["done"], &job["total"]),
+        (&json!(MANY - 1), &json!(MANY - 1)),
+        "{job}"
+    );
+    assert_eq!(bus.count(USER_REPAIR).await?, MANY - 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn letters_of_a_target_that_is_no_more_are_not_replayed() -> Result<()> {
+    let stack = only("[t]\nurl = \"http://127.0.0.1:1/x\"")
+        .workers("t", 0)
+        .start()
+        .await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    store(&bus, "t", 1..=3).await?;
+    store(&bus, "gone", 1..=2).await?;
+    let path = "/v1/dead-letters/replay";
+    let dry = api
+        .post(path, json!({"all": true, "dry_run": true}))
+        .await?;
+    assert_eq!(dry["matched"], 3, "{dry}");
+    for (replay, published) in [(json!({"user_id": 1}), 1), (json!({"all": true}), 3)] {
+        let asked = api.post(path, replay).await?;
+        assert_eq!(asked["published"], published, "{asked}");
+    }
+    assert_eq!(bus.count(USER_REPAIR).await?, 3, "one per target and user");
+    let named = json!({"target": "gone"});
+    let refused = api
+        .call(Method::POST, path, &[], Some(named.clone()))
+        .await?;
+    assert_eq!(refused.status, 404, "{refused:?}");
+    let gone = api.post("/v1/dead-letters/discard", named).await?;
+    assert_eq!(gone["discarded"], 2, "{gone}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_letters_are_discarded_by_a_job_that_shows_its_progress() -> Result<()> {
+    let (_stack, api, bus) = many().await?;
+    let path = "/v1/dead-letters/discard";
+    let asked = api.post(path, json!({"class": "permanent"})).await?;
+    let job = until_done(&api, &asked).await?;
+    let half = json!(MANY / 2);
+    assert_eq!(
+        (&job["kind"], &job["done"], &job["total"]),
+        (&json!("discard"), &half, &half),
+        "{job}"
+    );
+    let left = api.get("/v1/dead-letters?limit=3").await?;
+    assert_eq!(users(&left), [2, 4, 6], "{left}");
+    let rest = api
+        .request("usersync.dead.discard", json!({"all": true}))
+        .await;
+    let rest = rest.map_err(|(_, told)| anyhow::anyhow!(told))?;
+    let job = until_done(&api, &rest).await?;
+    assert_eq!(job["done"], half, "{job}");
+    eventually(SOON, async || {
+        let count = bus.count(USER_DEAD).await?;
+        ensure!(count == 0, "{count} messages");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_letter_is_cleared_although_its_worker_still_reads_the_others() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let mut stack = only(recorder.target("t", ""))
+        .workers("t", 0)
+        .start()
+        .await?;
+    let bus = Bus::connect(&stack).await?;
+    let users = 200;
+    let created = (1..=users).map(|user| ("user.created", json!({"user_id": user})));
+    bus.publish_all(created).await?;
+    bus.until_taken_in().await?;
+    // Theirs are the last that a worker reads.
+    store(&bus, "t", users + 1..=MANY).await?;
+    store(&bus, "t", 1..=users).await?;
+    stack.add_worker("t").await?;
+    bus.until_settled("t").await?;
+    eventually(SOON, async || {
+        let count = bus.count(USER_DEAD).await?;
+        ensure!(count == MANY - users, "{count} messages");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_refused_event_of_any_length_can_be_shown() -> Result<()> {
+    let stack = only("").start().await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    // As JSON, each of these bytes takes six.
+    let length = 200 * 1024;
+    let event = vec![1_u8; length];
+    let sent = bus.jetstream().publish("user.created", event.into());
+    sent.await?.await?;
+    bus.until_taken_in().await?;
+    let shown = api
+        .request("usersync.refused.show", json!({"seq": 1}))
+        .await
+        .map_err(|(code, told)| anyhow::anyhow!("{code}: {told}"))?;
+    assert_eq!(shown["truncated"], length);
+    let body = shown["body"].as_str().unwrap_or_default();
+    assert_eq!(body.len(), 128 * 1024);
+    Ok(())
 }
 
 #[tokio::test]

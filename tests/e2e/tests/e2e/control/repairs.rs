@@ -119,6 +119,27 @@ async fn a_repair_in_bulk_is_rate_limited_and_shows_its_progress() -> Result<()>
 }
 
 #[tokio::test]
+async fn a_repair_in_bulk_takes_those_too_who_changed_while_it_ran() -> Result<()> {
+    let (_stack, api, bus) = stack(1_500).await?;
+    let asked = api
+        .post(
+            "/v1/repairs",
+            json!({"target": "t", "all": true, "per_second": 500}),
+        )
+        .await?;
+    // Beyond the page it is at: the new state comes after the last one it will look at first.
+    let change = json!({"user_id": 1_400, "data": {"n": 1}});
+    bus.publish("user.updated", change).await?;
+    let done = until(&api, &id(&asked), "done").await?;
+    assert_eq!(
+        (&done["done"], &done["total"]),
+        (&json!(1_500), &json!(1_500))
+    );
+    assert_eq!(bus.count(USER_REPAIR).await?, 1_500);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_repair_in_bulk_can_be_stopped() -> Result<()> {
     let (_stack, api, bus) = stack(500).await?;
     let slow = json!({"target": "t", "all": true, "per_second": 50});
@@ -129,6 +150,47 @@ async fn a_repair_in_bulk_can_be_stopped() -> Result<()> {
     let done = job["done"].as_u64().unwrap_or_default();
     assert!((1..500).contains(&done), "{job}");
     assert_eq!(bus.count(USER_REPAIR).await?, done);
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_equal_jobs_one_runs_whichever_gateway_is_asked() -> Result<()> {
+    let (mut stack, api, bus) = stack(500).await?;
+    stack.add_gateway().await?;
+    let other = Api::at(&stack, &stack.gateways[1]).await?;
+    let slow = json!({"target": "t", "all": true, "per_second": 50});
+    let asks = (0..10).map(|n| {
+        let api = if n % 2 == 0 { &api } else { &other };
+        api.call(Method::POST, "/v1/repairs", &[], Some(slow.clone()))
+    });
+    let answers = futures_util::future::try_join_all(asks).await?;
+    let (started, refused): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer.status == 200);
+    let [started] = started.as_slice() else {
+        anyhow::bail!("{} jobs were started: {answers:?}", started.len());
+    };
+    let id = id(&started.body);
+    for refused in refused {
+        assert_eq!(refused.status, 409, "{refused:?}");
+        assert!(refused.detail().contains(&id), "{refused:?}");
+    }
+    let faster = json!({"target": "t", "all": true, "per_second": 5_000});
+    let by_nats = api.request("usersync.repair.start", faster.clone()).await;
+    assert!(
+        by_nats
+            .as_ref()
+            .is_err_and(|(code, told)| *code == 409 && told.contains(&id)),
+        "{by_nats:?}"
+    );
+    let jobs = api.get("/v1/repairs").await?;
+    assert_eq!(jobs["jobs"].as_array().map(Vec::len), Some(1), "{jobs}");
+
+    api.post(&format!("/v1/repairs/{id}/cancel"), json!({}))
+        .await?;
+    until(&api, &id, "cancelled").await?;
+    let asked = other.post("/v1/repairs", faster).await?;
+    assert_eq!(asked["published"], 500, "{asked}");
+    assert_eq!(bus.count(USER_REPAIR).await?, 500);
     Ok(())
 }
 

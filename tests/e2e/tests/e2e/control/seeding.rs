@@ -1,5 +1,7 @@
 //! Catalogue files and KV: who leads when.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
@@ -162,6 +164,30 @@ async fn a_bad_file_changes_nothing_and_is_shown() -> Result<()> {
     until_path(&bus, json!("/3")).await?;
     let list = api.get("/v1/targets").await?;
     assert_eq!(list["files"]["problem"], Value::Null);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_file_that_is_being_written_removes_nothing() -> Result<()> {
+    let (stack, bus) = stack(1).await?;
+    // Valid at every moment, and the target that is there comes last; longer than between two looks.
+    let mut text = String::new();
+    let mut lines = tokio::time::interval(Duration::from_millis(100));
+    for n in 1..=20 {
+        lines.tick().await;
+        text += &format!("[other-{n}]\nurl = \"http://127.0.0.1:1/x\"\n");
+        write(&stack, &text)?;
+    }
+    write(&stack, &(entry(2) + &text))?;
+    until_path(&bus, json!("/2")).await?;
+    let stream = bus.jetstream().get_stream("KV_user_targets").await?;
+    let subjects = stream.info_with_subjects("$KV.user_targets.t").await?;
+    let counts: Vec<(String, usize)> = subjects.try_collect().await?;
+    assert_eq!(
+        counts,
+        [("$KV.user_targets.t".to_owned(), 2)],
+        "it was removed in between"
+    );
     Ok(())
 }
 

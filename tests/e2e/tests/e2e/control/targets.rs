@@ -72,6 +72,25 @@ async fn a_bad_value_keeps_the_last_good_one_and_shows_why() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_preview_says_that_it_follows_an_older_value() -> Result<()> {
+    let stack = only("[t]\nurl = \"http://127.0.0.1:1/x\"")
+        .workers("t", 0)
+        .start()
+        .await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    let user = json!({"user": {"user_id": 1, "username": "ann"}});
+    let fine = api.post("/v1/targets/t/preview", user.clone()).await?;
+    assert_eq!(fine.get("problem"), None, "{fine}");
+    let bad = r#"{"url":"http://127.0.0.1:1/x","filter":"user."}"#;
+    bus.kv_put(TARGETS_BUCKET, "t", bad).await?;
+    let shown = api.post("/v1/targets/t/preview", user).await?;
+    assert_eq!(shown["sent"], true, "{shown}");
+    let problem = shown["problem"].as_str().unwrap_or_default();
+    assert!(problem.starts_with("filter: "), "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_target_added_while_everything_runs_is_filled_with_every_user() -> Result<()> {
     let recorder = Recorder::start(async |_| answer(200)).await?;
     let mut stack = only("").start().await?;
@@ -221,6 +240,17 @@ async fn an_entry_is_checked_by_its_kind_and_tested_before_it_is_saved() -> Resu
         ),
         (json!({"url": "http://h/", "colour": "red"}), "/colour"),
         (json!({"url": "http://h/", "secret": "hunter2"}), "/secret"),
+        (
+            json!({"url": "http://h/", "headers": {"Authorization": "Bearer hunter2"}}),
+            "/headers/Authorization",
+        ),
+        (json!({"url": "http://u:hunter2@h/"}), "/url"),
+        (
+            json!({"url": "http://h/", "read_url": "http://u:hunter2@h/{id}", "verify": true}),
+            "/read_url",
+        ),
+        (json!({"url": "redis://:hunter2@h"}), "/url"),
+        (json!({"url": "postgres://u:hunter2@h/d"}), "/url"),
     ] {
         let refused = api.put("/v1/targets/t", &[], entry).await?;
         assert_eq!(refused.status, 422, "{refused:?}");
@@ -234,17 +264,26 @@ async fn an_entry_is_checked_by_its_kind_and_tested_before_it_is_saved() -> Resu
         untested.detail().contains("connection test"),
         "{untested:?}"
     );
-    let there = json!({"url": recorder.url(), "secret": "env:NOT_ON_THIS_GATEWAY"});
-    let dry = api
-        .put("/v1/targets/t?dry_run=true", &[], there.clone())
-        .await?;
-    assert_eq!(
-        (dry.status, &dry.body["dry_run"]),
-        (200, &json!(true)),
-        "{dry:?}"
-    );
-    let warning = dry.body["warnings"][0].as_str().unwrap_or_default();
-    assert!(warning.contains("NOT_ON_THIS_GATEWAY"), "{dry:?}");
+    for (key, mut there) in [
+        ("secret", json!({"secret": "env:NOT_ON_THIS_GATEWAY"})),
+        (
+            "headers.X-Api-Key",
+            json!({"headers": {"X-Api-Key": "env:NOT_ON_THIS_GATEWAY"}}),
+        ),
+    ] {
+        there["url"] = recorder.url().into();
+        let dry = api.put("/v1/targets/t?dry_run=true", &[], there).await?;
+        assert_eq!(
+            (dry.status, &dry.body["dry_run"]),
+            (200, &json!(true)),
+            "{dry:?}"
+        );
+        let warning = dry.body["warnings"][0].as_str().unwrap_or_default();
+        assert!(
+            warning.starts_with(key) && warning.contains("NOT_ON_THIS_GATEWAY"),
+            "{dry:?}"
+        );
+    }
     let missing = api.call(Method::GET, "/v1/targets/t", &[], None).await?;
     assert_eq!(missing.status, 404, "nothing was saved");
 

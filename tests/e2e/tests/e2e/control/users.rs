@@ -7,7 +7,7 @@ use serde_json::json;
 use usersync_core::subjects;
 use usersync_stack::eventually;
 
-use crate::support::{Api, Bus, Call, Recorder, SOON, answer, only};
+use crate::support::{Api, Bus, Call, LATER, Recorder, SOON, answer, only};
 
 #[tokio::test]
 async fn tasks_are_pending_until_delivered_and_then_synced() -> Result<()> {
@@ -86,6 +86,37 @@ async fn a_failing_delivery_is_retrying_and_others_are_synced() -> Result<()> {
     );
     assert!(task["next_attempt"].is_string(), "{task}");
     assert_eq!(api.task(6, "t").await?["status"], "synced");
+    Ok(())
+}
+
+/// Takes long: what was handed out counts as done after 30 s, when no dead worker can have it in hands.
+#[tokio::test]
+async fn who_waits_for_a_retry_is_not_synced_because_its_worker_is_gone() -> Result<()> {
+    let recorder = Recorder::start(async |call: Call| match call.user().as_str() {
+        "6" => answer(503),
+        _ => answer(200),
+    })
+    .await?;
+    let patient = "timeout = \"1s\"\nretry = { base = \"10m\", cap = \"10m\" }";
+    let mut stack = only(recorder.target("t", patient)).start().await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    bus.publish("user.created", json!({"user_id": 6})).await?;
+    bus.publish("user.created", json!({"user_id": 7})).await?;
+    // User 6 keeps the ack floor below 7; the worker knows that it is the only one that fails.
+    eventually(LATER, async || {
+        let task = api.task(7, "t").await?;
+        ensure!(task["status"] == "synced", "{task}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(api.task(6, "t").await?["status"], "retrying");
+    stack.workers["t"][0].kill9().await;
+    stack.add_worker("t").await?;
+    // The new one remembers no failure, and nobody can tell any more which of the two it was.
+    for user in [6, 7] {
+        let task = api.task(user, "t").await?;
+        assert_eq!(task["status"], "pending", "{task}");
+    }
     Ok(())
 }
 

@@ -1,0 +1,83 @@
+//! The KV buckets: what each keeps, and for how long. Gateways make them.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::{self, kv};
+use futures_util::TryStreamExt;
+
+use crate::subjects;
+
+/// How many values of an entry the bucket keeps: the last good one is looked for among them.
+const HISTORY: i64 = 16;
+/// The most bytes a value of a bucket may have, its key and headers included.
+const MAX_VALUE: i32 = 64 * 1024;
+/// After how long a breaker's entry that isn't renewed is forgotten.
+pub const BREAKER_AGE: Duration = Duration::from_secs(120);
+/// How long the progress of a job can be asked for.
+const JOB_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Every bucket, with `replicas` copies.
+fn buckets(replicas: usize) -> Vec<kv::Config> {
+    let bucket = |name: &str, description: &str| kv::Config {
+        bucket: name.to_owned(),
+        description: description.to_owned(),
+        max_value_size: MAX_VALUE,
+        num_replicas: replicas,
+        history: 1,
+        ..kv::Config::default()
+    };
+    let targets = kv::Config {
+        history: HISTORY,
+        ..bucket(
+            subjects::TARGETS_BUCKET,
+            "The targets: name -> entry as JSON",
+        )
+    };
+    let breakers = kv::Config {
+        // A worker that is gone leaves its entry behind; those that live renew theirs.
+        max_age: BREAKER_AGE,
+        ..bucket(
+            subjects::BREAKERS_BUCKET,
+            "Breakers that aren't closed: target.worker -> state as JSON",
+        )
+    };
+    let jobs = kv::Config {
+        max_age: JOB_AGE,
+        ..bucket(
+            subjects::JOBS_BUCKET,
+            "Repairs, replays and discards in bulk: job -> progress as JSON",
+        )
+    };
+    vec![targets, breakers, jobs]
+}
+
+/// The buckets that are missing.
+///
+/// # Errors
+/// When the server can't be asked.
+pub async fn missing_buckets(
+    jetstream: &jetstream::Context,
+    replicas: usize,
+) -> anyhow::Result<Vec<kv::Config>> {
+    let mut missing = buckets(replicas);
+    let mut found = jetstream.stream_names();
+    while let Some(stream) = found.try_next().await.context("asking for the buckets")? {
+        missing.retain(|bucket| stream.strip_prefix("KV_") != Some(bucket.bucket.as_str()));
+    }
+    Ok(missing)
+}
+
+/// Creates the buckets that are missing.
+///
+/// # Errors
+/// When the server refuses.
+pub async fn ensure_buckets(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Result<()> {
+    for config in missing_buckets(jetstream, replicas).await? {
+        let name = config.bucket.clone();
+        let created = jetstream.create_key_value(config).await;
+        created.with_context(|| format!("creating the bucket {name}"))?;
+        tracing::info!(bucket = name, "created");
+    }
+    Ok(())
+}
