@@ -107,10 +107,10 @@ impl Form {
             Self::Integer => integer(text).map(Cow::Owned),
             Self::Decimal { scale } => decimal(text, scale).map(Cow::Owned),
             Self::Float { single } => float(text, single).map(Cow::Owned),
-            Self::Instant { digits, rounded } => instant(text).map(|instant| {
-                let units = units(instant.as_microsecond(), digits, rounded);
-                units.to_string().into()
-            }),
+            Self::Instant { digits, rounded } => {
+                let units = micros(text).map(|micros| units(micros, digits, rounded));
+                units.map(|units| units.to_string().into())
+            }
             Self::Day => day(text).map(|day| day.to_string().into()),
             Self::Folded => Some(text.to_ascii_lowercase().into()),
             Self::Json => {
@@ -226,19 +226,35 @@ fn units(micros: i64, digits: u32, rounded: bool) -> i64 {
     }
 }
 
-/// RFC 3339, or as servers show it; without an offset it is UTC.
-fn instant(text: &str) -> Option<Timestamp> {
-    let local = || {
-        let local: civil::DateTime = text.parse().ok()?;
-        Some(local.to_zoned(TimeZone::UTC).ok()?.timestamp())
-    };
-    text.parse().ok().or_else(local)
+/// Microseconds since 1970 of a time in RFC 3339, or as servers show it; without an offset it is UTC.
+fn micros(text: &str) -> Option<i64> {
+    let utc = ["Z", "+00:00", "+00"]
+        .into_iter()
+        .find_map(|offset| text.strip_suffix(offset));
+    // Not by way of `Timestamp`, which ends hours before the year 9999 does.
+    let local: Option<civil::DateTime> = utc.unwrap_or(text).parse().ok();
+    match local.filter(|_| utc.is_some() || !has_offset(text)) {
+        Some(local) => {
+            let epoch = civil::DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
+            i64::try_from(local.duration_since(epoch).as_micros()).ok()
+        }
+        None => Some(text.parse::<Timestamp>().ok()?.as_microsecond()),
+    }
+}
+
+/// Whether something like `-02:00` follows the time of day.
+fn has_offset(text: &str) -> bool {
+    let time = text.get(11..).unwrap_or_default();
+    time.contains(['+', '-', 'Z', 'z'])
 }
 
 fn day(text: &str) -> Option<civil::Date> {
     match text.len() {
         10 => text.parse().ok(),
-        _ => Some(instant(text)?.to_zoned(TimeZone::UTC).date()),
+        _ => {
+            let instant = Timestamp::from_microsecond(micros(text)?).ok()?;
+            Some(instant.to_zoned(TimeZone::UTC).date())
+        }
     }
 }
 
@@ -289,6 +305,7 @@ mod tests {
             (micros, "2026-01-31 11:00:00.500000", "1769857200500000"),
             (micros, "1969-12-31 23:59:59.999999", "-1"),
             (seconds(false), "2026-01-31 11:00:00.999999", "1769857200"),
+            (seconds(true), "9999-12-31 23:59:59", "253402300799"),
             (seconds(true), "2026-01-31 11:00:00.999999", "1769857201"),
             (seconds(false), "1969-12-31 23:59:59.5", "-1"),
             (Form::Day, "2026-01-31", "2026-01-31"),

@@ -101,3 +101,35 @@ impl Servers {
         Ok(sql::digests(count, &octets, first)?)
     }
 }
+
+#[allow(dead_code, reason = "not every test reads rows")]
+impl Servers {
+    /// Rows of texts.
+    pub(crate) async fn rows(
+        &self,
+        flavour: Flavour,
+        statement: &str,
+    ) -> Result<Vec<Vec<Option<String>>>> {
+        let query = AssertSqlSafe(statement);
+        Ok(match flavour {
+            Flavour::MySql => {
+                let rows = sqlx::query(query)
+                    .fetch_all(&mut *self.mysql.lock().await)
+                    .await?;
+                let texts = |row: &sqlx::mysql::MySqlRow| {
+                    (0..row.len()).map(|at| row.try_get(at)).collect()
+                };
+                rows.iter().map(texts).collect::<Result<_, _>>()?
+            }
+            Flavour::Postgres => {
+                let rows = sqlx::query(query)
+                    .fetch_all(&mut *self.postgres.lock().await)
+                    .await?;
+                let texts = |row: &sqlx::postgres::PgRow| {
+                    (0..row.len()).map(|at| row.try_get(at)).collect()
+                };
+                rows.iter().map(texts).collect::<Result<_, _>>()?
+            }
+        })
+    }
+}
