@@ -18,6 +18,6 @@ pub use digest::Digest;
 pub use form::{Form, Stored};
 pub use json::canonical;
 pub use row::{Key, Row, RowHash};
-pub use scan::{Scan, Scanned, Tally};
+pub use scan::{Each, Scan, Scanned, Tally};
 pub use side::{Answer, Entry, Side, SideError};
-pub use walk::{Difference, Read, Walk};
+pub use walk::{Difference, Place, Read, Walk};

@@ -11,6 +11,9 @@ use crate::{
     side::{Answer, Entry, Side, SideError},
 };
 
+/// Who is told of a user: the id as text, and the hash of the row.
+pub type Each<'a> = &'a mut (dyn FnMut(&str, RowHash) + Send);
+
 /// A copy of the users that is read from one end to the other.
 #[async_trait]
 pub trait Scan: Send + Sync {
@@ -18,7 +21,14 @@ pub trait Scan: Send + Sync {
     ///
     /// # Errors
     /// When the scan breaks off: then nothing that was told counts.
-    async fn scan(&self, each: &mut (dyn FnMut(&str, RowHash) + Send)) -> Result<u64, SideError>;
+    async fn scan(&self, each: Each<'_>) -> Result<u64, SideError>;
+}
+
+#[async_trait]
+impl<S: Scan + ?Sized> Scan for &S {
+    async fn scan(&self, each: Each<'_>) -> Result<u64, SideError> {
+        (**self).scan(each).await
+    }
 }
 
 /// A scan as a side.

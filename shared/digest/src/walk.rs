@@ -3,6 +3,8 @@
 
 use std::{cmp::Ordering, collections::VecDeque, ops::Range};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     cut::{Cut, Extent},
     digest::Digest,
@@ -19,7 +21,7 @@ const LISTED: u64 = 32_768;
 /// Buckets aren't divided any more below this: listing them costs about as much.
 const SMALL: u64 = 16;
 /// Users that are listed at once instead of dividing their buckets, for each question costs a round trip…
-const FEW: u64 = 1_024;
+const FEW: u64 = 128;
 /// …or, where a side can't seek, a look at everybody.
 const FEW_SCANNED: u64 = 16_384;
 /// Users that buckets are divided for: about as many as shall be in each.
@@ -47,6 +49,17 @@ pub struct Read {
     pub left: u64,
     /// Users of the right side.
     pub right: u64,
+}
+
+/// Where a walk stands between two portions of users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The first cut.
+    pub cut: Cut,
+    /// How many buckets it has.
+    pub buckets: u64,
+    /// The first of them that hasn't been compared.
+    pub next: u64,
 }
 
 /// A walk under way. It holds no more than a few megabytes, however many users there are and however many differ.
@@ -83,17 +96,13 @@ impl<'a> Walk<'a> {
     pub async fn new(left: &'a dyn Side, right: &'a dyn Side) -> Result<Self, SideError> {
         let (one, other): (Extent, Extent) = tokio::try_join!(left.extent(), right.extent())?;
         let (cut, buckets) = Cut::first(one, other);
-        Ok(Self::resumed(left, right, cut, buckets, 0))
+        let next = 0;
+        Ok(Self::resumed(left, right, Place { cut, buckets, next }))
     }
 
-    /// Goes on where another walk over the same sides stood: see [`Walk::standing`].
-    pub fn resumed(
-        left: &'a dyn Side,
-        right: &'a dyn Side,
-        cut: Cut,
-        buckets: u64,
-        next: u64,
-    ) -> Self {
+    /// Goes on over the same sides from where another walk stood.
+    pub fn resumed(left: &'a dyn Side, right: &'a dyn Side, place: Place) -> Self {
+        let Place { cut, buckets, next } = place;
         Self {
             left,
             right,
@@ -105,11 +114,13 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The first cut, how many buckets it has, and the first bucket that isn't done; `None` for the last where work
-    /// on earlier ones is still open, so that nothing is left out when it is resumed from here.
-    pub fn standing(&self) -> (Cut, u64, Option<u64>) {
-        let next = self.open.is_empty().then_some(self.next);
-        (self.cut, self.buckets, next)
+    /// Where a walk can be resumed with nothing left out and nothing found again; `None` in the middle of a portion.
+    pub fn place(&self) -> Option<Place> {
+        self.open.is_empty().then_some(Place {
+            cut: self.cut,
+            buckets: self.buckets,
+            next: self.next,
+        })
     }
 
     /// What has been read so far.
