@@ -5,7 +5,9 @@
 
 mod cut;
 mod digest;
+mod document;
 mod form;
+pub mod http;
 mod json;
 mod row;
 mod scan;
@@ -15,6 +17,7 @@ mod walk;
 
 pub use cut::{Cut, Extent, Keys};
 pub use digest::Digest;
+pub use document::document;
 pub use form::{Form, Stored};
 pub use json::canonical;
 pub use row::{Key, Row, RowHash};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest as _, Sha256};
 
@@ -22,6 +23,8 @@ pub struct Row {
 #[derive(Clone)]
 pub struct Key(Hmac<Sha256>);
 
+const LABEL: &[u8] = b"usersync-digest";
+
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key")
@@ -29,9 +32,17 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// What `label` names among the keys made from `secret`: a secret that signs is not used as it is.
-    pub fn derived(secret: &[u8], label: &str) -> Self {
-        Self(keyed(&mac(&keyed(secret), label.as_bytes())))
+    /// The key that `secret` makes: one that signs as well is not used as it is.
+    pub fn of(secret: &[u8]) -> Self {
+        Self(keyed(&mac(&keyed(secret), LABEL)))
+    }
+
+    /// The key that a secret of Standard Webhooks makes: base64, with or without `whsec_` before it. `None` where it
+    /// is none.
+    pub fn of_webhook(secret: &str) -> Option<Self> {
+        let secret = secret.strip_prefix("whsec_").unwrap_or(secret);
+        let octets = STANDARD.decode(secret).ok()?;
+        Some(Self::of(&octets))
     }
 }
 

@@ -71,7 +71,7 @@ fn hex(hash: RowHash) -> String {
 fn rust_makes_the_hashes_of_the_page() {
     let vectors = vectors();
     assert_eq!(vectors.len(), 7);
-    let key = Key::derived(SECRET, "usersync-digest");
+    let key = Key::of(SECRET);
     let mut digest = Digest::default();
     for vector in vectors {
         let row = row(&vector.fields);

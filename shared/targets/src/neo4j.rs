@@ -3,6 +3,7 @@
 //! A user is a node; a deleted one stays as a node with nothing but its id and version.
 
 mod errors;
+mod holdings;
 mod property;
 mod transaction;
 
@@ -18,15 +19,17 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use usersync_core::{
     event::Change,
+    fields::Fields,
     target::{Table, TargetConfig},
 };
 
 use self::{
     errors::{trouble, unreadable},
+    holdings::Neo4jHoldings,
     transaction::{rolled_back, transact},
 };
 use crate::{
-    Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
+    Action, ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked,
     connections::Connections,
     portions, shown,
     table::{self, told},
@@ -55,6 +58,7 @@ pub(crate) struct Neo4jTarget {
     timeout: Duration,
     limits: Limits,
     verify: bool,
+    fields: Fields,
     hint: String,
 }
 
@@ -108,6 +112,7 @@ impl Neo4jTarget {
             timeout: config.timeout,
             limits,
             verify: config.verify,
+            fields: config.fields.clone(),
             hint: format!(
                 "create it with: usersync-worker --init-target {}",
                 config.name
@@ -327,7 +332,7 @@ impl Neo4jTarget {
         self.write(MATCH, &disables, outcomes).await
     }
 
-    async fn verify_all(&self, batch: &[Delivery]) -> Result<Vec<Outcome>, Trouble> {
+    async fn compare_all(&self, batch: &[Delivery]) -> Result<Vec<Standing>, Trouble> {
         let rows = batch
             .iter()
             .enumerate()
@@ -345,39 +350,43 @@ impl Neo4jTarget {
         let verdict = |(index, row): (usize, Result<Row, Failure>)| {
             let row = match row {
                 Ok(row) => row,
-                Err(failure) => return Outcome::Permanent(failure),
+                Err(failure) => return Standing::Unknown(Outcome::Permanent(failure)),
             };
             let held = held.iter().find(|(n, _)| *n == index).map(|(_, held)| held);
-            self.compare(batch[index].action, &row, held)
+            self.standing(batch[index].action, &row, held)
         };
         Ok(rows.into_iter().enumerate().map(verdict).collect())
     }
 
-    fn compare(&self, action: Action, row: &Row, held: Option<&Value>) -> Outcome {
-        let fine = Outcome::Delivered { guarded: true };
+    fn standing(&self, action: Action, row: &Row, held: Option<&Value>) -> Standing {
         let Some(held) = held else {
             return match action {
-                Action::Disable => fine,
-                Action::Upsert | Action::Delete => shown::differs("there is no node"),
+                Action::Disable | Action::Delete => Standing::Same,
+                Action::Upsert => Standing::Missing,
             };
         };
         let version = held.get(&self.table.version).and_then(Value::as_i64);
-        if version.is_some_and(|version| version > row.version) {
-            return Outcome::AlreadyNewer;
+        let version = version.unwrap_or_default();
+        if version > row.version {
+            return Standing::Newer;
         }
         let gone = held.get(&self.table.deleted) == Some(&Value::Bool(true));
-        if action == Action::Disable && gone {
-            return fine;
+        match (action, gone) {
+            (Action::Disable, true) => return Standing::Same,
+            _ if version < row.version => return Standing::Older,
+            (Action::Upsert, true) => return Standing::Missing,
+            (Action::Delete, false) => return Standing::Extra,
+            _ => {}
         }
         let differing = row.properties.value.iter().find(|(name, told)| {
             let held = held.get(name.value.as_str()).unwrap_or(&Value::Null);
-            property::shown(told) != *held
+            !is_property(&property::shown(told), held)
         });
         let Some((name, _)) = differing else {
-            return fine;
+            return Standing::Same;
         };
         let path = self.table.columns.get(name.value.as_str());
-        shown::differs(path.map_or(name.value.as_str(), String::as_str))
+        Standing::Different(path.unwrap_or(&name.value).clone().into())
     }
 
     /// `work`, for as long as a call may take.
@@ -416,12 +425,17 @@ impl Target for Neo4jTarget {
             .map_err(|trouble| trouble.failure)
     }
 
-    async fn verify(&self, batch: &[Delivery]) -> Option<Vec<Outcome>> {
-        if !self.verify {
-            return None;
-        }
-        let verdicts = self.in_time(self.verify_all(batch)).await;
-        Some(verdicts.unwrap_or_else(|trouble| vec![trouble.outcome(); batch.len()]))
+    fn verifies(&self) -> bool {
+        self.verify
+    }
+
+    async fn compare(&self, batch: &[Delivery]) -> Option<Vec<Standing>> {
+        let compared = self.in_time(self.compare_all(batch)).await;
+        Some(compared.unwrap_or_else(|trouble| Standing::unknown(&trouble.outcome(), batch.len())))
+    }
+
+    async fn holdings(&self) -> Result<Box<dyn Holdings + '_>, Unchecked> {
+        Ok(Box::new(Neo4jHoldings::new(self)))
     }
 
     fn limits(&self) -> Limits {
@@ -444,6 +458,14 @@ impl Target for Neo4jTarget {
         let made: Result<(), Trouble> = make.await;
         *self.fits.lock().await = None;
         made.map_err(|trouble| trouble.failure)
+    }
+}
+
+/// Whether a property is what it was set to.
+fn is_property(told: &Value, held: &Value) -> bool {
+    match (told, held) {
+        (Value::String(told), Value::String(held)) => shown::is_text(held, told),
+        (told, held) => told == held,
     }
 }
 
