@@ -152,9 +152,10 @@ impl<'a> Walk<'a> {
             false => self.buckets,
         };
         let end = (self.next + group).min(self.buckets);
+        let portion = self.next..end;
         let task = Task::Digest {
             cut: self.cut,
-            buckets: vec![self.next..end],
+            buckets: vec![portion],
         };
         let found = self.work(&task).await?;
         self.next = end;
