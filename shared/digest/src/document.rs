@@ -43,6 +43,10 @@ mod tests {
             octets(json!({"email": null, "data": {"a": null}})),
             "2:422:{}"
         );
+        let page = include_str!("../../../docs/RECEIVER.md");
+        let documented =
+            octets(json!({"username": "ann", "email": null, "data": {"b": 1.0, "a": null}}));
+        assert!(page.contains(&documented), "{documented}");
         assert_eq!(
             octets(json!({"email": "", "data": {"b": {"c": null}, "a": [null, 1.0]}})),
             "2:4237:{\"data\":{\"a\":[null,1],\"b\":{}},\"email\":\"\"}"
