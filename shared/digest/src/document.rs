@@ -49,7 +49,7 @@ mod tests {
         assert!(page.contains(&documented), "{documented}");
         assert_eq!(
             octets(json!({"email": "", "data": {"b": {"c": null}, "a": [null, 1.0]}})),
-            "2:4237:{\"data\":{\"a\":[null,1],\"b\":{}},\"email\":\"\"}"
+            "2:4241:{\"data\":{\"a\":[null,1],\"b\":{}},\"email\":\"\"}"
         );
     }
 }
