@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::{FromRow, SqliteConnection, SqlitePool};
-use usersync_receiver::{Applied, Change, Delivery, StoreError, UserId, UserStore};
+use usersync_receiver::{Applied, Change, Delivery, HeldUser, StoreError, UserId, UserStore};
 
 use crate::page::Page;
 
@@ -208,6 +208,26 @@ impl UserStore for Replica {
         self.write(delivery)
             .await
             .map_err(|error| StoreError::Unavailable(error.into()))
+    }
+
+    async fn page(
+        &self,
+        after: Option<&UserId>,
+        most: usize,
+    ) -> Result<Option<Vec<HeldUser>>, StoreError> {
+        let page = Page {
+            after: after.cloned(),
+            limit: u32::try_from(most).unwrap_or(u32::MAX),
+        };
+        let users = self.list(&page).await;
+        let users = users.map_err(|error| StoreError::Unavailable(error.into()))?;
+        let held = |user: StoredUser| HeldUser {
+            user_id: user.user_id,
+            username: user.username,
+            email: user.email,
+            data: user.data,
+        };
+        Ok(Some(users.into_iter().map(held).collect()))
     }
 }
 

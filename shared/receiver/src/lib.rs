@@ -24,6 +24,7 @@
 //! ```
 
 mod delivery;
+mod digests;
 mod problem;
 mod router;
 mod signature;
@@ -33,7 +34,7 @@ pub use delivery::Delivery;
 pub use problem::{Fault, Problem};
 pub use router::{GUARD_BY_VERSION, GUARD_HEADER, Options, router};
 pub use signature::InvalidSecret;
-pub use store::{Applied, StoreError, UserStore};
+pub use store::{Applied, HeldUser, StoreError, UserStore};
 pub use usersync_core::{
     event::{Change, EventType},
     user_id::UserId,

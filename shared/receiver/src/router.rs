@@ -1,6 +1,9 @@
-//! The one route of the kit: bounded body, signature, deliveries, store, answer.
+//! The routes of the kit: bounded body, signature, deliveries or a question, store, answer.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use axum::{
     Json, Router,
@@ -13,9 +16,11 @@ use axum::{
 use secrecy::SecretString;
 use serde::Serialize;
 use serde_json::{Value, json};
+use usersync_digest::{Key, http::Question};
 
 use crate::{
     delivery::{Delivery, Posted},
+    digests::{self, Unanswered},
     problem::Problem,
     signature::{InvalidSecret, Signatures},
     store::{Applied, StoreError, UserStore},
@@ -46,17 +51,24 @@ impl Default for Options {
     }
 }
 
-/// A router with one route, `POST /`, to nest at the path the target is configured with. It takes
-/// one user, or an array of at most 1,000, whose answer says what became of each.
+/// A router to nest at the path the target is configured with. `POST /` takes one user, or an array of at most 1,000,
+/// whose answer says what became of each; `POST /digest` and `POST /list` answer checks, where there is a secret and
+/// the store has [`UserStore::page`].
 ///
 /// # Errors
 /// [`InvalidSecret`] when a secret can't be used.
 pub fn router<S: UserStore>(store: S, options: Options) -> Result<Router, InvalidSecret> {
     let signatures = Signatures::new(&options.secrets)?;
     let limit = DefaultBodyLimit::max(options.max_body);
-    let receiver = Arc::new(Receiver { store, signatures });
+    let receiver = Arc::new(Receiver {
+        store,
+        signatures,
+        checking: AtomicBool::new(false),
+    });
     Ok(Router::new()
         .route("/", post(receive::<S>))
+        .route("/digest", post(digest::<S>))
+        .route("/list", post(list::<S>))
         .layer(limit)
         .with_state(receiver))
 }
@@ -64,6 +76,30 @@ pub fn router<S: UserStore>(store: S, options: Options) -> Result<Router, Invali
 struct Receiver<S> {
     store: S,
     signatures: Signatures,
+    /// Whether all users are being read: one check at a time is load enough.
+    checking: AtomicBool,
+}
+
+async fn digest<S: UserStore>(
+    State(receiver): State<Arc<Receiver<S>>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let answer = receiver.ask(&headers, body, async |store, question, key| {
+        digests::digest(store, question, key).await.map(Json)
+    });
+    answer.await
+}
+
+async fn list<S: UserStore>(
+    State(receiver): State<Arc<Receiver<S>>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let answer = receiver.ask(&headers, body, async |store, question, key| {
+        digests::list(store, question, key).await.map(Json)
+    });
+    answer.await
 }
 
 async fn receive<S: UserStore>(
@@ -93,20 +129,68 @@ struct Item {
 }
 
 impl<S: UserStore> Receiver<S> {
+    /// The body of a call that is signed as it has to be, and the key of its sender; an error's first part is the
+    /// result as the metric names it.
+    fn open(
+        &self,
+        headers: &HeaderMap,
+        body: Result<Bytes, BytesRejection>,
+    ) -> Result<(Bytes, Option<&Key>), (&'static str, Problem)> {
+        let body =
+            body.map_err(|error| ("invalid", Problem::new(error.status(), error.body_text())))?;
+        match self.signatures.verify(&body, headers) {
+            Ok(key) => Ok((body, key)),
+            Err(error) => {
+                tracing::warn!(%error, "refused a call: its signature doesn't hold");
+                let detail =
+                    format!("the signature doesn't hold: {error}; check the secret and the clocks");
+                Err(("unsigned", Problem::new(StatusCode::UNAUTHORIZED, detail)))
+            }
+        }
+    }
+
+    /// Answers a question about all users.
+    async fn ask<T: IntoResponse>(
+        &self,
+        headers: &HeaderMap,
+        body: Result<Bytes, BytesRejection>,
+        answer: impl AsyncFnOnce(&S, &Question, &Key) -> Result<T, Unanswered>,
+    ) -> Response {
+        let (body, key) = match self.open(headers, body) {
+            Ok(opened) => opened,
+            Err((_, problem)) => return problem.into_response(),
+        };
+        let Some(key) = key else {
+            // What anybody may ask tells anybody who can guess.
+            let detail = "digests need a secret that calls are signed with";
+            return Problem::new(StatusCode::NOT_IMPLEMENTED, detail).into_response();
+        };
+        let question = match digests::read(&body) {
+            Ok(question) => question,
+            Err(problem) => return problem.into_response(),
+        };
+        let Some(_turn) = Turn::take(&self.checking) else {
+            return refusal(&StoreError::Unavailable(
+                "another check is under way".into(),
+            ));
+        };
+        match answer(&self.store, &question, key).await {
+            Ok(answer) => answer.into_response(),
+            Err(Unanswered::Refused(problem)) => problem.into_response(),
+            Err(Unanswered::Store(error)) => {
+                tracing::error!(%error, "could not read the users for a check");
+                refusal(&error)
+            }
+        }
+    }
+
     /// Takes one call; an error's first part is the result as the metric names it.
     async fn take(
         &self,
         headers: &HeaderMap,
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, (&'static str, Problem)> {
-        let body =
-            body.map_err(|error| ("invalid", Problem::new(error.status(), error.body_text())))?;
-        if let Err(error) = self.signatures.verify(&body, headers) {
-            tracing::warn!(%error, "refused a delivery: its signature doesn't hold");
-            let detail =
-                format!("the signature doesn't hold: {error}; check the secret and the clocks");
-            return Err(("unsigned", Problem::new(StatusCode::UNAUTHORIZED, detail)));
-        }
+        let (body, _) = self.open(headers, body)?;
         let posted = Posted::read(&body).map_err(|problem| ("invalid", problem))?;
         let guard = [(GUARD_HEADER, HeaderValue::from_static(GUARD_BY_VERSION))];
         match posted {
@@ -173,6 +257,22 @@ impl<S: UserStore> Receiver<S> {
             }
         }
         applied
+    }
+}
+
+/// The right to read all users, given back also where the caller hangs up.
+struct Turn<'a>(&'a AtomicBool);
+
+impl<'a> Turn<'a> {
+    fn take(taken: &'a AtomicBool) -> Option<Self> {
+        let free = !taken.swap(true, Ordering::Acquire);
+        free.then(|| Self(taken))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

@@ -3,6 +3,7 @@
 use axum::http::HeaderMap;
 use secrecy::{ExposeSecret, SecretString};
 use standardwebhooks::{Webhook, WebhookError};
+use usersync_digest::Key;
 
 /// The shortest key Standard Webhooks allows, in bytes.
 const MIN_KEY_BYTES: usize = 24;
@@ -17,8 +18,8 @@ pub struct InvalidSecret {
     pub number: usize,
 }
 
-/// The secrets a delivery may be signed with.
-pub(crate) struct Signatures(Vec<Webhook>);
+/// The secrets a delivery may be signed with, and the keys of digests that follow from them.
+pub(crate) struct Signatures(Vec<(Webhook, Key)>);
 
 impl Signatures {
     pub(crate) fn new(secrets: &[SecretString]) -> Result<Self, InvalidSecret> {
@@ -26,18 +27,23 @@ impl Signatures {
             let secret = secret.expose_secret();
             let text = secret.strip_prefix("whsec_").unwrap_or(secret);
             let long_enough = text.trim_end_matches('=').len() * 3 / 4 >= MIN_KEY_BYTES;
-            let key = Webhook::new(secret).ok().filter(|_| long_enough);
-            key.ok_or(InvalidSecret { number: index + 1 })
+            let webhook = Webhook::new(secret).ok().filter(|_| long_enough);
+            let pair = webhook.zip(Key::of_webhook(secret));
+            pair.ok_or(InvalidSecret { number: index + 1 })
         });
         keys.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Accepts what any of the secrets signed within the last 300 seconds; everything when
-    /// there are no secrets.
-    pub(crate) fn verify(&self, body: &[u8], headers: &HeaderMap) -> Result<(), WebhookError> {
-        let mut outcome = Ok(());
-        for key in &self.0 {
-            outcome = key.verify(body, headers);
+    /// Accepts what any of the secrets signed within the last 300 seconds, and says which key follows from that
+    /// secret; everything, and no key, when there are no secrets.
+    pub(crate) fn verify(
+        &self,
+        body: &[u8],
+        headers: &HeaderMap,
+    ) -> Result<Option<&Key>, WebhookError> {
+        let mut outcome = Ok(None);
+        for (webhook, key) in &self.0 {
+            outcome = webhook.verify(body, headers).map(|()| Some(key));
             if outcome.is_ok() {
                 break;
             }

@@ -2,6 +2,9 @@
 
 use std::{error::Error, future::Future};
 
+use serde_json::Value;
+use usersync_core::user_id::UserId;
+
 use crate::delivery::Delivery;
 
 /// Where a service keeps its copy of the users.
@@ -25,6 +28,34 @@ pub trait UserStore: Send + Sync + 'static {
     /// [`StoreError`] when the delivery could not be written; nothing of it may stay written.
     fn apply(&self, delivery: Delivery)
     -> impl Future<Output = Result<Applied, StoreError>> + Send;
+
+    /// The next users that aren't deleted, in an order of the store's own: those after `after`, or the first ones, at
+    /// most `most`; none when there are no more. With it the kit answers digests, so that the copy can be checked
+    /// without reading it; `None`, as by default, where the store doesn't do that.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store can't be read.
+    fn page(
+        &self,
+        after: Option<&UserId>,
+        most: usize,
+    ) -> impl Future<Output = Result<Option<Vec<HeldUser>>, StoreError>> + Send {
+        let _ = (after, most);
+        async { Ok(None) }
+    }
+}
+
+/// A user as the store holds them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeldUser {
+    /// Who it is.
+    pub user_id: UserId,
+    /// The log-in name.
+    pub username: Option<String>,
+    /// The e-mail address.
+    pub email: Option<String>,
+    /// Everything else; null when there is nothing. Members that no delivery told of don't belong here.
+    pub data: Value,
 }
 
 /// What became of a delivery.

@@ -4,6 +4,8 @@
 use jiff::{Timestamp, civil, tz::TimeZone};
 use serde_json::Value;
 
+use crate::shown;
+
 /// What kind of values a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -77,7 +79,8 @@ impl Kind {
         let json = |text: &str| serde_json::from_str::<Value>(text).ok();
         let number = |text: &str| text.parse::<f64>().ok();
         match self {
-            Self::Text | Self::Integer | Self::Other => false,
+            Self::Text => shown::is_text(held, told),
+            Self::Integer | Self::Other => false,
             Self::Json => match (json(held), json(told)) {
                 (Some(held), Some(told)) if merged => contains(&held, &told),
                 (Some(held), Some(told)) => held == told,

@@ -1,8 +1,9 @@
 //! The seam between SQL targets and the servers they speak to: one file per server.
 
-use std::{collections::HashMap, future::Future};
+use std::{collections::HashMap, future::Future, time::Duration};
 
 use usersync_core::target::Table;
+use usersync_digest::sql::Flavour;
 
 use crate::{
     layout::{Layout, Live, Row},
@@ -13,6 +14,8 @@ use crate::{
 pub(crate) trait Dialect: Send + Sync {
     /// One connection.
     type Connection: Send;
+    /// Whose SQL digests are asked for in.
+    const FLAVOUR: Flavour;
 
     /// Opens a connection.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, Trouble>> + Send;
@@ -59,6 +62,29 @@ pub(crate) trait Dialect: Send + Sync {
         &self,
         connection: &mut Self::Connection,
         statement: &str,
+    ) -> impl Future<Output = Result<(), Trouble>> + Send;
+
+    /// Prepares a connection for statements of digests, which may take `patience` each.
+    fn allow(
+        &self,
+        connection: &mut Self::Connection,
+        patience: Duration,
+    ) -> impl Future<Output = Result<(), Trouble>> + Send;
+
+    /// What a statement of digests answers: a number of entries, and the entries.
+    fn packed(
+        &self,
+        connection: &mut Self::Connection,
+        statement: &str,
+    ) -> impl Future<Output = Result<(i64, Vec<u8>), Trouble>> + Send;
+
+    /// Tells `each` of every row of texts as it comes, which may take `patience` each.
+    fn texts(
+        &self,
+        connection: &mut Self::Connection,
+        statement: &str,
+        patience: Duration,
+        each: &mut (dyn FnMut(&[Option<&str>]) + Send),
     ) -> impl Future<Output = Result<(), Trouble>> + Send;
 
     /// The statement that creates the table.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use usersync_core::{event::Change, target::Table, user_id::UserId};
+use usersync_digest::Stored;
 
 use crate::{Action, Delivery, cell::Kind, table::told};
 
@@ -11,6 +12,8 @@ use crate::{Action, Delivery, cell::Kind, table::told};
 pub(crate) struct LiveColumn {
     pub(crate) name: String,
     pub(crate) kind: Kind,
+    /// What it is to a digest.
+    pub(crate) stored: Stored,
     /// The type in the server's own words.
     pub(crate) shown: String,
     /// The type to read a text as, where the server wants to be told.
@@ -53,6 +56,8 @@ pub(crate) struct Column {
     /// The member, as a dotted path.
     pub(crate) path: String,
     pub(crate) kind: Kind,
+    /// What it is to a digest.
+    pub(crate) stored: Stored,
     pub(crate) cast: String,
 }
 
@@ -173,15 +178,16 @@ impl Layout {
                     column.shown
                 ));
             }
+            // A text column takes the whole of `data` as JSON too.
+            let (kind, stored) = match path == "data" {
+                true => (Kind::Json, Stored::Json),
+                false => (column.kind, column.stored),
+            };
             columns.push(Column {
                 name: name.clone(),
                 path: path.clone(),
-                // A text column takes the whole of `data` as JSON too.
-                kind: if path == "data" {
-                    Kind::Json
-                } else {
-                    column.kind
-                },
+                kind,
+                stored,
                 cast: column.cast.clone(),
             });
         }

@@ -4,6 +4,7 @@
 //! knows nothing of NATS. A new kind is one file and one line in [`connect`].
 
 mod cell;
+mod check;
 mod connections;
 mod delivery;
 mod dialect;
@@ -16,18 +17,25 @@ mod password;
 mod portions;
 mod postgres;
 mod redis;
+mod rows;
 mod rule;
 mod shown;
 mod sql;
+mod standing;
 mod table;
 mod trouble;
 
 use async_trait::async_trait;
 use usersync_core::{secret::SecretError, target::TargetConfig};
 
+pub use check::{
+    Field, Holdings, Unchecked,
+    main_table::{MainDatabase, MainTable},
+};
 pub use delivery::{Action, Delivery};
 pub use outcome::{Failure, Outcome, reclassify};
 pub use rule::{Rule, RuleError, Skip, Verdict};
+pub use standing::Standing;
 
 /// Something that holds a copy of the users.
 #[async_trait]
@@ -41,14 +49,33 @@ pub trait Target: Send + Sync {
     /// Asks whether the target answers and lets us in, changing nothing there.
     async fn probe(&self) -> Result<(), Failure>;
 
-    /// Reads every user of `batch` back and says of each, in the same order, whether the target shows what
-    /// it was told; `None` where the target isn't configured with `verify`.
-    ///
-    /// `Delivered` and `AlreadyNewer` mean that it does (`guarded` says nothing here), a difference is
-    /// `Transient`. A kind that can't refuses `verify` when it is made.
-    async fn verify(&self, _batch: &[Delivery]) -> Option<Vec<Outcome>> {
-        None
+    /// Whether users are to be read back after each delivery. A kind that can't refuses this when it is made.
+    fn verifies(&self) -> bool {
+        false
     }
+
+    /// [`Target::compare`] as outcomes of a delivery; `None` where users aren't to be read back.
+    ///
+    /// `Delivered` and `AlreadyNewer` mean that the target shows what it was told (`guarded` says nothing here), a
+    /// difference is `Transient`.
+    async fn verify(&self, batch: &[Delivery]) -> Option<Vec<Outcome>> {
+        if !self.verifies() {
+            return None;
+        }
+        let compared = self.compare(batch).await?;
+        Some(compared.into_iter().map(Outcome::from).collect())
+    }
+
+    /// Reads every user of `batch` back and says of each, in the same order, how the target stands to what it was
+    /// told; `None` where users can't be read back.
+    async fn compare(&self, batch: &[Delivery]) -> Option<Vec<Standing>>;
+
+    /// What it holds of all users, for a comparison with what it is meant to hold. Nothing here keeps within the
+    /// target's timeout: each question has deadlines of its own.
+    ///
+    /// # Errors
+    /// When it can't say, or not now.
+    async fn holdings(&self) -> Result<Box<dyn Holdings + '_>, Unchecked>;
 
     /// How much it takes at once.
     fn limits(&self) -> Limits;

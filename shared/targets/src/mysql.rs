@@ -5,15 +5,17 @@
 
 mod errors;
 
-use std::{collections::HashMap, str::FromStr};
+use std::{collections::HashMap, str::FromStr, time::Duration};
 
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row as _,
     mysql::{MySqlArguments, MySqlConnectOptions, MySqlRow},
     query::Query,
 };
+use url::Url;
 use usersync_core::target::{Table, TargetConfig};
+use usersync_digest::{Stored, sql::Flavour};
 
 use self::errors::{row_trouble, trouble};
 use crate::{
@@ -21,7 +23,7 @@ use crate::{
     cell::Kind,
     dialect::{Dialect, Fate, Held},
     layout::{Layout, Live, LiveColumn, Row, Shape},
-    password,
+    password, rows,
     sql::SqlTarget,
     trouble::Trouble,
 };
@@ -44,13 +46,22 @@ pub(crate) struct MySql {
 /// A target that is a table in MySQL or MariaDB.
 pub(crate) fn target(config: &TargetConfig) -> Result<SqlTarget<MySql>, ConfigError> {
     let password = password::of(config)?;
-    let mut url = config.url.clone();
+    SqlTarget::new(config, server(&config.url, password, config.timeout)?)
+}
+
+/// The server at `url`; locks are waited for no longer than `patience`.
+pub(crate) fn server(
+    url: &Url,
+    password: Option<SecretString>,
+    patience: Duration,
+) -> Result<MySql, ConfigError> {
+    let mut url = url.clone();
     // The driver knows one name; changing it can't fail between names of the same sort.
     let _ = url.set_scheme("mysql");
     let options = MySqlConnectOptions::from_str(url.as_str());
     let mut options = options
         .map_err(|_| ConfigError::Url("expected mysql://USER@HOST:PORT/DATABASE".to_owned()))?;
-    if config.url.path().len() < 2 {
+    if url.path().len() < 2 {
         return Err(ConfigError::Url(
             "it names no database; expected mysql://USER@HOST:PORT/DATABASE".to_owned(),
         ));
@@ -58,18 +69,16 @@ pub(crate) fn target(config: &TargetConfig) -> Result<SqlTarget<MySql>, ConfigEr
     if let Some(password) = password {
         options = options.password(password.expose_secret());
     }
-    let patience = config.timeout.as_secs().max(1);
-    SqlTarget::new(
-        config,
-        MySql {
-            options: options.disable_statement_logging(),
-            session: format!("{SESSION}{patience}"),
-        },
-    )
+    let patience = patience.as_secs().max(1);
+    Ok(MySql {
+        options: options.disable_statement_logging(),
+        session: format!("{SESSION}{patience}"),
+    })
 }
 
 impl Dialect for MySql {
     type Connection = MySqlConnection;
+    const FLAVOUR: Flavour = Flavour::MySql;
 
     async fn connect(&self) -> Result<MySqlConnection, Trouble> {
         let mut connection = self.options.connect().await.map_err(trouble)?;
@@ -93,7 +102,9 @@ impl Dialect for MySql {
             None => (None, name),
         };
         let columns = "SELECT CAST(column_name AS CHAR), CAST(data_type AS CHAR), CAST(column_type AS CHAR), \
-             is_nullable = 'YES', column_default IS NOT NULL, CAST(extra AS CHAR), CAST(collation_name AS CHAR) \
+             is_nullable = 'YES', column_default IS NOT NULL, CAST(extra AS CHAR), CAST(collation_name AS CHAR), \
+             CAST(COALESCE(numeric_scale, datetime_precision, 0) AS SIGNED), CAST(character_set_name AS CHAR), \
+             VERSION() NOT LIKE '%MariaDB%' AND @@sql_mode NOT LIKE '%TIME_TRUNCATE_FRACTIONAL%' \
              FROM information_schema.columns \
              WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? ORDER BY ordinal_position";
         let rows = sqlx::query(columns).bind(schema).bind(name);
@@ -109,7 +120,7 @@ impl Dialect for MySql {
         }
         for name in self.json_columns(connection, schema, name).await? {
             if let Some(column) = live.columns.iter_mut().find(|column| column.name == name) {
-                column.kind = Kind::Json;
+                (column.kind, column.stored) = (Kind::Json, Stored::Json);
             }
         }
         let keys = "SELECT CAST(MIN(column_name) AS CHAR) FROM information_schema.statistics \
@@ -246,6 +257,56 @@ impl Dialect for MySql {
     async fn run(&self, connection: &mut MySqlConnection, statement: &str) -> Result<(), Trouble> {
         let done = connection.execute(AssertSqlSafe(statement)).await;
         done.map(drop).map_err(trouble)
+    }
+
+    async fn allow(
+        &self,
+        connection: &mut MySqlConnection,
+        patience: Duration,
+    ) -> Result<(), Trouble> {
+        // More than any answer has; with less the end of it would be cut off.
+        let room = "SET SESSION group_concat_max_len = 16777216";
+        connection.execute(room).await.map_err(trouble)?;
+        let seconds = patience.as_secs();
+        let limit = format!("SET SESSION max_statement_time = {seconds}");
+        if connection.execute(AssertSqlSafe(limit)).await.is_err() {
+            // MySQL's name for it.
+            let limit = format!("SET SESSION max_execution_time = {}", seconds * 1000);
+            connection
+                .execute(AssertSqlSafe(limit))
+                .await
+                .map_err(trouble)?;
+        }
+        Ok(())
+    }
+
+    async fn packed(
+        &self,
+        connection: &mut MySqlConnection,
+        statement: &str,
+    ) -> Result<(i64, Vec<u8>), Trouble> {
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+        let row = query.fetch_one(connection).await.map_err(trouble)?;
+        let octets: Option<Vec<u8>> = row.try_get(1).map_err(trouble)?;
+        Ok((row.try_get(0).map_err(trouble)?, octets.unwrap_or_default()))
+    }
+
+    async fn texts(
+        &self,
+        connection: &mut MySqlConnection,
+        statement: &str,
+        patience: Duration,
+        each: &mut (dyn FnMut(&[Option<&str>]) + Send),
+    ) -> Result<(), Trouble> {
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+        let mut rows = query.fetch(connection);
+        while let Some(row) = rows::next(&mut rows, patience).await? {
+            let row = row.map_err(trouble)?;
+            let texts: Result<Vec<Option<&str>>, _> =
+                (0..row.len()).map(|at| row.try_get(at)).collect();
+            each(&texts.map_err(trouble)?);
+        }
+        Ok(())
     }
 
     fn create(&self, name: &str, table: &Table) -> String {
@@ -385,10 +446,35 @@ fn column(row: &MySqlRow) -> Result<(LiveColumn, bool), sqlx::Error> {
         "enum" | "uuid" | "inet4" | "inet6" | "time" | "year" => Kind::Verbatim,
         _ => Kind::Other,
     };
+    let digits: i64 = row.try_get(7)?;
+    let digits = u32::try_from(digits).unwrap_or_default();
+    let charset: Option<String> = row.try_get(8)?;
+    let unicode = |charset: String| matches!(&*charset, "utf8mb4" | "utf8mb3" | "utf8" | "ascii");
+    let stored = match (kind, data_type.as_str()) {
+        (Kind::Text, data_type) => Stored::Text {
+            padded: data_type == "char",
+            unicode: charset.is_some_and(unicode),
+        },
+        (Kind::Integer, _) => Stored::Integer,
+        (Kind::Number, "decimal") => Stored::Decimal {
+            scale: Some(digits),
+        },
+        (Kind::Number, data_type) => Stored::Float {
+            single: data_type == "float",
+        },
+        (Kind::Instant, _) => Stored::Instant {
+            digits,
+            rounded: row.try_get(9)?,
+        },
+        (Kind::Day, _) => Stored::Day,
+        (Kind::Json, _) => Stored::Json,
+        _ => Stored::Other,
+    };
     let numbered = extra.contains("auto_increment");
     let column = LiveColumn {
         name,
         kind,
+        stored,
         shown,
         cast: String::new(),
         nullable,

@@ -3,6 +3,7 @@
 //! A user is a node; a deleted one stays as a node with nothing but its id and version.
 
 mod errors;
+mod holdings;
 mod property;
 mod row;
 mod transaction;
@@ -17,15 +18,19 @@ use neo4rs::{ConfigBuilder, Graph, Query};
 use secrecy::ExposeSecret;
 use serde_json::Value;
 use tokio::sync::Mutex;
-use usersync_core::target::{Table, TargetConfig};
+use usersync_core::{
+    fields::Fields,
+    target::{Table, TargetConfig},
+};
 
 use self::{
     errors::{trouble, unreadable},
+    holdings::Neo4jHoldings,
     row::{Row, list},
     transaction::{rolled_back, transact},
 };
 use crate::{
-    Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
+    Action, ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked,
     connections::Connections,
     password, portions, table,
     trouble::{Blame, Trouble},
@@ -53,6 +58,7 @@ pub(crate) struct Neo4jTarget {
     timeout: Duration,
     limits: Limits,
     verify: bool,
+    fields: Fields,
     hint: String,
 }
 
@@ -94,6 +100,7 @@ impl Neo4jTarget {
             timeout: config.timeout,
             limits,
             verify: config.verify,
+            fields: config.fields.clone(),
             hint: format!(
                 "create it with: usersync-worker --init-target {}",
                 config.name
@@ -277,7 +284,7 @@ impl Neo4jTarget {
         self.write(MATCH, &disables, outcomes).await
     }
 
-    async fn verify_all(&self, batch: &[Delivery]) -> Result<Vec<Outcome>, Trouble> {
+    async fn compare_all(&self, batch: &[Delivery]) -> Result<Vec<Standing>, Trouble> {
         let rows = batch
             .iter()
             .enumerate()
@@ -295,7 +302,7 @@ impl Neo4jTarget {
         let verdict = |(index, row): (usize, Result<Row, Failure>)| {
             let row = match row {
                 Ok(row) => row,
-                Err(failure) => return Outcome::Permanent(failure),
+                Err(failure) => return Standing::Unknown(Outcome::Permanent(failure)),
             };
             let held = held.iter().find(|(n, _)| *n == index).map(|(_, held)| held);
             row.compare(&self.table, batch[index].action, held)
@@ -339,12 +346,17 @@ impl Target for Neo4jTarget {
             .map_err(|trouble| trouble.failure)
     }
 
-    async fn verify(&self, batch: &[Delivery]) -> Option<Vec<Outcome>> {
-        if !self.verify {
-            return None;
-        }
-        let verdicts = self.in_time(self.verify_all(batch)).await;
-        Some(verdicts.unwrap_or_else(|trouble| vec![trouble.outcome(); batch.len()]))
+    fn verifies(&self) -> bool {
+        self.verify
+    }
+
+    async fn compare(&self, batch: &[Delivery]) -> Option<Vec<Standing>> {
+        let compared = self.in_time(self.compare_all(batch)).await;
+        Some(compared.unwrap_or_else(|trouble| Standing::unknown(&trouble.outcome(), batch.len())))
+    }
+
+    async fn holdings(&self) -> Result<Box<dyn Holdings + '_>, Unchecked> {
+        Ok(Box::new(Neo4jHoldings::new(self)))
     }
 
     fn limits(&self) -> Limits {

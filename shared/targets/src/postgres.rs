@@ -8,14 +8,17 @@ mod errors;
 use std::{
     collections::{HashMap, HashSet},
     str::FromStr,
+    time::Duration,
 };
 
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row as _,
     postgres::{PgConnectOptions, PgRow},
 };
+use url::Url;
 use usersync_core::target::{Table, TargetConfig};
+use usersync_digest::{Stored, sql::Flavour};
 
 use self::errors::trouble;
 use crate::{
@@ -23,7 +26,7 @@ use crate::{
     cell::Kind,
     dialect::{Dialect, Fate, Held},
     layout::{Layout, Live, LiveColumn, Row, Shape},
-    password,
+    password, rows,
     sql::SqlTarget,
     trouble::Trouble,
 };
@@ -38,10 +41,15 @@ pub(crate) struct Postgres {
 /// A target that is a table in PostgreSQL.
 pub(crate) fn target(config: &TargetConfig) -> Result<SqlTarget<Postgres>, ConfigError> {
     let password = password::of(config)?;
+    SqlTarget::new(config, server(&config.url, password)?)
+}
+
+/// The server at `url`.
+pub(crate) fn server(url: &Url, password: Option<SecretString>) -> Result<Postgres, ConfigError> {
     let expected = "expected postgres://USER@HOST:PORT/DATABASE";
-    let options = PgConnectOptions::from_str(config.url.as_str());
+    let options = PgConnectOptions::from_str(url.as_str());
     let mut options = options.map_err(|_| ConfigError::Url(expected.to_owned()))?;
-    if config.url.path().len() < 2 {
+    if url.path().len() < 2 {
         return Err(ConfigError::Url(format!(
             "it names no database; {expected}"
         )));
@@ -52,11 +60,12 @@ pub(crate) fn target(config: &TargetConfig) -> Result<SqlTarget<Postgres>, Confi
     let options = options
         .application_name("usersync")
         .disable_statement_logging();
-    SqlTarget::new(config, Postgres { options })
+    Ok(Postgres { options })
 }
 
 impl Dialect for Postgres {
     type Connection = PgConnection;
+    const FLAVOUR: Flavour = Flavour::Postgres;
 
     async fn connect(&self) -> Result<PgConnection, Trouble> {
         self.options.connect().await.map_err(trouble)
@@ -75,7 +84,8 @@ impl Dialect for Postgres {
              NOT a.attnotnull, a.atthasdef OR a.attidentity <> '', a.attgenerated <> '' OR a.attidentity = 'a', \
              COALESCE(c.collisdeterministic, true), t.typname::text, n.nspname::text, \
              EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indimmediate \
-                     AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum) \
+                     AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum), \
+             a.atttypmod, current_setting('server_encoding') = 'UTF8' \
              FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace \
              LEFT JOIN pg_collation c ON c.oid = a.attcollation \
              WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
@@ -212,6 +222,45 @@ impl Dialect for Postgres {
         done.map(drop).map_err(trouble)
     }
 
+    async fn allow(
+        &self,
+        connection: &mut PgConnection,
+        patience: Duration,
+    ) -> Result<(), Trouble> {
+        let limit = format!("SET statement_timeout = {}", patience.as_millis());
+        let done = connection.execute(AssertSqlSafe(limit)).await;
+        done.map(drop).map_err(trouble)
+    }
+
+    async fn packed(
+        &self,
+        connection: &mut PgConnection,
+        statement: &str,
+    ) -> Result<(i64, Vec<u8>), Trouble> {
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+        let row = query.fetch_one(connection).await.map_err(trouble)?;
+        let octets: Option<Vec<u8>> = row.try_get(1).map_err(trouble)?;
+        Ok((row.try_get(0).map_err(trouble)?, octets.unwrap_or_default()))
+    }
+
+    async fn texts(
+        &self,
+        connection: &mut PgConnection,
+        statement: &str,
+        patience: Duration,
+        each: &mut (dyn FnMut(&[Option<&str>]) + Send),
+    ) -> Result<(), Trouble> {
+        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+        let mut rows = query.fetch(connection);
+        while let Some(row) = rows::next(&mut rows, patience).await? {
+            let row = row.map_err(trouble)?;
+            let texts: Result<Vec<Option<&str>>, _> =
+                (0..row.len()).map(|at| row.try_get(at)).collect();
+            each(&texts.map_err(trouble)?);
+        }
+        Ok(())
+    }
+
     fn create(&self, name: &str, table: &Table) -> String {
         let columns = table.columns.iter().map(|(column, path)| {
             let kind = if path == "data" { "jsonb" } else { "text" };
@@ -304,10 +353,36 @@ fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {
         _ if sort == "e" || (sort == "d" && category == "S") => Kind::Verbatim,
         _ => Kind::Other,
     };
+    let modifier: i32 = row.try_get(11)?;
+    let stored = match (kind, type_name.as_str()) {
+        (Kind::Text, type_name) => Stored::Text {
+            padded: type_name == "bpchar",
+            unicode: row.try_get(12)?,
+        },
+        (Kind::Integer, _) => Stored::Integer,
+        (Kind::Number, "numeric") => Stored::Decimal {
+            // The scale is in the lower 11 bits, above the header's four octets.
+            scale: u32::try_from(modifier - 4)
+                .ok()
+                .map(|modifier| modifier & 0x7ff),
+        },
+        (Kind::Number, type_name) => Stored::Float {
+            single: type_name == "float4",
+        },
+        (Kind::Boolean, _) => Stored::Boolean,
+        (Kind::Instant, _) => Stored::Instant {
+            digits: u32::try_from(modifier).unwrap_or(6),
+            rounded: true,
+        },
+        (Kind::Day, _) => Stored::Day,
+        (Kind::Json, _) => Stored::Json,
+        _ => Stored::Other,
+    };
     let deterministic: bool = row.try_get(7)?;
     let column = LiveColumn {
         name,
         kind,
+        stored,
         shown,
         // Without a length: a text that is too long is to be refused, where a cast would cut it.
         cast: format!("{}.{}", quote(&schema), quote(&type_name)),

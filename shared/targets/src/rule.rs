@@ -117,6 +117,15 @@ impl Rule {
         }
     }
 
+    /// Whether everybody is told, of what they are told nothing but what they are: then a database that has the same
+    /// users can be compared with the target without asking the rule about each.
+    pub fn is_plain(&self) -> bool {
+        self.filter.is_none()
+            && self.compute.is_empty()
+            && self.masks.paths.is_empty()
+            && self.rename.is_empty()
+    }
+
     fn read(config: &TargetConfig) -> (Option<Self>, Vec<String>) {
         let mut problems = config.fields.problems();
         let language = match Language::new() {

@@ -1,29 +1,46 @@
-//! `verify`: whether a document that a target shows is what the target was told.
+//! Whether a document that a target shows is what the target was told.
 
-use serde_json::Value;
-use usersync_core::event::Change;
+use serde_json::{Map, Value};
+use unicode_normalization::UnicodeNormalization as _;
+use usersync_core::{event::Change, fields::Members};
 
-use crate::{Action, Delivery, Failure, Outcome};
+use crate::{Action, Delivery, Standing};
 
 /// The members a kind tells a target, beside `data`.
 pub(crate) const HTTP: [&str; 2] = ["username", "email"];
 /// See [`HTTP`].
 pub(crate) const DOCUMENT: [&str; 3] = ["username", "email", "status"];
 
+/// Members as a document: what there is.
+pub(crate) fn document(members: &Members, texts: &[&str]) -> Map<String, Value> {
+    let mut document = Map::new();
+    for (name, text) in [
+        ("username", &members.username),
+        ("email", &members.email),
+        ("status", &members.status),
+    ] {
+        if let (Change::Set(text), true) = (text, texts.contains(&name)) {
+            document.insert(name.to_owned(), Value::from(text.as_str()));
+        }
+    }
+    if let Change::Set(data) = &members.data {
+        document.insert("data".to_owned(), data.clone());
+    }
+    document
+}
+
 /// Compares what was told, and nothing else, with `document`. A newer version there is fine.
-pub(crate) fn compare(document: &Value, delivery: &Delivery, texts: &[&str]) -> Outcome {
-    let fine = Outcome::Delivered { guarded: false };
+pub(crate) fn compare(document: &Value, delivery: &Delivery, texts: &[&str]) -> Standing {
     match document.get("version").and_then(Value::as_u64) {
-        Some(version) if version > delivery.version => return Outcome::AlreadyNewer,
-        Some(version) if version < delivery.version => return differs("it is an older version"),
+        Some(version) if version > delivery.version => return Standing::Newer,
+        Some(version) if version < delivery.version => return Standing::Older,
         _ => {}
     }
     let deleted = document.get("deleted") == Some(&Value::Bool(true));
     match delivery.action {
-        Action::Delete if deleted => return fine,
-        Action::Delete => return differs("the user is still there"),
-        Action::Disable if deleted => return fine,
-        Action::Upsert if deleted => return differs("the user isn't there"),
+        Action::Delete | Action::Disable if deleted => return Standing::Same,
+        Action::Delete => return Standing::Extra,
+        Action::Upsert if deleted => return Standing::Missing,
         Action::Upsert | Action::Disable => {}
     }
     let members = &delivery.members;
@@ -36,10 +53,10 @@ pub(crate) fn compare(document: &Value, delivery: &Delivery, texts: &[&str]) -> 
         let same = match told {
             Change::Keep => true,
             Change::Clear => held.is_null(),
-            Change::Set(text) => held.as_str() == Some(text),
+            Change::Set(text) => held.as_str().is_some_and(|held| is_text(held, text)),
         };
         if texts.contains(&name) && !same {
-            return differs(name);
+            return Standing::Different(name.into());
         }
     }
     let held = document.get("data").unwrap_or(&Value::Null);
@@ -48,13 +65,12 @@ pub(crate) fn compare(document: &Value, delivery: &Delivery, texts: &[&str]) -> 
         Change::Clear => (!is_empty(held)).then(|| "data".to_owned()),
         Change::Set(told) => difference(told, held, "data"),
     };
-    difference.map_or(fine, |path| differs(&path))
+    difference.map_or(Standing::Same, |path| Standing::Different(path.into()))
 }
 
-/// The failure of a target that shows something else; `what` is no value.
-pub(crate) fn differs(what: &str) -> Outcome {
-    let reason = format!("read back after delivery, the user differs: {what}");
-    Outcome::Transient(Failure::new(reason))
+/// Whether two texts are one: Unicode writes some in several ways, and services may choose another.
+pub(crate) fn is_text(held: &str, told: &str) -> bool {
+    held == told || (!(held.is_ascii() && told.is_ascii()) && held.nfc().eq(told.nfc()))
 }
 
 /// Where `held` isn't what was told. Members nobody told of may be there.
@@ -77,6 +93,7 @@ fn difference(told: &Value, held: &Value, path: &str) -> Option<String> {
         (Value::Number(told), Value::Number(held)) => {
             told == held || (told.is_f64() != held.is_f64() && told.as_f64() == held.as_f64())
         }
+        (Value::String(told), Value::String(held)) => is_text(held, told),
         (told, held) => told == held || (is_empty(told) && is_empty(held)),
     };
     (!same).then(|| path.to_owned())

@@ -11,14 +11,18 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
-use usersync_core::target::{Table, TargetConfig};
+use usersync_core::{
+    fields::Fields,
+    target::{Table, TargetConfig},
+};
 
 use crate::{
-    Action, ConfigError, Delivery, Failure, Limits, Outcome, Target,
+    Action, ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked,
+    check::sql::SqlHoldings,
     connections::{Connections, TRUSTED},
     dialect::{Dialect, Fate, Held},
     layout::{Layout, Live, LiveColumn, Row, Shape},
-    portions, shown, table,
+    portions, table,
     trouble::{Blame, Trouble},
 };
 
@@ -45,6 +49,7 @@ pub(crate) struct SqlTarget<D: Dialect> {
     name: String,
     deletes: bool,
     verify: bool,
+    fields: Fields,
     place: Mutex<Place>,
     connections: Connections<D::Connection>,
     timeout: Duration,
@@ -62,6 +67,7 @@ impl<D: Dialect> SqlTarget<D> {
             table,
             deletes: table::deletes(config),
             verify: config.verify,
+            fields: config.fields.clone(),
             place: Mutex::new(Place::Unknown),
             // One more for those who only look.
             connections: Connections::new(limits.concurrency + 1),
@@ -269,7 +275,7 @@ impl<D: Dialect> SqlTarget<D> {
         Ok(held)
     }
 
-    async fn verify_all(&self, batch: &[Delivery]) -> Result<Vec<Outcome>, Trouble> {
+    async fn compare_all(&self, batch: &[Delivery]) -> Result<Vec<Standing>, Trouble> {
         let layout = self.layout().await?;
         let rows = batch
             .iter()
@@ -279,11 +285,8 @@ impl<D: Dialect> SqlTarget<D> {
         let written: Vec<Row> = rows.iter().flatten().cloned().collect();
         let held = self.read(&layout, &written).await?;
         let verdicts = batch.iter().zip(rows).map(|(delivery, row)| match row {
-            Err(reason) => Outcome::Permanent(Failure::new(reason)),
-            Ok(row) => match difference(&layout, delivery.action, &row, held.get(&row.id)) {
-                None => Outcome::Delivered { guarded: true },
-                Some(what) => shown::differs(&what),
-            },
+            Err(reason) => Standing::Unknown(Outcome::Permanent(Failure::new(reason))),
+            Ok(row) => standing(&layout, delivery.action, &row, held.get(&row.id)),
         });
         Ok(verdicts.collect())
     }
@@ -375,12 +378,20 @@ impl<D: Dialect> Target for SqlTarget<D> {
         self.make().await.map_err(|trouble| trouble.failure)
     }
 
-    async fn verify(&self, batch: &[Delivery]) -> Option<Vec<Outcome>> {
-        if !self.verify {
-            return None;
-        }
-        let verdicts = self.in_time(self.verify_all(batch)).await;
-        Some(verdicts.unwrap_or_else(|trouble| vec![trouble.outcome(); batch.len()]))
+    fn verifies(&self) -> bool {
+        self.verify
+    }
+
+    async fn compare(&self, batch: &[Delivery]) -> Option<Vec<Standing>> {
+        let compared = self.in_time(self.compare_all(batch)).await;
+        Some(compared.unwrap_or_else(|trouble| Standing::unknown(&trouble.outcome(), batch.len())))
+    }
+
+    async fn holdings(&self) -> Result<Box<dyn Holdings + '_>, Unchecked> {
+        let layout = self.in_time(self.layout()).await;
+        let layout = layout.map_err(|trouble| trouble.failure)?;
+        let told = |path: &str| table::is_told(&self.fields, path);
+        Ok(Box::new(SqlHoldings::new(&self.dialect, layout, told)))
     }
 }
 
@@ -395,30 +406,45 @@ fn outcome(fate: Fate) -> Outcome {
     }
 }
 
-/// The first thing in which `held` isn't what was delivered; nothing when it is newer.
-fn difference(layout: &Layout, action: Action, row: &Row, held: Option<&Held>) -> Option<String> {
+/// How `held` stands to what was delivered.
+fn standing(layout: &Layout, action: Action, row: &Row, held: Option<&Held>) -> Standing {
     let Some(held) = held else {
-        // Nobody has to be there to be disabled.
-        return (action != Action::Disable).then(|| "there is no row".to_owned());
+        // Nobody has to be there to be disabled, or deleted.
+        return match action {
+            Action::Disable | Action::Delete => Standing::Same,
+            Action::Upsert => Standing::Missing,
+        };
     };
-    if held.version > row.version || (action == Action::Disable && held.deleted) {
-        return None;
+    if held.version > row.version {
+        return Standing::Newer;
+    }
+    if action == Action::Disable && held.deleted {
+        return Standing::Same;
     }
     if held.version < row.version {
-        return Some(layout.table.version.clone());
+        return Standing::Older;
     }
-    if action != Action::Disable && held.deleted != row.deleted {
-        return Some(layout.table.deleted.clone());
+    match (action, held.deleted) {
+        (Action::Upsert, true) => return Standing::Missing,
+        (Action::Delete, false) => return Standing::Extra,
+        _ => {}
     }
     let columns = layout.columns.iter().zip(&held.cells).zip(&row.cells);
     let mut differing = columns.filter(|((column, held), told)| {
         told.as_ref().is_some_and(|told| {
-            !column
-                .kind
-                .same(held.as_deref(), told.as_deref(), row.merged)
+            let (held, told) = (held.as_deref(), told.as_deref());
+            let form = column.stored.form();
+            // What is the same to a digest is the same here.
+            let equal = held
+                .zip(told)
+                .is_some_and(|(held, told)| form.of(held) == form.of(told));
+            !equal && !column.kind.same(held, told, row.merged)
         })
     });
-    differing.next().map(|((column, _), _)| column.path.clone())
+    match differing.next() {
+        Some(((column, _), _)) => Standing::Different(column.path.clone().into()),
+        None => Standing::Same,
+    }
 }
 
 /// An error by its kind; what the server said is for the dialect, for it may hold values.

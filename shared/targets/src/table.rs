@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 use usersync_core::{
     event::Change,
+    fields::Fields,
     target::{Removal, Table, TargetConfig},
 };
 
@@ -38,6 +39,18 @@ pub(crate) fn table(config: &TargetConfig) -> Result<Table, ConfigError> {
 pub(crate) fn deletes(config: &TargetConfig) -> bool {
     let out_of_scope = config.filter.is_some() && config.on_out_of_scope == Removal::Delete;
     config.on_delete == Removal::Delete || out_of_scope
+}
+
+/// Whether the target is ever told anything at `path`.
+pub(crate) fn is_told(fields: &Fields, path: &str) -> bool {
+    let covers = |outer: &str, inner: &str| {
+        let rest = inner.strip_prefix(outer);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let touches = |made: &String| covers(made, path) || covers(path, made);
+    let moved_away = fields.rename.keys().any(|from| covers(from, path));
+    fields.rename.values().any(touches)
+        || (!moved_away && (fields.tells(path) || fields.compute.keys().any(touches)))
 }
 
 /// Whether a column at `path` would show that a user is disabled.

@@ -1,7 +1,7 @@
 //! `usersync-bench`: runs ours and the limit in turns against real servers, and shows both.
 //!
 //! `benchmarks` holds one file each; `rig` starts servers and processes, `preload` fills streams, `drain` and
-//! `usage` measure, `limits` holds the bare loops, `sink` is the endpoint both sides deliver to, `report`
+//! `usage` measure, `limits` holds the bare loops, `checker` the comparisons, `sink` is the endpoint both sides deliver to, `report`
 //! turns figures into rows. Bare loops and endpoint are this program again, in a hidden role, so that what a
 //! process uses is measured the same way on both sides.
 #![allow(
@@ -11,6 +11,7 @@
 )]
 
 mod benchmarks;
+mod checker;
 mod drain;
 mod limits;
 mod loader;
@@ -60,6 +61,9 @@ enum Role {
     /// A bare loop.
     #[command(hide = true)]
     Limit(limits::LimitArgs),
+    /// One comparison of two copies.
+    #[command(hide = true)]
+    Check(checker::CheckArgs),
     /// A client that puts HTTP load on the gateway.
     #[command(hide = true)]
     Load(loader::LoadArgs),
@@ -86,6 +90,7 @@ fn run(cli: Cli) -> Result<()> {
         match cli.role {
             Some(Role::Sink(args)) => sink::serve(args).await,
             Some(Role::Limit(args)) => limits::run(args).await,
+            Some(Role::Check(args)) => checker::run(args).await,
             Some(Role::Load(args)) => loader::run(args).await,
             None => measure(&cli.options).await,
         }

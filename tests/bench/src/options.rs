@@ -56,6 +56,11 @@ impl Options {
         }
     }
 
+    /// Users of the copies that are compared.
+    pub(crate) fn checked_users(&self) -> u64 {
+        if self.quick { 100_000 } else { 1_000_000 }
+    }
+
     /// How long a load that is bounded by time goes on, twice in each run.
     pub(crate) fn load(&self) -> Duration {
         Duration::from_secs(if self.quick { 1 } else { 4 })

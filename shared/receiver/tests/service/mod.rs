@@ -1,7 +1,7 @@
 //! A service that mounted the kit, on a free port of this machine, with its users in memory.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::{SystemTime, UNIX_EPOCH},
@@ -14,7 +14,9 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
-use usersync_receiver::{Applied, Change, Delivery, Options, StoreError, UserStore};
+use usersync_receiver::{
+    Applied, Change, Delivery, HeldUser, Options, StoreError, UserId, UserStore,
+};
 
 const PATH: &str = "/api/v1/users/sync";
 pub(crate) const MAX_BODY: usize = 2_000;
@@ -29,7 +31,11 @@ pub(crate) struct Row {
 }
 
 #[derive(Clone, Default)]
-struct Rows(Arc<Mutex<HashMap<String, Row>>>);
+struct Rows {
+    rows: Arc<Mutex<BTreeMap<String, Row>>>,
+    /// Whether the store tells of all its users.
+    pages: bool,
+}
 
 impl UserStore for Rows {
     async fn apply(&self, delivery: Delivery) -> Result<Applied, StoreError> {
@@ -42,7 +48,7 @@ impl UserStore for Rows {
             }
             _ => {}
         }
-        let mut rows = self.0.lock().unwrap();
+        let mut rows = self.rows.lock().unwrap();
         let row = rows.entry(delivery.user_id.to_string()).or_default();
         if delivery.version < row.version {
             return Ok(Applied::AlreadyNewer);
@@ -61,6 +67,29 @@ impl UserStore for Rows {
         (row.deleted, row.version) = (delivery.deleted, delivery.version);
         Ok(Applied::Stored)
     }
+
+    async fn page(
+        &self,
+        after: Option<&UserId>,
+        most: usize,
+    ) -> Result<Option<Vec<HeldUser>>, StoreError> {
+        if !self.pages {
+            return Ok(None);
+        }
+        let rows = self.rows.lock().unwrap();
+        if rows.contains_key("unreadable") {
+            return Err(StoreError::Unavailable("no disk".into()));
+        }
+        let after = after.map(UserId::to_string).unwrap_or_default();
+        let there = rows.iter().filter(|(id, row)| **id > after && !row.deleted);
+        let held = there.map(|(id, row)| HeldUser {
+            user_id: id.parse().unwrap(),
+            username: row.username.clone(),
+            email: row.email.clone(),
+            data: row.data.clone(),
+        });
+        Ok(Some(held.take(most).collect()))
+    }
 }
 
 fn change(member: &mut Option<String>, change: Change<String>) {
@@ -78,7 +107,20 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) async fn start(secrets: &[&str]) -> Self {
-        let rows = Rows::default();
+        Self::with(secrets, Rows::default()).await
+    }
+
+    /// One whose store tells of all its users.
+    #[allow(dead_code, reason = "only checks need it")]
+    pub(crate) async fn checked(secrets: &[&str]) -> Self {
+        let rows = Rows {
+            pages: true,
+            ..Rows::default()
+        };
+        Self::with(secrets, rows).await
+    }
+
+    async fn with(secrets: &[&str], rows: Rows) -> Self {
         let secrets = secrets.iter().map(|&secret| secret.into()).collect();
         let options = Options {
             secrets,
@@ -95,21 +137,26 @@ impl Service {
     }
 
     pub(crate) fn row(&self, user_id: &str) -> Option<Row> {
-        self.rows.0.lock().unwrap().get(user_id).cloned()
+        self.rows.rows.lock().unwrap().get(user_id).cloned()
     }
 
     pub(crate) fn tamper(&self, user_id: &str, how: impl FnOnce(&mut Row)) {
-        how(self.rows.0.lock().unwrap().get_mut(user_id).unwrap());
+        how(self.rows.rows.lock().unwrap().get_mut(user_id).unwrap());
     }
 
     pub(crate) async fn post(&self, body: &Value) -> Answer {
         self.send(&body.to_string(), &[]).await
     }
 
-    /// One call on a connection of its own.
+    /// One delivery.
     pub(crate) async fn send(&self, body: &str, headers: &[(&str, String)]) -> Answer {
+        self.call("", body, headers).await
+    }
+
+    /// One call below the path of deliveries, on a connection of its own.
+    pub(crate) async fn call(&self, below: &str, body: &str, headers: &[(&str, String)]) -> Answer {
         let mut request = format!(
-            "POST {PATH} HTTP/1.1\r\nHost: target\r\nConnection: close\r\n\
+            "POST {PATH}{below} HTTP/1.1\r\nHost: target\r\nConnection: close\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n",
             body.len()
         );

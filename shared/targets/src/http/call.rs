@@ -113,7 +113,7 @@ impl Caller {
         self.request(&batch_id(batch), &bodies)
     }
 
-    fn request(&self, id: &str, body: &impl Serialize) -> Result<Request, Failure> {
+    pub(super) fn request(&self, id: &str, body: &impl Serialize) -> Result<Request, Failure> {
         let body = serde_json::to_vec(body);
         let body = body.map_err(|_| Failure::new("the user can't be written as JSON"))?;
         let mut request = Request::new(self.method.clone(), self.url.clone());

@@ -3,6 +3,7 @@
 mod answer;
 mod batch;
 mod call;
+mod holdings;
 mod read_back;
 
 use std::time::Duration;
@@ -12,9 +13,12 @@ use reqwest::{Client, Method, Url, redirect};
 use secrecy::ExposeSecret;
 use standardwebhooks::Webhook;
 use usersync_core::target::TargetConfig;
+use usersync_digest::Key;
 
-use self::call::Caller;
-use crate::{ConfigError, Delivery, Failure, Limits, Outcome, Target};
+use self::{call::Caller, holdings::HttpHoldings};
+use crate::{
+    ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked, table,
+};
 
 const CONCURRENCY: usize = 1_000;
 /// The most of an answer's body that is read, so that the connection can be used again.
@@ -26,8 +30,13 @@ pub(crate) struct HttpTarget {
     caller: Caller,
     limits: Limits,
     timeout: Duration,
-    /// Where users are read back, where they are to be.
+    /// Where users can be read back.
     read_url: Option<String>,
+    verify: bool,
+    /// The members it is told.
+    members: Vec<&'static str>,
+    /// The key of its digests.
+    key: Option<Key>,
 }
 
 /// What can be said of an entry without its secrets.
@@ -70,11 +79,14 @@ fn no_user(url: &Url) -> Result<(), ConfigError> {
 impl HttpTarget {
     pub(crate) fn new(config: &TargetConfig) -> Result<Self, ConfigError> {
         let method = method(config)?;
-        let signer = match &config.secret {
-            None => None,
+        let (signer, key) = match &config.secret {
+            None => (None, None),
             Some(reference) => {
                 let secret = reference.resolve().map_err(ConfigError::secret)?;
-                Some(Webhook::new(secret.expose_secret()).map_err(|_| ConfigError::SecretForm)?)
+                let secret = secret.expose_secret();
+                let signer = Webhook::new(secret).map_err(|_| ConfigError::SecretForm)?;
+                let key = Key::of_webhook(secret).ok_or(ConfigError::SecretForm)?;
+                (Some(signer), Some(key))
             }
         };
         no_user(&config.url)?;
@@ -102,6 +114,12 @@ impl HttpTarget {
             limits,
             timeout: config.timeout,
             read_url,
+            verify: config.verify,
+            members: ["username", "email", "data"]
+                .into_iter()
+                .filter(|member| table::is_told(&config.fields, member))
+                .collect(),
+            key,
         })
     }
 
@@ -149,9 +167,17 @@ impl Target for HttpTarget {
         }
     }
 
-    async fn verify(&self, batch: &[Delivery]) -> Option<Vec<Outcome>> {
+    fn verifies(&self) -> bool {
+        self.verify
+    }
+
+    async fn compare(&self, batch: &[Delivery]) -> Option<Vec<Standing>> {
         let template = self.read_url.as_ref()?;
         Some(self.read_back(template, batch).await)
+    }
+
+    async fn holdings(&self) -> Result<Box<dyn Holdings + '_>, Unchecked> {
+        HttpHoldings::of(self).await
     }
 
     fn limits(&self) -> Limits {

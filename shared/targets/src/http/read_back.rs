@@ -1,4 +1,4 @@
-//! `verify` over HTTP: what the target shows of a user, compared with what it was told.
+//! What an HTTP target shows of a user, compared with what it was told.
 
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use reqwest::{StatusCode, Url};
@@ -9,7 +9,7 @@ use super::{
     HttpTarget,
     answer::{self, Body},
 };
-use crate::{Action, ConfigError, Delivery, Failure, Outcome, shown};
+use crate::{Action, ConfigError, Delivery, Failure, Outcome, Standing, shown};
 
 /// Where the id of the user goes.
 const ID: &str = "{id}";
@@ -18,7 +18,7 @@ const READS: usize = 16;
 /// The longest document read.
 const DOCUMENT_BYTES: usize = 1024 * 1024;
 
-/// Where users can be read, where that is to be done.
+/// Where users can be read, where that is known.
 ///
 /// # Errors
 /// When it is to be done and can't.
@@ -40,39 +40,39 @@ pub(super) fn template(config: &TargetConfig) -> Result<Option<String>, ConfigEr
     if super::has_user(&url) {
         return Err(ConfigError::ReadUrlUser);
     }
-    Ok(config.verify.then(|| template.to_owned()))
+    Ok(Some(template.to_owned()))
 }
 
 impl HttpTarget {
-    /// Reads every user of `batch` and says of each whether the target shows what it was told.
-    pub(super) async fn read_back(&self, template: &str, batch: &[Delivery]) -> Vec<Outcome> {
-        let mut outcomes = Vec::with_capacity(batch.len());
+    /// Reads every user of `batch` and says of each how the target stands to what it was told.
+    pub(super) async fn read_back(&self, template: &str, batch: &[Delivery]) -> Vec<Standing> {
+        let mut standings = Vec::with_capacity(batch.len());
         for some in batch.chunks(READS) {
             let mut reads = FuturesOrdered::new();
             for delivery in some {
                 reads.push_back(self.read_one(template, delivery));
             }
-            outcomes.extend(reads.collect::<Vec<_>>().await);
+            standings.extend(reads.collect::<Vec<_>>().await);
         }
-        outcomes
+        standings
     }
 
-    async fn read_one(&self, template: &str, delivery: &Delivery) -> Outcome {
+    async fn read_one(&self, template: &str, delivery: &Delivery) -> Standing {
         let url = template.replace(ID, &delivery.user_id.to_string());
         let response = match self.client.get(url).send().await {
             Ok(response) => response,
-            Err(error) => return answer::unanswered(&error),
+            Err(error) => return Standing::Unknown(answer::unanswered(&error)),
         };
         let (status, headers) = (response.status(), response.headers().clone());
         let body = match answer::read(response, DOCUMENT_BYTES).await {
             Ok(body) => body,
-            Err(error) => return answer::unanswered(&error),
+            Err(error) => return Standing::Unknown(answer::unanswered(&error)),
         };
         let missing = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
         if missing {
             return match delivery.action {
-                Action::Delete | Action::Disable => Outcome::Delivered { guarded: false },
-                Action::Upsert => shown::differs("the user isn't there"),
+                Action::Delete | Action::Disable => Standing::Same,
+                Action::Upsert => Standing::Missing,
             };
         }
         match (answer::classify(status, &headers), body) {
@@ -86,12 +86,12 @@ impl HttpTarget {
                 unreadable("what the target shows is too long")
             }
             // That the user can't be read says nothing against the user.
-            (Outcome::Permanent(failure), _) => Outcome::Transient(failure),
-            (outcome, _) => outcome,
+            (Outcome::Permanent(failure), _) => Standing::Unknown(Outcome::Transient(failure)),
+            (outcome, _) => Standing::Unknown(outcome),
         }
     }
 }
 
-fn unreadable(reason: &'static str) -> Outcome {
-    Outcome::Transient(Failure::new(reason))
+fn unreadable(reason: &'static str) -> Standing {
+    Standing::Unknown(Outcome::Transient(Failure::new(reason)))
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use usersync_core::{event::Change, target::Table};
 
 use super::property;
-use crate::{Action, Delivery, Failure, Outcome, shown, table::told};
+use crate::{Action, Delivery, Failure, Standing, shown, table::told};
 
 /// One user on the way into the graph.
 #[derive(Clone)]
@@ -57,32 +57,44 @@ impl Row {
         })
     }
 
-    /// Whether what is held is what was told.
-    pub(super) fn compare(&self, table: &Table, action: Action, held: Option<&Value>) -> Outcome {
-        let fine = Outcome::Delivered { guarded: true };
+    /// How the node that is held, if one is, stands to what was told.
+    pub(super) fn compare(&self, table: &Table, action: Action, held: Option<&Value>) -> Standing {
         let Some(held) = held else {
             return match action {
-                Action::Disable => fine,
-                Action::Upsert | Action::Delete => shown::differs("there is no node"),
+                Action::Disable | Action::Delete => Standing::Same,
+                Action::Upsert => Standing::Missing,
             };
         };
         let version = held.get(&table.version).and_then(Value::as_i64);
-        if version.is_some_and(|version| version > self.version) {
-            return Outcome::AlreadyNewer;
+        let version = version.unwrap_or_default();
+        if version > self.version {
+            return Standing::Newer;
         }
         let gone = held.get(&table.deleted) == Some(&Value::Bool(true));
-        if action == Action::Disable && gone {
-            return fine;
+        match (action, gone) {
+            (Action::Disable, true) => return Standing::Same,
+            _ if version < self.version => return Standing::Older,
+            (Action::Upsert, true) => return Standing::Missing,
+            (Action::Delete, false) => return Standing::Extra,
+            _ => {}
         }
         let differing = self.properties.value.iter().find(|(name, told)| {
             let held = held.get(name.value.as_str()).unwrap_or(&Value::Null);
-            property::shown(told) != *held
+            !is_property(&property::shown(told), held)
         });
         let Some((name, _)) = differing else {
-            return fine;
+            return Standing::Same;
         };
         let path = table.columns.get(name.value.as_str());
-        shown::differs(path.map_or(name.value.as_str(), String::as_str))
+        Standing::Different(path.unwrap_or(&name.value).clone().into())
+    }
+}
+
+/// Whether a property is what it was set to.
+fn is_property(told: &Value, held: &Value) -> bool {
+    match (told, held) {
+        (Value::String(told), Value::String(held)) => shown::is_text(held, told),
+        (told, held) => told == held,
     }
 }
 

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use usersync_core::{event::Change, fields::Members, user_id::UserId};
+use usersync_digest::Row;
 
 use crate::Delivery;
 
@@ -65,6 +66,69 @@ pub(super) fn changed(held: &[u8], delivery: &Delivery) -> Option<(u64, Vec<u8>)
     Some((version, text))
 }
 
+/// Members that say when and by whom, not what the user is.
+const ABOUT: [&str; 3] = ["version", "timestamp", "source"];
+/// Where the user's members end in a document of [`written`]: `,"timestamp":"…","source":…}`.
+const TIMESTAMP: &[u8] = b",\"timestamp\":\"";
+/// How far from the end that is looked for: far enough for any ordinary source.
+const TAIL: usize = 320;
+
+/// Adds what a document tells of the user to a row: all but [`ABOUT`], in the form that [`written`] has.
+///
+/// A document as we write it needs no parsing for that, which is what most of a scan would cost.
+pub(super) fn hashed(document: &[u8], row: &mut Row) {
+    match told(document) {
+        Some(told) => row.field(Some(told)),
+        None => row.field(Some(&rewritten(document))),
+    }
+}
+
+/// The members of a document that is as [`written`] makes it, as they are.
+fn told(document: &[u8]) -> Option<&[u8]> {
+    let rest = document.strip_prefix(b"{\"version\":")?;
+    let members = rest.iter().position(|byte| *byte == b',')? + 1;
+    let rest = &rest[members..];
+    if !rest.starts_with(b"\"user_id\":") {
+        return None;
+    }
+    let from = rest.len().saturating_sub(TAIL);
+    let mut places = rest[from..].windows(TIMESTAMP.len());
+    let end = from + places.rposition(|place| place == TIMESTAMP)?;
+    let tail = &rest[end + TIMESTAMP.len()..];
+    let timestamp = tail.iter().position(|byte| *byte == b'"')?;
+    let source = tail[timestamp + 1..].strip_prefix(b",\"source\":")?;
+    let ours = source == b"null}"
+        || source
+            .strip_prefix(b"\"")
+            .and_then(|source| source.strip_suffix(b"\"}"))
+            .is_some_and(|source| !source.contains(&b'"'));
+    ours.then_some(&rest[..end])
+}
+
+/// The members of any other document, as [`written`] would have made them; what is no document is as it is.
+fn rewritten(document: &[u8]) -> Vec<u8> {
+    let Ok(Value::Object(mut members)) = serde_json::from_slice(document) else {
+        return document.to_vec();
+    };
+    for name in ABOUT {
+        members.remove(name);
+    }
+    let mut text = String::new();
+    let mut write = |name: &str, value: &Value| {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text += &format!("{}:{value}", Value::from(name));
+    };
+    for name in ["user_id", "username", "email", "status", "data"] {
+        if let Some(value) = members.remove(name) {
+            write(name, &value);
+        }
+    }
+    members.iter().for_each(|(name, value)| write(name, value));
+    text.into_bytes()
+}
+
 /// Sets every member of `told`, at any depth.
 fn merge(held: &mut Value, told: &Value) {
     let Value::Object(told) = told else {
@@ -77,5 +141,46 @@ fn merge(held: &mut Value, told: &Value) {
     let Value::Object(held) = held else { return };
     for (name, told) in told {
         merge(held.entry(name).or_insert(Value::Null), told);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(document: &str) -> String {
+        let mut row = Row::default();
+        hashed(document.as_bytes(), &mut row);
+        String::from_utf8(row.octets().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn version_time_and_source_do_not_count_and_nothing_else_is_left_out() {
+        let data = r#"{"a":1,"timestamp":"x","source":null}"#;
+        let members = format!(r#""user_id":42,"username":"ann","email":null,"data":{data}"#);
+        let expected = format!("{}:{members}", members.len());
+        let documents = [
+            format!(r#"{{"version":5,{members},"timestamp":"2026-01-01T00:00:00Z","source":"s"}}"#),
+            format!(
+                r#"{{"version":61,{members},"timestamp":"2026-02-01T00:00:00Z","source":null}}"#
+            ),
+            format!(r#"{{"version":5,{members},"timestamp":"","source":"a \"quoted\" one"}}"#),
+            // Written by others.
+            format!(r#"{{"timestamp":"","source":"s",{members},"version":5}}"#),
+            format!(
+                r#"{{ "version": 5, "data": {data}, "email": null, "username": "ann", "user_id": 42}}"#
+            ),
+        ];
+        for document in documents {
+            let found = hash(&document);
+            // Members are ordered by name where they were parsed.
+            let sorted = found.replace(r#"{"a":1,"source":null,"timestamp":"x"}"#, data);
+            assert_eq!(sorted, expected, "{document}");
+        }
+        let more = format!(
+            r#"{{"version":5,{members},"timestamp":"2026-01-01T00:00:00Z","source":"s","role":"admin"}}"#
+        );
+        assert!(hash(&more).contains("admin"));
+        assert_eq!(hash("no document"), "11:no document");
     }
 }

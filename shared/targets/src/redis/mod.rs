@@ -4,6 +4,7 @@
 //! to be disabled cost another: their documents are read first, and written if they are the same still.
 
 mod document;
+mod holdings;
 
 use std::{future::Future, time::Duration};
 
@@ -16,7 +17,11 @@ use secrecy::ExposeSecret;
 use tokio::sync::OnceCell;
 use usersync_core::{target::TargetConfig, user_id::UserId};
 
-use crate::{Action, ConfigError, Delivery, Failure, Limits, Outcome, Target, password, shown};
+use self::holdings::RedisHoldings;
+use crate::{
+    Action, ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked,
+    password, shown,
+};
 
 const CONCURRENCY: usize = 4;
 const BATCH: usize = 128;
@@ -170,10 +175,11 @@ impl Target for RedisTarget {
         answered.map_err(|error: RedisError| Failure::new(describe(&error)))
     }
 
-    async fn verify(&self, batch: &[Delivery]) -> Option<Vec<Outcome>> {
-        if !self.verify {
-            return None;
-        }
+    fn verifies(&self) -> bool {
+        self.verify
+    }
+
+    async fn compare(&self, batch: &[Delivery]) -> Option<Vec<Standing>> {
         let documents = self.within_timeout(self.documents(batch.iter())).await;
         Some(match documents {
             Ok(documents) => documents
@@ -181,8 +187,12 @@ impl Target for RedisTarget {
                 .zip(batch)
                 .map(|(document, delivery)| compare(document.as_deref(), delivery))
                 .collect(),
-            Err(error) => vec![failed(&error); batch.len()],
+            Err(error) => Standing::unknown(&failed(&error), batch.len()),
         })
+    }
+
+    async fn holdings(&self) -> Result<Box<dyn Holdings + '_>, Unchecked> {
+        Ok(Box::new(RedisHoldings { target: self }))
     }
 
     fn limits(&self) -> Limits {
@@ -229,12 +239,12 @@ fn unwritable() -> RedisError {
 }
 
 /// Whether the document is what was told.
-fn compare(document: Option<&[u8]>, delivery: &Delivery) -> Outcome {
+fn compare(document: Option<&[u8]>, delivery: &Delivery) -> Standing {
     match (document.map(serde_json::from_slice), delivery.action) {
-        (None, Action::Delete | Action::Disable) => Outcome::Delivered { guarded: true },
-        (None, Action::Upsert) => shown::differs("the user isn't there"),
+        (None, Action::Delete | Action::Disable) => Standing::Same,
+        (None, Action::Upsert) => Standing::Missing,
         (Some(Ok(document)), _) => shown::compare(&document, delivery, &shown::DOCUMENT),
-        (Some(Err(_)), _) => shown::differs("what is there is no document"),
+        (Some(Err(_)), _) => Standing::Different("what is there is no document".into()),
     }
 }
 

@@ -8,7 +8,7 @@ use usersync_core::event::Change;
 use usersync_targets::{Delivery, Outcome, Target};
 
 use crate::{
-    clauses,
+    checks, clauses,
     deliveries::{data, deleted, disabled, email, partial, user, whole},
     failures,
     peer::{Peer, connect},
@@ -49,6 +49,9 @@ pub(crate) async fn hold(peer: &mut dyn Peer) -> Result<()> {
         clauses::two_users_can_swap_what_is_unique,
         clauses::batches_at_the_same_time_leave_the_newest,
         clauses::what_was_delivered_is_verified,
+        checks::what_is_held_as_meant_does_not_differ,
+        checks::every_class_of_difference_is_found,
+        checks::a_check_of_a_server_that_is_away_fails,
         failures::wrong_credentials_are_a_fault,
         failures::a_server_that_hangs_is_given_up_in_time,
         failures::an_outage_is_a_fault_and_ends,

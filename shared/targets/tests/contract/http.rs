@@ -1,8 +1,9 @@
 //! HTTP's side of the contract: services that mounted the receiver kit, or something without a guard.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     net::SocketAddr,
+    ops::Bound,
     path::PathBuf,
     sync::{Arc, Mutex},
 };
@@ -12,7 +13,9 @@ use async_trait::async_trait;
 use axum::{Router, extract::Request, middleware, response::Response};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
-use usersync_receiver::{Applied, Change, GUARD_HEADER, Options, StoreError, UserStore};
+use usersync_receiver::{
+    Applied, Change, GUARD_HEADER, HeldUser, Options, StoreError, UserId, UserStore,
+};
 use usersync_stack::Directory;
 use usersync_targets::Delivery;
 
@@ -34,7 +37,7 @@ struct Row {
 /// Places and users, in memory.
 #[derive(Clone)]
 struct Rows {
-    rows: Arc<Mutex<HashMap<(String, String), Row>>>,
+    rows: Arc<Mutex<BTreeMap<(String, String), Row>>>,
     place: String,
     guard: bool,
 }
@@ -71,6 +74,31 @@ impl UserStore for Rows {
         row.held.status = row.held.data["status"].as_str().map(str::to_owned);
         (row.deleted, row.version) = (delivery.deleted, delivery.version);
         Ok(Applied::Stored)
+    }
+
+    async fn page(
+        &self,
+        after: Option<&UserId>,
+        most: usize,
+    ) -> Result<Option<Vec<HeldUser>>, StoreError> {
+        let rows = self.rows.lock().expect("a lock");
+        let after = after.map(UserId::to_string).unwrap_or_default();
+        let from = (
+            Bound::Excluded((self.place.clone(), after)),
+            Bound::Unbounded,
+        );
+        let here = rows
+            .range(from)
+            .take_while(|((place, _), _)| *place == self.place);
+        let held = here
+            .filter(|(_, row)| !row.deleted)
+            .map(|((_, id), row)| HeldUser {
+                user_id: id.parse().expect("an id"),
+                username: row.held.username.clone(),
+                email: row.held.email.clone(),
+                data: row.held.data.clone(),
+            });
+        Ok(Some(held.take(most).collect()))
     }
 }
 
@@ -190,6 +218,12 @@ impl Peer for Http {
         if let Some(row) = self.rows.rows.lock().expect("a lock").get_mut(&key) {
             row.held.username = Some("mallory".to_owned());
         }
+        Ok(())
+    }
+
+    async fn remove(&mut self, place: &str, id: &str) -> Result<()> {
+        let key = (place.to_owned(), id.to_owned());
+        self.rows.rows.lock().expect("a lock").remove(&key);
         Ok(())
     }
 

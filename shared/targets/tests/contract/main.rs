@@ -2,6 +2,7 @@
 //!
 //! A new kind is one file that implements [`peer::Peer`] and one test here.
 
+mod checks;
 mod clauses;
 mod deliveries;
 mod failures;
@@ -12,6 +13,7 @@ mod peer;
 mod postgres;
 mod redis;
 mod tables;
+mod tables_checked;
 
 use anyhow::Result;
 

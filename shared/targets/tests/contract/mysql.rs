@@ -99,6 +99,11 @@ impl Peer for MySql {
         .await
     }
 
+    async fn remove(&mut self, place: &str, id: &str) -> Result<()> {
+        self.run(&format!("DELETE FROM {place} WHERE id = '{id}'"))
+            .await
+    }
+
     async fn refused(&mut self, _place: &str, id: &str) -> Result<Delivery> {
         Ok(user(id, 5, "refused"))
     }

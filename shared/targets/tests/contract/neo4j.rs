@@ -121,6 +121,12 @@ impl Peer for Neo4j {
         Ok(self.client().await?.run(tampering).await?)
     }
 
+    async fn remove(&mut self, place: &str, id: &str) -> Result<()> {
+        let statement = format!("MATCH (u:{place} {{id: $id}}) DETACH DELETE u");
+        let removing = query(&statement).param("id", id_of(id));
+        Ok(self.client().await?.run(removing).await?)
+    }
+
     /// Nodes take anything, but no version beyond their integers.
     async fn refused(&mut self, _place: &str, id: &str) -> Result<Delivery> {
         Ok(user(id, u64::MAX, "refused"))

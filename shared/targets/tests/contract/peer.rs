@@ -50,6 +50,9 @@ pub(crate) trait Peer {
     /// Makes the user's name `mallory`, behind our back.
     async fn tamper(&mut self, place: &str, id: &str) -> Result<()>;
 
+    /// Takes the user away, as if they had never been there.
+    async fn remove(&mut self, place: &str, id: &str) -> Result<()>;
+
     /// A user that the server refuses for good.
     async fn refused(&mut self, place: &str, id: &str) -> Result<Delivery>;
 

@@ -109,6 +109,11 @@ impl Peer for Redis {
         Ok(())
     }
 
+    async fn remove(&mut self, _place: &str, id: &str) -> Result<()> {
+        self.client().await?.del(format!("user:{id}")).await?;
+        Ok(())
+    }
+
     async fn refused(&mut self, _place: &str, id: &str) -> Result<Delivery> {
         self.client()
             .await?

@@ -1,5 +1,6 @@
 //! The benchmarks, one file each, and the taking of turns.
 
+mod check;
 mod end_to_end;
 mod http_ingest;
 mod intake;
@@ -53,6 +54,10 @@ pub(crate) enum Benchmark {
     HttpIngestSingle,
     /// POST /v1/events with 500 events each
     HttpIngestArray,
+    /// Main database against target, both tables: with 0, 100 and 10,000 differences
+    Check,
+    /// Everybody that Redis holds, in digests
+    CheckRedis,
     /// From publishing an event to its arrival at an HTTP endpoint, at 500 events/s
     EndToEnd,
 }
@@ -83,6 +88,8 @@ impl Benchmark {
             Self::IntakeCold => intake::cold(options, &name).await,
             Self::HttpIngestSingle => http_ingest::single(options, &name).await,
             Self::HttpIngestArray => http_ingest::array(options, &name).await,
+            Self::Check => check::tables(options, &name).await,
+            Self::CheckRedis => check::redis(options, &name).await,
             Self::EndToEnd => end_to_end::run(options, &name).await,
         }
     }

@@ -1,0 +1,159 @@
+//! The SQL of MySQL and MariaDB.
+
+use std::ops::Range;
+
+use super::{Flavour, ID_CHARACTERS, RANGES, Table, is_everything, numbers, span};
+use crate::{
+    cut::{Cut, Keys},
+    form::{Form, Stored},
+};
+
+/// Sums of 64-bit numbers wrap here.
+const WRAP: &str = "18446744073709551616";
+/// What separates the two sums in one: no sum of second halves comes near it.
+const APART: &str = "1000000000000000000000000000000";
+
+pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
+    let chars = || format!("CAST({column} AS CHAR)");
+    Some(match (form, stored) {
+        (Form::Text { trimmed }, Stored::Text { unicode, .. }) => {
+            let text = match unicode {
+                true => column.to_owned(),
+                false => format!("CONVERT({column} USING utf8mb4)"),
+            };
+            match trimmed {
+                true => format!("TRIM(TRAILING ' ' FROM {text})"),
+                false => text,
+            }
+        }
+        (Form::Text { .. }, Stored::Integer | Stored::Other) => chars(),
+        (Form::Integer, Stored::Integer | Stored::Boolean) => column.to_owned(),
+        (Form::Integer, Stored::Decimal { scale: Some(0) }) => chars(),
+        (Form::Decimal { .. }, Stored::Integer) => chars(),
+        (Form::Decimal { scale }, Stored::Decimal { scale: Some(held) }) => {
+            let (rounded, digits) = match scale {
+                Some(scale) if scale < held => (format!("ROUND({column}, {scale})"), scale),
+                _ => (column.to_owned(), held),
+            };
+            match digits {
+                0 => format!("CAST({rounded} AS CHAR)"),
+                _ => format!(
+                    "TRIM(TRAILING '.' FROM TRIM(TRAILING '0' FROM CAST({rounded} AS CHAR)))"
+                ),
+            }
+        }
+        (Form::Instant { digits, rounded }, Stored::Instant { digits: held, .. }) => {
+            let micros = format!("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {column})");
+            let unit = 10_i64.pow(6_u32.saturating_sub(digits));
+            match (held <= digits, rounded) {
+                _ if unit == 1 => micros,
+                (true, _) => format!("{micros} DIV {unit}"),
+                (false, true) => format!("ROUND({micros}, -{}) DIV {unit}", 6 - digits),
+                // Towards the past, also before 1970.
+                (false, false) => {
+                    format!("({micros} - MOD(MOD({micros}, {unit}) + {unit}, {unit})) DIV {unit}")
+                }
+            }
+        }
+        (Form::Day, Stored::Day) => chars(),
+        (Form::Folded, Stored::Other | Stored::Text { .. }) => format!("LOWER({})", chars()),
+        _ => return None,
+    })
+}
+
+/// The id as a text.
+fn id(table: &Table) -> String {
+    match table.integer_ids {
+        true => table.id.clone(),
+        false => format!("CONVERT({} USING utf8mb4)", table.id),
+    }
+}
+
+/// The hash in hex. `CONCAT_WS` leaves out what is NULL, and so does the length of NULL.
+fn hash(table: &Table) -> String {
+    let texts = std::iter::once(id(table)).chain(table.texts(Flavour::MySql));
+    let encoded = texts.map(|text| format!(", OCTET_LENGTH({text}), ':', {text}"));
+    format!("SHA2(CONCAT_WS(''{}), 256)", encoded.collect::<String>())
+}
+
+/// Both halves of the hash in one number, so that it is computed once: a condition comes before what depends on it.
+fn halves(table: &Table) -> String {
+    let half =
+        |from: u32| format!("CAST(CONV(SUBSTR(@usersync_hash, {from}, 16), 16, 10) AS UNSIGNED)");
+    format!(
+        "IF((@usersync_hash := {}) IS NULL, 0, {} * {APART} + {})",
+        hash(table),
+        half(1),
+        half(17)
+    )
+}
+
+/// The bucket's number.
+fn bucket(table: &Table, cut: &Cut) -> String {
+    let key = match cut.keys {
+        Keys::Numbers(origin) => format!("({} - {origin})", table.id),
+        Keys::Hashes => format!(
+            "CAST(CONV(LEFT(SHA2({}, 256), 8), 16, 10) AS UNSIGNED)",
+            // A number has no character set of its own.
+            match table.integer_ids {
+                true => format!("CAST({} AS CHAR)", table.id),
+                false => id(table),
+            }
+        ),
+    };
+    format!("({key} >> {})", cut.shift)
+}
+
+fn filter(table: &Table, cut: &Cut, buckets: &[Range<u64>]) -> String {
+    let column = &table.id;
+    let between = |(first, last)| format!("{column} BETWEEN {first} AND {last}");
+    let within = || format!("{} IN ({})", bucket(table, cut), numbers(buckets));
+    let conditions = match span(cut, buckets) {
+        // Looking up many ranges takes the optimizer longer than passing over the rows between.
+        Some(span) if buckets.len() > RANGES => vec![between(span), within()],
+        Some(_) => {
+            let ranges = buckets.iter().filter_map(|range| cut.ids(range));
+            vec![ranges.map(between).collect::<Vec<_>>().join(" OR ")]
+        }
+        None if is_everything(cut, buckets) => Vec::new(),
+        None => vec![within()],
+    };
+    table.filter(&conditions)
+}
+
+pub(super) fn digest(table: &Table, cut: &Cut, buckets: &[Range<u64>]) -> String {
+    let first = buckets.first().map_or(0, |range| range.start);
+    let sum = |of: &str| format!("LPAD(CONV(CAST({of} MOD {WRAP} AS UNSIGNED), 10, 16), 16, '0')");
+    format!(
+        "SELECT COUNT(*), GROUP_CONCAT(UNHEX(CONCAT(LPAD(HEX(usersync_b), 8, '0'), LPAD(HEX(usersync_n), 8, '0'), {}, {})) \
+         SEPARATOR '') FROM (SELECT {} - {first} AS usersync_b, COUNT(*) AS usersync_n, SUM({}) AS usersync_s \
+         FROM {}{} GROUP BY usersync_b) AS usersync_d",
+        sum(&format!("FLOOR(usersync_s / {APART})")),
+        sum(&format!("(usersync_s MOD {APART})")),
+        bucket(table, cut),
+        halves(table),
+        table.name,
+        filter(table, cut, buckets)
+    )
+}
+
+pub(super) fn list(table: &Table, cut: &Cut, buckets: &[Range<u64>]) -> String {
+    format!(
+        "SELECT COUNT(*), GROUP_CONCAT(UNHEX(LPAD(HEX(OCTET_LENGTH(usersync_i)), 4, '0')), CAST(usersync_i AS BINARY), \
+         UNHEX(LEFT(usersync_h, 32)) SEPARATOR '') FROM (SELECT LEFT({}, {ID_CHARACTERS}) AS usersync_i, {} AS usersync_h \
+         FROM {}{}) AS usersync_d",
+        id(table),
+        hash(table),
+        table.name,
+        filter(table, cut, buckets)
+    )
+}
+
+pub(super) fn total(table: &Table) -> String {
+    format!(
+        "SELECT COUNT(*), SUM({}) FROM {}{}",
+        halves(table),
+        table.name,
+        table.filter(&[])
+    )
+}

@@ -1,0 +1,162 @@
+//! The SQL of PostgreSQL.
+
+use std::ops::Range;
+
+use super::{Flavour, ID_CHARACTERS, Table, is_everything, numbers};
+use crate::{
+    cut::{Cut, Keys},
+    form::{Form, Stored},
+};
+
+pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
+    let chars = || format!("{column}::text");
+    Some(match (form, stored) {
+        // In another encoding lengths would be others.
+        (_, Stored::Text { unicode: false, .. }) => return None,
+        (Form::Text { trimmed: true }, Stored::Text { .. }) => {
+            format!("rtrim({column}::text, ' ')")
+        }
+        (Form::Text { .. }, Stored::Text { .. } | Stored::Integer | Stored::Other) => chars(),
+        (Form::Integer, Stored::Boolean) => format!("{column}::int::text"),
+        (Form::Integer, Stored::Integer | Stored::Decimal { scale: Some(0) }) => chars(),
+        (Form::Decimal { .. }, Stored::Integer) => chars(),
+        (Form::Decimal { scale }, Stored::Decimal { scale: held }) => match scale {
+            Some(scale) if held.is_none_or(|held| scale < held) => {
+                format!("trim_scale(round({column}, {scale}))::text")
+            }
+            _ => format!("trim_scale({column})::text"),
+        },
+        (Form::Instant { digits, rounded }, Stored::Instant { digits: held, .. }) => {
+            let unit = 10_i64.pow(6_u32.saturating_sub(digits));
+            let seconds = format!("extract(epoch from {column})");
+            let units = match (held <= digits, rounded) {
+                _ if unit == 1 => format!("{seconds} * 1000000"),
+                (_, true) => format!("round({seconds} * 1000000 / {unit})"),
+                (_, false) => format!("floor({seconds} * 1000000 / {unit})"),
+            };
+            // There is an infinity, which is no number of seconds.
+            format!(
+                "CASE WHEN isfinite({column}) THEN ({units})::int8::text ELSE {column}::text END"
+            )
+        }
+        (Form::Day, Stored::Day) => chars(),
+        (Form::Folded, Stored::Other | Stored::Text { .. }) => {
+            format!("lower({column}::text COLLATE \"C\")")
+        }
+        _ => return None,
+    })
+}
+
+/// Rows with their texts, each made once, in columns c0 (the id), c1, c2…
+fn texts(table: &Table, more: &str, from: &str) -> String {
+    let texts = table.texts(Flavour::Postgres).enumerate();
+    let texts = texts.map(|(at, text)| format!(", {text} AS c{}", at + 1));
+    format!(
+        "SELECT {more}{}::text AS c0{} FROM {from} OFFSET 0",
+        table.id,
+        texts.collect::<String>()
+    )
+}
+
+/// The first half of the hash of rows made by [`texts`].
+fn hash(table: &Table) -> String {
+    // `concat` leaves out what is NULL, and so is the length of NULL.
+    let encoded = (0..=table.fields.len()).map(|at| format!("octet_length(c{at}), ':', c{at}"));
+    let encoded = encoded.collect::<Vec<_>>().join(", ");
+    format!("substr(sha256(convert_to(concat({encoded}), 'UTF8')), 1, 16)")
+}
+
+/// The bucket's number.
+fn bucket(table: &Table, cut: &Cut) -> String {
+    let key = match cut.keys {
+        Keys::Numbers(origin) => format!("({}::int8 - ({origin}))", table.id),
+        Keys::Hashes => format!(
+            "('x' || left(encode(sha256(convert_to({}::text, 'UTF8')), 'hex'), 8))::bit(32)::int8",
+            table.id
+        ),
+    };
+    format!("({key} >> {})", cut.shift)
+}
+
+/// What rows are taken from: the table, joined with the ranges that are looked up in its index.
+fn source(table: &Table, cut: &Cut, buckets: &[Range<u64>]) -> String {
+    let ranges: Vec<_> = buckets.iter().filter_map(|range| cut.ids(range)).collect();
+    let (name, id) = (&table.name, &table.id);
+    match ranges.as_slice() {
+        [] if is_everything(cut, buckets) => format!("{name}{}", table.filter(&[])),
+        [] => {
+            let within = format!(
+                "{} = ANY ('{{{}}}'::int8[])",
+                bucket(table, cut),
+                numbers(buckets)
+            );
+            format!("{name}{}", table.filter(&[within]))
+        }
+        [(first, last)] => {
+            let between = format!("{id} BETWEEN {first} AND {last}");
+            format!("{name}{}", table.filter(&[between]))
+        }
+        ranges => {
+            let list = |of: fn(&(i128, i128)) -> i128| {
+                let all = ranges.iter().map(|range| of(range).to_string());
+                all.collect::<Vec<_>>().join(",")
+            };
+            format!(
+                "unnest('{{{}}}'::int8[], '{{{}}}'::int8[]) AS usersync_r(usersync_low, usersync_high) \
+                 JOIN {name} ON {id} BETWEEN usersync_low AND usersync_high{}",
+                list(|range| range.0),
+                list(|range| range.1),
+                table.filter(&[])
+            )
+        }
+    }
+}
+
+/// Rows with the two halves of their hashes as numbers.
+fn halves(table: &Table, more: &str, texts: &str) -> String {
+    format!(
+        "SELECT {more}('x' || left(h, 16))::bit(64)::int8 AS high, ('x' || right(h, 16))::bit(64)::int8 AS low \
+         FROM (SELECT {more}encode({}, 'hex') AS h FROM ({texts}) AS t OFFSET 0) AS hashed",
+        hash(table)
+    )
+}
+
+pub(super) fn digest(table: &Table, cut: &Cut, buckets: &[Range<u64>]) -> String {
+    let first = buckets.first().map_or(0, |range| range.start);
+    let texts = texts(
+        table,
+        &format!("{} - {first} AS b, ", bucket(table, cut)),
+        &source(table, cut, buckets),
+    );
+    // Numbers are signed there, which modulo 2^64 is all the same.
+    let wrapped = |sum: &str| {
+        format!(
+            "int8send((mod(mod({sum}, 18446744073709551616) + 27670116110564327424, 18446744073709551616) \
+             - 9223372036854775808)::int8)"
+        )
+    };
+    format!(
+        "SELECT count(*), string_agg(int4send(b::int4) || int4send(n::int4) || {} || {}, ''::bytea) \
+         FROM (SELECT b, count(*) AS n, sum(high) AS high, sum(low) AS low FROM ({}) AS rows GROUP BY b) AS d",
+        wrapped("high"),
+        wrapped("low"),
+        halves(table, "b, ", &texts)
+    )
+}
+
+pub(super) fn list(table: &Table, cut: &Cut, buckets: &[Range<u64>]) -> String {
+    let texts = texts(table, "", &source(table, cut, buckets));
+    format!(
+        "SELECT count(*), string_agg(int2send(octet_length(i)::int2) || i || h, ''::bytea) \
+         FROM (SELECT convert_to(left(c0, {ID_CHARACTERS}), 'UTF8') AS i, {} AS h FROM ({texts}) AS t) AS d",
+        hash(table)
+    )
+}
+
+pub(super) fn total(table: &Table) -> String {
+    let source = format!("{}{}", table.name, table.filter(&[]));
+    format!(
+        "SELECT count(*), sum(high), sum(low) FROM ({}) AS rows",
+        halves(table, "", &texts(table, "", &source))
+    )
+}

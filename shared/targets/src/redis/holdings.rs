@@ -1,0 +1,159 @@
+//! What Redis holds of all users: keys by `SCAN`, documents by `MGET`, hashed here.
+//!
+//! The pages of both overlap: each round trip brings the documents of one page and the keys of the next.
+
+use std::{future::Future, time::Duration};
+
+use async_trait::async_trait;
+use redis::{RedisError, aio::ConnectionManager};
+use usersync_core::user_id::UserId;
+use usersync_digest::{
+    Answer, Cut, Digest, Each, Entry, Extent, Row, RowHash, Scan, Scanned, Side, SideError,
+};
+
+use super::{RedisTarget, describe, document, late};
+use crate::{Action, Delivery, Holdings};
+
+/// Keys asked for at once, about.
+const PAGE: u32 = 1_000;
+/// How long one page may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Everybody a Redis target holds.
+pub(super) struct RedisHoldings<'a> {
+    pub(super) target: &'a RedisTarget,
+}
+
+/// Where the scan stands, and the keys that came last.
+type Keys = (u64, Vec<Vec<u8>>);
+
+impl RedisHoldings<'_> {
+    async fn all(&self, each: Each<'_>) -> Result<u64, RedisError> {
+        let mut connection = self.target.connection().await?;
+        let (mut row, mut bytes) = (Row::default(), 0);
+        let (mut cursor, mut keys) = first(&mut connection).await?;
+        loop {
+            keys.retain(|key| user(key).is_some());
+            let page = std::mem::take(&mut keys);
+            let documents;
+            (documents, cursor, keys) = next(&mut connection, &page, cursor).await?;
+            for (key, document) in page.iter().zip(documents) {
+                bytes += key.len() as u64;
+                // It has gone meanwhile, or is no text.
+                let (Some(document), Some(id)) = (document, user(key)) else {
+                    continue;
+                };
+                bytes += document.len() as u64;
+                row.begin(id);
+                document::hashed(&document, &mut row);
+                each(id, row.hash());
+            }
+            if cursor == 0 && keys.is_empty() {
+                return Ok(bytes);
+            }
+        }
+    }
+}
+
+fn scan(cursor: u64) -> redis::Cmd {
+    let mut scan = redis::cmd("SCAN");
+    scan.arg(cursor)
+        .arg("MATCH")
+        .arg("user:*")
+        .arg("COUNT")
+        .arg(PAGE);
+    scan
+}
+
+async fn first(connection: &mut ConnectionManager) -> Result<Keys, RedisError> {
+    in_time(scan(0).query_async(connection)).await
+}
+
+/// The documents of `keys`, and the keys that follow, unless `cursor` says that there are none.
+async fn next(
+    connection: &mut ConnectionManager,
+    keys: &[Vec<u8>],
+    cursor: u64,
+) -> Result<(Vec<Option<Vec<u8>>>, u64, Vec<Vec<u8>>), RedisError> {
+    let mut mget = redis::cmd("MGET");
+    mget.arg(keys);
+    let mut pipeline = redis::pipe();
+    match (keys.is_empty(), cursor) {
+        (true, 0) => Ok((Vec::new(), 0, Vec::new())),
+        (true, cursor) => {
+            let (cursor, keys) = in_time(scan(cursor).query_async(connection)).await?;
+            Ok((Vec::new(), cursor, keys))
+        }
+        (false, 0) => Ok((in_time(mget.query_async(connection)).await?, 0, Vec::new())),
+        (false, cursor) => {
+            pipeline.add_command(mget).add_command(scan(cursor));
+            let (documents, (cursor, keys)) = in_time(pipeline.query_async(connection)).await?;
+            Ok((documents, cursor, keys))
+        }
+    }
+}
+
+async fn in_time<T>(call: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
+    let answered = tokio::time::timeout(PATIENCE, call).await;
+    answered.unwrap_or_else(|_| Err(late()))
+}
+
+/// The id in a user's key; tombstones and keys of others have none.
+fn user(key: &[u8]) -> Option<&str> {
+    let id = std::str::from_utf8(key).ok()?.strip_prefix("user:")?;
+    let is_id = id
+        .parse::<UserId>()
+        .is_ok_and(|user| user.to_string() == id);
+    is_id.then_some(id)
+}
+
+#[async_trait]
+impl Scan for RedisHoldings<'_> {
+    async fn scan(&self, each: Each<'_>) -> Result<u64, SideError> {
+        let read = self.all(each).await;
+        read.map_err(|error| SideError::new(describe(&error)))
+    }
+}
+
+#[async_trait]
+impl Side for RedisHoldings<'_> {
+    async fn extent(&self) -> Result<Extent, SideError> {
+        Scanned(self).extent().await
+    }
+
+    fn seeks(&self, cut: &Cut) -> bool {
+        Scanned(self).seeks(cut)
+    }
+
+    async fn digest(
+        &self,
+        cut: &Cut,
+        buckets: &[std::ops::Range<u64>],
+    ) -> Result<Answer<(u64, Digest)>, SideError> {
+        Scanned(self).digest(cut, buckets).await
+    }
+
+    async fn list(
+        &self,
+        cut: &Cut,
+        buckets: &[std::ops::Range<u64>],
+    ) -> Result<Answer<Entry>, SideError> {
+        Scanned(self).list(cut, buckets).await
+    }
+}
+
+impl Holdings for RedisHoldings<'_> {
+    fn expected(&self, delivery: &Delivery) -> Option<RowHash> {
+        if delivery.action != Action::Upsert {
+            return None;
+        }
+        let mut row = Row::new(&delivery.user_id.to_string());
+        document::hashed(&document::written(delivery).ok()?, &mut row);
+        Some(row.hash())
+    }
+
+    /// A document lives for a day.
+    fn forgets(&self) -> bool {
+        true
+    }
+}
