@@ -17,6 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::Health,
+    feed::{Feed, Source},
     lanes::{Lanes, Prefer},
     streams::ACK_WAIT,
     subjects,
@@ -26,7 +27,6 @@ use usersync_targets::Limits;
 use crate::{
     board::Board,
     breaker::State,
-    feed::{Feed, Source},
     freshness::{Freshness, Unproven},
     pace::Pace,
     parcel::{self, Carried, Later},

@@ -1,6 +1,6 @@
 //! A worker: takes states from NATS and brings them to its targets.
 //!
-//! `fleet` follows the targets and runs a `courier` for each: it pulls from its `feed`s, queues per
+//! `fleet` follows the targets and runs a `courier` for each: it pulls from its feeds, queues per
 //! user, and lets `breaker`, `pace` and `throttle` say when the next call begins. A `parcel` carries
 //! one batch: `newest` finds the states, `settle` decides what follows, `letters` clears
 //! a dead letter after a later success. `freshness` guards order between
@@ -12,7 +12,6 @@ mod breaker;
 mod courier;
 mod desk;
 mod failures;
-mod feed;
 mod fleet;
 mod freshness;
 mod init_target;

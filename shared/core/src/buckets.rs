@@ -42,6 +42,10 @@ fn buckets(replicas: usize) -> Vec<kv::Config> {
             "Breakers that aren't closed: target.worker -> state as JSON",
         )
     };
+    let checks = bucket(
+        subjects::CHECKS_BUCKET,
+        "Checks under way: target -> how far it is, as JSON",
+    );
     let jobs = kv::Config {
         max_age: JOB_AGE,
         ..bucket(
@@ -49,7 +53,7 @@ fn buckets(replicas: usize) -> Vec<kv::Config> {
             "Repairs, replays and discards in bulk: job -> progress as JSON",
         )
     };
-    vec![targets, breakers, jobs]
+    vec![targets, breakers, checks, jobs]
 }
 
 /// The buckets that are missing.

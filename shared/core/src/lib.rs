@@ -4,9 +4,11 @@
 pub mod admin;
 pub mod buckets;
 pub mod catalogue;
+pub mod check;
 pub mod common;
 pub mod dead_letter;
 pub mod event;
+pub mod feed;
 pub mod fields;
 pub mod header_text;
 pub mod lanes;

@@ -105,6 +105,17 @@ pub fn all(replicas: usize) -> Vec<Config> {
             )
         },
         Config {
+            retention: RetentionPolicy::WorkQueue,
+            max_messages_per_subject: 1,
+            discard: DiscardPolicy::Old,
+            allow_message_schedules: true,
+            ..base(
+                subjects::USER_CHECK,
+                "Checks asked for, their schedules, and what the last ones found",
+                &[subjects::CHECKS],
+            )
+        },
+        Config {
             max_age: 30 * DAY,
             max_bytes: 64 << 20,
             discard: DiscardPolicy::Old,
@@ -142,6 +153,22 @@ pub fn backstop_consumer() -> pull::Config {
         deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: 1_000,
+        ..pull::Config::default()
+    }
+}
+
+/// The schedulers' consumer of checks; each check goes to one of them.
+pub fn check_consumer() -> pull::Config {
+    pull::Config {
+        durable_name: Some(subjects::CHECKER.to_owned()),
+        description: Some("Checks; several schedulers share them".to_owned()),
+        filter_subject: subjects::CHECK_REQUESTS.to_owned(),
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        // A check goes on where it was left, however often a scheduler dies of it.
         max_deliver: -1,
         max_ack_pending: 1_000,
         ..pull::Config::default()
@@ -241,7 +268,7 @@ pub async fn ensure(jetstream: &jetstream::Context, replicas: usize) -> anyhow::
     buckets::ensure_buckets(jetstream, replicas).await
 }
 
-/// Creates or updates the gateways' own consumers.
+/// Creates or updates the consumers of gateways and schedulers.
 ///
 /// # Errors
 /// When the server refuses.
@@ -249,6 +276,7 @@ pub async fn ensure_consumers(jetstream: &jetstream::Context) -> anyhow::Result<
     let wanted = [
         (subjects::USER_EVENTS, intake_consumer()),
         (subjects::USER_ADVISORY, backstop_consumer()),
+        (subjects::USER_CHECK, check_consumer()),
     ];
     ensure_each(jetstream, wanted).await
 }
@@ -270,7 +298,7 @@ pub async fn ensure_target_consumers(
 
 async fn ensure_each(
     jetstream: &jetstream::Context,
-    wanted: [(&'static str, pull::Config); 2],
+    wanted: impl IntoIterator<Item = (&'static str, pull::Config)>,
 ) -> anyhow::Result<()> {
     for (stream, config) in wanted {
         let name = config.durable_name.clone().unwrap_or_default();
@@ -332,6 +360,7 @@ fn updated(found: &Config, wanted: &Config) -> Option<Config> {
         max_age: longer(found.max_age, wanted.max_age),
         duplicate_window: found.duplicate_window.max(wanted.duplicate_window),
         allow_message_ttl: found.allow_message_ttl || wanted.allow_message_ttl,
+        allow_message_schedules: found.allow_message_schedules || wanted.allow_message_schedules,
         description: wanted.description.clone(),
         ..found.clone()
     };

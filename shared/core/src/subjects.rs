@@ -21,10 +21,14 @@ pub const EVENTS: &str = "user.*";
 pub const USER_RESULT: &str = "USER_RESULT";
 /// What people should know of.
 pub const USER_ALERT: &str = "USER_ALERT";
+/// Checks asked for, when each comes by itself, and what the last one found.
+pub const USER_CHECK: &str = "USER_CHECK";
 /// The KV bucket of targets: the truth at run time.
 pub const TARGETS_BUCKET: &str = "user_targets";
 /// The KV bucket of circuit breakers that aren't closed: `<target>.<worker>`.
 pub const BREAKERS_BUCKET: &str = "user_breakers";
+/// The KV bucket of checks under way: `<target>`.
+pub const CHECKS_BUCKET: &str = "user_checks";
 /// The KV bucket of repairs, replays and discards in bulk: `<job id>`.
 pub const JOBS_BUCKET: &str = "user_jobs";
 /// All states.
@@ -37,6 +41,10 @@ pub const DEAD_LETTERS: &str = "user.dead.>";
 pub const RESULTS: &str = "user.result.*";
 /// All alert events.
 pub const ALERTS: &str = "user.alert.*.*";
+/// All of [`USER_CHECK`].
+pub const CHECKS: &str = "user.check.>";
+/// The checks that wait for a scheduler.
+pub const CHECK_REQUESTS: &str = "user.check.*";
 /// The advisories kept in [`USER_ADVISORY`].
 pub const ADVISORIES: [&str; 2] = [
     "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>",
@@ -49,6 +57,8 @@ pub const INTAKE: &str = "gateway-intake";
 pub const INTAKE_GROUP: &str = "intake";
 /// The gateways' durable consumer on [`USER_ADVISORY`].
 pub const BACKSTOP: &str = "gateway-backstop";
+/// The schedulers' durable consumer on [`USER_CHECK`].
+pub const CHECKER: &str = "scheduler-checks";
 /// The name of the control plane as a NATS service, and the first token of its subjects.
 pub const CONTROL: &str = "usersync";
 /// The target name under which refused events are dead-lettered; no real target may have it.
@@ -89,14 +99,45 @@ pub fn refused_events() -> String {
     format!("user.dead.{GATEWAY_TARGET}.*")
 }
 
-/// An operation of the control plane: `usersync.<group>.<op>`.
+/// An operation of the control plane: `usersync.<group>.<op>`, or `usersync.<group>` for the one without a name.
 pub fn control(group: &str, operation: &str) -> String {
-    format!("{CONTROL}.{group}.{operation}")
+    match operation {
+        "" => format!("{CONTROL}.{group}"),
+        operation => format!("{CONTROL}.{group}.{operation}"),
+    }
 }
 
 /// What a target's deliveries came to.
 pub fn result(target: &TargetName) -> String {
     format!("user.result.{target}")
+}
+
+/// "Compare this target with the newest states now"; `target` may also be [`GATEWAY_TARGET`], for the states
+/// themselves.
+pub fn check(target: &str) -> String {
+    format!("user.check.{target}")
+}
+
+/// When a target is checked by itself (ADR-51 of NATS).
+pub fn check_schedule(target: &str) -> String {
+    format!("user.check.schedule.{target}")
+}
+
+/// What the last check of a target found.
+pub fn check_result(target: &str) -> String {
+    format!("user.check.result.{target}")
+}
+
+/// The key in [`CHECKS_BUCKET`] that lets the checks of a target wait while it is there; `pause` is for all.
+pub fn check_pause(target: &str) -> String {
+    format!("pause.{target}")
+}
+
+/// What a `user.check.<target>` subject asks to check.
+pub fn target_of_check(subject: &str) -> Option<&str> {
+    subject
+        .strip_prefix("user.check.")
+        .filter(|target| !target.contains('.'))
 }
 
 /// Something people should know of a target; `kind` is one token, such as `gone`.

@@ -8,6 +8,7 @@ use url::Url;
 use utoipa::ToSchema;
 
 use crate::{
+    check::Check,
     fields::Fields,
     header_text::{self, HeaderText},
     retry::{Breaker, Retry},
@@ -114,6 +115,9 @@ pub struct TargetConfig {
     /// When the target is left alone for a while.
     #[serde(default)]
     pub breaker: Breaker,
+    /// When it is compared with the newest states, and what follows from a difference.
+    #[serde(default)]
+    pub check: Check,
     /// Which users it is meant to have: a CEL expression over `user` and `event`. Without it: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
@@ -278,6 +282,7 @@ impl TargetConfig {
         problems.extend(self.headers.iter().filter_map(plain_secret));
         problems.extend(self.retry.problems());
         problems.extend(self.breaker.problems());
+        problems.extend(self.check.problems());
         problems.extend(self.fields.problems());
         problems.extend(self.table.iter().flat_map(Table::problems));
         problems

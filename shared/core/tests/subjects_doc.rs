@@ -55,6 +55,13 @@ fn every_subject_is_documented() {
             .strip_suffix('t')
             .unwrap()
     ));
+    for check in [
+        subjects::check,
+        subjects::check_schedule,
+        subjects::check_result,
+    ] {
+        built.insert(check("<target>"));
+    }
     built.insert(subjects::refused_event(7).replace('7', "<stream_seq>"));
     assert_eq!(first_cells("Subjects"), built);
 }
@@ -84,6 +91,7 @@ fn every_consumer_is_documented() {
         row(subjects::USER_STATE, "<target>"),
         row(subjects::USER_REPAIR, "<target>"),
         row(subjects::USER_ADVISORY, subjects::BACKSTOP),
+        row(subjects::USER_CHECK, subjects::CHECKER),
     ];
     assert_eq!(documented, defined);
     assert!(DOC.contains(&format!("`{}`", subjects::INTAKE_GROUP)));
@@ -94,6 +102,7 @@ fn every_bucket_is_documented() {
     let defined = [
         subjects::TARGETS_BUCKET,
         subjects::BREAKERS_BUCKET,
+        subjects::CHECKS_BUCKET,
         subjects::JOBS_BUCKET,
     ];
     assert_eq!(

@@ -52,6 +52,7 @@ pub struct StackBuilder {
     dir: Option<PathBuf>,
     standard_ports: bool,
     gateways: usize,
+    schedulers: usize,
     workers: BTreeMap<String, usize>,
     examples: bool,
     targets: Option<Catalogue>,
@@ -76,6 +77,7 @@ impl Default for StackBuilder {
             dir: None,
             standard_ports: false,
             gateways: 1,
+            schedulers: 0,
             workers: BTreeMap::new(),
             examples: true,
             targets: None,
@@ -108,6 +110,12 @@ impl StackBuilder {
     /// How many gateways; 1 unless said otherwise.
     pub fn gateways(mut self, count: usize) -> Self {
         self.gateways = count;
+        self
+    }
+
+    /// How many consistency schedulers; none unless said otherwise.
+    pub fn schedulers(mut self, count: usize) -> Self {
+        self.schedulers = count;
         self
     }
 
@@ -218,6 +226,7 @@ impl StackBuilder {
 
         let mut stack = Stack {
             gateways: Vec::new(),
+            schedulers: Vec::new(),
             workers: BTreeMap::new(),
             examples: BTreeMap::new(),
             redis,
@@ -248,8 +257,11 @@ impl StackBuilder {
                 stack.spawn_worker(&target)?;
             }
         }
-        let workers = stack.workers.values().flatten();
-        try_join_all(workers.map(Service::until_ready)).await?;
+        for _ in 0..self.schedulers {
+            stack.spawn_scheduler()?;
+        }
+        let last = stack.workers.values().flatten().chain(&stack.schedulers);
+        try_join_all(last.map(Service::until_ready)).await?;
         Ok(stack)
     }
 }

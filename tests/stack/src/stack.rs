@@ -24,6 +24,8 @@ const SERVER_GRACE: Duration = Duration::from_secs(10);
 pub struct Stack {
     /// The gateways, in the order they were started.
     pub gateways: Vec<Service>,
+    /// The consistency schedulers.
+    pub schedulers: Vec<Service>,
     /// The workers of each target.
     pub workers: BTreeMap<String, Vec<Service>>,
     /// `basic-server`, `user-service` and `unified-auth`, unless the stack runs without them.
@@ -115,6 +117,25 @@ impl Stack {
         Ok(worker)
     }
 
+    /// One more scheduler, ready.
+    ///
+    /// # Errors
+    /// As [`Service::until_ready`].
+    pub async fn add_scheduler(&mut self) -> Result<&Service> {
+        let at = self.schedulers.len();
+        self.spawn_scheduler()?;
+        self.schedulers[at].until_ready().await?;
+        Ok(&self.schedulers[at])
+    }
+
+    /// The metrics of all schedulers together.
+    ///
+    /// # Errors
+    /// When one doesn't answer.
+    pub async fn scheduler_metrics(&self) -> Result<Metrics> {
+        merged(&self.schedulers).await
+    }
+
     /// The metrics of all gateways together.
     ///
     /// # Errors
@@ -153,6 +174,7 @@ impl Stack {
     pub async fn stop(self) -> Result<()> {
         let workers = self.workers.values().flatten();
         let ours = workers
+            .chain(&self.schedulers)
             .chain(&self.gateways)
             .map(Service::process)
             .collect();
@@ -193,6 +215,7 @@ impl Stack {
             "redis": { "url": self.redis.url(), "pid": self.redis.process().pid() },
             "gateway": services(&self.gateways),
             "workers": workers,
+            "schedulers": services(&self.schedulers),
             "examples": examples,
         })
     }
@@ -202,6 +225,7 @@ impl Stack {
     pub fn processes(&self) -> Vec<&Process> {
         let workers = self.workers.values().flatten();
         workers
+            .chain(&self.schedulers)
             .chain(&self.gateways)
             .chain(self.examples.values())
             .map(Service::process)
@@ -244,6 +268,20 @@ impl Stack {
             .entry(target.to_owned())
             .or_default()
             .push(service);
+        Ok(())
+    }
+
+    pub(crate) fn spawn_scheduler(&mut self) -> Result<()> {
+        let name = format!("scheduler-{}", self.schedulers.len() + 1);
+        let port = free_port()?;
+        let launch = self
+            .recipe
+            .launch(self.dir(), "usersync-scheduler", &name)?
+            .args(["--nats-url", &self.nats.url()])
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .args(["--log-format", "human"]);
+        let service = Service::spawn(launch, format!("http://127.0.0.1:{port}"))?;
+        self.schedulers.push(service);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The HTTP API: one file per group of endpoints, every error a problem document (RFC 9457).
 
 mod breakers;
+mod checks;
 mod cloud_event;
 mod dead_letters;
 mod events;
@@ -92,6 +93,10 @@ fn described() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(repairs::start, repairs::list))
         .routes(routes!(repairs::status))
         .routes(routes!(repairs::cancel))
+        .routes(routes!(checks::list))
+        .routes(routes!(checks::show, checks::run))
+        .routes(routes!(checks::pause))
+        .routes(routes!(checks::resume))
 }
 
 /// A fresh id for requests that bring none.

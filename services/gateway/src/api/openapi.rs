@@ -18,6 +18,7 @@ use utoipa::OpenApi;
         (name = "dead letters", description = "What could not be delivered"),
         (name = "refused events", description = "What could not be taken in"),
         (name = "repairs", description = "Deliveries asked for"),
+        (name = "checks", description = "Targets compared with the newest states"),
         (name = "breakers", description = "Targets that are left alone for a while"),
         (name = "admin", description = "How this gateway is"),
     )

@@ -6,6 +6,7 @@
 pub(crate) mod breakers;
 mod bulk;
 pub(crate) mod changes;
+pub(crate) mod checks;
 pub(crate) mod dead_letters;
 pub(crate) mod jobs;
 pub(crate) mod preview;

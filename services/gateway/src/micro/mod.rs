@@ -21,7 +21,8 @@ use usersync_core::subjects;
 use crate::{
     api::extract::parse,
     control::{
-        Control, breakers, changes, dead_letters, jobs, preview, refused, repairs, targets, users,
+        Control, breakers, changes, checks, dead_letters, jobs, preview, refused, repairs, targets,
+        users,
     },
     problem::Problem,
 };
@@ -218,6 +219,39 @@ fn operations() -> Vec<Operation> {
             r#"{"target":"t"}"#,
             |control, reset| async move { breakers::reset(&control, reset).await },
         ),
+        operation(
+            "check",
+            "",
+            r#"{"target":"t","user_id":42,"from":1,"to":1000,"dry_run":true}"#,
+            |control, run| async move { checks::run(&control, run).await },
+        ),
+        operation(
+            "check",
+            "approve",
+            r#"{"target":"t"}"#,
+            |control, of| async move { checks::approve(&control, of).await },
+        ),
+        operation(
+            "check",
+            "show",
+            r#"{"target":"t"}"#,
+            |control, of| async move { checks::show(&control, of).await },
+        ),
+        operation("check", "list", "{}", |control, Nothing {}| async move {
+            checks::list(&control).await
+        }),
+        operation(
+            "check",
+            "pause",
+            r#"{"target":"t"}"#,
+            |control, of| async move { checks::pause(&control, of).await },
+        ),
+        operation(
+            "check",
+            "resume",
+            r#"{"target":"t"}"#,
+            |control, of| async move { checks::resume(&control, of).await },
+        ),
     ]
 }
 
@@ -264,7 +298,7 @@ async fn start(client: Client) -> Result<Service, async_nats::Error> {
     client
         .service_builder()
         .description(
-            "The control plane of usersync: targets, users, dead letters, repairs, breakers",
+            "The control plane of usersync: targets, users, dead letters, repairs, breakers, checks",
         )
         .queue_group(subjects::CONTROL)
         .start(subjects::CONTROL, env!("CARGO_PKG_VERSION"))
@@ -276,7 +310,7 @@ async fn add(service: &Service, operation: &Operation) -> Result<Endpoint, async
     let about = HashMap::from([("request".to_owned(), operation.request.to_owned())]);
     service
         .endpoint_builder()
-        .name(format!("{group}-{name}"))
+        .name(format!("{group}-{name}").trim_end_matches('-'))
         .metadata(about)
         .add(subjects::control(group, name))
         .await

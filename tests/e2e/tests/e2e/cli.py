@@ -58,6 +58,15 @@ class Wire:
                 return
             await asyncio.sleep(0.02)
 
+    async def checked(self, subject):
+        """The first check of a target takes a moment."""
+        while True:
+            try:
+                await self.js.get_last_msg("USER_CHECK", subject)
+                return
+            except nats.js.errors.NotFoundError:
+                await asyncio.sleep(0.02)
+
     def learn(self, answer):
         """What later commands stand for: JOB, SEQ, WORKER."""
         if not isinstance(answer, dict):
@@ -83,6 +92,8 @@ class Wire:
                 ack = await self.js.publish(subject, body.encode())
                 answer = {"seq": ack.seq}
                 await self.taken_in()
+                if subject.startswith("user.check."):
+                    await self.checked(subject.replace("check", "check.result"))
             case ["nats", "sub", subject]:
                 answer = await self.watch(subject)
             case ["nats", "micro", "ls"]:

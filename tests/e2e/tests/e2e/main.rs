@@ -1,6 +1,7 @@
 //! usersync end to end: our own binaries, real servers on free ports, one stack per test.
 
 mod breaker;
+mod checks;
 mod control;
 mod database_targets;
 mod delivery;

@@ -17,7 +17,11 @@ const A_MOMENT: Duration = Duration::from_secs(2);
 
 /// What the page takes for granted: a dead letter of user 42, a refused event, an open breaker.
 async fn stack() -> Result<Stack> {
-    let stack = Stack::builder().examples(false).start().await?;
+    let stack = Stack::builder()
+        .examples(false)
+        .schedulers(1)
+        .start()
+        .await?;
     let bus = Bus::connect(&stack).await?;
     let letter = json!({
         "target": "redis-cache", "user_id": 42, "version": FAR_FUTURE, "attempts": 9,
@@ -82,7 +86,7 @@ async fn every_command_of_the_page_does_what_it_says() -> Result<()> {
     let endpoints = answer("micro info usersync")[0]["endpoints"]
         .as_array()
         .map(Vec::len);
-    assert_eq!(endpoints, Some(24));
+    assert_eq!(endpoints, Some(30));
     for part in ["users.show", "last-for user.state.42"] {
         let data = &answer(part)["data"];
         assert_eq!(data, &json!({"phone": "555", "city": "Ulm"}), "{part}");
@@ -161,6 +165,16 @@ async fn every_command_of_the_page_does_what_it_says() -> Result<()> {
         ("repair.status", "/state", json!("done")),
         ("kv get user_jobs", "/state", json!("done")),
         ("repair.cancel", "/state", json!("done")),
+        (
+            "usersync.check '{\"target\":\"redis-cache\",\"dry_run\"",
+            "/target",
+            json!("redis-cache"),
+        ),
+        ("check.show", "/against", json!("states")),
+        ("check.list", "/checks/0/target", json!("redis-cache")),
+        ("last-for user.check.result", "/found", json!({})),
+        ("check.pause", "/paused", json!(true)),
+        ("check.resume", "/paused", json!(false)),
         ("breakers.list '{}'", "/breakers/0/worker", json!("w1")),
         (
             "breakers.reset '{\"target\":\"redis-cache\"}'",

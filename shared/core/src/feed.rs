@@ -1,6 +1,6 @@
 //! An endless feed of messages from one durable consumer, through reconnects and deletions.
 //!
-//! It asks for no more than there is room for, so that everything handed out is in the courier's
+//! It asks for no more than there is room for, so that everything handed out is in the caller's
 //! hands: kept alive while it waits, handed back on shutdown.
 
 use std::time::Duration;
@@ -8,7 +8,8 @@ use std::time::Duration;
 use async_nats::jetstream::{self, Message};
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
-use usersync_core::{
+
+use crate::{
     admin::Health,
     pull::{Pull, Stopped},
 };
@@ -20,7 +21,7 @@ const SILENCES: u32 = 4;
 
 /// Where to pull from.
 #[derive(Clone, Debug)]
-pub(crate) struct Source {
+pub struct Source {
     /// The JetStream connection.
     pub jetstream: jetstream::Context,
     /// The stream's name.
@@ -32,7 +33,7 @@ pub(crate) struct Source {
 }
 
 /// The messages of a [`Source`], in delivery order.
-pub(crate) struct Feed {
+pub struct Feed {
     source: Source,
     state: State,
     /// When it was last opened.
@@ -47,7 +48,8 @@ enum State {
 }
 
 impl Feed {
-    pub(crate) fn new(source: Source) -> Self {
+    /// A feed that begins to open at once.
+    pub fn new(source: Source) -> Self {
         source.health.down(&source.part(), "not opened yet");
         let state = State::Opening(source.clone().open().boxed());
         Self {
@@ -60,7 +62,7 @@ impl Feed {
 
     /// The next message, asking for more where there is `room` for it. Never ends; dropping the
     /// future loses nothing.
-    pub(crate) async fn next(&mut self, room: usize) -> Message {
+    pub async fn next(&mut self, room: usize) -> Message {
         loop {
             let pull = match &mut self.state {
                 State::Opening(opening) => {
@@ -97,7 +99,7 @@ impl Feed {
     }
 
     /// The next message, if it is there already.
-    pub(crate) fn ready(&mut self) -> Option<Message> {
+    pub fn ready(&mut self) -> Option<Message> {
         let State::Open(pull) = &mut self.state else {
             return None;
         };
@@ -108,7 +110,7 @@ impl Feed {
     }
 
     /// Stops pulling; returns what was handed out and not taken.
-    pub(crate) async fn close(self) -> Vec<Message> {
+    pub async fn close(self) -> Vec<Message> {
         self.source.health.gone(&self.source.part());
         match self.state {
             State::Opening(_) => Vec::new(),

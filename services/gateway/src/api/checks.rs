@@ -1,0 +1,94 @@
+//! `/v1/checks`: compare targets with the newest states, and see what was found.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State, http::StatusCode};
+use usersync_core::check::{Report, Request};
+
+use super::extract::{Body, Target};
+use crate::{
+    control::{
+        Control,
+        checks::{self, Asked, Held, Of, Reports},
+    },
+    problem::Problem,
+};
+
+/// What the last checks found
+#[utoipa::path(get, operation_id = "check.list", path = "/v1/checks", tag = "checks",
+    responses(
+        (status = 200, description = "The newest report of every target, also of checks under way", body = Reports),
+        (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn list(State(control): State<Arc<Control>>) -> Result<Json<Reports>, Problem> {
+    Ok(Json(checks::list(&control).await?))
+}
+
+/// What the last check of a target found
+#[utoipa::path(get, operation_id = "check.show", path = "/v1/checks/{target}", tag = "checks",
+    params(("target" = String, Path, description = "The target's name")),
+    responses(
+        (status = 200, description = "The report", body = Report),
+        (status = 404, description = "It has not been checked", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn show(
+    State(control): State<Arc<Control>>,
+    Target(target): Target,
+) -> Result<Json<Report>, Problem> {
+    Ok(Json(checks::show(&control, Of { target }).await?))
+}
+
+/// Check a target now
+///
+/// A scheduler does it; its report is at the same path.
+#[utoipa::path(post, operation_id = "check.run", path = "/v1/checks/{target}", tag = "checks",
+    params(("target" = String, Path, description = "The target's name")),
+    request_body = Request,
+    responses(
+        (status = 202, description = "It waits for a scheduler", body = Asked),
+        (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "What is named isn't there", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "What is asked for isn't possible", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn run(
+    State(control): State<Arc<Control>>,
+    Target(target): Target,
+    Body(request): Body<Request>,
+) -> Result<(StatusCode, Json<Asked>), Problem> {
+    let asked = checks::ask(&control, target, request).await?;
+    Ok((StatusCode::ACCEPTED, Json(asked)))
+}
+
+/// Let checks of a target wait
+///
+/// Also one that is under way.
+#[utoipa::path(post, operation_id = "check.pause", path = "/v1/checks/{target}/pause", tag = "checks",
+    params(("target" = String, Path, description = "The target's name")),
+    responses(
+        (status = 200, description = "They wait", body = Held),
+        (status = 404, description = "What is named isn't there", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn pause(
+    State(control): State<Arc<Control>>,
+    Target(target): Target,
+) -> Result<Json<Held>, Problem> {
+    Ok(Json(checks::pause(&control, Of { target }).await?))
+}
+
+/// Let checks of a target go on
+#[utoipa::path(post, operation_id = "check.resume", path = "/v1/checks/{target}/resume", tag = "checks",
+    params(("target" = String, Path, description = "The target's name")),
+    responses(
+        (status = 200, description = "They go on", body = Held),
+        (status = 400, description = "There can be no such target", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn resume(
+    State(control): State<Arc<Control>>,
+    Target(target): Target,
+) -> Result<Json<Held>, Problem> {
+    Ok(Json(checks::resume(&control, Of { target }).await?))
+}

@@ -1,0 +1,163 @@
+//! Consistency checks: asked for, held and looked at here; schedulers do them.
+
+use async_nats::jetstream::stream::DirectGetErrorKind;
+use futures_util::TryStreamExt;
+use serde::{Deserialize, Serialize};
+use usersync_core::{
+    check::{Report, Request},
+    nats::REQUEST_TIMEOUT,
+    subjects::{self, CHECKS_BUCKET, USER_CHECK},
+    target::TargetName,
+    user_id::UserId,
+};
+
+use super::{Control, nats};
+use crate::problem::Problem;
+
+/// What to check.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Run {
+    pub target: TargetName,
+    #[serde(default)]
+    user_id: Option<UserId>,
+    #[serde(default)]
+    from: Option<u64>,
+    #[serde(default)]
+    to: Option<u64>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// A request that names a target.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Of {
+    pub target: TargetName,
+}
+
+/// What was asked for.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Asked {
+    /// The target.
+    #[schema(inline)]
+    pub target: TargetName,
+    /// Where the request waits for a scheduler, in USER_CHECK.
+    pub seq: u64,
+}
+
+/// What the last checks found.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Reports {
+    /// By target.
+    pub checks: Vec<Report>,
+}
+
+/// Whether checks of a target wait.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Held {
+    /// The target.
+    #[schema(inline)]
+    pub target: TargetName,
+    /// Whether they do.
+    pub paused: bool,
+}
+
+pub(crate) async fn run(control: &Control, run: Run) -> Result<Asked, Problem> {
+    let request = Request {
+        user_id: run.user_id,
+        from: run.from,
+        to: run.to,
+        dry_run: run.dry_run,
+        approved: false,
+    };
+    ask(control, run.target, request).await
+}
+
+/// Has a target checked again, and whatever differs repaired, however much that is.
+pub(crate) async fn approve(control: &Control, of: Of) -> Result<Asked, Problem> {
+    let approved = Request {
+        approved: true,
+        ..Request::default()
+    };
+    ask(control, of.target, approved).await
+}
+
+pub(crate) async fn ask(
+    control: &Control,
+    target: TargetName,
+    request: Request,
+) -> Result<Asked, Problem> {
+    let config = control.config(&target).await?;
+    if !config.enabled {
+        let detail = format!("target {target} is disabled, so nothing is delivered to it");
+        return Err(Problem::unprocessable(detail));
+    }
+    let body = serde_json::to_vec(&request).map_err(anyhow::Error::from)?;
+    let subject = subjects::check(target.as_ref());
+    let sent = control.jetstream.publish(subject, body.into());
+    let stored = sent.await.map_err(nats)?.await.map_err(nats)?;
+    Ok(Asked {
+        target,
+        seq: stored.sequence,
+    })
+}
+
+pub(crate) async fn show(control: &Control, of: Of) -> Result<Report, Problem> {
+    let stream = control.stream(USER_CHECK).await?;
+    let subject = subjects::check_result(of.target.as_ref());
+    match stream.direct_get_last_for_subject(subject).await {
+        Ok(message) => {
+            let report = serde_json::from_slice(&message.payload);
+            Ok(report.map_err(anyhow::Error::from)?)
+        }
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
+            let detail = format!("target {} has not been checked yet", of.target);
+            Err(Problem::not_found(detail))
+        }
+        Err(error) => Err(nats(error)),
+    }
+}
+
+pub(crate) async fn list(control: &Control) -> Result<Reports, Problem> {
+    let stream = control.stream(USER_CHECK).await?;
+    let found = stream.info_with_subjects(subjects::check_result("*"));
+    let found = async { found.await.map_err(nats)?.try_collect().await.map_err(nats) };
+    let found: Vec<(String, usize)> = tokio::time::timeout(REQUEST_TIMEOUT, found)
+        .await
+        .map_err(anyhow::Error::from)??;
+    let mut checks = Vec::new();
+    for (subject, _) in found {
+        let name = subject.rsplit('.').next().unwrap_or_default();
+        if let Ok(target) = name.parse() {
+            checks.push(show(control, Of { target }).await?);
+        }
+    }
+    checks.sort_by(|a, b| a.target.cmp(&b.target));
+    Ok(Reports { checks })
+}
+
+/// Lets checks of a target wait, also one that is under way.
+pub(crate) async fn pause(control: &Control, of: Of) -> Result<Held, Problem> {
+    control.config(&of.target).await?;
+    let bucket = control.jetstream.get_key_value(CHECKS_BUCKET).await;
+    let bucket = bucket.map_err(nats)?;
+    let key = subjects::check_pause(of.target.as_ref());
+    bucket.put(key, "".into()).await.map_err(nats)?;
+    Ok(Held {
+        target: of.target,
+        paused: true,
+    })
+}
+
+/// Lets them go on.
+pub(crate) async fn resume(control: &Control, of: Of) -> Result<Held, Problem> {
+    let bucket = control.jetstream.get_key_value(CHECKS_BUCKET).await;
+    let bucket = bucket.map_err(nats)?;
+    let key = subjects::check_pause(of.target.as_ref());
+    bucket.delete(key).await.map_err(nats)?;
+    Ok(Held {
+        target: of.target,
+        paused: false,
+    })
+}

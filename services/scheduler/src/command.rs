@@ -1,0 +1,260 @@
+//! `usersync-scheduler check`: one check now, and what it found as a table or as JSON.
+
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use async_nats::jetstream;
+use clap::Args;
+use futures_util::StreamExt;
+use tokio::{
+    sync::watch,
+    time::{interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use usersync_core::{
+    admin::Health,
+    check::{Report, Request, Stage},
+    nats, subjects,
+    target::TargetName,
+    user_id::UserId,
+};
+
+use crate::{
+    Settings,
+    check::{self, End, Progress},
+    claim::Claim,
+    reports,
+    scheduler::Scheduler,
+};
+
+/// After how long without a word from any scheduler one is looked for.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How often the claim is renewed and progress shown.
+const RENEW: Duration = Duration::from_secs(1);
+
+/// Compares a target with the newest states, looks again at everybody who differs, and has what still differs
+/// delivered again. Exit status: 0 done, 1 failed or too many to change without --approve.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  usersync-scheduler check --target redis-cache --dry-run
+  usersync-scheduler check --target postgres --once --json
+  usersync-scheduler check --target unified-auth --user 42")]
+pub struct Check {
+    /// The target to check
+    #[arg(long, value_name = "NAME")]
+    target: TargetName,
+    /// Do it in this process, instead of asking the schedulers that run
+    #[arg(long)]
+    once: bool,
+    /// Only this user
+    #[arg(long, value_name = "ID", value_parser = user, conflicts_with_all = ["from", "to"])]
+    user: Option<UserId>,
+    /// Only users with integer ids from this on
+    #[arg(long, value_name = "ID")]
+    from: Option<u64>,
+    /// Only users with integer ids up to this
+    #[arg(long, value_name = "ID")]
+    to: Option<u64>,
+    /// Say what is found, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Change however many users differ
+    #[arg(long)]
+    approve: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn user(text: &str) -> Result<UserId, usersync_core::user_id::InvalidUserId> {
+    text.parse()
+}
+
+impl Check {
+    /// Does the check, or has it done, and prints the report.
+    ///
+    /// # Errors
+    /// When it fails, or stops because too many users would be changed.
+    pub async fn run(&self, settings: &Settings, stop: CancellationToken) -> anyhow::Result<()> {
+        let jetstream = nats::check(&settings.common.nats, "usersync-scheduler").await?;
+        let request = Request {
+            user_id: self.user.clone(),
+            from: self.from,
+            to: self.to,
+            dry_run: self.dry_run,
+            approved: self.approve,
+        };
+        let checking = async {
+            match self.once {
+                true => self.here(jetstream, &request, stop.clone()).await,
+                false => self.elsewhere(&jetstream, &request).await,
+            }
+        };
+        let report = tokio::select! {
+            report = checking => report?,
+            () = async { stop.cancelled().await; tokio::time::sleep(RENEW).await }, if !self.once => {
+                bail!("stopped waiting; the check goes on: nats req usersync.check.show '{{\"target\":\"{}\"}}'", self.target)
+            }
+        };
+        let text = match self.json {
+            true => serde_json::to_string_pretty(&report)? + "\n",
+            false => table(&report),
+        };
+        std::io::stdout().write_all(text.as_bytes())?;
+        match report.stage {
+            Stage::Done | Stage::Running => Ok(()),
+            Stage::Braked => {
+                bail!("too many users differ: nothing more was changed; see --approve")
+            }
+            Stage::Failed => bail!("the check failed: {}", report.error.unwrap_or_default()),
+        }
+    }
+
+    /// Checks in this process, beside the schedulers that run.
+    async fn here(
+        &self,
+        jetstream: jetstream::Context,
+        request: &Request,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Report> {
+        let scheduler = crate::open(jetstream, Health::default());
+        let scheduler = timeout(SILENCE, scheduler).await;
+        let scheduler: Scheduler =
+            scheduler.context("there are no streams of usersync; start usersync-gateway first")?;
+        let target = self.target.as_ref();
+        let claim = Claim::take(&scheduler.jetstream, target, &scheduler.id, request).await?;
+        let mut claim = claim.with_context(|| {
+            format!("{target} is being checked right now; wait for it, or leave --once out")
+        })?;
+        let (progress, mut seen) = watch::channel(claim.progress().clone());
+        let mut work = std::pin::pin!(check::run(&scheduler, target, request, progress, stop));
+        let mut renew = interval(RENEW);
+        let end = loop {
+            tokio::select! {
+                end = &mut work => break end,
+                _ = renew.tick() => {
+                    let now: Progress = seen.borrow_and_update().clone();
+                    now.report.iter().for_each(tell);
+                    claim.renew(now).await?;
+                }
+            }
+        };
+        match end {
+            End::Done(report) => {
+                reports::publish(&scheduler, &report).await?;
+                claim.end().await?;
+                Ok(*report)
+            }
+            End::Interrupted(progress) => {
+                claim.leave(*progress).await?;
+                bail!("stopped; the same command goes on from there")
+            }
+        }
+    }
+
+    /// Asks the schedulers, and waits for the report.
+    async fn elsewhere(
+        &self,
+        jetstream: &jetstream::Context,
+        request: &Request,
+    ) -> anyhow::Result<Report> {
+        let target = self.target.as_ref();
+        let client = jetstream.client();
+        let mut reports = client.subscribe(subjects::check_result(target)).await?;
+        client.flush().await?;
+        let body = serde_json::to_vec(request)?.into();
+        let asked = jetstream
+            .publish(subjects::check(target), body)
+            .await?
+            .await;
+        asked.context("asking for the check; has usersync-gateway made USER_CHECK?")?;
+        loop {
+            let Ok(message) = timeout(SILENCE, reports.next()).await else {
+                let hint = "waiting: no scheduler says that it works on it; is usersync-scheduler running? --once does it here";
+                tracing::warn!(target, "{hint}");
+                continue;
+            };
+            let message = message.context("the connection is closed")?;
+            let report: Report =
+                serde_json::from_slice(&message.payload).context("a report can't be read")?;
+            if report.stage != Stage::Running {
+                return Ok(report);
+            }
+            tell(&report);
+        }
+    }
+}
+
+/// Progress, for people: on a terminal one line that changes, else nothing but what the log says.
+#[allow(
+    clippy::print_stderr,
+    reason = "a command that a person waits for shows how far it is"
+)]
+fn tell(report: &Report) {
+    if std::io::stderr().is_terminal() {
+        eprint!(
+            "\r\x1b[K{}: {} users compared, {} differ, {:.0} s",
+            report.target,
+            report.users,
+            report.drifted(),
+            report.seconds
+        );
+    }
+}
+
+/// A report for people.
+fn table(report: &Report) -> String {
+    let Report {
+        target,
+        against,
+        users,
+        seconds,
+        bytes,
+        ..
+    } = report;
+    let mut text = String::new();
+    if std::io::stderr().is_terminal() {
+        text.push('\n');
+    }
+    let dry = if report.dry_run {
+        ", nothing changed (dry run)"
+    } else {
+        ""
+    };
+    text += &format!(
+        "{target} against {against}: {users} users, {seconds:.1} s, {:.2} MB read{dry}\n",
+        *bytes as f64 / 1e6
+    );
+    if report.found.is_empty() {
+        text += "all alike\n";
+    } else {
+        text += &format!(
+            "{:<10} {:>9} {:>9}  {}\n",
+            "class", "users", "repaired", "some of them"
+        );
+        for (class, found) in &report.found {
+            let sample: Vec<String> = found.sample.iter().take(5).map(UserId::to_string).collect();
+            text += &format!(
+                "{:<10} {:>9} {:>9}  {}\n",
+                class.as_str(),
+                found.users,
+                found.repaired,
+                sample.join(", ")
+            );
+        }
+    }
+    if report.pending > 0 {
+        text += &format!(
+            "{} differ and are still being delivered: look at the target's backlog\n",
+            report.pending
+        );
+    }
+    if let Some(error) = &report.error {
+        text += &format!("{error}\n");
+    }
+    text
+}

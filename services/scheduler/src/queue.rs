@@ -1,0 +1,126 @@
+//! The queue of checks: every request is done by one of the schedulers, and goes on elsewhere when that one dies.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{AckKind, Message};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::{sync::watch, time::interval};
+use tokio_util::sync::CancellationToken;
+use usersync_core::{
+    check::Request,
+    feed::{Feed, Source},
+    streams::ACK_WAIT,
+    subjects::{self, CHECKER, USER_CHECK},
+};
+
+use crate::{
+    check::{self, End, Progress},
+    claim::Claim,
+    reports,
+    scheduler::Scheduler,
+};
+
+/// Checks under way at once in one scheduler.
+const SLOTS: usize = 2;
+/// When a request comes again whose target is being checked already, or that could not be begun.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How often a check says that it goes on, and how far it is.
+const RENEW: Duration = Duration::from_secs(5);
+
+/// Takes checks until `shutdown`; those under way are left where they are then.
+pub(crate) async fn run(scheduler: &Scheduler, shutdown: CancellationToken) {
+    let mut feed = Feed::new(Source {
+        jetstream: scheduler.jetstream.clone(),
+        stream: USER_CHECK,
+        consumer: CHECKER.to_owned(),
+        health: scheduler.health.clone(),
+    });
+    let mut checks = FuturesUnordered::new();
+    loop {
+        let room = SLOTS.saturating_sub(checks.len());
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            message = feed.next(room) => {
+                checks.push(attend(scheduler, message, shutdown.clone()));
+            }
+            Some(()) = checks.next() => {}
+        }
+    }
+    for message in feed.close().await {
+        answer(&message, AckKind::Nak(None)).await;
+    }
+    while checks.next().await.is_some() {}
+}
+
+/// Does one check, and answers its request.
+async fn attend(scheduler: &Scheduler, message: Message, shutdown: CancellationToken) {
+    let kind = match serve(scheduler, &message, shutdown).await {
+        Ok(kind) => kind,
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::warn!(subject = %message.subject, error, "can't do a check now; it comes again");
+            AckKind::Nak(Some(AGAIN))
+        }
+    };
+    answer(&message, kind).await;
+}
+
+async fn serve(
+    scheduler: &Scheduler,
+    message: &Message,
+    shutdown: CancellationToken,
+) -> anyhow::Result<AckKind> {
+    let Some(target) = subjects::target_of_check(&message.subject) else {
+        return Ok(AckKind::Term);
+    };
+    let request = match Request::read(&message.payload) {
+        Ok(request) => request,
+        Err(problem) => {
+            tracing::error!(target, problem, "no request for a check; dropped");
+            return Ok(AckKind::Term);
+        }
+    };
+    let claim = Claim::take(&scheduler.jetstream, target, &scheduler.id, &request).await?;
+    let Some(mut claim) = claim else {
+        return Ok(AckKind::Nak(Some(AGAIN)));
+    };
+    let (progress, mut seen) = watch::channel(claim.progress().clone());
+    let stop = shutdown.child_token();
+    let mut work = std::pin::pin!(check::run(
+        scheduler,
+        target,
+        &request,
+        progress,
+        stop.clone()
+    ));
+    let mut renew = interval(RENEW.min(ACK_WAIT / 3));
+    let end = loop {
+        tokio::select! {
+            end = &mut work => break end,
+            _ = renew.tick() => {
+                let now: Progress = seen.borrow_and_update().clone();
+                reports::show(scheduler, &now).await;
+                // Without the claim somebody else may be at it by now.
+                claim.renew(now).await?;
+                answer(message, AckKind::Progress).await;
+            }
+        }
+    };
+    match end {
+        End::Done(report) => {
+            reports::publish(scheduler, &report).await?;
+            claim.end().await?;
+            Ok(AckKind::Ack)
+        }
+        End::Interrupted(progress) => {
+            claim.leave(*progress).await?;
+            Ok(AckKind::Nak(None))
+        }
+    }
+}
+
+async fn answer(message: &Message, kind: AckKind) {
+    if let Err(error) = message.ack_with(kind).await {
+        tracing::warn!(%error, "can't answer a request for a check; it comes again after ack_wait");
+    }
+}

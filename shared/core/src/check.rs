@@ -1,0 +1,365 @@
+//! The consistency check of a target: when it runs, what follows from what it finds, and what it found.
+//!
+//! `check` of a target, the requests on `user.check.<target>` and the reports on
+//! `user.check.result.<target>` (docs/CHECK.md).
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use jiff::{Timestamp, fmt::serde::unsigned_duration::friendly::compact as duration};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::user_id::UserId;
+
+/// How often a target is checked unless it says otherwise.
+const EVERY: Duration = Duration::from_secs(60 * 60);
+/// More often than this, one check would hardly end before the next.
+const LEAST: Duration = Duration::from_secs(10);
+/// A check that waits longer would run into the next one.
+const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
+/// How many users of each class a report names.
+pub const SAMPLE: usize = 20;
+
+/// When a target is checked, and what follows from a difference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Check {
+    /// How often; `0s` for never.
+    #[serde(with = "duration::required")]
+    #[schema(value_type = String, default = "1h")]
+    pub every: Duration,
+    /// When, instead of `every`: six fields, seconds first, as NATS message schedules have them, in UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "0 0 3 * * *")]
+    pub cron: Option<String>,
+    /// Users that are missing at the target.
+    pub missing: Policy,
+    /// Users the target has in an older version.
+    pub stale: Policy,
+    /// Users the target has in the newest version, with other content.
+    pub different: Policy,
+    /// Users the target has and the main database, or the states, haven't.
+    pub orphan: Policy,
+    /// More users to change than this, and more than `brake_share` of all, stop a check until it is approved.
+    pub brake_users: u64,
+    /// See `brake_users`: a share, from 0 to 1.
+    pub brake_share: f64,
+    /// How long a check waits for users whose newest state is on its way when they are looked at.
+    #[serde(with = "duration::required")]
+    #[schema(value_type = String, default = "1m")]
+    pub wait: Duration,
+    /// The share of the time for which a check may keep the databases busy: it rests in between.
+    pub load: f64,
+}
+
+/// What follows from a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// The target is told the newest state again; of an orphan, that the user is gone.
+    Repair,
+    /// The report says so, and nothing else happens.
+    Report,
+}
+
+impl Default for Check {
+    fn default() -> Self {
+        Self {
+            every: EVERY,
+            cron: None,
+            missing: Policy::Repair,
+            stale: Policy::Repair,
+            different: Policy::Repair,
+            orphan: Policy::Report,
+            brake_users: 100,
+            brake_share: 0.01,
+            wait: Duration::from_secs(60),
+            load: 0.5,
+        }
+    }
+}
+
+impl Check {
+    /// The schedule in the words of NATS (ADR-51), `None` for never.
+    pub fn schedule(&self) -> Option<String> {
+        match &self.cron {
+            Some(cron) => Some(cron.clone()),
+            None if self.every.is_zero() => None,
+            None => Some(format!("@every {}s", self.every.as_secs())),
+        }
+    }
+
+    /// What follows from a difference of `class`.
+    pub fn policy(&self, class: Class) -> Policy {
+        match class {
+            Class::Missing => self.missing,
+            Class::Stale => self.stale,
+            Class::Different => self.different,
+            Class::Orphan => self.orphan,
+        }
+    }
+
+    /// How many of `users` may be changed in one check without asking.
+    pub fn brake(&self, users: u64) -> u64 {
+        self.brake_users
+            .max((users as f64 * self.brake_share) as u64)
+    }
+
+    /// What is wrong, one sentence per problem, naming the key.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.every.is_zero() && self.every < LEAST {
+            problems.push("check.every: expected 0s, for never, or at least 10s".to_owned());
+        }
+        let six_fields = |cron: &String| cron.split_ascii_whitespace().count() == 6;
+        if self.cron.as_ref().is_some_and(|cron| !six_fields(cron)) {
+            problems.push(
+                "check.cron: expected six fields, seconds first, such as `0 0 3 * * *`".to_owned(),
+            );
+        }
+        if !(0.0..=1.0).contains(&self.brake_share) {
+            problems.push("check.brake_share: expected 0 to 1".to_owned());
+        }
+        if self.wait > LONGEST_WAIT {
+            problems.push("check.wait: expected at most 10m".to_owned());
+        }
+        if !(0.01..=1.0).contains(&self.load) {
+            problems.push("check.load: expected 0.01 to 1".to_owned());
+        }
+        problems
+    }
+}
+
+/// How a copy of a user differs from what it is meant to be.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// It isn't there.
+    Missing,
+    /// It is of an older version.
+    Stale,
+    /// It is of the newest version, with other content: somebody else has changed it.
+    Different,
+    /// It is there, and is not meant to be.
+    Orphan,
+}
+
+impl Class {
+    /// Every class.
+    pub const ALL: [Self; 4] = [Self::Missing, Self::Stale, Self::Different, Self::Orphan];
+
+    /// As reports, metrics and alerts have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Stale => "stale",
+            Self::Different => "different",
+            Self::Orphan => "orphan",
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What is asked for on `user.check.<target>`; an empty body asks for the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Request {
+    /// Only this user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub user_id: Option<UserId>,
+    /// Only users with integer ids from this on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<u64>,
+    /// Only users with integer ids up to this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<u64>,
+    /// Say what is found, and change nothing.
+    pub dry_run: bool,
+    /// Change however many users differ: what the brake asks for.
+    pub approved: bool,
+}
+
+impl Request {
+    /// Reads the body of a request.
+    ///
+    /// # Errors
+    /// Where it is no such object; never quotes it.
+    pub fn read(body: &[u8]) -> Result<Self, String> {
+        if body.trim_ascii().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_json::from_slice(body).map_err(|error| {
+            format!(
+                "line {} column {}: expected an object with user_id, from, to, dry_run, approved",
+                error.line(),
+                error.column()
+            )
+        })
+    }
+}
+
+/// How a check stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// It is going on.
+    Running,
+    /// It has looked at everybody.
+    Done,
+    /// More users differ than it may change without being told to; nothing more was changed.
+    Braked,
+    /// It could not go on; `error` says why.
+    Failed,
+}
+
+/// What a check has found: on `user.check.result.<target>`, the newest one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Report {
+    /// The target, or `gateway` for the states themselves.
+    pub target: String,
+    /// What it was compared with: the name of a main database, or `states`.
+    pub against: String,
+    /// How it stands.
+    pub stage: Stage,
+    /// Nothing was to be changed.
+    pub dry_run: bool,
+    /// When it began.
+    #[schema(value_type = String, format = DateTime)]
+    pub started: Timestamp,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// How many users the target was compared for.
+    pub users: u64,
+    /// What differed, by class; a class without users is absent.
+    pub found: BTreeMap<Class, Found>,
+    /// Users who differed and were still being delivered when the check ended: no drift yet.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pending: u64,
+    /// Bytes of digests and lists that were read.
+    pub bytes: u64,
+    /// Why it failed, or what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Users of one class.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Found {
+    /// How many.
+    pub users: u64,
+    /// How many of them are being repaired.
+    pub repaired: u64,
+    /// Some of them.
+    #[schema(value_type = Vec<String>)]
+    pub sample: Vec<UserId>,
+}
+
+impl Report {
+    /// Notes one user who differs.
+    pub fn note(&mut self, class: Class, user_id: &UserId, repaired: bool) {
+        let found = self.found.entry(class).or_default();
+        found.users += 1;
+        found.repaired += u64::from(repaired);
+        if found.sample.len() < SAMPLE {
+            found.sample.push(user_id.clone());
+        }
+    }
+
+    /// How many users differ.
+    pub fn drifted(&self) -> u64 {
+        self.found.values().map(|found| found.users).sum()
+    }
+}
+
+/// For serde, which needs a function.
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_brake_is_a_hundred_users_or_a_hundredth_whichever_is_more() {
+        let check = Check::default();
+        assert_eq!((check.brake(0), check.brake(9_999)), (100, 100));
+        assert_eq!(check.brake(1_000_000), 10_000);
+    }
+
+    #[test]
+    fn a_schedule_is_an_interval_a_cron_line_or_never() {
+        let schedule = |check: serde_json::Value| {
+            let check: Check = serde_json::from_value(check).unwrap();
+            assert!(check.problems().is_empty(), "{:?}", check.problems());
+            check.schedule()
+        };
+        assert_eq!(schedule(json!({})).as_deref(), Some("@every 3600s"));
+        assert_eq!(schedule(json!({"every": "0s"})), None);
+        let cron = json!({"cron": "0 0 3 * * *"});
+        assert_eq!(schedule(cron).as_deref(), Some("0 0 3 * * *"));
+        for (wrong, key) in [
+            (json!({"every": "1s"}), "check.every"),
+            (json!({"cron": "0 3 * * *"}), "check.cron"),
+            (json!({"brake_share": 2.0}), "check.brake_share"),
+            (json!({"wait": "1h"}), "check.wait"),
+            (json!({"load": 0.0}), "check.load"),
+        ] {
+            let check: Check = serde_json::from_value(wrong).unwrap();
+            let problems = check.problems();
+            assert!(
+                problems.len() == 1 && problems[0].starts_with(key),
+                "{problems:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_request_may_be_empty_and_never_unknown() {
+        assert_eq!(Request::read(b" ").unwrap(), Request::default());
+        let one = Request::read(br#"{"user_id": 42, "dry_run": true}"#).unwrap();
+        assert_eq!((one.user_id, one.dry_run), (Some(UserId::from(42)), true));
+        for body in ["{", r#"{"user": 42}"#, "7", r#"{"from": -1}"#] {
+            let error = Request::read(body.as_bytes()).unwrap_err();
+            assert!(error.contains("expected an object"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_report_counts_all_and_names_some() {
+        let mut report = Report {
+            target: "t".to_owned(),
+            against: "main".to_owned(),
+            stage: Stage::Running,
+            dry_run: false,
+            started: Timestamp::UNIX_EPOCH,
+            seconds: 0.0,
+            users: 0,
+            found: BTreeMap::new(),
+            pending: 0,
+            bytes: 0,
+            error: None,
+        };
+        for user in 0..30 {
+            report.note(Class::Stale, &UserId::from(user), user % 2 == 0);
+        }
+        report.note(Class::Orphan, &UserId::from(99), false);
+        assert_eq!(report.drifted(), 31);
+        let stale = &report.found[&Class::Stale];
+        assert_eq!(
+            (stale.users, stale.repaired, stale.sample.len()),
+            (30, 15, SAMPLE)
+        );
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+    }
+}
