@@ -162,7 +162,10 @@ impl Stop {
 
 /// A stack for people, on the usual ports.
 pub(crate) fn stack(build: &Build) -> StackBuilder {
-    Stack::builder().profile(build.profile()).standard_ports()
+    Stack::builder()
+        .profile(build.profile())
+        .standard_ports()
+        .schedulers(1)
 }
 
 /// Starts the stack; `None` when somebody wants to stop meanwhile.
@@ -172,7 +175,9 @@ pub(crate) async fn start(builder: StackBuilder, stop: &mut Stop) -> Result<Opti
     std::fs::create_dir_all(tools::tools_dir()).context("creating .tools")?;
     let lock = File::create(&lock).with_context(|| format!("creating {}", lock.display()))?;
     lock.lock().context("waiting for another start to finish")?;
-    let _line = LiveLine::start("starting NATS, Redis, the gateway, the workers and the examples");
+    let _line = LiveLine::start(
+        "starting NATS, Redis, the gateway, the workers, the scheduler and the examples",
+    );
     tokio::select! {
         stack = builder.start() => stack.map(Some),
         () = stop.wanted() => Ok(None),
@@ -239,6 +244,10 @@ fn show(stack: &Stack) {
         .values()
         .flatten()
         .for_each(|worker| service("", worker));
+    stack
+        .schedulers
+        .iter()
+        .for_each(|scheduler| service("", scheduler));
     stack
         .examples
         .values()

@@ -146,25 +146,23 @@ impl Check<'_> {
         self.brake = config.check.brake(self.users().await?);
         let rule = Rule::compile(&config)?;
         let driver = usersync_targets::connect(&config)?;
-        let mut copy = Copy {
+        let holdings = driver.holdings().await;
+        let copy = Copy {
             config: &config,
             rule: &rule,
             driver: &*driver,
             states: &self.scheduler.states,
-            forgets: false,
+            holdings: holdings.as_deref().ok(),
         };
         if let Some(user) = &self.request.user_id {
             self.report.users = 1;
             self.look(&copy, vec![user.clone()]).await?;
-            return self.wait(&copy).await;
-        }
-        match driver.holdings().await {
-            Ok(holdings) => {
-                copy.forgets = holdings.forgets();
-                self.walk(&copy, &*holdings).await?;
+        } else {
+            match &holdings {
+                Ok(holdings) => self.walk(&copy, &**holdings).await?,
+                Err(Unchecked::OneByOne(_)) => self.one_by_one(&copy).await?,
+                Err(error) => bail!(error.clone()),
             }
-            Err(Unchecked::OneByOne(_)) => self.one_by_one(&copy).await?,
-            Err(error) => bail!(error),
         }
         self.wait(&copy).await
     }

@@ -22,6 +22,8 @@ pub(super) fn print(stack: &Stack) {
                 format!("{nats} pub user.created '{event}'"),
                 format!("{nats} stream ls"),
                 format!("{nats} consumer info USER_STATE unified-auth"),
+                format!("{nats} pub user.check.unified-auth ''"),
+                format!("{nats} stream get USER_CHECK --last-for user.check.result.unified-auth"),
             ],
         ),
         (

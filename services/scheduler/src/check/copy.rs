@@ -3,7 +3,10 @@
 //! A digest is a hint. Here the newest state and what the target holds are read again, and a difference counts
 //! only when the target's consumer had passed that state before the target was read.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
@@ -14,7 +17,8 @@ use usersync_core::{
     check::Class, event::EventType, fields::Members, nats::REQUEST_TIMEOUT, state::State, subjects,
     target::TargetConfig, user_id::UserId,
 };
-use usersync_targets::{Action, Delivery, Outcome, Rule, Standing, Target, Verdict};
+use usersync_digest::{Cut, Keys, RowHash};
+use usersync_targets::{Action, Delivery, Holdings, Outcome, Rule, Standing, Target, Verdict};
 
 /// States asked for at once.
 const READS: usize = 256;
@@ -43,8 +47,8 @@ pub(crate) struct Copy<'a> {
     pub driver: &'a dyn Target,
     /// USER_STATE.
     pub states: &'a Stream,
-    /// Whether users disappear there by themselves.
-    pub forgets: bool,
+    /// What it says of all users, where it does.
+    pub holdings: Option<&'a dyn Holdings>,
 }
 
 /// What is known of a user before the target is asked.
@@ -66,32 +70,73 @@ impl Copy<'_> {
         let reading = stream::iter(users).map(|user| self.meant(user));
         let meant: Vec<Meant> = reading.buffered(READS).try_collect().await?;
         let mut seen = vec![Seen::Alike; users.len()];
-        let mut told = Vec::new();
+        let (mut places, mut batch) = (Vec::new(), Vec::new());
         for (place, meant) in meant.into_iter().enumerate() {
             if let Meant::Told(delivery, seq) = meant {
-                told.push((place, seq, *delivery));
+                places.push((place, seq));
+                batch.push(*delivery);
             }
         }
-        let size = self.driver.limits().batch.clamp(1, MOST);
-        let calls = told.chunks(size).map(|chunk| async move {
-            let batch: Vec<Delivery> = chunk
-                .iter()
-                .map(|(.., delivery)| delivery.clone())
-                .collect();
-            let compared = self.driver.compare(&batch).await;
-            let compared = compared.context("this target's users can't be read back")?;
-            anyhow::Ok(chunk.iter().zip(compared))
-        });
-        let mut calls = stream::iter(calls).buffer_unordered(CALLS);
-        while let Some(compared) = calls.try_next().await? {
-            for ((place, seq, delivery), standing) in compared {
-                seen[*place] = match self.judge(delivery, standing)? {
-                    Seen::Drift(_) | Seen::Ahead if *seq > passed => Seen::Pending,
-                    judged => judged,
-                };
-            }
+        let compared = self.compared(&batch).await?;
+        for (((place, seq), delivery), standing) in places.into_iter().zip(&batch).zip(compared) {
+            seen[place] = match self.judge(delivery, standing)? {
+                Seen::Drift(_) | Seen::Ahead if seq > passed => Seen::Pending,
+                judged => judged,
+            };
         }
         Ok(seen)
+    }
+
+    /// How everybody of `batch` stands at the target, in the same order.
+    async fn compared(&self, batch: &[Delivery]) -> anyhow::Result<Vec<Standing>> {
+        let size = self.driver.limits().batch.clamp(1, MOST);
+        let mut chunks = batch.chunks(size);
+        let Some(first) = chunks.next() else {
+            return Ok(Vec::new());
+        };
+        let Some(mut standings) = self.driver.compare(first).await else {
+            return self.listed(batch).await;
+        };
+        let mut calls =
+            stream::iter(chunks.map(|chunk| self.driver.compare(chunk))).buffered(CALLS);
+        while let Some(compared) = calls.next().await {
+            standings.extend(compared.context("this target's users can't be read back")?);
+        }
+        Ok(standings)
+    }
+
+    /// How users stand at a target that can't be asked for one, but lists the hashes of some: whether they are there, and
+    /// whether they are as told, not in which version.
+    async fn listed(&self, batch: &[Delivery]) -> anyhow::Result<Vec<Standing>> {
+        let holdings = self.holdings;
+        let holdings = holdings.context("this target's users can't be read back")?;
+        // As fine as it gets: a bucket holds one user, as a rule.
+        let cut = Cut {
+            keys: Keys::Hashes,
+            shift: 0,
+        };
+        let ids: Vec<String> = batch.iter().map(|told| told.user_id.to_string()).collect();
+        let buckets: BTreeSet<u64> = ids.iter().filter_map(|id| cut.bucket(id)).collect();
+        let buckets: Vec<_> = buckets
+            .into_iter()
+            .map(|bucket| bucket..bucket + 1)
+            .collect();
+        let listed = holdings.list(&cut, &buckets).await?.items;
+        let held: HashMap<&str, RowHash> = listed
+            .iter()
+            .map(|entry| (&*entry.id, entry.hash))
+            .collect();
+        let standing = |(told, id): (&Delivery, &String)| match (
+            holdings.expected(told),
+            held.get(id.as_str()),
+        ) {
+            (None, None) => Standing::Same,
+            (None, Some(_)) => Standing::Extra,
+            (Some(_), None) => Standing::Missing,
+            (Some(told), Some(held)) if told == *held => Standing::Same,
+            (Some(_), Some(_)) => Standing::Different("its hash".into()),
+        };
+        Ok(batch.iter().zip(&ids).map(standing).collect())
     }
 
     /// The sequence in USER_STATE up to which everything has been delivered or given up.
@@ -118,7 +163,7 @@ impl Copy<'_> {
     fn judge(&self, delivery: &Delivery, standing: Standing) -> anyhow::Result<Seen> {
         Ok(match standing {
             Standing::Same => Seen::Alike,
-            Standing::Missing if self.forgets => Seen::Alike,
+            Standing::Missing if self.holdings.is_some_and(Holdings::forgets) => Seen::Alike,
             Standing::Missing => Seen::Drift(Class::Missing),
             Standing::Extra => Seen::Drift(Class::Orphan),
             // There is no version to compare with of somebody nobody has heard of.

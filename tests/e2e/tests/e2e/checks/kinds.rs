@@ -1,11 +1,14 @@
 //! Differences of every class at every kind of target are found, told apart, and repaired.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use neo4rs::{ConfigBuilder, Graph, query};
 use redis::AsyncTypedCommands as _;
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection, SqliteConnection};
 use usersync_core::check::Stage;
-use usersync_stack::{Directory, Launch, MariaDbServer, PostgresServer, Stack, tools};
+use usersync_stack::{
+    ArcadeDbServer, Directory, Launch, MariaDbServer, PostgresServer, Stack, tools,
+};
 
 use super::{check, counts, created};
 use crate::support::{Bus, SOON, only};
@@ -174,4 +177,86 @@ async fn in_redis_where_a_key_that_is_gone_is_no_drift() -> Result<()> {
             .await?;
     }
     finds_and_repairs(&bus, "redis-cache", [0, EACH, EACH, EACH]).await
+}
+
+#[tokio::test]
+async fn at_an_http_service_that_answers_digests() -> Result<()> {
+    let stack = Stack::builder()
+        .targets_toml(|_| {
+            "[user-service]\ncheck = { every = \"0s\" }\n\
+             [unified-auth]\nenabled = false\n[redis-cache]\nenabled = false\n"
+                .to_owned()
+        })
+        .schedulers(1)
+        .start()
+        .await?;
+    let bus = Bus::connect(&stack).await?;
+    filled(&bus, "user-service").await?;
+    let url = format!("sqlite://{}/user-service.db", stack.dir().display());
+    let mut client = SqliteConnection::connect(&url).await?;
+    let id = |from: u64| {
+        let to = from + EACH - 1;
+        format!("CAST(user_id AS INTEGER) BETWEEN {from} AND {to}")
+    };
+    for statement in [
+        format!("DELETE FROM users WHERE {}", id(1)),
+        format!(
+            "UPDATE users SET version = version - 1, email = 'old@example.com' WHERE {}",
+            id(1 + EACH)
+        ),
+        format!(
+            "UPDATE users SET username = 'mallory' WHERE {}",
+            id(1 + 2 * EACH)
+        ),
+        format!(
+            "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {}) \
+             INSERT INTO users SELECT CAST(1000000 + i AS TEXT), 'who', NULL, NULL, 0, 1 FROM n",
+            EACH - 1
+        ),
+    ] {
+        sqlx::query(AssertSqlSafe(statement))
+            .execute(&mut client)
+            .await?;
+    }
+    // Hashes don't say which version they are of.
+    finds_and_repairs(&bus, "user-service", [EACH, 0, 2 * EACH, EACH]).await
+}
+
+#[tokio::test]
+async fn in_a_graph() -> Result<()> {
+    let dir = Directory::temporary()?;
+    let server = ArcadeDbServer::start(dir.path()).await?;
+    let url = server.url();
+    let entry = table(&dir, &url, ArcadeDbServer::PASSWORD).await?;
+    let stack = only(entry).schedulers(1).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    filled(&bus, "crm").await?;
+    let (_, place) = url.split_once('@').context("a user in the url")?;
+    let (address, database) = place.split_once('/').context("a database in the url")?;
+    let config = ConfigBuilder::default()
+        .uri(format!("bolt://{address}"))
+        .user("root")
+        .password(ArcadeDbServer::PASSWORD)
+        .db(database)
+        .build()?;
+    let graph = Graph::connect(config).await?;
+    let ids = |from: u64| -> Vec<i64> { (from..from + EACH).map(|id| id as i64).collect() };
+    for (statement, from) in [
+        ("UNWIND $ids AS id MATCH (u:User {id: id}) DELETE u", 1),
+        (
+            "UNWIND $ids AS id MATCH (u:User {id: id}) SET u.sync_version = u.sync_version - 1, u.n = 0",
+            1 + EACH,
+        ),
+        (
+            "UNWIND $ids AS id MATCH (u:User {id: id}) SET u.email = 'mallory@example.com'",
+            1 + 2 * EACH,
+        ),
+        (
+            "UNWIND $ids AS id CREATE (u:User {id: id, username: 'who', sync_version: 1, sync_deleted: false})",
+            1_000_000,
+        ),
+    ] {
+        graph.run(query(statement).param("ids", ids(from))).await?;
+    }
+    finds_and_repairs(&bus, "crm", [EACH; 4]).await
 }
