@@ -1,7 +1,7 @@
 //! One target's copy, user by user: whether it really differs from what it is meant to be.
 //!
 //! A digest is a hint. Here the newest state and what the target holds are read again, and a difference counts
-//! only when the target's consumer had passed that state before the target was read.
+//! only when the target's consumer had passed that state before the target was read, and it still is the newest after.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -78,11 +78,23 @@ impl Copy<'_> {
             }
         }
         let compared = self.compared(&batch).await?;
+        let mut differing = Vec::new();
         for (((place, seq), delivery), standing) in places.into_iter().zip(&batch).zip(compared) {
-            seen[place] = match self.judge(delivery, standing)? {
-                Seen::Drift(_) | Seen::Ahead if seq > passed => Seen::Pending,
-                judged => judged,
-            };
+            seen[place] = self.judge(delivery, standing)?;
+            if seen[place] != Seen::Alike {
+                differing.push((place, seq));
+            }
+        }
+        // A state that came, and was delivered, between the two reads makes an equal target look different.
+        let again = stream::iter(&differing)
+            .map(|(place, _)| newest(self.states, &users[*place]))
+            .buffered(READS);
+        let again: Vec<Option<(State, u64)>> = again.try_collect().await?;
+        for ((place, seq), again) in differing.into_iter().zip(again) {
+            let now = again.map_or(0, |(_, seq)| seq);
+            if seq > passed || now != seq {
+                seen[place] = Seen::Pending;
+            }
         }
         Ok(seen)
     }
