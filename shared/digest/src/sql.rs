@@ -53,7 +53,7 @@ pub struct Field {
 
 /// The longest id that is listed, in characters. No user has a longer one; of a row that does, this is shown.
 const ID_CHARACTERS: u32 = 200;
-/// Ranges of ids that are looked up one by one; for more of them the rows between are passed over.
+/// Ranges of ids that a condition may name. More of them take an optimizer longer than they save.
 const RANGES: usize = 64;
 /// Octets of a digest: bucket, count, two sums.
 const DIGEST: usize = 24;

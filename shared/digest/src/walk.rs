@@ -1,7 +1,12 @@
 //! The walk over two sides that finds everybody who differs: digests of buckets first, then of smaller ones within
 //! those that differ, and lists of the few that are left.
 
-use std::{cmp::Ordering, collections::VecDeque, ops::Range};
+use std::{
+    cmp::Ordering,
+    collections::VecDeque,
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,8 +17,11 @@ use crate::{
     side::{Answer, Entry, Side, SideError},
 };
 
-/// First buckets asked for at once, where the sides find them without looking at everybody.
-const GROUP: u64 = 1_024;
+/// First buckets asked for at once, where the sides find them without looking at everybody: as many to begin with,
+/// then as many as sides answer in about [`SOON`], within these bounds.
+const PORTION: u64 = 1_024;
+const PORTIONS: (u64, u64) = (64, 8_192);
+const SOON: Duration = Duration::from_millis(500);
 /// Buckets that one question may be about: what bounds memory.
 const MOST: u64 = 16_384;
 /// Users that one list may have, as far as digests tell.
@@ -70,6 +78,8 @@ pub struct Walk<'a> {
     /// How many buckets the first cut has, and which of them is next.
     buckets: u64,
     next: u64,
+    /// How many buckets are asked for at once.
+    portion: u64,
     /// What is known to differ and isn't listed yet, the last first.
     open: Vec<Task>,
     read: Read,
@@ -109,6 +119,7 @@ impl<'a> Walk<'a> {
             cut,
             buckets,
             next,
+            portion: PORTION,
             open: Vec::new(),
             read: Read::default(),
         }
@@ -147,17 +158,25 @@ impl<'a> Walk<'a> {
         if self.next >= self.buckets {
             return Ok(None);
         }
-        let group = match self.seeks(&self.cut) {
-            true => GROUP,
+        let size = match self.seeks(&self.cut) {
+            true => self.portion,
             false => self.buckets,
         };
-        let end = (self.next + group).min(self.buckets);
+        let end = (self.next + size).min(self.buckets);
         let portion = self.next..end;
         let task = Task::Digest {
             cut: self.cut,
             buckets: vec![portion],
         };
-        let found = self.work(&task).await?;
+        let began = Instant::now();
+        let done = self.work(&task).await;
+        let (fewest, most) = PORTIONS;
+        if done.is_err() || began.elapsed() > SOON * 2 {
+            self.portion = (self.portion / 2).max(fewest);
+        } else if began.elapsed() < SOON / 2 {
+            self.portion = (self.portion * 2).min(most);
+        }
+        let found = done?;
         self.next = end;
         Ok(Some(found))
     }

@@ -227,7 +227,9 @@ impl Dialect for Postgres {
         connection: &mut PgConnection,
         patience: Duration,
     ) -> Result<(), Trouble> {
-        let limit = format!("SET statement_timeout = {}", patience.as_millis());
+        // Compiling a statement that takes a few milliseconds would take a hundred.
+        let milliseconds = patience.as_millis();
+        let limit = format!("SET statement_timeout = {milliseconds}; SET jit = off");
         let done = connection.execute(AssertSqlSafe(limit)).await;
         done.map(drop).map_err(trouble)
     }

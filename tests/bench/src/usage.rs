@@ -1,5 +1,7 @@
 //! What a process uses, read from `/proc`.
 
+use std::collections::HashMap;
+
 use anyhow::{Context, Result};
 
 /// Clock ticks per second in `/proc`: `USER_HZ`, which is 100 on every architecture we run on (proc(5)).
@@ -30,27 +32,28 @@ pub(crate) fn peak_rss_mb(pid: i32) -> Result<f64> {
         .with_context(|| format!("{path} tells no VmHWM"))
 }
 
-/// Clock ticks that this process, those it started and those of them that have ended have used.
+/// Clock ticks that this process, those it started, theirs in turn, and those of them that have ended have used.
 pub(crate) fn family_ticks() -> Option<u64> {
     let own = std::process::id();
-    let mut sum = 0;
+    let mut all = HashMap::new();
     for entry in std::fs::read_dir("/proc").ok()?.flatten() {
         let name = entry.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         // One that ends meanwhile is then among those waited for.
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
-            continue;
-        };
-        let stat = Stat::parse(&stat)?;
-        if pid == own {
-            sum += stat.own + stat.waited_for;
-        } else if stat.parent == own {
-            sum += stat.own;
+        if let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) {
+            all.insert(pid, Stat::parse(&stat)?);
         }
     }
-    Some(sum)
+    // A server may be several processes: PostgreSQL has one for each connection.
+    let is_ours = |pid: u32| {
+        let ancestors = std::iter::successors(Some(pid), |pid| Some(all.get(pid)?.parent));
+        // Parents never make a circle; while they are read, they may seem to.
+        ancestors.take(16).any(|pid| pid == own)
+    };
+    let ours = all.iter().filter(|(pid, _)| is_ours(**pid));
+    Some(ours.map(|(_, stat)| stat.own + stat.waited_for).sum())
 }
 
 /// What `/proc/<pid>/stat` tells, in clock ticks.

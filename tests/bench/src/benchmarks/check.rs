@@ -1,6 +1,8 @@
 //! Two copies of the users are compared. The limit: the same row hashes summed up on both sides at once, which finds
 //! nobody; beside it reading every row of both, and for Redis reading every document.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::future::join_all;
 use serde_json::json;
@@ -171,16 +173,19 @@ async fn fill(main: &MySqlPool, target: &PgPool, users: u64) -> Result<()> {
     Ok(())
 }
 
-/// Makes `differences` of the target's users other than they are, evenly spread, and the others as they were.
+/// Makes `differences` of the target's users other than they are, anywhere, and the others as they were.
 async fn differ(target: &PgPool, users: u64, differences: u64) -> Result<()> {
-    let changes = format!(
-        "UPDATE users SET phone = rtrim(phone, 'x') WHERE phone LIKE '%x'; \
-         UPDATE users SET phone = phone || 'x' WHERE id % {} = 1 AND {differences} > 0",
-        users.checked_div(differences).unwrap_or(2)
-    );
-    sqlx::raw_sql(AssertSqlSafe(changes))
-        .execute(target)
-        .await?;
+    let restore = "UPDATE users SET phone = rtrim(phone, 'x') WHERE phone LIKE '%x'";
+    sqlx::raw_sql(restore).execute(target).await?;
+    // The same ones in every run.
+    let mut random = fastrand::Rng::with_seed(differences);
+    let mut chosen = BTreeSet::new();
+    while (chosen.len() as u64) < differences {
+        chosen.insert(random.i64(1..=users.cast_signed()));
+    }
+    let chosen: Vec<i64> = chosen.into_iter().collect();
+    let change = sqlx::query("UPDATE users SET phone = phone || 'x' WHERE id = ANY ($1)");
+    change.bind(chosen).execute(target).await?;
     sqlx::raw_sql("VACUUM ANALYZE users")
         .execute(target)
         .await?;
