@@ -21,7 +21,12 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         setup::ensure(setup::BENCH)?;
-        let packages = ["usersync-gateway", "usersync-worker", "usersync-bench"];
+        let packages = [
+            "usersync-gateway",
+            "usersync-worker",
+            "usersync-scheduler",
+            "usersync-bench",
+        ];
         run::build_binaries(Profile::Release, &packages)?;
         let bench = tools::binary("usersync-bench", Profile::Release)?;
         run::shown(std::process::Command::new(bench).args(self.args))

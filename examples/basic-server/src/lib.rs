@@ -1,4 +1,5 @@
-//! Owns the users: registration, log-in and changes, each announced on NATS.
+//! Owns the users: registration, log-in and changes. It knows nothing of NATS: triggers write every change
+//! to an outbox in its database, and usersync-gateway publishes it from there.
 
 mod accounts;
 mod settings;
@@ -6,24 +7,17 @@ mod validate;
 
 mod routes;
 
-use std::time::Duration;
-
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use usersync_core::admin::Health;
-use usersync_example_support::{
-    database,
-    password::Passwords,
-    server,
-    unpublished::{self, Unpublished},
-};
+use usersync_example_support::{database, password::Passwords, server};
 
 pub use settings::Settings;
 
-/// How long events may be published after the last request was answered.
-const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+/// What `usersync-scheduler outbox install --print` says for [`accounts::SCHEMA`]; a test holds the two together.
+const OUTBOX: &str = include_str!("outbox.sql");
 
-/// Serves until `shutdown`, then finishes the requests under way and publishes what they changed.
+/// Serves until `shutdown`, then finishes the requests under way.
 ///
 /// # Errors
 /// When the service can't start: the database, the address or a setting is unusable.
@@ -33,10 +27,8 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let health = Health::default();
-    let pool = database::open(&settings.database, &[accounts::SCHEMA, unpublished::SCHEMA]).await?;
+    let pool = database::open(&settings.database, &[accounts::SCHEMA, OUTBOX]).await?;
     let passwords = Passwords::new(settings.argon2_memory_kib)?;
-    let publisher = settings.common.publisher("basic-server", &health).await?;
-    let unpublished = Unpublished::new(pool.clone(), publisher);
 
     let tasks = TaskTracker::new();
     tasks.spawn(database::watch(
@@ -44,16 +36,43 @@ pub async fn run(
         health.clone(),
         shutdown.clone(),
     ));
-    tasks.spawn(unpublished.clone().run(shutdown.clone()));
     tasks.close();
 
-    let routes = routes::router(routes::App {
-        pool,
-        passwords,
-        unpublished: unpublished.clone(),
-    });
+    let routes = routes::router(routes::App { pool, passwords });
     server::serve(settings.listen, routes, health, metrics, shutdown.clone()).await?;
     tasks.wait().await;
-    unpublished.flush(FLUSH_WITHIN).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use usersync_source::{Database, SourceConfig};
+
+    use super::*;
+
+    /// `UPDATE_SHIPPED=1` writes the file anew.
+    #[tokio::test]
+    async fn the_outbox_is_what_the_scheduler_prints() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("users.db");
+        database::open(&path, &[accounts::SCHEMA]).await.unwrap();
+        let url = format!("sqlite:{}", path.display());
+        let mut config = SourceConfig::at(url.parse().unwrap());
+        let columns = [
+            ("username", "username"),
+            ("email", "email"),
+            ("status", "status"),
+            ("phone", "data.phone"),
+            ("password_hash", "data.password_hash"),
+        ];
+        let columns = columns.map(|(column, member)| (column.to_owned(), member.parse().unwrap()));
+        config.columns = columns.into();
+        let mut database = Database::connect(&config).await.unwrap();
+        let (_, plan) = database.plan(false).await.unwrap();
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/outbox.sql");
+        if std::env::var_os("UPDATE_SHIPPED").is_some() {
+            std::fs::write(file, &plan.script).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(file).unwrap(), plan.script);
+    }
 }

@@ -9,7 +9,7 @@ use usersync_core::{service, telemetry};
 fn main() -> ExitCode {
     let settings = Settings::parse();
     service::run(async |shutdown| {
-        telemetry::init_logs(&settings.common.log, None)?;
+        telemetry::init_logs(&settings.log, None)?;
         let metrics = telemetry::init_metrics(shutdown.clone())?;
         basic_server::run(settings, metrics, shutdown).await
     })

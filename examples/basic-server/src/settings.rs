@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use usersync_example_support::{password::OWASP_MEMORY_KIB, settings::Common};
+use usersync_example_support::password::OWASP_MEMORY_KIB;
 
 /// basic-server: owns the users; registration and log-in.
 #[derive(Clone, Debug, clap::Parser)]
@@ -20,7 +20,7 @@ pub struct Settings {
     #[arg(long, value_name = "KIB", default_value_t = OWASP_MEMORY_KIB)]
     pub argon2_memory_kib: u32,
 
-    /// Flags every example service has.
-    #[command(flatten)]
-    pub common: Common,
+    /// What to log, as a tracing filter: `info`, `debug,sqlx=warn`.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub log: String,
 }

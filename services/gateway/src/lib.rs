@@ -1,6 +1,6 @@
 //! The gateway: events in over HTTP and NATS, states out.
 //!
-//! `intake` merges events into states. `control` is the control plane; `api` (HTTP) and `micro`
+//! `intake` merges events into states, `relay` brings in those that main databases write. `control` is the control plane; `api` (HTTP) and `micro`
 //! (NATS) are its doors, `upkeep` what a gateway does for the targets by itself. Streams and
 //! consumers are made here from the one definition in `usersync_core::streams`.
 
@@ -9,6 +9,7 @@ mod control;
 mod intake;
 mod micro;
 mod problem;
+mod relay;
 mod settings;
 mod upkeep;
 
@@ -16,12 +17,15 @@ use std::{io::Write, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream;
+use futures_util::future::join;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::{self, Health},
     buckets, nats, streams, telemetry,
 };
+
+use usersync_source::Database;
 
 use control::Control;
 pub use settings::{Flags, Settings};
@@ -61,11 +65,18 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         .await
     {
         made?;
-        let mut upkeep = tokio::spawn(upkeep::run(control.clone(), shutdown.clone()));
+        let relay = relay::run(
+            settings.sources.clone(),
+            jetstream.clone(),
+            health.clone(),
+            shutdown.clone(),
+        );
+        let upkeep = upkeep::run(control.clone(), shutdown.clone());
+        let mut upkeep = tokio::spawn(join(upkeep, relay));
         let intake = intake::Intake::new(jetstream, health, &settings);
         let intake = intake.run(shutdown.clone());
         tokio::pin!(intake);
-        let panicked = "the upkeep of targets panicked";
+        let panicked = "the upkeep of targets or the relay panicked";
         tokio::select! {
             ended = &mut intake => {
                 ended?;
@@ -138,10 +149,26 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     for bucket in buckets::missing_buckets(&jetstream, settings.replicas).await? {
         tracing::info!(bucket = bucket.bucket, "would be created");
     }
+    check_sources(settings).await?;
     tracing::info!(
         targets = settings.common.catalogue.len(),
+        sources = settings.sources.len(),
         "the settings are good"
     );
+    Ok(())
+}
+
+/// Looks whether the outbox of every source is there.
+async fn check_sources(settings: &Settings) -> anyhow::Result<()> {
+    for (name, config) in settings.sources.iter().filter(|(_, config)| config.outbox) {
+        let look = async { Database::connect(config).await?.standing().await };
+        let standing = look.await.with_context(|| format!("source {name}"))?;
+        anyhow::ensure!(
+            standing.installed,
+            "source {name}: its outbox isn't there; make it with `usersync-scheduler outbox install --source {name}`"
+        );
+        tracing::info!(source = %name, unpublished = standing.unpublished, "the outbox is there");
+    }
     Ok(())
 }
 

@@ -1,12 +1,16 @@
 //! What the gateway is told: flags, environment, file.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use clap::Parser;
 use usersync_core::{
     common::{Common, CommonFlags},
     settings::{Problems, Reader},
 };
+use usersync_source::{SourceConfig, SourceName};
 
 /// Takes user events in, over NATS (`user.*`) and HTTP, and keeps the newest state of every user.
 ///
@@ -48,6 +52,8 @@ pub struct Settings {
     pub accept_empty_state: bool,
     /// The most memory for states kept at hand, in bytes.
     pub cache_bytes: u64,
+    /// The main databases, whose outboxes this gateway relays.
+    pub sources: BTreeMap<SourceName, SourceConfig>,
 }
 
 impl Settings {
@@ -80,6 +86,7 @@ impl Settings {
         if !(1..=65_536).contains(&cache_mib) {
             reader.problem("intake.cache_mib", "a number of mebibytes from 1 to 65536");
         }
+        let sources = usersync_source::read(&mut reader);
         reader.leave(&["target"]);
         reader.finish()?;
         Ok(Self {
@@ -87,6 +94,7 @@ impl Settings {
             replicas,
             accept_empty_state,
             cache_bytes: cache_mib << 20,
+            sources,
         })
     }
 }

@@ -17,17 +17,17 @@ use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::Health,
     check::{Report, Request, Stage},
+    common::Common,
     nats, subjects,
     target::TargetName,
     user_id::UserId,
 };
 
 use crate::{
-    Settings,
     check::{self, End, Progress},
     claim::Claim,
     reports,
-    scheduler::Scheduler,
+    scheduler::{self, Scheduler},
 };
 
 /// After how long without a word from any scheduler one is looked for.
@@ -79,8 +79,8 @@ impl Check {
     ///
     /// # Errors
     /// When it fails, or stops because too many users would be changed.
-    pub async fn run(&self, settings: &Settings, stop: CancellationToken) -> anyhow::Result<()> {
-        let jetstream = nats::check(&settings.common.nats, "usersync-scheduler").await?;
+    pub(crate) async fn run(&self, common: &Common, stop: CancellationToken) -> anyhow::Result<()> {
+        let jetstream = nats::check(&common.nats, "usersync-scheduler").await?;
         let request = Request {
             user_id: self.user.clone(),
             from: self.from,
@@ -121,7 +121,7 @@ impl Check {
         request: &Request,
         stop: CancellationToken,
     ) -> anyhow::Result<Report> {
-        let scheduler = crate::open(jetstream, Health::default());
+        let scheduler = scheduler::open(jetstream, Health::default());
         let scheduler = timeout(SILENCE, scheduler).await;
         let scheduler: Scheduler =
             scheduler.context("there are no streams of usersync; start usersync-gateway first")?;

@@ -1,113 +1,72 @@
-//! The consistency scheduler: compares the states with every target, and has what differs repaired.
+//! The scheduler: what keeps the main database, the states and the targets the same.
 //!
-//! `schedules` keeps a NATS message schedule per target; `queue` takes what is due or asked for, under a `claim`; a
-//! `check` walks over both sides and looks again at whom they hold differently; `reports` tells. It writes to no target:
-//! repairs are deliveries, which are the workers'.
+//! `outbox` puts an outbox beside a table of users, `load` brings every user of a main database into
+//! USER_STATE. Each is one subcommand, and ends when it is done.
+//!
+//! Without one a `scheduler` checks all the time: `schedules` keeps a NATS message schedule per target; `queue` takes what
+//! is due or asked for, under a `claim`; a `check` walks over both sides and looks again at whom they hold differently;
+//! `reports` tells. It writes to no target: repairs are deliveries, which are the workers'.
 
 mod check;
 mod claim;
 mod command;
+mod load;
+mod outbox;
 mod queue;
 mod reports;
 mod scheduler;
 mod schedules;
 mod settings;
 
-use std::time::Duration;
-
 use anyhow::Context as _;
-use async_nats::jetstream;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use usersync_core::{
-    admin::{self, Health},
-    nats,
-    registry::Registry,
-    streams, subjects, telemetry,
-};
+use usersync_core::nats;
+use usersync_source::Database;
 
-use scheduler::Scheduler;
-pub use settings::{Command, Flags, Settings};
+pub use settings::{Flags, Settings, Work};
 
-/// How long to wait before looking for the bucket of targets again.
-const AGAIN: Duration = Duration::from_millis(250);
-
-/// Checks until `shutdown`, then leaves what is under way to the next scheduler.
+/// Does what the settings say, until it is done or `shutdown`.
 ///
 /// # Errors
-/// When the address is taken or NATS can't be used.
+/// When it can't be done; says what to do.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let listen = settings.common.listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("listen: can't listen on {listen}"))?;
-    tracing::info!(http.address = %listener.local_addr()?, "health and metrics");
-    let health = Health::default();
-    // Health stays reachable while checks are left.
-    let served = CancellationToken::new();
-    let metrics = telemetry::init_metrics(served.clone())?;
-    let http = tokio::spawn(admin::serve(
-        listener,
-        admin::router(health.clone(), metrics),
-        served.clone(),
-    ));
-    let client = nats::connect(&settings.common.nats, "usersync-scheduler", &health).await?;
-    let context = jetstream::context::ContextBuilder::new()
-        .timeout(nats::REQUEST_TIMEOUT)
-        .ack_timeout(nats::REQUEST_TIMEOUT);
-    let jetstream = context.build(client.clone());
-    if let Some(scheduler) = shutdown
-        .run_until_cancelled(open(jetstream.clone(), health))
-        .await
-    {
-        let entries = scheduler.registry.clone().follow(shutdown.clone());
-        tokio::join!(
-            schedules::keep(jetstream, entries, None, shutdown.clone()),
-            queue::run(&scheduler, shutdown.clone()),
-        );
+    match settings.work {
+        None => scheduler::run(&settings.common, shutdown).await,
+        Some(Work::Check(check)) => check.run(&settings.common, shutdown).await,
+        Some(Work::Outbox(work)) => outbox::run(work).await,
+        Some(Work::Load(work)) => load::run(&settings.common.nats, work, shutdown).await,
     }
-    nats::flush(&client).await;
-    served.cancel();
-    http.await.context("the health server panicked")?
 }
 
-/// Waits for what the gateway makes.
-async fn open(jetstream: jetstream::Context, health: Health) -> Scheduler {
-    streams::wait_for_stream(&jetstream, subjects::USER_CHECK).await;
-    let states = streams::wait_for_stream(&jetstream, subjects::USER_STATE).await;
-    let mut said = false;
-    let registry = loop {
-        match Registry::open(&jetstream, usersync_targets::check).await {
-            Ok(registry) => break registry,
-            Err(error) if !said => {
-                tracing::warn!(error = format!("{error:#}"), "waiting for the targets");
-                said = true;
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(AGAIN).await;
-    };
-    Scheduler::new(jetstream, states, registry, health)
-}
-
-/// Tries every connection and says what was found.
+/// Tries the connections to NATS and to every source, and says which targets would be checked when.
 ///
 /// # Errors
-/// When NATS can't be used, or what the gateway makes is missing.
+/// With everything that can't be used.
 pub async fn check(settings: &Settings) -> anyhow::Result<()> {
-    let jetstream = nats::check(&settings.common.nats, "usersync-scheduler").await?;
-    tracing::info!("NATS with JetStream answers");
-    for stream in [subjects::USER_STATE, subjects::USER_CHECK] {
-        let found = jetstream.get_stream(stream).await;
-        found.with_context(|| format!("stream {stream}; usersync-gateway creates it"))?;
+    let mut failed = Vec::new();
+    match nats::check(&settings.common.nats, "usersync-scheduler").await {
+        Ok(jetstream) => {
+            tracing::info!("NATS with JetStream answers");
+            if let Err(error) = scheduler::announce(&jetstream).await {
+                failed.push(format!("{error:#}"));
+            }
+        }
+        Err(error) => failed.push(format!("{error:#}")),
     }
-    let registry = Registry::open(&jetstream, usersync_targets::check).await?;
-    for (target, entry) in registry.entries().await? {
-        if let Some(config) = entry.config.filter(|config| config.enabled) {
-            let schedule = config.check.schedule();
-            let schedule = schedule.as_deref().unwrap_or("only when asked to");
-            tracing::info!(target, schedule, "would be checked");
+    for (name, config) in &settings.sources {
+        let look = async { Database::connect(config).await?.layout(false).await };
+        match look.await.with_context(|| format!("source {name}")) {
+            Ok(layout) => {
+                tracing::info!(source = %name, table = %layout.table, "the source answers")
+            }
+            Err(error) => failed.push(format!("{error:#}")),
         }
     }
+    anyhow::ensure!(
+        failed.is_empty(),
+        "{} of the connections failed:\n  {}",
+        failed.len(),
+        failed.join("\n  ")
+    );
     Ok(())
 }

@@ -1,9 +1,13 @@
-//! `usersync-scheduler`: reads settings, starts logs, runs, drains.
+//! `usersync-scheduler`: reads settings, starts logs, does what its subcommand says.
 
 use std::process::ExitCode;
 
 use usersync_core::{service, telemetry};
-use usersync_scheduler::{Command, Flags, Settings};
+use usersync_scheduler::{Flags, Settings};
+
+/// Much of a load is allocating: rows, JSON, messages.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let flags: Flags = match service::flags() {
@@ -16,10 +20,9 @@ fn main() -> ExitCode {
     };
     service::run(async |shutdown| {
         telemetry::init_logs(&settings.common.log, settings.common.log_format)?;
-        match &flags.command {
-            Some(Command::Check(check)) => check.run(&settings, shutdown).await,
-            None if flags.common.check => usersync_scheduler::check(&settings).await,
-            None => usersync_scheduler::run(settings, shutdown).await,
+        if flags.common.check {
+            return usersync_scheduler::check(&settings).await;
         }
+        usersync_scheduler::run(settings, shutdown).await
     })
 }

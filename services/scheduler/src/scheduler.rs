@@ -1,7 +1,23 @@
-//! What every check needs: the connection, the states, the targets, the health of this scheduler.
+//! The scheduler that checks all the time, and what every check needs of it.
 
+use std::time::Duration;
+
+use anyhow::Context as _;
 use async_nats::jetstream::{self, stream::Stream};
-use usersync_core::{admin::Health, registry::Registry};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use usersync_core::{
+    admin::{self, Health},
+    common::Common,
+    nats,
+    registry::Registry,
+    streams, subjects, telemetry,
+};
+
+use crate::{queue, schedules};
+
+/// How long to wait before looking for the bucket of targets again.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// One scheduler.
 pub(crate) struct Scheduler {
@@ -35,4 +51,82 @@ impl Scheduler {
             health,
         }
     }
+}
+
+/// Checks until `shutdown`, then leaves what is under way to the next scheduler.
+///
+/// # Errors
+/// When the address is taken or NATS can't be used.
+pub(crate) async fn run(common: &Common, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let listen = common.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("listen: can't listen on {listen}"))?;
+    tracing::info!(http.address = %listener.local_addr()?, "health and metrics");
+    let health = Health::default();
+    // Health stays reachable while checks are left.
+    let served = CancellationToken::new();
+    let metrics = telemetry::init_metrics(served.clone())?;
+    let http = tokio::spawn(admin::serve(
+        listener,
+        admin::router(health.clone(), metrics),
+        served.clone(),
+    ));
+    let client = nats::connect(&common.nats, "usersync-scheduler", &health).await?;
+    let context = jetstream::context::ContextBuilder::new()
+        .timeout(nats::REQUEST_TIMEOUT)
+        .ack_timeout(nats::REQUEST_TIMEOUT);
+    let jetstream = context.build(client.clone());
+    if let Some(scheduler) = shutdown
+        .run_until_cancelled(open(jetstream.clone(), health))
+        .await
+    {
+        let entries = scheduler.registry.clone().follow(shutdown.clone());
+        tokio::join!(
+            schedules::keep(jetstream, entries, None, shutdown.clone()),
+            queue::run(&scheduler, shutdown.clone()),
+        );
+    }
+    nats::flush(&client).await;
+    served.cancel();
+    http.await.context("the health server panicked")?
+}
+
+/// Waits for what the gateway makes.
+pub(crate) async fn open(jetstream: jetstream::Context, health: Health) -> Scheduler {
+    streams::wait_for_stream(&jetstream, subjects::USER_CHECK).await;
+    let states = streams::wait_for_stream(&jetstream, subjects::USER_STATE).await;
+    let mut said = false;
+    let registry = loop {
+        match Registry::open(&jetstream, usersync_targets::check).await {
+            Ok(registry) => break registry,
+            Err(error) if !said => {
+                tracing::warn!(error = format!("{error:#}"), "waiting for the targets");
+                said = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(AGAIN).await;
+    };
+    Scheduler::new(jetstream, states, registry, health)
+}
+
+/// Says which targets would be checked when.
+///
+/// # Errors
+/// When what the gateway makes is missing.
+pub(crate) async fn announce(jetstream: &jetstream::Context) -> anyhow::Result<()> {
+    for stream in [subjects::USER_STATE, subjects::USER_CHECK] {
+        let found = jetstream.get_stream(stream).await;
+        found.with_context(|| format!("stream {stream}; usersync-gateway creates it"))?;
+    }
+    let registry = Registry::open(jetstream, usersync_targets::check).await?;
+    for (target, entry) in registry.entries().await? {
+        if let Some(config) = entry.config.filter(|config| config.enabled) {
+            let schedule = config.check.schedule();
+            let schedule = schedule.as_deref().unwrap_or("only when asked to");
+            tracing::info!(target, schedule, "would be checked");
+        }
+    }
+    Ok(())
 }

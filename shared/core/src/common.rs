@@ -9,29 +9,29 @@ use crate::{
     telemetry::LogFormat,
 };
 
-/// Flags; each wins over its environment variable, which wins over the settings file.
+/// Flags, before or behind a subcommand; each wins over its environment variable, which wins over the settings file.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct CommonFlags {
     /// Settings file: TOML, YAML or JSON, by its ending
-    #[arg(long, value_name = "FILE", env = "USERSYNC_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "USERSYNC_CONFIG")]
     pub config: Option<PathBuf>,
     /// NATS server, or several separated by commas [setting nats.url, USERSYNC_NATS__URL; default nats://127.0.0.1:4222]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, global = true, value_name = "URL")]
     pub nats_url: Option<String>,
     /// Address for HTTP: health, metrics and, on the gateway, the API [setting listen, USERSYNC_LISTEN]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, global = true, value_name = "ADDR")]
     pub listen: Option<String>,
     /// Target catalogue: a file, or a directory of *.toml, *.yaml and *.json merged by name [setting targets, USERSYNC_TARGETS; default: the three targets of the original system]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH")]
     pub targets: Option<PathBuf>,
     /// What is logged, as a tracing filter such as `info,usersync_worker=debug` [setting log.filter, USERSYNC_LOG__FILTER]
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, global = true, value_name = "FILTER")]
     pub log: Option<String>,
     /// How log lines look; by default human on a terminal, JSON otherwise [setting log.format, USERSYNC_LOG__FORMAT]
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, global = true, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
     /// Validate the settings and every connection, say what was found, and exit
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub check: bool,
 }
 

@@ -12,6 +12,8 @@ pub mod feed;
 pub mod fields;
 pub mod header_text;
 pub mod lanes;
+pub mod load;
+pub mod member;
 pub mod nats;
 pub mod pull;
 pub mod registry;

@@ -13,6 +13,7 @@ use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+use crate::main_db;
 use crate::preload;
 use crate::rig::WINDOW;
 use crate::upserts;
@@ -80,6 +81,10 @@ enum Limit {
         #[arg(long)]
         prefix: String,
     },
+    /// Publish an outbox: select, publish, mark; and tell how long it took.
+    Relay(MainDatabase),
+    /// Publish a table, and tell how long it took.
+    Load(MainDatabase),
     /// Publish events with a window of PubAcks, and tell how long it took.
     Publish {
         #[arg(long)]
@@ -93,6 +98,14 @@ enum Limit {
 }
 
 #[derive(Debug, Args)]
+struct MainDatabase {
+    #[arg(long)]
+    server: upserts::Server,
+    #[arg(long)]
+    url: String,
+}
+
+#[derive(Debug, Args)]
 struct Source {
     #[arg(long)]
     stream: String,
@@ -100,7 +113,7 @@ struct Source {
     consumer: String,
 }
 
-/// What [`Limit::Publish`] writes at its end.
+/// What a bare loop that ends by itself writes then.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Published {
     /// From the first publish to the last PubAck.
@@ -122,6 +135,12 @@ pub(crate) async fn run(args: LimitArgs) -> Result<()> {
             url,
         } => upserts::drain(pull(&jetstream, &source).await?, server, &url).await,
         Limit::Republish { source, prefix } => republish(&jetstream, &source, &prefix).await,
+        Limit::Relay(MainDatabase { server, url }) => {
+            tell(main_db::relay(&jetstream, server, &url).await?)
+        }
+        Limit::Load(MainDatabase { server, url }) => {
+            tell(main_db::load(&jetstream, server, &url).await?)
+        }
         Limit::Publish {
             subject,
             events,
@@ -289,10 +308,11 @@ async fn publish(
         Ok((subject.to_owned(), message))
     });
     preload::publish_all(jetstream, messages).await?;
-    let published = Published {
-        seconds: began.elapsed().as_secs_f64(),
-    };
-    println!("{}", serde_json::to_string(&published)?);
+    tell(began.elapsed().as_secs_f64())
+}
+
+fn tell(seconds: f64) -> Result<()> {
+    println!("{}", serde_json::to_string(&Published { seconds })?);
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod checker;
 mod drain;
 mod limits;
 mod loader;
+mod main_db;
 mod options;
 mod preload;
 mod quiet;

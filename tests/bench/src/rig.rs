@@ -147,6 +147,18 @@ impl Rig {
         self.service("usersync-gateway", &[])
     }
 
+    /// A real gateway that relays the outbox of a [`crate::main_db::MainDb`]; not yet ready.
+    ///
+    /// # Errors
+    /// When it isn't built or can't be started.
+    pub(crate) fn gateway_of_main(&self) -> Result<Service> {
+        let settings = self.dir().join("usersync.toml");
+        self.service(
+            "usersync-gateway",
+            &["--config", &settings.to_string_lossy()],
+        )
+    }
+
     fn service(&self, binary: &str, args: &[&str]) -> Result<Service> {
         let address = format!("127.0.0.1:{}", free_port()?);
         let log = self.dir().join(format!("{binary}.log"));

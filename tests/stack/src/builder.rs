@@ -236,6 +236,7 @@ impl StackBuilder {
             recipe: self.recipe,
             directory,
         };
+        stack.write_settings()?;
         for number in 0..self.gateways {
             let port = if number == 0 && self.standard_ports {
                 free_port_or(8090)?

@@ -64,6 +64,28 @@ impl Stack {
         &self.catalogue
     }
 
+    /// The settings file, for `--config`: where NATS is, and the main database when the examples run.
+    #[must_use]
+    pub fn settings(&self) -> PathBuf {
+        self.dir().join("usersync.toml")
+    }
+
+    /// Writes [`Stack::settings`].
+    pub(crate) fn write_settings(&self) -> Result<()> {
+        let mut text = format!("[nats]\nurl = {:?}\n", self.nats.url());
+        if self.endpoints.basic_server.is_some() {
+            let database = self.dir().join("basic-server.db");
+            text += &format!(
+                "\n[sources.basic-server]\nurl = \"sqlite:{}\"\n\n[sources.basic-server.columns]\n\
+                 username = \"username\"\nemail = \"email\"\nstatus = \"status\"\n\
+                 phone = \"data.phone\"\npassword_hash = \"data.password_hash\"\n",
+                database.display()
+            );
+        }
+        let path = self.settings();
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
     /// The port of everything but gateways and workers.
     #[must_use]
     pub fn endpoints(&self) -> Endpoints {
@@ -207,6 +229,7 @@ impl Stack {
         json!({
             "dir": self.dir(),
             "targets": self.catalogue(),
+            "settings": self.settings(),
             "nats": {
                 "url": self.nats.url(),
                 "pid": self.nats.process().pid(),
@@ -242,6 +265,8 @@ impl Stack {
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(["--log-format", "human", "--targets"])
             .arg(&self.catalogue)
+            // Not by its flag: a test may give another file.
+            .env("USERSYNC_CONFIG", self.settings())
             .args(&self.recipe.gateway_args);
         let service = Service::spawn(launch, format!("http://127.0.0.1:{port}"))?;
         self.gateways.push(service);
@@ -299,15 +324,16 @@ impl Stack {
                 .recipe
                 .launch(self.dir(), name, name)?
                 .args(["--listen", &address])
-                .args(["--nats-url", &self.nats.url(), "--database"])
+                .arg("--database")
                 .arg(database);
             if name == "basic-server" {
                 if let Some(kib) = self.recipe.password_memory_kib {
                     launch = launch.args(["--argon2-memory-kib", &kib.to_string()]);
                 }
             } else {
-                let secret = self.secret_file(name);
-                launch = launch.args(["--secret", &format!("file:{}", secret.display())]);
+                let secret = format!("file:{}", self.secret_file(name).display());
+                let nats = self.nats.url();
+                launch = launch.args(["--nats-url", &nats, "--secret", &secret]);
             }
             let service = Service::spawn(launch, format!("http://{address}"))?;
             self.examples.insert(name.to_owned(), service);

@@ -9,7 +9,7 @@ use usersync_example_support::{
 };
 use usersync_receiver::Problem;
 
-use super::{App, events};
+use super::App;
 use crate::{
     accounts::{self, Account},
     validate::Check,
@@ -47,11 +47,8 @@ pub(super) async fn register(
     };
     let mut change = database::write(&app.pool).await?;
     let account = accounts::insert(&mut change, &account).await?;
-    let event = app.unpublished.publisher().created(&events::user(&account));
-    app.unpublished.add(&mut change, &event).await?;
     change.commit().await.map_err(unavailable)?;
-    app.unpublished.wake();
-    tracing::info!(user.id = account.id, event.id, "registered a user");
+    tracing::info!(user.id = account.id, "registered a user");
     Ok((StatusCode::CREATED, Json(account)))
 }
 

@@ -1,7 +1,6 @@
 //! The HTTP API.
 
 mod auth;
-mod events;
 mod users;
 
 use axum::{
@@ -9,14 +8,13 @@ use axum::{
     routing::{get, post},
 };
 use sqlx::SqlitePool;
-use usersync_example_support::{password::Passwords, unpublished::Unpublished};
+use usersync_example_support::password::Passwords;
 
 /// What the handlers work with.
 #[derive(Clone, Debug)]
 pub(crate) struct App {
     pub(crate) pool: SqlitePool,
     pub(crate) passwords: Passwords,
-    pub(crate) unpublished: Unpublished,
 }
 
 pub(crate) fn router(app: App) -> Router {

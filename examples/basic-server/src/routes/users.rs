@@ -15,7 +15,7 @@ use usersync_example_support::{
 };
 use usersync_receiver::{Problem, UserId};
 
-use super::{App, events};
+use super::App;
 use crate::{
     accounts::{self, Account},
     validate::Check,
@@ -34,7 +34,7 @@ pub(super) async fn list(State(app): State<App>, page: Page) -> Result<Response,
         }
     };
     let accounts = accounts::list(&app.pool, after, page.limit).await?;
-    Ok(page.answer(accounts, |account| events::user_id(account.id)))
+    Ok(page.answer(accounts, |account| account.id.unsigned_abs().into()))
 }
 
 /// `GET /api/v1/users/{id}`
@@ -89,19 +89,9 @@ pub(super) async fn change(
         phone: body.phone.unwrap_or_else(|| before.phone.clone()),
         status: body.status.unwrap_or_else(|| before.status.clone()),
     };
-    let changes = events::changes(&before, &after);
-    if changes.is_empty() {
-        return Ok(Json(after));
-    }
     accounts::update(&mut change, &after).await?;
-    let event = app
-        .unpublished
-        .publisher()
-        .updated(&events::user_id(id), changes);
-    app.unpublished.add(&mut change, &event).await?;
     change.commit().await.map_err(unavailable)?;
-    app.unpublished.wake();
-    tracing::info!(user.id = id, event.id, "changed a user");
+    tracing::info!(user.id = id, "changed a user");
     Ok(Json(after))
 }
 
@@ -137,11 +127,8 @@ pub(super) async fn delete(
     if !accounts::delete(&mut change, id).await? {
         return Err(no_such_user());
     }
-    let event = app.unpublished.publisher().deleted(&events::user_id(id));
-    app.unpublished.add(&mut change, &event).await?;
     change.commit().await.map_err(unavailable)?;
-    app.unpublished.wake();
-    tracing::info!(user.id = id, event.id, "deleted a user");
+    tracing::info!(user.id = id, "deleted a user");
     Ok(StatusCode::NO_CONTENT)
 }
 

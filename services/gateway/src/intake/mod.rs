@@ -182,7 +182,8 @@ impl Intake {
         if events.first_sequence > 1 && !self.accept_empty_state {
             anyhow::bail!(
                 "USER_STATE is empty, but USER_EVENTS begins at {}: older events are gone, so the states can't be made from them. \
-                 Restore the stream (`nats stream restore`), or start usersync-gateway once with --accept-empty-state to go on \
+                 Bring them back from the main database (`usersync-scheduler load --source NAME`; intake goes on by itself then), \
+                 restore the stream (`nats stream restore`), or start usersync-gateway once with --accept-empty-state to go on \
                  from the events that are left",
                 events.first_sequence
             );

@@ -4,7 +4,9 @@ mod check;
 mod end_to_end;
 mod http_ingest;
 mod intake;
+mod load;
 mod many_targets;
+mod relay;
 mod worker_http;
 mod worker_life;
 mod worker_redis;
@@ -20,6 +22,7 @@ use crate::drain::Drained;
 use crate::options::Options;
 use crate::quiet::{alone, undisturbed};
 use crate::report::{Row, median, number};
+use crate::upserts::Server;
 
 /// Everything that can be measured, in the order in which it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -58,6 +61,14 @@ pub(crate) enum Benchmark {
     Check,
     /// Everybody that Redis holds, in digests
     CheckRedis,
+    /// A full outbox in MariaDB is published; from commit to event at 200 changes/s
+    RelayMysql,
+    /// The same in PostgreSQL
+    RelayPostgres,
+    /// A table in MariaDB is loaded into USER_STATE: empty, and when all is equal
+    LoadMysql,
+    /// The same in PostgreSQL
+    LoadPostgres,
     /// From publishing an event to its arrival at an HTTP endpoint, at 500 events/s
     EndToEnd,
 }
@@ -90,6 +101,10 @@ impl Benchmark {
             Self::HttpIngestArray => http_ingest::array(options, &name).await,
             Self::Check => check::tables(options, &name).await,
             Self::CheckRedis => check::redis(options, &name).await,
+            Self::RelayMysql => relay::run(options, &name, Server::Mysql).await,
+            Self::RelayPostgres => relay::run(options, &name, Server::Postgres).await,
+            Self::LoadMysql => load::run(options, &name, Server::Mysql).await,
+            Self::LoadPostgres => load::run(options, &name, Server::Postgres).await,
             Self::EndToEnd => end_to_end::run(options, &name).await,
         }
     }

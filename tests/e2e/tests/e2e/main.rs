@@ -13,6 +13,7 @@ mod kinds;
 mod lost_states;
 mod merging;
 mod model;
+mod outbox;
 mod redis_target;
 mod refusals;
 mod rules;

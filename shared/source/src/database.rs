@@ -1,0 +1,219 @@
+//! One connection to a main database, with a limit on how long anything may take.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::{
+    Failure, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, TableName, UserRow,
+    mysql::MySql, postgres::Postgres, session::Session, sqlite::Sqlite,
+};
+
+/// How long a statement may take before the connection is given up.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// The same for statements that change tables, which wait for those who use them.
+const SCHEMA_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A connection. After an error that isn't [`SourceError::Refused`] it should be dropped, and another made.
+pub struct Database {
+    pub(crate) session: Box<dyn Session>,
+    pub(crate) config: SourceConfig,
+}
+
+impl Database {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the settings can't work, or nobody answers in time.
+    pub async fn connect(config: &SourceConfig) -> Result<Self, SourceError> {
+        let server = config.server()?;
+        let connecting = async {
+            Ok::<Box<dyn Session>, SourceError>(match server {
+                Server::MySql => Box::new(MySql::connect(config).await?),
+                Server::Postgres => Box::new(Postgres::connect(config).await?),
+                Server::Sqlite => Box::new(Sqlite::connect(config).await?),
+            })
+        };
+        let session = within(PATIENCE, "connecting", connecting).await?;
+        Ok(Self {
+            session,
+            config: config.clone(),
+        })
+    }
+
+    /// Another connection with the same settings.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn again(&self) -> impl Future<Output = Result<Self, SourceError>> + Send + use<> {
+        let config = self.config.clone();
+        async move { Self::connect(&config).await }
+    }
+
+    /// The mapping of the settings, as it fits the table; `all` also takes columns nobody named.
+    ///
+    /// # Errors
+    /// When it doesn't fit, naming table and columns.
+    pub async fn layout(&mut self, all: bool) -> Result<Layout, SourceError> {
+        let (table, id) = (self.config.table.clone(), self.config.id.clone());
+        let live = within(PATIENCE, "looking at the table", self.session.look(&table)).await?;
+        Layout::fit(&table, &id, &self.config.columns, all, live.as_ref())
+    }
+
+    pub(crate) async fn run(&mut self, script: &str) -> Result<(), SourceError> {
+        within(
+            SCHEMA_PATIENCE,
+            "changing tables and triggers",
+            self.session.run(script),
+        )
+        .await
+    }
+
+    fn table(&self) -> TableName {
+        self.config.table.clone()
+    }
+
+    /// Whether this connection is now the only one that relays the outbox; it stays so while it lives.
+    ///
+    /// # Errors
+    /// When the server can't be asked.
+    pub async fn try_lock(&mut self) -> Result<bool, SourceError> {
+        let table = self.table();
+        within(
+            PATIENCE,
+            "taking the relay's lock",
+            self.session.try_lock(&table),
+        )
+        .await
+    }
+
+    /// The oldest rows of the outbox that aren't published, by id; fewer than `most` when they are large.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
+        within(
+            PATIENCE,
+            "reading the outbox",
+            self.session.unpublished(most),
+        )
+        .await
+    }
+
+    /// Marks rows that JetStream has confirmed.
+    ///
+    /// # Errors
+    /// When they can't be marked.
+    pub async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        within(
+            PATIENCE,
+            "marking rows of the outbox",
+            self.session.mark_published(ids),
+        )
+        .await
+    }
+
+    /// Marks rows that can never be published.
+    ///
+    /// # Errors
+    /// When they can't be marked.
+    pub async fn mark_failed(&mut self, failures: &[Failure]) -> Result<(), SourceError> {
+        within(
+            PATIENCE,
+            "marking rows of the outbox",
+            self.session.mark_failed(failures),
+        )
+        .await
+    }
+
+    /// Removes up to `most` published rows older than the retention; how many were removed.
+    ///
+    /// # Errors
+    /// When they can't be removed.
+    pub async fn prune(&mut self, most: u32) -> Result<u64, SourceError> {
+        let retention = self.config.relay.retention;
+        within(
+            PATIENCE,
+            "pruning the outbox",
+            self.session.prune(retention, most),
+        )
+        .await
+    }
+
+    /// How far the relay is behind.
+    ///
+    /// # Errors
+    /// When the outbox can't be asked.
+    pub async fn lag(&mut self) -> Result<Lag, SourceError> {
+        within(PATIENCE, "looking at the outbox", self.session.lag()).await
+    }
+
+    /// Waits for word of a new row, for at most `at_most`.
+    pub async fn wait(&mut self, at_most: Duration) {
+        self.session.wait(at_most).await;
+    }
+
+    /// Up to `most` users behind the id `after`, by id.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn page(
+        &mut self,
+        layout: &Layout,
+        after: Option<&str>,
+        most: u32,
+    ) -> Result<Vec<UserRow>, SourceError> {
+        within(
+            SCHEMA_PATIENCE,
+            "reading users",
+            self.session.page(layout, after, most),
+        )
+        .await
+    }
+
+    /// The users with these ids, those that are there.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn users(
+        &mut self,
+        layout: &Layout,
+        ids: &[String],
+    ) -> Result<Vec<UserRow>, SourceError> {
+        within(PATIENCE, "reading users", self.session.users(layout, ids)).await
+    }
+
+    /// Roughly how many users there are.
+    ///
+    /// # Errors
+    /// When the server can't be asked.
+    pub async fn estimate(&mut self) -> Result<u64, SourceError> {
+        let table = self.table();
+        within(PATIENCE, "counting users", self.session.estimate(&table)).await
+    }
+
+    /// Ends the connection, and with it the relay's lock.
+    pub async fn close(self) {
+        // The server notices an end without good order, too.
+        let _ = timeout(Duration::from_secs(1), self.session.close()).await;
+    }
+}
+
+pub(crate) async fn within<T>(
+    patience: Duration,
+    doing: &str,
+    work: impl Future<Output = Result<T, SourceError>>,
+) -> Result<T, SourceError> {
+    let late = || {
+        SourceError::Unavailable(format!(
+            "{doing}: no answer within {} s",
+            patience.as_secs()
+        ))
+    };
+    timeout(patience, work)
+        .await
+        .unwrap_or_else(|_| Err(late()))
+}

@@ -1,0 +1,41 @@
+//! Why the main database can't be used, in words for whoever runs it.
+
+use crate::layout::OUTBOX;
+
+/// What went wrong with a source.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// The settings can't work.
+    #[error("{0}")]
+    Config(String),
+    /// The server can't be reached, refuses us, or broke off: trying again later may help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Something in the database isn't as it must be; says what to do.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl SourceError {
+    /// What `doing` came to. An error of sqlx quotes no row: statements here carry ids and names only.
+    pub(crate) fn of(doing: &str, error: &sqlx::Error) -> Self {
+        if let sqlx::Error::Database(answer) = error {
+            // No such table, in the words of each server.
+            let missing = matches!(answer.code().as_deref(), Some("42S02" | "42P01"))
+                || answer.message().starts_with("no such table");
+            if missing && answer.message().contains(OUTBOX) {
+                return Self::Refused(format!(
+                    "there is no table {OUTBOX}; make it with `usersync-scheduler outbox install`"
+                ));
+            }
+        }
+        let text = match error {
+            sqlx::Error::Database(answer) => match answer.code() {
+                Some(code) => format!("{doing}: {} ({code})", answer.message()),
+                None => format!("{doing}: {}", answer.message()),
+            },
+            other => format!("{doing}: {other}"),
+        };
+        Self::Unavailable(text)
+    }
+}

@@ -1,0 +1,373 @@
+//! How the mapping in the settings fits the table that is there, or why it doesn't.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use usersync_core::member::Member;
+
+use crate::{Kind, Live, LiveColumn, SourceError};
+
+/// As many as one call of a server's JSON function takes.
+const MAX_COLUMNS: usize = 45;
+
+/// A table, in the schema of the connection unless it names one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableName {
+    /// The schema, which MySQL calls a database.
+    pub schema: Option<String>,
+    /// The table.
+    pub name: String,
+}
+
+impl TableName {
+    /// Another table beside this one.
+    pub(crate) fn beside(&self, name: &str) -> Self {
+        Self {
+            schema: self.schema.clone(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl FromStr for TableName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let (schema, name) = match text.split_once('.') {
+            Some((schema, name)) => (Some(schema), name),
+            None => (None, text),
+        };
+        let good = |name: &str| is_name(name);
+        if !schema.is_none_or(good) || !good(name) || name.contains('.') {
+            return Err("TABLE or SCHEMA.TABLE, each 1 to 63 bytes without control characters");
+        }
+        Ok(Self {
+            schema: schema.map(str::to_owned),
+            name: name.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.schema {
+            Some(schema) => write!(f, "{schema}.{}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// Whether every server takes it as the name of a table or column; 63 bytes is the shortest limit.
+pub(crate) fn is_name(name: &str) -> bool {
+    (1..=63).contains(&name.len()) && !name.chars().any(char::is_control)
+}
+
+/// A mapped column.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// What it holds.
+    pub kind: Kind,
+    /// Its type in the server's own words.
+    pub shown: String,
+    /// Where its value goes.
+    pub member: Member,
+}
+
+/// A mapping that fits the table.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The table.
+    pub table: TableName,
+    /// The column with the user's id.
+    pub id: LiveColumn,
+    /// The mapped columns, by member.
+    pub columns: Vec<Column>,
+}
+
+impl Layout {
+    /// Fits `columns` (column → member) to the table; without any, those that suggest themselves.
+    ///
+    /// # Errors
+    /// [`SourceError::Refused`] with everything that is wrong, naming table and columns.
+    pub fn fit(
+        table: &TableName,
+        id: &str,
+        columns: &BTreeMap<String, Member>,
+        all: bool,
+        live: Option<&Live>,
+    ) -> Result<Self, SourceError> {
+        let refuse = |text: String| Err(SourceError::Refused(text));
+        let Some(live) = live else {
+            return refuse(format!(
+                "there is no table `{table}`; --table (setting `table`) names the table with the users"
+            ));
+        };
+        if let Some(problem) = &live.problem {
+            return refuse(format!("table `{table}`: {problem}"));
+        }
+        let known = || {
+            let names = live.columns.iter().map(|column| column.name.as_str());
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let mut problems = Vec::new();
+        let key = live.column(id);
+        match key {
+            None => problems.push(format!(
+                "table `{table}` has no column `{id}` (the id); it has {}",
+                known()
+            )),
+            Some(key) if !live.unique.contains(&key.name) => problems.push(format!(
+                "column `{}` of `{table}` has no unique key of its own; the order of a user's changes rests on it, so add one: CREATE UNIQUE INDEX",
+                key.name
+            )),
+            Some(key) if !matches!(key.kind, Kind::Integer | Kind::Text | Kind::Verbatim) => {
+                problems.push(format!(
+                    "column `{}` of `{table}` is {}, which can't be a user's id; expected an integer, a text or a UUID",
+                    key.name, key.shown
+                ));
+            }
+            Some(_) => {}
+        }
+        let wanted = match columns.is_empty() {
+            false => columns.clone(),
+            true => suggested(live, id),
+        };
+        let mut wanted: Vec<(String, Member)> = wanted.into_iter().collect();
+        if all {
+            let more: Vec<_> = further(live, id, &wanted).collect();
+            wanted.extend(more);
+        }
+        let mut fitted: Vec<Column> = Vec::new();
+        for (name, member) in wanted {
+            let Some(column) = live.column(&name) else {
+                problems.push(format!(
+                    "table `{table}` has no column `{name}`; it has {}",
+                    known()
+                ));
+                continue;
+            };
+            if column.kind == Kind::Unsupported {
+                problems.push(format!(
+                    "column `{}` of `{table}` is {}, which JSON can't hold; leave it out",
+                    column.name, column.shown
+                ));
+            }
+            if let Some(other) = fitted.iter().find(|other| other.member.overlaps(&member)) {
+                problems.push(format!(
+                    "columns `{}` and `{}` can't both be mapped: `{}` and `{member}` are the same member, or one inside the other",
+                    other.name, column.name, other.member
+                ));
+            }
+            fitted.push(Column {
+                name: column.name.clone(),
+                kind: column.kind,
+                shown: column.shown.clone(),
+                member,
+            });
+        }
+        if fitted.is_empty() && problems.is_empty() {
+            problems.push(format!(
+                "no column of `{table}` is mapped, and none suggests itself; name some: --column COLUMN=MEMBER (setting `columns`); it has {}",
+                known()
+            ));
+        }
+        if fitted.len() > MAX_COLUMNS {
+            problems.push(format!(
+                "expected at most {MAX_COLUMNS} columns of `{table}`"
+            ));
+        }
+        let (Some(key), true) = (key, problems.is_empty()) else {
+            return refuse(problems.join("; "));
+        };
+        fitted.sort_by(|one, two| one.member.cmp(&two.member));
+        Ok(Self {
+            table: TableName {
+                schema: table.schema.clone().or_else(|| live.schema.clone()),
+                name: table.name.clone(),
+            },
+            id: key.clone(),
+            columns: fitted,
+        })
+    }
+
+    /// Whether a value can lose members of its own, which only a look at the former one tells.
+    pub(crate) fn holds_json(&self) -> bool {
+        self.columns.iter().any(|column| column.kind == Kind::Json)
+    }
+
+    /// The table of the outbox.
+    pub(crate) fn outbox(&self) -> TableName {
+        self.table.beside(OUTBOX)
+    }
+
+    /// The mapped members, sorted.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.columns.iter().map(|column| &column.member)
+    }
+}
+
+/// The name of every outbox.
+pub(crate) const OUTBOX: &str = "user_outbox";
+
+/// Columns whose names say what they are.
+fn suggested(live: &Live, id: &str) -> BTreeMap<String, Member> {
+    let names = [
+        ("username", Member::Username),
+        ("email", Member::Email),
+        ("status", Member::Status),
+    ];
+    let found = names.into_iter().filter_map(|(name, member)| {
+        let column = live.column(name)?;
+        let usable = column.kind != Kind::Unsupported && !column.name.eq_ignore_ascii_case(id);
+        usable.then(|| (column.name.clone(), member))
+    });
+    found.collect()
+}
+
+/// Every other column as `data.<column>`, but none that looks like a secret.
+fn further<'a>(
+    live: &'a Live,
+    id: &'a str,
+    taken: &'a [(String, Member)],
+) -> impl Iterator<Item = (String, Member)> + 'a {
+    let secret = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        let parts = [
+            "pass", "pwd", "secret", "token", "hash", "salt", "otp", "private",
+        ];
+        parts.iter().any(|part| name.contains(part))
+    };
+    let free = move |column: &&LiveColumn| {
+        let taken = taken
+            .iter()
+            .any(|(name, _)| name.eq_ignore_ascii_case(&column.name));
+        let usable = column.kind != Kind::Unsupported && !column.name.eq_ignore_ascii_case(id);
+        usable && !taken && !secret(&column.name)
+    };
+    live.columns.iter().filter(free).filter_map(|column| {
+        let member: Member = format!("data.{}", column.name).parse().ok()?;
+        Some((column.name.clone(), member))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(columns: &[(&str, Kind)]) -> Live {
+        let column = |(name, kind): &(&str, Kind)| LiveColumn {
+            name: (*name).to_owned(),
+            kind: *kind,
+            shown: format!("{kind:?}").to_lowercase(),
+        };
+        Live {
+            columns: columns.iter().map(column).collect(),
+            unique: ["id".to_owned()].into(),
+            ..Live::default()
+        }
+    }
+
+    fn fit(
+        live: Option<&Live>,
+        id: &str,
+        columns: &[(&str, &str)],
+        all: bool,
+    ) -> Result<Vec<String>, String> {
+        let columns = columns
+            .iter()
+            .map(|(column, member)| ((*column).to_owned(), member.parse().unwrap()));
+        let table = "users".parse().unwrap();
+        let layout = Layout::fit(&table, id, &columns.collect(), all, live);
+        let shown = |column: &Column| format!("{}={}", column.name, column.member);
+        match layout {
+            Ok(layout) => Ok(layout.columns.iter().map(shown).collect()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn columns_that_suggest_themselves_are_taken_and_secrets_never() {
+        let live = live(&[
+            ("id", Kind::Integer),
+            ("Email", Kind::Text),
+            ("username", Kind::Text),
+            ("password_hash", Kind::Text),
+            ("phone", Kind::Text),
+            ("photo", Kind::Unsupported),
+        ]);
+        let few = fit(Some(&live), "id", &[], false).unwrap();
+        assert_eq!(few, ["username=username", "Email=email"]);
+        let all = fit(Some(&live), "id", &[], true).unwrap();
+        assert_eq!(
+            all,
+            ["username=username", "Email=email", "phone=data.phone"]
+        );
+        let named = [("password_hash", "data.password_hash")];
+        let named = fit(Some(&live), "id", &named, false).unwrap();
+        assert_eq!(named, ["password_hash=data.password_hash"]);
+    }
+
+    #[test]
+    fn everything_that_does_not_fit_is_named() {
+        let live = live(&[
+            ("id", Kind::Integer),
+            ("email", Kind::Text),
+            ("photo", Kind::Unsupported),
+            ("extra", Kind::Json),
+        ]);
+        let rows: [(&str, &[(&str, &str)], &str); 6] = [
+            (
+                "uid",
+                &[("email", "email")],
+                "no column `uid` (the id); it has id, email",
+            ),
+            (
+                "email",
+                &[("id", "data.n")],
+                "column `email` of `users` has no unique key",
+            ),
+            (
+                "id",
+                &[("mail", "email")],
+                "table `users` has no column `mail`",
+            ),
+            (
+                "id",
+                &[("photo", "data.photo")],
+                "column `photo` of `users` is unsupported",
+            ),
+            (
+                "id",
+                &[("extra", "data"), ("email", "data.mail")],
+                "one inside the other",
+            ),
+            (
+                "id",
+                &[("extra", "data.a"), ("email", "data.a")],
+                "are the same member",
+            ),
+        ];
+        for (id, columns, expected) in rows {
+            let error = fit(Some(&live), id, columns, false).unwrap_err();
+            assert!(error.contains(expected), "{columns:?}: {error}");
+        }
+        assert!(
+            fit(None, "id", &[], false)
+                .unwrap_err()
+                .contains("there is no table `users`")
+        );
+    }
+
+    #[test]
+    fn a_table_may_name_its_schema() {
+        let table: TableName = "app.users".parse().unwrap();
+        assert_eq!(
+            (table.schema.as_deref(), table.name.as_str()),
+            (Some("app"), "users")
+        );
+        for text in ["", ".users", "app.", "a.b.c", "us\ners"] {
+            assert!(text.parse::<TableName>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,662 @@
+//! MySQL and MariaDB as a main database.
+
+use std::{str::FromStr, time::Duration};
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt;
+use secrecy::ExposeSecret;
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row,
+    mysql::{MySqlArguments, MySqlConnectOptions, MySqlRow},
+    query::Query,
+};
+
+use usersync_core::member::Member;
+
+use crate::{
+    Column, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError,
+    TableName, UserRow,
+    document::{self, Words, filled},
+    layout::OUTBOX,
+    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, MOST_READ, Session},
+};
+
+/// The triggers of an outbox.
+pub(crate) const TRIGGERS: [&str; 3] = [
+    "user_outbox_insert",
+    "user_outbox_update",
+    "user_outbox_delete",
+];
+
+const TEMPLATE: &str = include_str!("mysql/outbox.sql");
+/// Marking a range must not lock the gap behind it, where writers add rows.
+const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
+const SESSION: &str = "SET SESSION innodb_lock_wait_timeout = 10, lock_wait_timeout = 10";
+/// The most ranges of ids in one statement.
+const RANGES: usize = 1_000;
+
+/// One connection.
+pub(crate) struct MySql {
+    connection: MySqlConnection,
+    outbox: String,
+}
+
+impl MySql {
+    /// Connects.
+    pub(crate) async fn connect(config: &SourceConfig) -> Result<Self, SourceError> {
+        let mut url = config.url.clone();
+        // MariaDB is a server of the same sort.
+        let _ = url.set_scheme("mysql");
+        let options = MySqlConnectOptions::from_str(url.as_str());
+        let mut options = options.map_err(|_| {
+            SourceError::Config("url: expected mysql://USER@HOST:PORT/DATABASE".to_owned())
+        })?;
+        if options.get_database().is_none_or(str::is_empty) {
+            let text = "url: it names no database; expected mysql://USER@HOST:PORT/DATABASE";
+            return Err(SourceError::Config(text.to_owned()));
+        }
+        if let Some(password) = config.password()? {
+            options = options.password(password.expose_secret());
+        }
+        let place = format!(
+            "connecting to {}:{}",
+            options.get_host(),
+            options.get_port()
+        );
+        let trouble = |error: sqlx::Error| SourceError::of(&place, &error);
+        let options = options.disable_statement_logging();
+        let mut connection = options.connect().await.map_err(trouble)?;
+        connection.execute(ISOLATION).await.map_err(trouble)?;
+        connection.execute(SESSION).await.map_err(trouble)?;
+        Ok(Self {
+            connection,
+            outbox: quoted(&config.table.beside(OUTBOX)),
+        })
+    }
+
+    async fn execute(&mut self, doing: &str, statement: String) -> Result<u64, SourceError> {
+        let done = self.connection.execute(AssertSqlSafe(statement)).await;
+        let done = done.map_err(|error| trouble(doing, &error))?;
+        Ok(done.rows_affected())
+    }
+}
+
+fn trouble(doing: &str, error: &sqlx::Error) -> SourceError {
+    SourceError::of(doing, error)
+}
+
+#[async_trait]
+impl Session for MySql {
+    async fn look(&mut self, table: &TableName) -> Result<Option<Live>, SourceError> {
+        const DOING: &str = "looking at the table";
+        let failed = |error| trouble(DOING, &error);
+        let (schema, name) = (table.schema.as_deref(), table.name.as_str());
+        let tables = "SELECT CAST(table_type AS CHAR), CAST(engine AS CHAR) FROM information_schema.tables \
+             WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
+        let found = sqlx::query(tables).bind(schema).bind(name);
+        let Some(found) = found
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(failed)?
+        else {
+            return Ok(None);
+        };
+        let (kind, engine): (String, Option<String>) = (
+            found.try_get(0).map_err(failed)?,
+            found.try_get(1).map_err(failed)?,
+        );
+        let mut live = Live::default();
+        if kind != "BASE TABLE" {
+            live.problem = Some("it is a view; name the table behind it".to_owned());
+        } else if engine.as_deref() != Some("InnoDB") {
+            let engine = engine.unwrap_or_default();
+            live.problem = Some(format!(
+                "its engine is {engine}, which knows no transactions; ALTER TABLE … ENGINE = InnoDB"
+            ));
+        }
+        let columns = "SELECT CAST(column_name AS CHAR), CAST(data_type AS CHAR), CAST(column_type AS CHAR) \
+             FROM information_schema.columns \
+             WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? ORDER BY ordinal_position";
+        let rows = sqlx::query(columns).bind(schema).bind(name);
+        for row in rows.fetch_all(&mut self.connection).await.map_err(failed)? {
+            live.columns.push(column(&row).map_err(failed)?);
+        }
+        // MariaDB keeps JSON in text columns with a check; only the check tells.
+        let version: String = sqlx::query_scalar("SELECT VERSION()")
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        if version.contains("MariaDB") {
+            let checks = "SELECT CAST(check_clause AS CHAR) FROM information_schema.check_constraints \
+                 WHERE constraint_schema = COALESCE(?, DATABASE()) AND table_name = ?";
+            let checks = sqlx::query_scalar(checks).bind(schema).bind(name);
+            let checks: Vec<String> = checks
+                .fetch_all(&mut self.connection)
+                .await
+                .map_err(failed)?;
+            for column in &mut live.columns {
+                let check = format!("json_valid({})", name_quoted(&column.name));
+                if checks.contains(&check) {
+                    column.kind = Kind::Json;
+                }
+            }
+        }
+        let keys = "SELECT CAST(MIN(column_name) AS CHAR) FROM information_schema.statistics \
+             WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND non_unique = 0 \
+             GROUP BY index_name HAVING COUNT(*) = 1 AND COUNT(sub_part) = 0";
+        let rows = sqlx::query_scalar(keys).bind(schema).bind(name);
+        let keys: Vec<String> = rows.fetch_all(&mut self.connection).await.map_err(failed)?;
+        live.unique = keys.into_iter().collect();
+        Ok(Some(live))
+    }
+
+    async fn run(&mut self, script: &str) -> Result<(), SourceError> {
+        let mut done = Ok(());
+        for statement in statements(script) {
+            let ran = sqlx::raw_sql(AssertSqlSafe(statement.clone()));
+            if let Err(error) = ran.execute(&mut self.connection).await {
+                let first = statement.lines().next().unwrap_or_default();
+                done = Err(SourceError::Refused(
+                    trouble(&format!("`{first}`"), &error).to_string(),
+                ));
+                break;
+            }
+        }
+        // Whatever happened, nobody waits for this connection.
+        let unlocked = self.connection.execute("UNLOCK TABLES").await;
+        done.and(
+            unlocked
+                .map(drop)
+                .map_err(|error| trouble("UNLOCK TABLES", &error)),
+        )
+    }
+
+    async fn installed(&mut self, table: &TableName) -> Result<Installed, SourceError> {
+        let failed = |error| trouble("looking for the outbox", &error);
+        let schema = table.schema.as_deref();
+        let columns = "SELECT CAST(column_name AS CHAR) FROM information_schema.columns \
+             WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
+        let columns = sqlx::query_scalar(columns).bind(schema).bind(OUTBOX);
+        let triggers = "SELECT CAST(trigger_name AS CHAR), CAST(event_object_table AS CHAR) \
+             FROM information_schema.triggers \
+             WHERE trigger_schema = COALESCE(?, DATABASE()) AND trigger_name IN (?, ?, ?)";
+        let mut query = sqlx::query_as(triggers).bind(schema);
+        for name in TRIGGERS {
+            query = query.bind(name);
+        }
+        Ok(Installed {
+            outbox: columns
+                .fetch_all(&mut self.connection)
+                .await
+                .map_err(failed)?,
+            triggers: query
+                .fetch_all(&mut self.connection)
+                .await
+                .map_err(failed)?,
+        })
+    }
+
+    fn script(&self, layout: &Layout) -> String {
+        script(layout)
+    }
+
+    fn removal(&self, table: &TableName) -> String {
+        let drops = TRIGGERS
+            .map(|name| format!("DROP TRIGGER IF EXISTS {};\n", quoted(&table.beside(name))));
+        format!("{}DROP TABLE IF EXISTS {};\n", drops.concat(), self.outbox)
+    }
+
+    async fn try_lock(&mut self, table: &TableName) -> Result<bool, SourceError> {
+        // Locks are the server's, not the database's, and their names short.
+        let statement = "SELECT COALESCE(GET_LOCK(CONCAT('usersync_outbox.', SHA1(COALESCE(?, DATABASE()))), 0), 0) = 1";
+        let taken = sqlx::query_scalar(statement).bind(&table.schema);
+        let taken = taken.fetch_one(&mut self.connection).await;
+        taken.map_err(|error| trouble("taking the relay's lock", &error))
+    }
+
+    async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
+        let statement = format!(
+            "SELECT id, event, IF(LENGTH(payload) > {MOST_PAYLOAD}, NULL, payload), \
+             IF(LENGTH(previous) > {MOST_PAYLOAD}, NULL, previous), CAST(UNIX_TIMESTAMP(created_at) * 1000000 AS SIGNED) \
+             FROM {} WHERE state = 0 ORDER BY id LIMIT ?",
+            self.outbox
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(most);
+        let failed = |error| trouble("reading the outbox", &error);
+        let mut rows = query.fetch(&mut self.connection);
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            let row = outbox_row(&row).map_err(failed)?;
+            bytes += row.payload.as_ref().map_or(0, Vec::len);
+            bytes += row.previous.as_ref().map_or(0, Vec::len);
+            found.push(row);
+            if bytes > MOST_READ {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError> {
+        for ranges in ranges(ids).chunks(RANGES) {
+            let within = ranges.iter().map(|(first, last)| match first == last {
+                true => format!("id = {first}"),
+                false => format!("id BETWEEN {first} AND {last}"),
+            });
+            let statement = format!(
+                "UPDATE {} SET state = 1, published_at = NOW(6) WHERE {}",
+                self.outbox,
+                within.collect::<Vec<_>>().join(" OR ")
+            );
+            self.execute("marking rows of the outbox", statement)
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn mark_failed(&mut self, failures: &[Failure]) -> Result<(), SourceError> {
+        let statement = format!(
+            "UPDATE {} SET state = 2, error = LEFT(?, 1000) WHERE id = ?",
+            self.outbox
+        );
+        for failure in failures {
+            let query = sqlx::query(AssertSqlSafe(statement.clone()));
+            let query = query.bind(&failure.reason).bind(failure.id);
+            let done = query.execute(&mut self.connection).await;
+            done.map_err(|error| trouble("marking rows of the outbox", &error))?;
+        }
+        Ok(())
+    }
+
+    async fn prune(&mut self, retention: Duration, most: u32) -> Result<u64, SourceError> {
+        let failed = |error| trouble("pruning the outbox", &error);
+        let statement = format!(
+            "SELECT id, published_at < NOW(6) - INTERVAL ? SECOND FROM {} WHERE state = 1 ORDER BY id LIMIT ?",
+            self.outbox
+        );
+        let oldest = sqlx::query_as(AssertSqlSafe(statement))
+            .bind(retention.as_secs())
+            .bind(most);
+        let oldest: Vec<(i64, bool)> = oldest
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        let old: Vec<i64> = oldest
+            .into_iter()
+            .filter(|(_, old)| *old)
+            .map(|(id, _)| id)
+            .collect();
+        let mut pruned = 0;
+        for ids in old.chunks(RANGES) {
+            let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
+            let statement = format!(
+                "DELETE FROM {} WHERE id IN ({})",
+                self.outbox,
+                ids.join(",")
+            );
+            pruned += self.execute("pruning the outbox", statement).await?;
+        }
+        Ok(pruned)
+    }
+
+    async fn lag(&mut self) -> Result<Lag, SourceError> {
+        let outbox = &self.outbox;
+        let counted = |state| {
+            format!(
+                "(SELECT COUNT(*) FROM (SELECT 1 FROM {outbox} WHERE state = {state} LIMIT {MOST_COUNTED}) counted{state})"
+            )
+        };
+        let statement = format!(
+            "SELECT {}, COALESCE((SELECT CAST((UNIX_TIMESTAMP(NOW(6)) - UNIX_TIMESTAMP(created_at)) * 1000000 AS SIGNED) \
+             FROM {outbox} WHERE state = 0 ORDER BY id LIMIT 1), 0), {}",
+            counted(0),
+            counted(2)
+        );
+        let lag = sqlx::query_as(AssertSqlSafe(statement)).fetch_one(&mut self.connection);
+        let (unpublished, oldest, failed): (i64, i64, i64) = lag
+            .await
+            .map_err(|error| trouble("looking at the outbox", &error))?;
+        Ok(Lag {
+            unpublished: unpublished.unsigned_abs(),
+            oldest: Duration::from_micros(oldest.try_into().unwrap_or(0)),
+            failed: failed.unsigned_abs(),
+        })
+    }
+
+    async fn failures(&mut self, _: &TableName, most: u32) -> Result<Vec<Failure>, SourceError> {
+        let statement = format!(
+            "SELECT id, COALESCE(error, '') FROM {} WHERE state = 2 ORDER BY id DESC LIMIT ?",
+            self.outbox
+        );
+        let rows = sqlx::query_as(AssertSqlSafe(statement)).bind(most);
+        let rows: Vec<(i64, String)> = rows
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(|error| trouble("looking at the outbox", &error))?;
+        let failure = |(id, reason)| Failure { id, reason };
+        Ok(rows.into_iter().map(failure).collect())
+    }
+
+    async fn page(
+        &mut self,
+        layout: &Layout,
+        after: Option<&str>,
+        most: u32,
+    ) -> Result<Vec<UserRow>, SourceError> {
+        let id = name_quoted(&layout.id.name);
+        let behind = after.map_or_else(String::new, |_| format!("WHERE {id} > ? "));
+        let statement = format!("{} {behind}ORDER BY {id} LIMIT {most}", select(layout));
+        let mut query = sqlx::query(AssertSqlSafe(statement));
+        if let Some(after) = after {
+            query = bind_id(query, layout, after);
+        }
+        let failed = |error| trouble("reading users", &error);
+        let mut rows = query.fetch(&mut self.connection);
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            let row = user_row(&row).map_err(failed)?;
+            bytes += row.document.as_ref().map_or(0, Vec::len);
+            found.push(row);
+            if bytes > MOST_READ {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn users(
+        &mut self,
+        layout: &Layout,
+        ids: &[String],
+    ) -> Result<Vec<UserRow>, SourceError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let places = vec!["?"; ids.len()].join(", ");
+        let id = name_quoted(&layout.id.name);
+        let statement = format!("{} WHERE {id} IN ({places})", select(layout));
+        let mut query = sqlx::query(AssertSqlSafe(statement));
+        for id in ids {
+            query = bind_id(query, layout, id);
+        }
+        let failed = |error| trouble("reading users", &error);
+        let rows = query
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        rows.iter()
+            .map(|row| user_row(row).map_err(failed))
+            .collect()
+    }
+
+    async fn estimate(&mut self, table: &TableName) -> Result<u64, SourceError> {
+        let statement = "SELECT CAST(COALESCE(table_rows, 0) AS SIGNED) FROM information_schema.tables \
+             WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
+        let rows = sqlx::query_scalar(statement)
+            .bind(&table.schema)
+            .bind(&table.name);
+        let rows: i64 = rows
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(|error| trouble("counting users", &error))?;
+        Ok(rows.unsigned_abs())
+    }
+
+    async fn close(self: Box<Self>) {
+        let _ = self.connection.close().await;
+    }
+}
+
+/// The outbox of `layout`, for the server's own client too.
+pub(crate) fn script(layout: &Layout) -> String {
+    let table = &layout.table;
+    let id = name_quoted(&layout.id.name);
+    let changed = |columns: Vec<&Column>| {
+        let each = columns.into_iter().map(|column| {
+            format!(
+                "NOT ({} <=> {})",
+                exact(column, "OLD"),
+                exact(column, "NEW")
+            )
+        });
+        let each: Vec<_> = each.collect();
+        if each.is_empty() {
+            "FALSE".to_owned()
+        } else {
+            each.join(" OR ")
+        }
+    };
+    let more = layout
+        .columns
+        .iter()
+        .filter(|column| column.member != Member::Status);
+    let document = |of: &str| document::document(&MySqlWords, layout, of, id_json(layout, of));
+    let id_text = |of: &str| format!("LEFT(CAST({of}.{id} AS CHAR), 255)");
+    let trigger = |name: &str| quoted(&table.beside(name));
+    filled(
+        TEMPLATE,
+        &[
+            ("table_shown", table.to_string()),
+            ("table", quoted(table)),
+            ("outbox", quoted(&layout.outbox())),
+            (
+                "outbox_quoted",
+                quoted(&layout.outbox()).replace('\'', "''"),
+            ),
+            ("insert_trigger", trigger(TRIGGERS[0])),
+            ("update_trigger", trigger(TRIGGERS[1])),
+            ("delete_trigger", trigger(TRIGGERS[2])),
+            ("new_id_text", id_text("NEW")),
+            ("old_id_text", id_text("OLD")),
+            ("new_document", document("NEW")),
+            (
+                "old_gone",
+                MySqlWords.object(&[("user_id".to_owned(), id_json(layout, "OLD"))]),
+            ),
+            (
+                "previous",
+                match layout.holds_json() {
+                    true => document("OLD"),
+                    false => "NULL".to_owned(),
+                },
+            ),
+            (
+                "id_changed",
+                format!("NOT (CAST(OLD.{id} AS BINARY) <=> CAST(NEW.{id} AS BINARY))"),
+            ),
+            ("changed", changed(layout.columns.iter().collect())),
+            ("more_changed", changed(more.collect())),
+        ],
+    )
+}
+
+/// A column to be compared byte by byte: as a text, `a` could equal `A`, and `x` equal `x `.
+fn exact(column: &Column, of: &str) -> String {
+    let value = format!("{of}.{}", name_quoted(&column.name));
+    match column.kind {
+        Kind::Text | Kind::Json | Kind::Verbatim => format!("CAST({value} AS BINARY)"),
+        _ => value,
+    }
+}
+
+fn id_json(layout: &Layout, of: &str) -> String {
+    let value = format!("{of}.{}", name_quoted(&layout.id.name));
+    match layout.id.kind {
+        Kind::Integer => value,
+        _ => format!("CAST({value} AS CHAR)"),
+    }
+}
+
+fn select(layout: &Layout) -> String {
+    let table = quoted(&layout.table);
+    let id = name_quoted(&layout.id.name);
+    let document = document::document(&MySqlWords, layout, "u", id_json(layout, "u"));
+    format!("SELECT CAST(u.{id} AS CHAR), {document} FROM {table} u")
+}
+
+struct MySqlWords;
+
+impl Words for MySqlWords {
+    fn object(&self, members: &[(String, String)]) -> String {
+        let members = members
+            .iter()
+            .map(|(name, value)| format!("'{name}', {value}"));
+        format!("JSON_OBJECT({})", members.collect::<Vec<_>>().join(", "))
+    }
+
+    fn value(&self, column: &Column, of: &str, text: bool) -> String {
+        let value = format!("{of}.{}", name_quoted(&column.name));
+        // Without a fraction where the column keeps none.
+        let fraction = if column.shown.contains('(') {
+            ".%f"
+        } else {
+            ""
+        };
+        let shown = |value: &str| format!("DATE_FORMAT({value}, '%Y-%m-%dT%H:%i:%s{fraction}Z')");
+        match column.kind {
+            Kind::Text => format!("CONVERT({value} USING utf8mb4)"),
+            // Independent of the session's time zone, also in the hour that comes twice.
+            Kind::Instant => shown(&format!(
+                "TIMESTAMP '1970-01-01 00:00:00' + INTERVAL UNIX_TIMESTAMP({value}) SECOND"
+            )),
+            Kind::Local => shown(&value),
+            Kind::Day => format!("DATE_FORMAT({value}, '%Y-%m-%d')"),
+            Kind::Integer | Kind::Float if !text => value,
+            Kind::Boolean if !text => {
+                format!(
+                    "JSON_EXTRACT(IF({value} IS NULL, NULL, IF({value}, 'true', 'false')), '$')"
+                )
+            }
+            Kind::Json if !text => format!("JSON_EXTRACT({value}, '$')"),
+            _ => format!("CAST({value} AS CHAR)"),
+        }
+    }
+
+    fn or_empty(&self, value: String) -> String {
+        format!("COALESCE({value}, JSON_OBJECT())")
+    }
+}
+
+/// Numbers are compared as numbers: as a text, an id would be compared as a floating-point number.
+fn bind_id<'q>(
+    query: Query<'q, sqlx::MySql, MySqlArguments>,
+    layout: &Layout,
+    id: &'q str,
+) -> Query<'q, sqlx::MySql, MySqlArguments> {
+    if layout.id.kind == Kind::Integer {
+        if let Ok(number) = id.parse::<i64>() {
+            return query.bind(number);
+        }
+        if let Ok(number) = id.parse::<u64>() {
+            return query.bind(number);
+        }
+    }
+    query.bind(id)
+}
+
+fn outbox_row(row: &MySqlRow) -> Result<OutboxRow, sqlx::Error> {
+    Ok(OutboxRow {
+        id: row.try_get(0)?,
+        event: row.try_get(1)?,
+        payload: row.try_get(2)?,
+        previous: row.try_get(3)?,
+        created_us: row.try_get(4)?,
+    })
+}
+
+fn user_row(row: &MySqlRow) -> Result<UserRow, sqlx::Error> {
+    Ok(UserRow {
+        id: row.try_get(0)?,
+        document: row.try_get(1)?,
+    })
+}
+
+fn column(row: &MySqlRow) -> Result<LiveColumn, sqlx::Error> {
+    let (name, data_type, shown): (String, String, String) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let kind = match data_type.as_str() {
+        "char" | "varchar" | "tinytext" | "text" | "mediumtext" | "longtext" => Kind::Text,
+        "tinyint" if shown.starts_with("tinyint(1)") => Kind::Boolean,
+        "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "year" => Kind::Integer,
+        "decimal" => Kind::Decimal,
+        "float" | "double" => Kind::Float,
+        "json" => Kind::Json,
+        "timestamp" => Kind::Instant,
+        "datetime" => Kind::Local,
+        "date" => Kind::Day,
+        "enum" | "set" | "uuid" | "inet4" | "inet6" | "time" => Kind::Verbatim,
+        _ => Kind::Unsupported,
+    };
+    Ok(LiveColumn { name, kind, shown })
+}
+
+/// The statements of a script, as the server's own client would send them.
+fn statements(script: &str) -> Vec<String> {
+    let (mut delimiter, mut statement) = (";".to_owned(), String::new());
+    let mut found = Vec::new();
+    for line in script.lines() {
+        if let Some(next) = line.strip_prefix("DELIMITER ") {
+            delimiter = next.trim().to_owned();
+            continue;
+        }
+        if statement.is_empty() && (line.is_empty() || line.starts_with("--")) {
+            continue;
+        }
+        match line.trim_end().strip_suffix(delimiter.as_str()) {
+            Some(last) => {
+                statement.push_str(last.trim_end());
+                found.push(std::mem::take(&mut statement));
+            }
+            None => {
+                statement.push_str(line);
+                statement.push('\n');
+            }
+        }
+    }
+    found
+}
+
+/// Ids as ranges without a gap: what lies between two of them may be a row that isn't published yet.
+fn ranges(ids: &[i64]) -> Vec<(i64, i64)> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    let mut ranges: Vec<(i64, i64)> = Vec::new();
+    for id in ids {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == id => *last = id,
+            _ => ranges.push((id, id)),
+        }
+    }
+    ranges
+}
+
+fn quoted(table: &TableName) -> String {
+    match &table.schema {
+        Some(schema) => format!("{}.{}", name_quoted(schema), name_quoted(&table.name)),
+        None => name_quoted(&table.name),
+    }
+}
+
+fn name_quoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_marked_in_ranges_that_hold_nothing_else() {
+        assert_eq!(ranges(&[5, 3, 4, 9, 7]), [(3, 5), (7, 7), (9, 9)]);
+        assert_eq!(ranges(&[]), []);
+    }
+
+    #[test]
+    fn a_script_is_split_as_the_client_does() {
+        let script = "-- one\n\nSET a = 1;\nDELIMITER //\nCREATE x\nBEGIN\n  y;\nEND //\nDELIMITER ;\nz\n  w;\n";
+        assert_eq!(
+            statements(script),
+            ["SET a = 1", "CREATE x\nBEGIN\n  y;\nEND", "z\n  w"]
+        );
+    }
+}

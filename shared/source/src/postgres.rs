@@ -1,0 +1,532 @@
+//! PostgreSQL as a main database.
+
+use std::{str::FromStr, time::Duration};
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt;
+use secrecy::ExposeSecret;
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow},
+};
+
+use usersync_core::member::Member;
+
+use crate::{
+    Column, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError,
+    TableName, UserRow,
+    document::{self, Words, filled},
+    layout::OUTBOX,
+    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, MOST_READ, Session},
+};
+
+/// The triggers of an outbox.
+pub(crate) const TRIGGERS: [&str; 1] = ["user_outbox"];
+
+const TEMPLATE: &str = include_str!("postgres/outbox.sql");
+/// Where a trigger says that there is something.
+const CHANNEL: &str = "user_outbox";
+
+/// One connection, and a second one that listens once somebody waits.
+pub(crate) struct Postgres {
+    connection: PgConnection,
+    options: PgConnectOptions,
+    ears: Option<PgListener>,
+    outbox: String,
+}
+
+impl Postgres {
+    /// Connects.
+    pub(crate) async fn connect(config: &SourceConfig) -> Result<Self, SourceError> {
+        let options = PgConnectOptions::from_str(config.url.as_str());
+        let mut options = options.map_err(|_| {
+            SourceError::Config("url: expected postgres://USER@HOST:PORT/DATABASE".to_owned())
+        })?;
+        if let Some(password) = config.password()? {
+            options = options.password(password.expose_secret());
+        }
+        let place = format!(
+            "connecting to {}:{}",
+            options.get_host(),
+            options.get_port()
+        );
+        let options = options
+            .application_name("usersync")
+            .disable_statement_logging();
+        let connection = options.connect().await;
+        Ok(Self {
+            connection: connection.map_err(|error| SourceError::of(&place, &error))?,
+            options,
+            ears: None,
+            outbox: quoted(&config.table.beside(OUTBOX)),
+        })
+    }
+
+    async fn listen(&self) -> Result<PgListener, sqlx::Error> {
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(Duration::from_secs(5));
+        let pool = pool.connect_lazy_with(self.options.clone());
+        let mut ears = PgListener::connect_with(&pool).await?;
+        ears.listen(CHANNEL).await?;
+        Ok(ears)
+    }
+}
+
+fn trouble(doing: &str, error: &sqlx::Error) -> SourceError {
+    SourceError::of(doing, error)
+}
+
+#[async_trait]
+impl Session for Postgres {
+    async fn look(&mut self, table: &TableName) -> Result<Option<Live>, SourceError> {
+        let failed = |error| trouble("looking at the table", &error);
+        let name = quoted(table);
+        let kind = "SELECT relkind::text, (SELECT nspname::text FROM pg_namespace n WHERE n.oid = relnamespace) FROM pg_class WHERE oid = to_regclass($1)";
+        let kind = sqlx::query_as(kind).bind(&name);
+        let kind: Option<(String, String)> = kind
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        let Some((kind, schema)) = kind else {
+            return Ok(None);
+        };
+        // A trigger runs with another search path than whoever made it.
+        let mut live = Live {
+            schema: Some(schema),
+            ..Live::default()
+        };
+        if !matches!(kind.as_str(), "r" | "p") {
+            live.problem = Some("it is no ordinary table; name the table behind it".to_owned());
+        }
+        let columns = "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), \
+               COALESCE(b.typname, t.typname)::text, COALESCE(b.typtype, t.typtype)::text, t.typcategory::text \
+             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type b ON b.oid = t.typbasetype \
+             WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+        let rows = sqlx::query(columns).bind(&name);
+        for row in rows.fetch_all(&mut self.connection).await.map_err(failed)? {
+            live.columns.push(column(&row).map_err(failed)?);
+        }
+        let keys = "SELECT a.attname::text FROM pg_index i \
+               JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+             WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL";
+        let keys = sqlx::query_scalar(keys).bind(&name);
+        let keys: Vec<String> = keys.fetch_all(&mut self.connection).await.map_err(failed)?;
+        live.unique = keys.into_iter().collect();
+        Ok(Some(live))
+    }
+
+    async fn run(&mut self, script: &str) -> Result<(), SourceError> {
+        let ran = sqlx::raw_sql(AssertSqlSafe(script.to_owned()));
+        let ran = ran.execute(&mut self.connection).await;
+        if ran.is_err() {
+            let _ = self.connection.execute("ROLLBACK").await;
+        }
+        let refused = |error| {
+            SourceError::Refused(trouble("changing tables and triggers", &error).to_string())
+        };
+        ran.map(drop).map_err(refused)
+    }
+
+    async fn installed(&mut self, table: &TableName) -> Result<Installed, SourceError> {
+        let failed = |error| trouble("looking for the outbox", &error);
+        let columns = "SELECT attname::text FROM pg_attribute \
+             WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
+        let columns = sqlx::query_scalar(columns).bind(quoted(&table.beside(OUTBOX)));
+        let triggers = "SELECT t.tgname::text, c.relname::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid \
+             WHERE NOT t.tgisinternal AND t.tgname = 'user_outbox' \
+               AND c.relnamespace = COALESCE(to_regnamespace($1), to_regnamespace(quote_ident(current_schema())))";
+        let triggers = sqlx::query_as(triggers).bind(table.schema.as_deref().map(name_quoted));
+        Ok(Installed {
+            outbox: columns
+                .fetch_all(&mut self.connection)
+                .await
+                .map_err(failed)?,
+            triggers: triggers
+                .fetch_all(&mut self.connection)
+                .await
+                .map_err(failed)?,
+        })
+    }
+
+    fn script(&self, layout: &Layout) -> String {
+        script(layout)
+    }
+
+    fn removal(&self, table: &TableName) -> String {
+        format!(
+            "BEGIN;\nSET LOCAL lock_timeout = '10s';\nDROP TRIGGER IF EXISTS user_outbox ON {};\n\
+             DROP FUNCTION IF EXISTS {}();\nDROP TABLE IF EXISTS {};\nCOMMIT;\n",
+            quoted(table),
+            quoted(&table.beside("user_outbox_capture")),
+            self.outbox
+        )
+    }
+
+    async fn try_lock(&mut self, _: &TableName) -> Result<bool, SourceError> {
+        // Locks are the database's; and numbers.
+        let statement = "SELECT pg_try_advisory_lock(hashtextextended('usersync ' || COALESCE(to_regclass($1)::oid::text, $1), 0))";
+        let taken = sqlx::query_scalar(statement).bind(&self.outbox);
+        let taken = taken.fetch_one(&mut self.connection).await;
+        taken.map_err(|error| trouble("taking the relay's lock", &error))
+    }
+
+    async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
+        let large = |column| {
+            format!("CASE WHEN octet_length({column}) <= {MOST_PAYLOAD} THEN {column} END")
+        };
+        let statement = format!(
+            "SELECT id, event, {}, {}, (extract(epoch FROM created_at) * 1000000)::bigint \
+             FROM {} WHERE state = 0 ORDER BY id LIMIT $1",
+            large("payload"),
+            large("previous"),
+            self.outbox
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(i64::from(most));
+        let failed = |error| trouble("reading the outbox", &error);
+        let mut rows = query.fetch(&mut self.connection);
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            let row = outbox_row(&row).map_err(failed)?;
+            bytes += row.payload.as_ref().map_or(0, Vec::len);
+            bytes += row.previous.as_ref().map_or(0, Vec::len);
+            found.push(row);
+            if bytes > MOST_READ {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError> {
+        let statement = format!(
+            "UPDATE {} SET state = 1, published_at = clock_timestamp() WHERE id = ANY($1)",
+            self.outbox
+        );
+        let done = sqlx::query(AssertSqlSafe(statement)).bind(ids);
+        let done = done.execute(&mut self.connection).await;
+        done.map(drop)
+            .map_err(|error| trouble("marking rows of the outbox", &error))
+    }
+
+    async fn mark_failed(&mut self, failures: &[Failure]) -> Result<(), SourceError> {
+        let statement = format!(
+            "UPDATE {} SET state = 2, error = left($1, 1000) WHERE id = $2",
+            self.outbox
+        );
+        for failure in failures {
+            let query = sqlx::query(AssertSqlSafe(statement.clone()));
+            let query = query.bind(&failure.reason).bind(failure.id);
+            let done = query.execute(&mut self.connection).await;
+            done.map_err(|error| trouble("marking rows of the outbox", &error))?;
+        }
+        Ok(())
+    }
+
+    async fn prune(&mut self, retention: Duration, most: u32) -> Result<u64, SourceError> {
+        let statement = format!(
+            "DELETE FROM {outbox} WHERE id = ANY(ARRAY(SELECT id FROM (SELECT id, published_at FROM {outbox} \
+             WHERE state = 1 ORDER BY id LIMIT $1) oldest WHERE published_at < clock_timestamp() - make_interval(secs => $2)))",
+            outbox = self.outbox
+        );
+        let done = sqlx::query(AssertSqlSafe(statement))
+            .bind(i64::from(most))
+            .bind(retention.as_secs_f64());
+        let done = done.execute(&mut self.connection).await;
+        let done = done.map_err(|error| trouble("pruning the outbox", &error))?;
+        Ok(done.rows_affected())
+    }
+
+    async fn lag(&mut self) -> Result<Lag, SourceError> {
+        let outbox = &self.outbox;
+        let counted = |state| {
+            format!(
+                "(SELECT count(*) FROM (SELECT 1 FROM {outbox} WHERE state = {state} LIMIT {MOST_COUNTED}) counted)"
+            )
+        };
+        let statement = format!(
+            "SELECT {}, COALESCE((SELECT (extract(epoch FROM clock_timestamp() - created_at) * 1000000)::bigint \
+             FROM {outbox} WHERE state = 0 ORDER BY id LIMIT 1), 0), {}",
+            counted(0),
+            counted(2)
+        );
+        let lag = sqlx::query_as(AssertSqlSafe(statement)).fetch_one(&mut self.connection);
+        let (unpublished, oldest, failed): (i64, i64, i64) = lag
+            .await
+            .map_err(|error| trouble("looking at the outbox", &error))?;
+        Ok(Lag {
+            unpublished: unpublished.unsigned_abs(),
+            oldest: Duration::from_micros(oldest.try_into().unwrap_or(0)),
+            failed: failed.unsigned_abs(),
+        })
+    }
+
+    async fn failures(&mut self, _: &TableName, most: u32) -> Result<Vec<Failure>, SourceError> {
+        let statement = format!(
+            "SELECT id, COALESCE(error, '') FROM {} WHERE state = 2 ORDER BY id DESC LIMIT $1",
+            self.outbox
+        );
+        let rows = sqlx::query_as(AssertSqlSafe(statement)).bind(i64::from(most));
+        let rows: Vec<(i64, String)> = rows
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(|error| trouble("looking at the outbox", &error))?;
+        let failure = |(id, reason)| Failure { id, reason };
+        Ok(rows.into_iter().map(failure).collect())
+    }
+
+    /// Word comes by LISTEN; without it, looking again after `at_most` is enough.
+    async fn wait(&mut self, at_most: Duration) {
+        let end = tokio::time::Instant::now() + at_most;
+        if self.ears.is_none() {
+            let listening = tokio::time::timeout_at(end, self.listen()).await;
+            self.ears = listening.ok().and_then(Result::ok);
+            if self.ears.is_some() {
+                // Something may have been said before we listened.
+                return;
+            }
+        }
+        let heard = async {
+            match &mut self.ears {
+                Some(ears) => ears.recv().await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        match tokio::time::timeout_at(end, heard).await {
+            Ok(true) => {
+                // One look is enough for all that was said so far.
+                if let Some(ears) = &mut self.ears {
+                    while ears.next_buffered().is_some() {}
+                }
+            }
+            Ok(false) => {
+                self.ears = None;
+                tokio::time::sleep_until(end).await;
+            }
+            Err(_) => {}
+        }
+    }
+
+    async fn page(
+        &mut self,
+        layout: &Layout,
+        after: Option<&str>,
+        most: u32,
+    ) -> Result<Vec<UserRow>, SourceError> {
+        let id = name_quoted(&layout.id.name);
+        let behind = after.map_or_else(String::new, |_| {
+            format!("WHERE u.{id} > $1::{} ", layout.id.shown)
+        });
+        let statement = format!("{} {behind}ORDER BY u.{id} LIMIT {most}", select(layout));
+        let mut query = sqlx::query(AssertSqlSafe(statement));
+        if let Some(after) = after {
+            query = query.bind(after);
+        }
+        let failed = |error| trouble("reading users", &error);
+        let mut rows = query.fetch(&mut self.connection);
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            let row = user_row(&row).map_err(failed)?;
+            bytes += row.document.as_ref().map_or(0, Vec::len);
+            found.push(row);
+            if bytes > MOST_READ {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn users(
+        &mut self,
+        layout: &Layout,
+        ids: &[String],
+    ) -> Result<Vec<UserRow>, SourceError> {
+        let id = name_quoted(&layout.id.name);
+        let statement = format!(
+            "{} WHERE u.{id} = ANY(CAST($1::text[] AS {}[]))",
+            select(layout),
+            layout.id.shown
+        );
+        let failed = |error| trouble("reading users", &error);
+        let rows = sqlx::query(AssertSqlSafe(statement)).bind(ids);
+        let rows = rows.fetch_all(&mut self.connection).await.map_err(failed)?;
+        rows.iter()
+            .map(|row| user_row(row).map_err(failed))
+            .collect()
+    }
+
+    async fn estimate(&mut self, table: &TableName) -> Result<u64, SourceError> {
+        let statement =
+            "SELECT GREATEST(reltuples, 0)::bigint FROM pg_class WHERE oid = to_regclass($1)";
+        let rows = sqlx::query_scalar(statement).bind(quoted(table));
+        let rows: Option<i64> = rows
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(|error| trouble("counting users", &error))?;
+        Ok(rows.unwrap_or(0).unsigned_abs())
+    }
+
+    async fn close(self: Box<Self>) {
+        let _ = self.connection.close().await;
+    }
+}
+
+/// The outbox of `layout`, for the server's own client too.
+pub(crate) fn script(layout: &Layout) -> String {
+    let table = &layout.table;
+    let id = name_quoted(&layout.id.name);
+    let changed = |columns: Vec<&Column>| {
+        let each = columns.into_iter().map(|column| {
+            let name = name_quoted(&column.name);
+            // As texts: some types have no equality, and some texts are equal that aren't the same.
+            format!("OLD.{name}::text IS DISTINCT FROM NEW.{name}::text")
+        });
+        let each: Vec<_> = each.collect();
+        if each.is_empty() {
+            "false".to_owned()
+        } else {
+            each.join(" OR ")
+        }
+    };
+    let more = layout
+        .columns
+        .iter()
+        .filter(|column| column.member != Member::Status);
+    let document = |of: &str| {
+        let document = document::document(&PostgresWords, layout, of, id_json(layout, of));
+        format!("{document}::text")
+    };
+    let outbox = quoted(&layout.outbox());
+    filled(
+        TEMPLATE,
+        &[
+            ("table_shown", table.to_string()),
+            ("table", quoted(table)),
+            ("outbox_quoted", outbox.replace('\'', "''")),
+            ("outbox", outbox),
+            ("function", quoted(&table.beside("user_outbox_capture"))),
+            ("new_id_text", format!("NEW.{id}::text")),
+            ("old_id_text", format!("OLD.{id}::text")),
+            ("new_document", document("NEW")),
+            ("old_gone", {
+                let gone = PostgresWords.object(&[("user_id".to_owned(), id_json(layout, "OLD"))]);
+                format!("{gone}::text")
+            }),
+            (
+                "previous",
+                match layout.holds_json() {
+                    true => document("OLD"),
+                    false => "NULL".to_owned(),
+                },
+            ),
+            (
+                "id_changed",
+                format!("OLD.{id}::text IS DISTINCT FROM NEW.{id}::text"),
+            ),
+            ("changed", changed(layout.columns.iter().collect())),
+            ("more_changed", changed(more.collect())),
+        ],
+    )
+}
+
+fn id_json(layout: &Layout, of: &str) -> String {
+    let value = format!("{of}.{}", name_quoted(&layout.id.name));
+    match layout.id.kind {
+        Kind::Integer => value,
+        _ => format!("{value}::text"),
+    }
+}
+
+fn select(layout: &Layout) -> String {
+    let table = quoted(&layout.table);
+    let id = name_quoted(&layout.id.name);
+    let document = document::document(&PostgresWords, layout, "u", id_json(layout, "u"));
+    format!("SELECT u.{id}::text, {document}::text FROM {table} u")
+}
+
+struct PostgresWords;
+
+impl Words for PostgresWords {
+    fn object(&self, members: &[(String, String)]) -> String {
+        let members = members
+            .iter()
+            .map(|(name, value)| format!("'{name}', {value}"));
+        format!(
+            "json_build_object({})",
+            members.collect::<Vec<_>>().join(", ")
+        )
+    }
+
+    fn value(&self, column: &Column, of: &str, text: bool) -> String {
+        let value = format!("{of}.{}", name_quoted(&column.name));
+        let shown = |value: &str| format!("to_char({value}, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
+        match column.kind {
+            Kind::Instant => shown(&format!("{value} AT TIME ZONE 'UTC'")),
+            Kind::Local => shown(&value),
+            Kind::Day => format!("to_char({value}, 'YYYY-MM-DD')"),
+            Kind::Integer | Kind::Float | Kind::Boolean if !text => value,
+            Kind::Json if !text => format!("to_json({value})"),
+            _ => format!("{value}::text"),
+        }
+    }
+
+    fn or_empty(&self, value: String) -> String {
+        format!("COALESCE({value}, '{{}}'::json)")
+    }
+}
+
+fn outbox_row(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
+    let bytes = |at| {
+        Ok::<_, sqlx::Error>(
+            row.try_get::<Option<String>, _>(at)?
+                .map(String::into_bytes),
+        )
+    };
+    Ok(OutboxRow {
+        id: row.try_get(0)?,
+        event: row.try_get(1)?,
+        payload: bytes(2)?,
+        previous: bytes(3)?,
+        created_us: row.try_get(4)?,
+    })
+}
+
+fn user_row(row: &PgRow) -> Result<UserRow, sqlx::Error> {
+    Ok(UserRow {
+        id: row.try_get(0)?,
+        document: row.try_get::<Option<String>, _>(1)?.map(String::into_bytes),
+    })
+}
+
+fn column(row: &PgRow) -> Result<LiveColumn, sqlx::Error> {
+    let (name, shown): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+    let (base, sort, category): (String, String, String) =
+        (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
+    let kind = match base.as_str() {
+        _ if category == "A" => Kind::Json,
+        _ if sort == "e" => Kind::Verbatim,
+        "int2" | "int4" | "int8" => Kind::Integer,
+        "numeric" => Kind::Decimal,
+        "float4" | "float8" => Kind::Float,
+        "bool" => Kind::Boolean,
+        "text" | "varchar" | "bpchar" | "citext" | "name" => Kind::Text,
+        "json" | "jsonb" => Kind::Json,
+        "timestamptz" => Kind::Instant,
+        "timestamp" => Kind::Local,
+        "date" => Kind::Day,
+        "uuid" | "inet" | "cidr" | "macaddr" | "time" | "timetz" | "interval" => Kind::Verbatim,
+        _ => Kind::Unsupported,
+    };
+    Ok(LiveColumn { name, kind, shown })
+}
+
+fn quoted(table: &TableName) -> String {
+    match &table.schema {
+        Some(schema) => format!("{}.{}", name_quoted(schema), name_quoted(&table.name)),
+        None => name_quoted(&table.name),
+    }
+}
+
+fn name_quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,118 @@
+//! What every kind of server does for us, over one connection.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::{Layout, Live, SourceError, TableName};
+
+/// A row of the outbox that waits to be published.
+#[derive(Clone, Debug)]
+pub struct OutboxRow {
+    /// Rises with every change of one user, in the order of commits.
+    pub id: i64,
+    /// The event's type, such as `user.created`.
+    pub event: String,
+    /// The user's members as JSON; none when the server could not write them, or they are too many.
+    pub payload: Option<Vec<u8>>,
+    /// What they were before, where members of members may have gone.
+    pub previous: Option<Vec<u8>>,
+    /// When it was written, in unix microseconds.
+    pub created_us: i64,
+}
+
+/// A row that can't be published, and why.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Which.
+    pub id: i64,
+    /// Why, without any value.
+    pub reason: String,
+}
+
+/// How far the relay is behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Lag {
+    /// Rows that wait; no more than [`MOST_COUNTED`] are counted.
+    pub unpublished: u64,
+    /// For how long the oldest of them has been waiting.
+    pub oldest: Duration,
+    /// Rows that could not be published.
+    pub failed: u64,
+}
+
+/// Where counting ends, so that a long backlog doesn't make looking at it slow.
+pub(crate) const MOST_COUNTED: u32 = 100_000;
+/// A payload above this isn't read: no event may be so large.
+pub(crate) const MOST_PAYLOAD: usize = 256 * 1024;
+/// Reading ends after so many bytes, however many rows were asked for.
+pub(crate) const MOST_READ: usize = 16 << 20;
+
+/// A user as the table has it.
+#[derive(Clone, Debug)]
+pub struct UserRow {
+    /// The id as a text: where the next page goes on.
+    pub id: String,
+    /// The mapped members as JSON, `user_id` among them; none when the server could not write them.
+    pub document: Option<Vec<u8>>,
+}
+
+/// The triggers and tables that are there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Installed {
+    /// The columns of `user_outbox`, empty when there is no such table.
+    pub outbox: Vec<String>,
+    /// Our triggers, and the table each is on.
+    pub triggers: Vec<(String, String)>,
+}
+
+/// One connection. Every method but `wait` may take as long as the server does; callers set the limit.
+#[async_trait]
+pub(crate) trait Session: Send {
+    /// The table as the server describes it, `None` when it isn't there.
+    async fn look(&mut self, table: &TableName) -> Result<Option<Live>, SourceError>;
+    /// Runs a script of [`Session::script`].
+    async fn run(&mut self, script: &str) -> Result<(), SourceError>;
+    /// What of an outbox is there for this table.
+    async fn installed(&mut self, table: &TableName) -> Result<Installed, SourceError>;
+    /// The script that makes or renews outbox and triggers.
+    fn script(&self, layout: &Layout) -> String;
+    /// The script that removes them.
+    fn removal(&self, table: &TableName) -> String;
+
+    /// Whether this connection is now the only one that relays the outbox of `table`.
+    async fn try_lock(&mut self, table: &TableName) -> Result<bool, SourceError>;
+    /// The oldest rows that aren't published, in the order of their ids.
+    async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError>;
+    /// Marks rows that are published.
+    async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError>;
+    /// Marks rows that never will be.
+    async fn mark_failed(&mut self, failures: &[Failure]) -> Result<(), SourceError>;
+    /// Removes published rows older than `retention`, at most `most`; how many were.
+    async fn prune(&mut self, retention: Duration, most: u32) -> Result<u64, SourceError>;
+    /// How far the relay is behind.
+    async fn lag(&mut self) -> Result<Lag, SourceError>;
+    /// The reasons of the newest rows that could not be published, at most `most`.
+    async fn failures(&mut self, table: &TableName, most: u32)
+    -> Result<Vec<Failure>, SourceError>;
+    /// Waits for word of a new row, for at most `at_most`.
+    async fn wait(&mut self, at_most: Duration) {
+        tokio::time::sleep(at_most).await;
+    }
+
+    /// Users behind the id `after`, by id.
+    async fn page(
+        &mut self,
+        layout: &Layout,
+        after: Option<&str>,
+        most: u32,
+    ) -> Result<Vec<UserRow>, SourceError>;
+    /// Some users by their ids; those that aren't there are left out.
+    async fn users(&mut self, layout: &Layout, ids: &[String])
+    -> Result<Vec<UserRow>, SourceError>;
+    /// Roughly how many users there are, for a progress bar.
+    async fn estimate(&mut self, table: &TableName) -> Result<u64, SourceError>;
+
+    /// Ends the connection in good order.
+    async fn close(self: Box<Self>);
+}

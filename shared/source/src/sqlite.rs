@@ -1,0 +1,520 @@
+//! A SQLite file as a main database.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    path::PathBuf,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt;
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteConnectOptions, SqliteRow},
+};
+
+use usersync_core::member::Member;
+
+use crate::{
+    Column, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError,
+    TableName, UserRow,
+    document::{self, Words, filled},
+    layout::OUTBOX,
+    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, MOST_READ, Session},
+};
+
+/// The triggers of an outbox.
+pub(crate) const TRIGGERS: [&str; 4] = [
+    "user_outbox_insert",
+    "user_outbox_update",
+    "user_outbox_rename",
+    "user_outbox_delete",
+];
+
+const TEMPLATE: &str = include_str!("sqlite/outbox.sql");
+/// Milliseconds are what SQLite keeps of the clock.
+const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
+/// How long a statement waits for whoever writes.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// One connection.
+pub(crate) struct Sqlite {
+    connection: SqliteConnection,
+    path: PathBuf,
+    /// Held while this process relays.
+    lock: Option<File>,
+}
+
+impl Sqlite {
+    /// Opens the file, which must be there.
+    pub(crate) async fn connect(config: &SourceConfig) -> Result<Self, SourceError> {
+        let path = config.path();
+        if config.table.schema.is_some() {
+            let text = "table: a SQLite file has no schemas; expected the table's name alone";
+            return Err(SourceError::Config(text.to_owned()));
+        }
+        if !path.is_file() {
+            return Err(SourceError::Unavailable(format!(
+                "there is no file {}",
+                path.display()
+            )));
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .busy_timeout(BUSY)
+            .disable_statement_logging();
+        let opening = format!("opening {}", path.display());
+        let connection = options.connect().await;
+        Ok(Self {
+            connection: connection.map_err(|error| SourceError::of(&opening, &error))?,
+            path,
+            lock: None,
+        })
+    }
+}
+
+fn trouble(doing: &str, error: &sqlx::Error) -> SourceError {
+    SourceError::of(doing, error)
+}
+
+#[async_trait]
+impl Session for Sqlite {
+    async fn look(&mut self, table: &TableName) -> Result<Option<Live>, SourceError> {
+        let failed = |error| trouble("looking at the table", &error);
+        let name = &table.name;
+        let kind = "SELECT type, COALESCE(sql, '') FROM sqlite_schema WHERE name = ? AND type IN ('table', 'view')";
+        let kind = sqlx::query_as(kind).bind(name);
+        let kind: Option<(String, String)> = kind
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        let Some((kind, sql)) = kind else {
+            return Ok(None);
+        };
+        let mut live = Live::default();
+        if kind == "view" || sql.to_ascii_uppercase().starts_with("CREATE VIRTUAL") {
+            live.problem = Some("it is no ordinary table; name the table behind it".to_owned());
+        }
+        let columns = "SELECT name, type, pk FROM pragma_table_xinfo(?)";
+        let columns = sqlx::query_as(columns).bind(name);
+        let columns: Vec<(String, String, i64)> = columns
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        if columns.iter().filter(|(_, _, key)| *key > 0).count() == 1 {
+            let key = columns.iter().find(|(_, _, key)| *key > 0);
+            live.unique.extend(key.map(|(name, _, _)| name.clone()));
+        }
+        live.columns = columns
+            .into_iter()
+            .map(|(name, shown, _)| column(name, shown))
+            .collect();
+        let keys = "SELECT MIN(c.name) FROM pragma_index_list(?) i, pragma_index_info(i.name) c \
+             WHERE i.\"unique\" = 1 AND i.partial = 0 GROUP BY i.name HAVING count(*) = 1 AND MIN(c.name) IS NOT NULL";
+        let keys = sqlx::query_scalar(keys).bind(name);
+        let keys: Vec<String> = keys.fetch_all(&mut self.connection).await.map_err(failed)?;
+        live.unique.extend(keys);
+        Ok(Some(live))
+    }
+
+    async fn run(&mut self, script: &str) -> Result<(), SourceError> {
+        let ran = sqlx::raw_sql(AssertSqlSafe(script.to_owned()));
+        let ran = ran.execute(&mut self.connection).await;
+        if ran.is_err() {
+            let _ = self.connection.execute("ROLLBACK").await;
+        }
+        let refused = |error| {
+            SourceError::Refused(trouble("changing tables and triggers", &error).to_string())
+        };
+        ran.map(drop).map_err(refused)
+    }
+
+    async fn installed(&mut self, _: &TableName) -> Result<Installed, SourceError> {
+        let failed = |error| trouble("looking for the outbox", &error);
+        let columns = sqlx::query_scalar("SELECT name FROM pragma_table_info(?)").bind(OUTBOX);
+        let triggers = "SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'user\\_outbox\\_%' ESCAPE '\\'";
+        let triggers: Vec<(String, String)> = sqlx::query_as(triggers)
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        let ours = |(name, _): &(String, String)| TRIGGERS.contains(&name.as_str());
+        Ok(Installed {
+            outbox: columns
+                .fetch_all(&mut self.connection)
+                .await
+                .map_err(failed)?,
+            triggers: triggers.into_iter().filter(ours).collect(),
+        })
+    }
+
+    fn script(&self, layout: &Layout) -> String {
+        script(layout)
+    }
+
+    fn removal(&self, _: &TableName) -> String {
+        let drops = TRIGGERS.map(|name| format!("DROP TRIGGER IF EXISTS {name};\n"));
+        format!(
+            "BEGIN IMMEDIATE;\n{}DROP TABLE IF EXISTS user_outbox;\nDROP TABLE IF EXISTS usersync_apply;\nCOMMIT;\n",
+            drops.concat()
+        )
+    }
+
+    async fn try_lock(&mut self, _: &TableName) -> Result<bool, SourceError> {
+        // The database's own locks are its writers'; ours is a file beside it.
+        let mut name = self.path.clone().into_os_string();
+        name.push(".usersync-lock");
+        let path = PathBuf::from(name);
+        let failed = |error: std::io::Error| {
+            SourceError::Unavailable(format!("locking {}: {error}", path.display()))
+        };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path);
+        let file = file.map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {
+                self.lock = Some(file);
+                Ok(true)
+            }
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        }
+    }
+
+    async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
+        let large = |column| {
+            format!("CASE WHEN length({column}) <= {MOST_PAYLOAD} THEN CAST({column} AS BLOB) END")
+        };
+        let statement = format!(
+            "SELECT id, event, {}, {}, CAST((julianday(created_at) - 2440587.5) * 86400000 AS INTEGER) * 1000 \
+             FROM user_outbox WHERE state = 0 ORDER BY id LIMIT ?",
+            large("payload"),
+            large("previous")
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(most);
+        let failed = |error| trouble("reading the outbox", &error);
+        let mut rows = query.fetch(&mut self.connection);
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            let row = outbox_row(&row).map_err(failed)?;
+            bytes += row.payload.as_ref().map_or(0, Vec::len);
+            bytes += row.previous.as_ref().map_or(0, Vec::len);
+            found.push(row);
+            if bytes > MOST_READ {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError> {
+        let statement = format!(
+            "UPDATE user_outbox SET state = 1, published_at = {NOW} WHERE id IN (SELECT value FROM json_each(?))"
+        );
+        let done = sqlx::query(AssertSqlSafe(statement)).bind(list(ids));
+        let done = done.execute(&mut self.connection).await;
+        done.map(drop)
+            .map_err(|error| trouble("marking rows of the outbox", &error))
+    }
+
+    async fn mark_failed(&mut self, failures: &[Failure]) -> Result<(), SourceError> {
+        for failure in failures {
+            let query = sqlx::query(
+                "UPDATE user_outbox SET state = 2, error = substr(?, 1, 1000) WHERE id = ?",
+            );
+            let query = query.bind(&failure.reason).bind(failure.id);
+            let done = query.execute(&mut self.connection).await;
+            done.map_err(|error| trouble("marking rows of the outbox", &error))?;
+        }
+        Ok(())
+    }
+
+    async fn prune(&mut self, retention: Duration, most: u32) -> Result<u64, SourceError> {
+        let failed = |error| trouble("pruning the outbox", &error);
+        let statement = "SELECT id, published_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?) \
+             FROM user_outbox WHERE state = 1 ORDER BY id LIMIT ?";
+        let oldest = sqlx::query_as(statement)
+            .bind(format!("-{} seconds", retention.as_secs_f64()))
+            .bind(most);
+        let oldest: Vec<(i64, i64)> = oldest
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        let old: Vec<i64> = oldest
+            .into_iter()
+            .filter(|(_, old)| *old == 1)
+            .map(|(id, _)| id)
+            .collect();
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let statement = "DELETE FROM user_outbox WHERE id IN (SELECT value FROM json_each(?))";
+        let done = sqlx::query(statement)
+            .bind(list(&old))
+            .execute(&mut self.connection)
+            .await;
+        Ok(done.map_err(failed)?.rows_affected())
+    }
+
+    async fn lag(&mut self) -> Result<Lag, SourceError> {
+        let counted = |state| {
+            format!(
+                "(SELECT count(*) FROM (SELECT 1 FROM user_outbox WHERE state = {state} LIMIT {MOST_COUNTED}))"
+            )
+        };
+        let statement = format!(
+            "SELECT {}, COALESCE((SELECT CAST((julianday('now') - julianday(created_at)) * 86400000000 AS INTEGER) \
+             FROM user_outbox WHERE state = 0 ORDER BY id LIMIT 1), 0), {}",
+            counted(0),
+            counted(2)
+        );
+        let lag = sqlx::query_as(AssertSqlSafe(statement)).fetch_one(&mut self.connection);
+        let (unpublished, oldest, failed): (i64, i64, i64) = lag
+            .await
+            .map_err(|error| trouble("looking at the outbox", &error))?;
+        Ok(Lag {
+            unpublished: unpublished.unsigned_abs(),
+            oldest: Duration::from_micros(oldest.try_into().unwrap_or(0)),
+            failed: failed.unsigned_abs(),
+        })
+    }
+
+    async fn failures(&mut self, _: &TableName, most: u32) -> Result<Vec<Failure>, SourceError> {
+        let statement = "SELECT id, COALESCE(error, '') FROM user_outbox WHERE state = 2 ORDER BY id DESC LIMIT ?";
+        let rows = sqlx::query_as(statement).bind(most);
+        let rows: Vec<(i64, String)> = rows
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(|error| trouble("looking at the outbox", &error))?;
+        let failure = |(id, reason)| Failure { id, reason };
+        Ok(rows.into_iter().map(failure).collect())
+    }
+
+    async fn page(
+        &mut self,
+        layout: &Layout,
+        after: Option<&str>,
+        most: u32,
+    ) -> Result<Vec<UserRow>, SourceError> {
+        let id = name_quoted(&layout.id.name);
+        let behind = after.map_or_else(String::new, |_| format!("WHERE u.{id} > ? "));
+        let statement = format!("{} {behind}ORDER BY u.{id} LIMIT {most}", select(layout));
+        let mut query = sqlx::query(AssertSqlSafe(statement));
+        if let Some(after) = after {
+            query = bind_id(query, layout, after);
+        }
+        let failed = |error| trouble("reading users", &error);
+        let mut rows = query.fetch(&mut self.connection);
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            let row = user_row(&row).map_err(failed)?;
+            bytes += row.document.as_ref().map_or(0, Vec::len);
+            found.push(row);
+            if bytes > MOST_READ {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn users(
+        &mut self,
+        layout: &Layout,
+        ids: &[String],
+    ) -> Result<Vec<UserRow>, SourceError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let places = vec!["?"; ids.len()].join(", ");
+        let id = name_quoted(&layout.id.name);
+        let statement = format!("{} WHERE u.{id} IN ({places})", select(layout));
+        let mut query = sqlx::query(AssertSqlSafe(statement));
+        for id in ids {
+            query = bind_id(query, layout, id);
+        }
+        let failed = |error| trouble("reading users", &error);
+        let rows = query
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        rows.iter()
+            .map(|row| user_row(row).map_err(failed))
+            .collect()
+    }
+
+    async fn estimate(&mut self, table: &TableName) -> Result<u64, SourceError> {
+        let statement = format!("SELECT count(*) FROM {}", name_quoted(&table.name));
+        let rows = sqlx::query_scalar(AssertSqlSafe(statement));
+        let rows: i64 = rows
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(|error| trouble("counting users", &error))?;
+        Ok(rows.unsigned_abs())
+    }
+
+    async fn close(self: Box<Self>) {
+        let _ = self.connection.close().await;
+    }
+}
+
+/// The outbox of `layout`, for the server's own client too.
+pub(crate) fn script(layout: &Layout) -> String {
+    let id = name_quoted(&layout.id.name);
+    let changed = |columns: Vec<&Column>| {
+        let each = columns.into_iter().map(|column| {
+            let name = name_quoted(&column.name);
+            // Byte by byte, whatever the column's collation takes for equal.
+            format!("OLD.{name} IS NOT NEW.{name} COLLATE BINARY")
+        });
+        let each: Vec<_> = each.collect();
+        if each.is_empty() {
+            "FALSE".to_owned()
+        } else {
+            each.join(" OR ")
+        }
+    };
+    let more = layout
+        .columns
+        .iter()
+        .filter(|column| column.member != Member::Status);
+    let document = |of: &str| document::document(&SqliteWords, layout, of, id_json(layout, of));
+    filled(
+        TEMPLATE,
+        &[
+            ("table_shown", layout.table.to_string()),
+            ("table", name_quoted(&layout.table.name)),
+            ("new_id_text", format!("CAST(NEW.{id} AS TEXT)")),
+            ("old_id_text", format!("CAST(OLD.{id} AS TEXT)")),
+            ("new_document", document("NEW")),
+            (
+                "old_gone",
+                SqliteWords.object(&[("user_id".to_owned(), id_json(layout, "OLD"))]),
+            ),
+            (
+                "previous",
+                match layout.holds_json() {
+                    true => document("OLD"),
+                    false => "NULL".to_owned(),
+                },
+            ),
+            (
+                "id_changed",
+                format!("OLD.{id} IS NOT NEW.{id} COLLATE BINARY"),
+            ),
+            ("changed", changed(layout.columns.iter().collect())),
+            ("more_changed", changed(more.collect())),
+        ],
+    )
+}
+
+fn id_json(layout: &Layout, of: &str) -> String {
+    let value = format!("{of}.{}", name_quoted(&layout.id.name));
+    match layout.id.kind {
+        Kind::Integer => value,
+        _ => format!("CAST({value} AS TEXT)"),
+    }
+}
+
+fn select(layout: &Layout) -> String {
+    let table = name_quoted(&layout.table.name);
+    let id = name_quoted(&layout.id.name);
+    let document = document::document(&SqliteWords, layout, "u", id_json(layout, "u"));
+    format!("SELECT CAST(u.{id} AS TEXT), CAST({document} AS BLOB) FROM {table} u")
+}
+
+struct SqliteWords;
+
+impl Words for SqliteWords {
+    fn object(&self, members: &[(String, String)]) -> String {
+        let members = members
+            .iter()
+            .map(|(name, value)| format!("'{name}', {value}"));
+        format!("json_object({})", members.collect::<Vec<_>>().join(", "))
+    }
+
+    /// A column may hold anything, whatever its type says, and a trigger must not fail over it: what
+    /// JSON can't hold is null.
+    fn value(&self, column: &Column, of: &str, text: bool) -> String {
+        let value = format!("{of}.{}", name_quoted(&column.name));
+        let unless_blob =
+            |other: &str| format!("CASE typeof({value}) WHEN 'blob' THEN NULL ELSE {other} END");
+        let format = "'%Y-%m-%dT%H:%M:%fZ'";
+        match column.kind {
+            Kind::Integer | Kind::Float | Kind::Verbatim if !text => unless_blob(&value),
+            Kind::Boolean if !text => format!(
+                "json(CASE WHEN {value} IS NULL THEN 'null' WHEN {value} THEN 'true' ELSE 'false' END)"
+            ),
+            Kind::Json if !text => format!(
+                "json(CASE WHEN json_valid({value}) THEN {value} WHEN typeof({value}) = 'text' THEN json_quote({value}) ELSE 'null' END)"
+            ),
+            Kind::Local | Kind::Instant => format!(
+                "CASE typeof({value}) WHEN 'text' THEN coalesce(strftime({format}, {value}), {value}) \
+                 WHEN 'integer' THEN strftime({format}, {value}, 'unixepoch') WHEN 'blob' THEN NULL ELSE {value} END"
+            ),
+            _ => unless_blob(&format!("CAST({value} AS TEXT)")),
+        }
+    }
+
+    fn or_empty(&self, value: String) -> String {
+        format!("json(coalesce(nullif({value}, 'null'), '{{}}'))")
+    }
+}
+
+fn bind_id<'q>(
+    query: Query<'q, sqlx::Sqlite, SqliteArguments>,
+    layout: &Layout,
+    id: &'q str,
+) -> Query<'q, sqlx::Sqlite, SqliteArguments> {
+    match id.parse::<i64>() {
+        Ok(number) if layout.id.kind == Kind::Integer => query.bind(number),
+        _ => query.bind(id),
+    }
+}
+
+/// Ids as one parameter.
+fn list(ids: &[i64]) -> String {
+    let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
+    format!("[{}]", ids.join(","))
+}
+
+fn outbox_row(row: &SqliteRow) -> Result<OutboxRow, sqlx::Error> {
+    Ok(OutboxRow {
+        id: row.try_get(0)?,
+        event: row.try_get(1)?,
+        payload: row.try_get(2)?,
+        previous: row.try_get(3)?,
+        created_us: row.try_get(4)?,
+    })
+}
+
+fn user_row(row: &SqliteRow) -> Result<UserRow, sqlx::Error> {
+    Ok(UserRow {
+        id: row.try_get(0)?,
+        document: row.try_get(1)?,
+    })
+}
+
+/// By the words of the declared type, as SQLite itself does (its documentation, "Datatypes", 3.1).
+fn column(name: String, shown: String) -> LiveColumn {
+    let declared = shown.to_ascii_uppercase();
+    let says = |words: &[&str]| words.iter().any(|word| declared.contains(word));
+    let kind = match () {
+        () if says(&["BOOL"]) => Kind::Boolean,
+        () if says(&["JSON"]) => Kind::Json,
+        () if says(&["DATETIME", "TIMESTAMP"]) => Kind::Local,
+        () if says(&["INT"]) => Kind::Integer,
+        () if says(&["CHAR", "CLOB", "TEXT", "UUID", "DATE"]) => Kind::Text,
+        () if says(&["BLOB"]) => Kind::Unsupported,
+        () if says(&["REAL", "FLOA", "DOUB"]) => Kind::Float,
+        () if says(&["DEC", "NUM"]) => Kind::Decimal,
+        () => Kind::Verbatim,
+    };
+    LiveColumn { name, kind, shown }
+}
+
+fn name_quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

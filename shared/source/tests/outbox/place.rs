@@ -1,0 +1,172 @@
+//! A real server, clients that aren't ours, and what ours reads.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection, SqliteConnection};
+use usersync_source::{Database, Server, SourceConfig};
+use usersync_stack::{Directory, MariaDbServer, PostgresServer};
+
+/// A database server.
+pub(crate) struct Place {
+    dir: Directory,
+    running: Running,
+}
+
+enum Running {
+    MariaDb(MariaDbServer),
+    Postgres(PostgresServer),
+    Sqlite,
+}
+
+/// A client that isn't ours.
+pub(crate) enum Client {
+    MySql(MySqlConnection),
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+impl Place {
+    pub(crate) async fn mariadb() -> Result<Self> {
+        let dir = Directory::temporary()?;
+        std::fs::write(dir.path().join("password"), MariaDbServer::PASSWORD)?;
+        let running = Running::MariaDb(MariaDbServer::start(dir.path()).await?);
+        Ok(Self { dir, running })
+    }
+
+    pub(crate) async fn postgres() -> Result<Self> {
+        let dir = Directory::temporary()?;
+        std::fs::write(dir.path().join("password"), PostgresServer::PASSWORD)?;
+        let running = Running::Postgres(PostgresServer::start(dir.path()).await?);
+        Ok(Self { dir, running })
+    }
+
+    pub(crate) fn sqlite() -> Result<Self> {
+        let dir = Directory::temporary()?;
+        std::fs::write(dir.path().join("users.db"), "")?;
+        Ok(Self {
+            dir,
+            running: Running::Sqlite,
+        })
+    }
+
+    pub(crate) fn server(&self) -> Server {
+        match self.running {
+            Running::MariaDb(_) => Server::MySql,
+            Running::Postgres(_) => Server::Postgres,
+            Running::Sqlite => Server::Sqlite,
+        }
+    }
+
+    /// One of three texts, by server: MariaDB, PostgreSQL, SQLite.
+    pub(crate) fn pick<'a>(&self, texts: [&'a str; 3]) -> &'a str {
+        match self.server() {
+            Server::MySql => texts[0],
+            Server::Postgres => texts[1],
+            Server::Sqlite => texts[2],
+        }
+    }
+
+    pub(crate) async fn client(&self) -> Result<Client> {
+        Ok(match &self.running {
+            Running::MariaDb(server) => {
+                Client::MySql(MySqlConnection::connect(&server.url_with_password()).await?)
+            }
+            Running::Postgres(server) => {
+                Client::Postgres(PgConnection::connect(&server.url_with_password()).await?)
+            }
+            Running::Sqlite => {
+                let url = format!("sqlite:{}", self.dir.path().join("users.db").display());
+                Client::Sqlite(SqliteConnection::connect(&url).await?)
+            }
+        })
+    }
+
+    /// The source for a table and its columns.
+    pub(crate) fn config(
+        &self,
+        table: &str,
+        id: &str,
+        columns: &[(&str, &str)],
+    ) -> Result<SourceConfig> {
+        let url = match &self.running {
+            Running::MariaDb(server) => server.url(),
+            Running::Postgres(server) => server.url(),
+            Running::Sqlite => format!("sqlite:{}", self.dir.path().join("users.db").display()),
+        };
+        let mut config = SourceConfig::at(url.parse()?);
+        config.table = table.parse().map_err(anyhow::Error::msg)?;
+        config.id = id.to_owned();
+        let member = |(column, member): &(&str, &str)| Ok(((*column).to_owned(), member.parse()?));
+        config.columns = columns
+            .iter()
+            .map(member)
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        if self.server() != Server::Sqlite {
+            let secret = format!("file:{}", self.dir.path().join("password").display());
+            config.secret = Some(secret.parse()?);
+        }
+        Ok(config)
+    }
+
+    /// Removes the outbox and the tables of a clause.
+    pub(crate) async fn clean(&self, config: &SourceConfig) -> Result<()> {
+        Database::connect(config).await?.uninstall(true).await?;
+        let drop = format!("DROP TABLE {}", config.table);
+        self.client().await?.run(&drop).await
+    }
+}
+
+impl Client {
+    /// Runs statements, separated by semicolons.
+    pub(crate) async fn run(&mut self, statements: &str) -> Result<()> {
+        let query = sqlx::raw_sql(AssertSqlSafe(statements.to_owned()));
+        match self {
+            Self::MySql(connection) => query.execute(connection).await.map(drop),
+            Self::Postgres(connection) => query.execute(connection).await.map(drop),
+            Self::Sqlite(connection) => query.execute(connection).await.map(drop),
+        }
+        .with_context(|| statements.to_owned())
+    }
+
+    /// One number.
+    pub(crate) async fn number(&mut self, query: &str) -> Result<i64> {
+        let query = AssertSqlSafe(query.to_owned());
+        Ok(match self {
+            Self::MySql(connection) => sqlx::query_scalar(query).fetch_one(connection).await?,
+            Self::Postgres(connection) => sqlx::query_scalar(query).fetch_one(connection).await?,
+            Self::Sqlite(connection) => sqlx::query_scalar(query).fetch_one(connection).await?,
+        })
+    }
+}
+
+/// One row of the outbox, as the relay reads it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Told {
+    pub(crate) id: i64,
+    pub(crate) event: String,
+    pub(crate) user: Value,
+    pub(crate) previous: Value,
+}
+
+/// Reads every row that isn't published and marks it.
+pub(crate) async fn told(database: &mut Database) -> Result<Vec<Told>> {
+    let rows = database.unpublished(100_000).await?;
+    let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    database.mark_published(&ids).await?;
+    let json = |text: Option<Vec<u8>>| match text {
+        Some(text) => serde_json::from_slice(&text).context("a payload"),
+        None => Ok(Value::Null),
+    };
+    rows.into_iter()
+        .map(|row| {
+            Ok(Told {
+                id: row.id,
+                event: row.event,
+                user: json(row.payload)?,
+                previous: json(row.previous)?,
+            })
+        })
+        .collect()
+}

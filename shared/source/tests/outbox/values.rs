@@ -1,0 +1,233 @@
+//! What values of every type become in JSON.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use usersync_source::{Database, Server};
+
+use crate::place::{Place, told};
+
+pub(crate) async fn keep_their_meaning(place: &Place) -> Result<()> {
+    let table = place.pick([
+        "CREATE TABLE people (uid BIGINT UNSIGNED PRIMARY KEY, login VARCHAR(100) CHARACTER SET latin1, mail VARCHAR(100), nick VARCHAR(100) CHARACTER SET utf8mb4, \
+           big BIGINT, money DECIMAL(30,10), score DOUBLE, active BOOLEAN, born DATE, seen TIMESTAMP(6) NULL, made DATETIME NULL, \
+           extra JSON, sort ENUM('a','b'), code CHAR(36))",
+        "CREATE TABLE people (uid NUMERIC(20) , login VARCHAR(100), mail TEXT, nick VARCHAR(100), \
+           big BIGINT, money NUMERIC(30,10), score DOUBLE PRECISION, active BOOLEAN, born DATE, seen TIMESTAMPTZ, made TIMESTAMP(0), \
+           extra JSONB, sort TEXT[], code UUID)",
+        "CREATE TABLE people (uid INTEGER PRIMARY KEY, login VARCHAR(100), mail TEXT, nick TEXT COLLATE NOCASE, \
+           big BIGINT, money DECIMAL(30,10), score DOUBLE, active BOOLEAN, born DATE, seen DATETIME, made TIMESTAMP, \
+           extra JSON, sort, code TEXT)",
+    ]);
+    let mut client = place.client().await?;
+    client.run(table).await?;
+    if place.server() == Server::Postgres {
+        client.run("ALTER TABLE people ALTER uid TYPE BIGINT; ALTER TABLE people ADD PRIMARY KEY (uid)").await?;
+    }
+    let columns = [
+        ("login", "username"),
+        ("mail", "email"),
+        ("nick", "data.name.nick"),
+        ("big", "data.big"),
+        ("money", "data.money"),
+        ("score", "data.score"),
+        ("active", "data.active"),
+        ("born", "data.born"),
+        ("seen", "data.seen"),
+        ("made", "data.made"),
+        ("extra", "data.extra"),
+        ("sort", "data.sort"),
+        ("code", "data.code"),
+    ];
+    let config = place.config("people", "uid", &columns)?;
+    let mut database = Database::connect(&config).await?;
+    database.install(false).await?;
+    // The writer's time zone doesn't matter, nor do its quotes and line ends.
+    if place.server() != Server::Sqlite {
+        client
+            .run(place.pick([
+                "SET time_zone = '+05:30'",
+                "SET TIME ZONE 'Asia/Kolkata'",
+                "",
+            ]))
+            .await?;
+    }
+    let insert = place.pick([
+        r#"INSERT INTO people VALUES (18446744073709551615, 'Zoë', 'o''"\\n@x.de', '🦀\n', 9223372036854775807, 12345678901234567890.0123456789, 0.1, TRUE,
+             '2024-02-29', '2026-01-31 17:30:00.000001', '2026-01-31 12:00:00', '{"a": [1, null, {"b": "é"}]}', 'b', 'x')"#,
+        r#"INSERT INTO people VALUES (9223372036854775807, 'Zoë', 'o''"\n@x.de', E'🦀\n', 9223372036854775807, 12345678901234567890.0123456789, 0.1, TRUE,
+             '2024-02-29', '2026-01-31 17:30:00.000001', '2026-01-31 12:00:00', '{"a": [1, null, {"b": "é"}]}', '{x,y}', '0188F2C0-0000-7000-8000-0000000000AB')"#,
+        r#"INSERT INTO people VALUES (9223372036854775807, 'Zoë', 'o''"\n@x.de', '🦀' || char(10), 9223372036854775807, '12345678901234567890.0123456789x', 0.1, TRUE,
+             '2024-02-29', '2026-01-31 12:00:00.001', 1769860800, '{"a": [1, null, {"b": "é"}]}', x'00ff', 7)"#,
+    ]);
+    client.run(insert).await?;
+    client.run("INSERT INTO people (uid) VALUES (2)").await?;
+    let rows = told(&mut database).await?;
+    let user = &rows[0].user;
+    let id = if place.server() == Server::MySql {
+        json!(u64::MAX)
+    } else {
+        json!(i64::MAX)
+    };
+    ensure!(user["user_id"] == id, "{user}");
+    ensure!(
+        user["username"] == "Zoë" && user["email"] == "o'\"\\n@x.de",
+        "{user}"
+    );
+    let data = &user["data"];
+    ensure!(data["name"]["nick"] == "🦀\n", "{data}");
+    ensure!(
+        data["big"] == json!(i64::MAX)
+            && data["score"] == json!(0.1)
+            && data["active"] == json!(true),
+        "{data}"
+    );
+    ensure!(
+        data["born"] == "2024-02-29" && data["extra"] == json!({"a": [1, null, {"b": "é"}]}),
+        "{data}"
+    );
+    let expected = match place.server() {
+        Server::MySql => json!([
+            "12345678901234567890.0123456789",
+            "2026-01-31T12:00:00.000001Z",
+            "2026-01-31T12:00:00Z",
+            "b",
+            "x"
+        ]),
+        Server::Postgres => json!([
+            "12345678901234567890.0123456789",
+            "2026-01-31T12:00:00.000001Z",
+            "2026-01-31T12:00:00.000000Z",
+            ["x", "y"],
+            "0188f2c0-0000-7000-8000-0000000000ab"
+        ]),
+        Server::Sqlite => json!([
+            "12345678901234567890.0123456789x",
+            "2026-01-31T12:00:00.001Z",
+            "2026-01-31T12:00:00.000Z",
+            null,
+            "7"
+        ]),
+    };
+    let found: Value = ["money", "seen", "made", "sort", "code"]
+        .map(|name| data[name].clone())
+        .to_vec()
+        .into();
+    ensure!(found == expected, "{found}");
+    let empty = &rows[1].user;
+    ensure!(
+        empty["username"].is_null()
+            && empty["data"]
+                .as_object()
+                .is_some_and(|data| data.len() == 11),
+        "{empty}"
+    );
+    let nulls = empty["data"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(name, value)| *name != "name" && !value.is_null());
+    ensure!(nulls.count() == 0, "{empty}");
+
+    // The table read as a whole says the same.
+    let layout = database.layout(false).await?;
+    let page = database.page(&layout, None, 10).await?;
+    let documents: Vec<Value> = page
+        .iter()
+        .map(|row| {
+            serde_json::from_slice(row.document.as_deref().unwrap_or_default()).unwrap_or_default()
+        })
+        .collect();
+    ensure!(documents == [empty.clone(), user.clone()], "{documents:?}");
+    place.clean(&config).await
+}
+
+pub(crate) async fn a_document_tells_what_left_it(place: &Place) -> Result<()> {
+    let mut client = place.client().await?;
+    client
+        .run("CREATE TABLE people (uid BIGINT PRIMARY KEY, status VARCHAR(10), doc JSON)")
+        .await?;
+    let config = place.config("people", "uid", &[("status", "status"), ("doc", "data")])?;
+    let mut database = Database::connect(&config).await?;
+    database.install(false).await?;
+    client
+        .run(r#"INSERT INTO people VALUES (1, 'a', '{"x": 1, "y": {"z": 2}}')"#)
+        .await?;
+    client.run(r#"UPDATE people SET doc = '{"y": {}}'"#).await?;
+    client.run("UPDATE people SET doc = NULL").await?;
+    let rows = told(&mut database).await?;
+    ensure!(
+        rows[1].user == json!({"user_id": 1, "status": "a", "data": {"y": {}}}),
+        "{rows:?}"
+    );
+    ensure!(
+        rows[1].previous["data"] == json!({"x": 1, "y": {"z": 2}}),
+        "{rows:?}"
+    );
+    ensure!(
+        rows[2].user["data"] == json!({}) && rows[2].previous["data"] == json!({"y": {}}),
+        "{rows:?}"
+    );
+    place.clean(&config).await
+}
+
+pub(crate) async fn ids_of_every_sort(place: &Place) -> Result<()> {
+    let kinds: &[(&str, &str, Value)] = match place.server() {
+        Server::MySql => &[
+            ("INT", "7", Value::Null),
+            (
+                "VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin",
+                "'aB'",
+                Value::Null,
+            ),
+            (
+                "CHAR(36)",
+                "'0188f2c0-0000-7000-8000-0000000000ab'",
+                Value::Null,
+            ),
+        ],
+        Server::Postgres => &[
+            ("INT", "7", Value::Null),
+            ("TEXT", "'aB'", Value::Null),
+            (
+                "UUID",
+                "'0188f2c0-0000-7000-8000-0000000000ab'",
+                Value::Null,
+            ),
+        ],
+        Server::Sqlite => &[
+            ("INT", "7", Value::Null),
+            ("TEXT", "'aB'", Value::Null),
+            (
+                "UUID",
+                "'0188f2c0-0000-7000-8000-0000000000ab'",
+                Value::Null,
+            ),
+        ],
+    };
+    for (kind, id, _) in kinds {
+        let mut client = place.client().await?;
+        client
+            .run(&format!(
+                "CREATE TABLE people (uid {kind} PRIMARY KEY, email VARCHAR(50))"
+            ))
+            .await?;
+        let config = place.config("people", "uid", &[])?;
+        let mut database = Database::connect(&config).await?;
+        database.install(false).await?;
+        client
+            .run(&format!("INSERT INTO people VALUES ({id}, 'a@x')"))
+            .await?;
+        let text = id.trim_matches('\'').to_owned();
+        let expected = if text == "7" { json!(7) } else { json!(text) };
+        let rows = told(&mut database).await?;
+        ensure!(
+            rows[0].user == json!({"user_id": expected, "email": "a@x"}),
+            "{kind}: {rows:?}"
+        );
+        let layout = database.layout(false).await?;
+        let found = database.users(&layout, &[text.clone()]).await?;
+        ensure!(found.len() == 1 && found[0].id == text, "{kind}: {found:?}");
+        place.clean(&config).await?;
+    }
+    Ok(())
+}

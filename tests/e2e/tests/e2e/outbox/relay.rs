@@ -1,0 +1,251 @@
+//! What commits in the main database becomes events, each once and in order, whatever dies meanwhile.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use futures_util::future::{join, try_join_all};
+use serde_json::json;
+use usersync_stack::{Service, eventually, http};
+
+use super::Main;
+use crate::support::{Bus, SOON};
+
+const WRITERS: u64 = 20;
+const USERS: u64 = 40;
+
+#[tokio::test]
+async fn changes_in_mariadb_become_states() -> Result<()> {
+    changes_become_states(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn changes_in_postgres_become_states() -> Result<()> {
+    changes_become_states(Main::postgres().await?).await
+}
+
+async fn changes_become_states(main: Main) -> Result<()> {
+    let mut stack = main.stack(0).await?;
+    // A gateway that is there first becomes ready once the outbox is there.
+    let (early, installed) = join(stack.add_gateway(), main.install()).await;
+    early?;
+    installed?;
+
+    main.run("INSERT INTO people VALUES (1, 'ann', 'a@x', 'new', 'Ulm', 1), (2, 'bob', NULL, NULL, NULL, NULL)").await?;
+    main.run("UPDATE people SET state = 'active' WHERE uid = 1")
+        .await?;
+    main.run("UPDATE people SET city = NULL, email = '🦀@x' WHERE uid = 1")
+        .await?;
+    main.run("DELETE FROM people WHERE uid = 2").await?;
+    main.equals_the_states(&stack).await?;
+    main.every_row_is_one_event(&stack).await?;
+    let bus = Bus::connect(&stack).await?;
+    let state = bus.state(1).await?;
+    ensure!(
+        state["event"]["source"] == "main" && state["event"]["type"] == "user.updated",
+        "{state}"
+    );
+    ensure!(bus.state(2).await?["deleted"] == true);
+    eventually(SOON, async || {
+        let metrics = stack.gateway_metrics().await?;
+        ensure!(metrics.sum("usersync_outbox_active", &[("source", "main")]) == 1.0);
+        ensure!(metrics.sum("usersync_outbox_rows_total", &[("result", "published")]) == 5.0);
+        ensure!(metrics.sum("usersync_outbox_unpublished", &[]) == 0.0);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_row_that_can_never_be_published_holds_nobody_back() -> Result<()> {
+    let main = Main::mariadb().await?;
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    main.run("INSERT INTO people (uid) VALUES (1), (-5), (2)")
+        .await?;
+    main.run("UPDATE people SET city = REPEAT('x', 300000) WHERE uid = 1")
+        .await?;
+    main.run("UPDATE people SET city = 'Bonn' WHERE uid = 1; DELETE FROM people WHERE uid = -5")
+        .await?;
+    main.equals_the_states(&stack).await?;
+    let said = main
+        .scheduler("status", &["outbox", "status", "--json"])
+        .await?;
+    let standing: serde_json::Value = serde_json::from_str(&said)?;
+    ensure!(
+        standing["failed"] == 3 && standing["unpublished"] == 0,
+        "{standing}"
+    );
+    let reasons = standing["reasons"].to_string();
+    ensure!(
+        reasons.contains("payload is missing") && reasons.contains("/user_id: must be"),
+        "{reasons}"
+    );
+    ensure!(!reasons.contains("-5"), "{reasons}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_lost_when_gateways_are_killed_while_many_write() -> Result<()> {
+    let main = Main::mariadb().await?;
+    main.install().await?;
+    let mut stack = main.stack(1).await?;
+    let written = write_while(&main, 250, async {
+        for _ in 0..6 {
+            let pause = Duration::from_millis(fastrand::u64(50..400));
+            tokio::time::sleep(pause).await;
+            stack.gateways[0].restart().await?;
+        }
+        Ok(())
+    });
+    written.await?;
+    main.equals_the_states(&stack).await?;
+    main.every_row_is_one_event(&stack).await
+}
+
+#[tokio::test]
+async fn twenty_writers_end_in_what_they_wrote() -> Result<()> {
+    for main in [Main::mariadb().await?, Main::postgres().await?] {
+        main.install().await?;
+        let stack = main.stack(1).await?;
+        write(&main, 1_000, &Cell::new(true)).await?;
+        main.equals_the_states(&stack).await?;
+        main.every_row_is_one_event(&stack).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_database_that_is_killed_is_said_to_be_down_and_catches_up() -> Result<()> {
+    let mut main = Main::mariadb().await?;
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    write(&main, 20, &Cell::new(true)).await?;
+    let super::Server::MariaDb(server, _) = &main.server else {
+        unreachable!()
+    };
+    server.kill9().await;
+    let ready = format!("{}/readyz", stack.gateway().url());
+    eventually(SOON, async || {
+        let answer = http::client().get(&ready).send().await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        ensure!(
+            status == 503 && text.contains("\"source main\":\"connecting to 127.0.0.1"),
+            "{text}"
+        );
+        Ok(())
+    })
+    .await?;
+    // Everything else goes on.
+    let bus = Bus::connect(&stack).await?;
+    bus.publish(
+        "user.created",
+        json!({"user_id": 999_999, "username": "other"}),
+    )
+    .await?;
+    ensure!(bus.state_after_intake(999_999).await?["username"] == "other");
+    bus.publish("user.deleted", json!({"user_id": 999_999}))
+        .await?;
+
+    main.restart().await?;
+    write(&main, 20, &Cell::new(true)).await?;
+    stack.gateway().until_ready().await?;
+    main.equals_the_states(&stack).await
+}
+
+#[tokio::test]
+async fn nothing_is_lost_when_the_nats_server_is_killed() -> Result<()> {
+    let main = Main::mariadb().await?;
+    main.install().await?;
+    let mut stack = main.stack(1).await?;
+    let written = write_while(&main, 100, async {
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            stack.nats.restart().await?;
+        }
+        Ok(())
+    });
+    written.await?;
+    main.equals_the_states(&stack).await?;
+    main.every_row_is_one_event(&stack).await
+}
+
+#[tokio::test]
+async fn one_gateway_relays_and_another_takes_over() -> Result<()> {
+    let main = Main::mariadb().await?;
+    main.install().await?;
+    let stack = main.stack(2).await?;
+    let first = relaying(&stack.gateways).await?;
+    write(&main, 10, &Cell::new(true)).await?;
+    main.until_published().await?;
+    stack.gateways[first].kill9().await;
+    let alive = std::slice::from_ref(&stack.gateways[1 - first]);
+    ensure!(relaying(alive).await? == 0);
+    write(&main, 10, &Cell::new(true)).await?;
+    main.equals_the_states(&stack).await?;
+    main.every_row_is_one_event(&stack).await
+}
+
+/// Which gateway relays; one does.
+async fn relaying(gateways: &[Service]) -> Result<usize> {
+    eventually(SOON, async || {
+        let mut found = Vec::new();
+        for (number, gateway) in gateways.iter().enumerate() {
+            if gateway.metrics().await?.sum("usersync_outbox_active", &[]) == 1.0 {
+                found.push(number);
+            }
+        }
+        ensure!(found.len() == 1, "{found:?} relay");
+        Ok(found[0])
+    })
+    .await
+}
+
+/// Writes at least so often with each of the writers, and until `trouble` is over.
+async fn write_while(
+    main: &Main,
+    least: u64,
+    trouble: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let over = Cell::new(false);
+    let trouble = async {
+        let done = trouble.await;
+        over.set(true);
+        done
+    };
+    let (troubled, written) = join(trouble, write(main, least, &over)).await;
+    troubled.and(written)
+}
+
+/// Inserts, updates and deletes users who are shared between the writers.
+async fn write(main: &Main, least: u64, over: &Cell<bool>) -> Result<()> {
+    let writer = async |_: u64| {
+        let mut step = 0;
+        while step < least || !over.get() {
+            let user = fastrand::u64(0..USERS);
+            let n = fastrand::u32(..);
+            let statement = match fastrand::u8(0..10) {
+                0 => format!("DELETE FROM people WHERE uid = {user}"),
+                1..4 => format!("UPDATE people SET state = 's{n}' WHERE uid = {user}"),
+                4..7 => format!("UPDATE people SET city = NULL, n = {n} WHERE uid = {user}"),
+                _ => match main.server {
+                    super::Server::MariaDb(..) => format!(
+                        "INSERT INTO people (uid, username, n) VALUES ({user}, 'u{n}', {n}) ON DUPLICATE KEY UPDATE username = VALUES(username), n = VALUES(n)"
+                    ),
+                    super::Server::Postgres(..) => format!(
+                        "INSERT INTO people (uid, username, n) VALUES ({user}, 'u{n}', {n}) ON CONFLICT (uid) DO UPDATE SET username = excluded.username, n = excluded.n"
+                    ),
+                },
+            };
+            match main.run(&statement).await {
+                // The server breaks deadlocks between writers; theirs is the trouble.
+                Err(error) if error.to_string().contains("eadlock") => {}
+                done => done?,
+            }
+            step += 1;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    try_join_all((0..WRITERS).map(writer)).await?;
+    Ok(())
+}
