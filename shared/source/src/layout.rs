@@ -316,7 +316,8 @@ mod tests {
             ("photo", Kind::Unsupported),
             ("extra", Kind::Json),
         ]);
-        let rows: [(&str, &[(&str, &str)], &str); 6] = [
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+        let rows: [Case<'_>; 6] = [
             (
                 "uid",
                 &[("email", "email")],

@@ -31,11 +31,16 @@ pub(crate) fn document(members: &Members, texts: &[&str]) -> Map<String, Value> 
 
 /// Compares what was told, and nothing else, with `document`. A newer version there is fine.
 pub(crate) fn compare(document: &Value, delivery: &Delivery, texts: &[&str]) -> Standing {
-    match document.get("version").and_then(Value::as_u64) {
-        Some(version) if version > delivery.version => return Standing::Newer,
-        Some(version) if version < delivery.version => return Standing::Older,
-        _ => {}
+    let version = document.get("version").and_then(Value::as_u64);
+    if version.is_some_and(|version| version > delivery.version) {
+        return Standing::Newer;
     }
+    let older = version.is_some_and(|version| version < delivery.version);
+    content(document, delivery, texts).aged(older)
+}
+
+/// The same, whatever the versions.
+fn content(document: &Value, delivery: &Delivery, texts: &[&str]) -> Standing {
     let deleted = document.get("deleted") == Some(&Value::Bool(true));
     match delivery.action {
         Action::Delete | Action::Disable if deleted => return Standing::Same,

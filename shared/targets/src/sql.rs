@@ -421,9 +421,11 @@ fn standing(layout: &Layout, action: Action, row: &Row, held: Option<&Held>) -> 
     if action == Action::Disable && held.deleted {
         return Standing::Same;
     }
-    if held.version < row.version {
-        return Standing::Older;
-    }
+    content(layout, action, row, held).aged(held.version < row.version)
+}
+
+/// The same, whatever the versions.
+fn content(layout: &Layout, action: Action, row: &Row, held: &Held) -> Standing {
     match (action, held.deleted) {
         (Action::Upsert, true) => return Standing::Missing,
         (Action::Delete, false) => return Standing::Extra,

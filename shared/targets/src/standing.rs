@@ -13,8 +13,10 @@ pub enum Standing {
     Missing,
     /// The user is there, and isn't meant to be.
     Extra,
-    /// What is there is an older version.
+    /// What is there is an older version, and isn't what was told.
     Older,
+    /// What is there is an older version of the same: a target isn't called when nothing it sees has changed.
+    Behind,
     /// What is there is a newer version.
     Newer,
     /// It is this version, and this member isn't what was told. Never a value.
@@ -24,6 +26,15 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// What it is where what is there is of an `older` version.
+    pub(crate) fn aged(self, older: bool) -> Self {
+        match self {
+            standing if !older => standing,
+            Self::Same => Self::Behind,
+            _ => Self::Older,
+        }
+    }
+
     /// The same for every user of a batch.
     pub(crate) fn unknown(outcome: &Outcome, users: usize) -> Vec<Self> {
         vec![Self::Unknown(outcome.clone()); users]
@@ -39,7 +50,7 @@ impl From<Standing> for Outcome {
             Standing::Unknown(outcome) => return outcome,
             Standing::Missing => "the user isn't there".into(),
             Standing::Extra => "the user is still there".into(),
-            Standing::Older => "it is an older version".into(),
+            Standing::Older | Standing::Behind => "it is an older version".into(),
             Standing::Different(member) => member,
         };
         let reason = format!("read back after delivery, the user differs: {what}");

@@ -174,7 +174,8 @@ impl Copy<'_> {
 
     fn judge(&self, delivery: &Delivery, standing: Standing) -> anyhow::Result<Seen> {
         Ok(match standing {
-            Standing::Same => Seen::Alike,
+            // Nothing the target sees has changed since, so it wasn't called.
+            Standing::Same | Standing::Behind => Seen::Alike,
             Standing::Missing if self.holdings.is_some_and(Holdings::forgets) => Seen::Alike,
             Standing::Missing => Seen::Drift(Class::Missing),
             Standing::Extra => Seen::Drift(Class::Orphan),

@@ -201,7 +201,7 @@ impl Load {
                 .await?;
             self.report.equal += equal;
             if all {
-                self.publisher.drain().await?;
+                self.publisher.drain().await;
             }
             self.contested.extend(self.publisher.lost());
         }
@@ -209,7 +209,7 @@ impl Load {
     }
 
     async fn finish(&mut self) -> anyhow::Result<()> {
-        self.publisher.drain().await?;
+        self.publisher.drain().await;
         self.settle(true).await?;
         self.report.unusable += self.publisher.too_large;
         Ok(())

@@ -17,6 +17,8 @@ pub(super) struct Progress {
     source: String,
     estimate: u64,
     live: bool,
+    what: &'static str,
+    /// When `what` began.
     began: Instant,
     shown: Instant,
 }
@@ -28,6 +30,7 @@ impl Progress {
             source: source.to_owned(),
             estimate,
             live: std::io::stderr().is_terminal(),
+            what: "",
             began: Instant::now(),
             shown: Instant::now(),
         }
@@ -36,11 +39,6 @@ impl Progress {
     /// So many states are read.
     pub(super) fn states(&mut self, read: u64, of: u64) {
         self.show("states read", read, of);
-        self.began = if read >= of {
-            Instant::now()
-        } else {
-            self.began
-        };
     }
 
     /// So many users are read.
@@ -48,7 +46,10 @@ impl Progress {
         self.show("users", read, self.estimate.max(read));
     }
 
-    fn show(&mut self, what: &str, done: u64, of: u64) {
+    fn show(&mut self, what: &'static str, done: u64, of: u64) {
+        if self.what != what {
+            (self.what, self.began) = (what, Instant::now());
+        }
         let every = if self.live { LIVE } else { LINES };
         if self.shown.elapsed() < every {
             return;

@@ -90,11 +90,10 @@ impl Publisher {
     }
 
     /// Waits until everything sent has its answer.
-    pub(super) async fn drain(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn drain(&mut self) {
         while !self.under_way.is_empty() {
             self.confirm_one().await;
         }
-        Ok(())
     }
 
     /// Those whose state was not written, and is to be looked at again.

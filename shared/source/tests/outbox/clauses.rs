@@ -2,9 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
-use usersync_source::{Database, Failure, Server, SourceConfig};
+use usersync_source::{Database, Failure, Server, SourceConfig, SourceError};
 
 use crate::{
     place::{Place, Told, told},
@@ -38,6 +38,14 @@ async fn people(place: &Place) -> Result<(SourceConfig, Database)> {
     let mut database = Database::connect(&config).await?;
     database.install(false).await?;
     Ok((config, database))
+}
+
+/// Why something was refused.
+fn refusal<T>(result: Result<T, SourceError>) -> Result<String> {
+    match result {
+        Ok(_) => bail!("it was taken"),
+        Err(error) => Ok(error.to_string()),
+    }
 }
 
 fn events(told: &[Told]) -> Vec<(&str, i64)> {
@@ -271,7 +279,8 @@ async fn what_stands_in_the_way_is_named(place: &Place) -> Result<()> {
     client
         .run("CREATE VIEW few AS SELECT * FROM people")
         .await?;
-    let rows: [(&str, &str, &[(&str, &str)], &str); 5] = [
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
+    let rows: [Case<'_>; 5] = [
         ("nobody", "uid", COLUMNS, "there is no table `nobody`"),
         (
             "people",
@@ -295,29 +304,18 @@ async fn what_stands_in_the_way_is_named(place: &Place) -> Result<()> {
     ];
     for (table, id, columns, expected) in rows {
         let config = place.config(table, id, columns)?;
-        let refused = Database::connect(&config).await?.install(false).await;
-        let error = refused.map(drop).unwrap_err().to_string();
+        let error = refusal(Database::connect(&config).await?.install(false).await)?;
         ensure!(error.contains(expected), "{table}: {error}");
     }
     client.run("CREATE TABLE user_outbox (id BIGINT)").await?;
     let config = place.config("people", "uid", &[("login", "username")])?;
     let mut database = Database::connect(&config).await?;
-    let error = database
-        .install(false)
-        .await
-        .map(drop)
-        .unwrap_err()
-        .to_string();
+    let error = refusal(database.install(false).await)?;
     ensure!(error.contains("that isn't ours"), "{error}");
     client.run("DROP TABLE user_outbox").await?;
     database.install(false).await?;
     let other = place.config("files", "id", &[("username", "username")])?;
-    let error = Database::connect(&other)
-        .await?
-        .install(false)
-        .await
-        .map(drop);
-    let error = error.unwrap_err().to_string();
+    let error = refusal(Database::connect(&other).await?.install(false).await)?;
     ensure!(
         error.contains("serves the table `people` already"),
         "{error}"

@@ -71,14 +71,24 @@ impl Row {
             return Standing::Newer;
         }
         let gone = held.get(&table.deleted) == Some(&Value::Bool(true));
+        if action == Action::Disable && gone {
+            return Standing::Same;
+        }
+        let older = version < self.version;
+        self.content(table, action, held, gone).aged(older)
+    }
+
+    /// The same, whatever the versions.
+    fn content(&self, table: &Table, action: Action, held: &Value, gone: bool) -> Standing {
         match (action, gone) {
-            (Action::Disable, true) => return Standing::Same,
-            _ if version < self.version => return Standing::Older,
             (Action::Upsert, true) => return Standing::Missing,
             (Action::Delete, false) => return Standing::Extra,
             _ => {}
         }
         let differing = self.properties.value.iter().find(|(name, told)| {
+            if name.value == table.version {
+                return false;
+            }
             let held = held.get(name.value.as_str()).unwrap_or(&Value::Null);
             !is_property(&property::shown(told), held)
         });

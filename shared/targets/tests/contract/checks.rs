@@ -183,10 +183,14 @@ pub(crate) async fn every_class_of_difference_is_found(
             Standing::Same,
         ];
         ensure!(standings == expected, "{standings:?}");
-        let outdated = [user("20", 4, "ann"), deleted("20", 5)];
+        let same = Delivery {
+            version: meant[20].version + 1,
+            ..meant[20].clone()
+        };
+        let outdated = [user("20", 4, "ann"), deleted("20", 5), same];
         let standings = target.compare(&outdated).await.context("it compares")?;
         ensure!(
-            standings == [Standing::Newer, Standing::Extra],
+            standings == [Standing::Newer, Standing::Extra, Standing::Behind],
             "{standings:?}"
         );
     }
