@@ -219,30 +219,11 @@ impl<'a, D: Dialect> SqlHoldings<'a, D> {
     }
 }
 
-#[async_trait]
-impl<D: Dialect> Side for SqlHoldings<'_, D> {
-    async fn extent(&self) -> Result<Extent, SideError> {
-        self.side.extent().await
-    }
-
-    fn seeks(&self, cut: &Cut) -> bool {
-        self.side.seeks(cut)
-    }
-
-    async fn digest(
-        &self,
-        cut: &Cut,
-        buckets: &[Range<u64>],
-    ) -> Result<Answer<(u64, Digest)>, SideError> {
-        self.side.digest(cut, buckets).await
-    }
-
-    async fn list(&self, cut: &Cut, buckets: &[Range<u64>]) -> Result<Answer<Entry>, SideError> {
-        self.side.list(cut, buckets).await
-    }
-}
-
 impl<D: Dialect> Holdings for SqlHoldings<'_, D> {
+    fn side(&self) -> &dyn Side {
+        &self.side
+    }
+
     fn expected(&self, delivery: &Delivery) -> Option<RowHash> {
         if delivery.action != Action::Upsert {
             return None;
