@@ -20,6 +20,8 @@ use crate::{
 
 /// How long one statement, or the next row of a scan, may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long reading all rows may take.
+const SCAN: Duration = Duration::from_secs(60 * 60);
 
 /// A table that answers in digests, over one connection of its own.
 pub(crate) struct SqlSide<'a, D: Dialect> {
@@ -51,7 +53,8 @@ impl<'a, D: Dialect> SqlSide<'a, D> {
             None => {
                 let open = async {
                     let mut connection = self.dialect.connect().await?;
-                    self.dialect.allow(&mut connection, PATIENCE).await?;
+                    let patience = if self.pushed_down { PATIENCE } else { SCAN };
+                    self.dialect.allow(&mut connection, patience).await?;
                     Ok(connection)
                 };
                 in_time(open).await.map_err(refused)?
