@@ -136,7 +136,7 @@ pub struct TargetConfig {
     /// Whether to read users back after delivery; a difference counts as a failed attempt.
     #[serde(default)]
     pub verify: bool,
-    /// Where an HTTP target shows one user, with `{id}` in it; for `verify`.
+    /// Where an HTTP target shows one user, with `{id}` in it; for `verify` and for checks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_url: Option<String>,
     /// Whether to skip a call when nothing this target sees has changed since the last one.

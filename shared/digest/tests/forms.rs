@@ -1,5 +1,10 @@
 //! Values of many types, on real servers: SQL and Rust write them in one form, and so do the servers among each other.
 
+#![allow(
+    clippy::single_range_in_vec_init,
+    reason = "a list of ranges may have one"
+)]
+
 mod servers;
 
 use std::ops::Range;

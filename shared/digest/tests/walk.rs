@@ -1,5 +1,10 @@
 //! The walk finds exactly those who differ, in few bytes, however ids lie and whichever way a side finds them.
 
+#![allow(
+    clippy::single_range_in_vec_init,
+    reason = "a list of ranges may have one"
+)]
+
 use std::{
     collections::BTreeMap,
     ops::Range,

@@ -23,6 +23,8 @@ use usersync_core::{
     target::{Table, TargetConfig},
 };
 
+use usersync_digest::Scanned;
+
 use self::{
     errors::{trouble, unreadable},
     holdings::Neo4jHoldings,
@@ -356,7 +358,7 @@ impl Target for Neo4jTarget {
     }
 
     async fn holdings(&self) -> Result<Box<dyn Holdings + '_>, Unchecked> {
-        Ok(Box::new(Neo4jHoldings::new(self)))
+        Ok(Box::new(Scanned(Neo4jHoldings::new(self))))
     }
 
     fn limits(&self) -> Limits {

@@ -3,6 +3,7 @@
 //! Values go as texts and the server reads them as the columns' types, so that every type works that has a
 //! textual form.
 
+mod columns;
 mod errors;
 
 use std::{
@@ -18,14 +19,13 @@ use sqlx::{
 };
 use url::Url;
 use usersync_core::target::{Table, TargetConfig};
-use usersync_digest::{Stored, sql::Flavour};
+use usersync_digest::sql::Flavour;
 
-use self::errors::trouble;
+use self::{columns::column, errors::trouble};
 use crate::{
     ConfigError,
-    cell::Kind,
     dialect::{Dialect, Fate, Held},
-    layout::{Layout, Live, LiveColumn, Row, Shape},
+    layout::{Layout, Live, Row, Shape},
     password, rows,
     sql::SqlTarget,
     trouble::Trouble,
@@ -336,64 +336,6 @@ fn upsert(layout: &Layout, shape: &Shape) -> String {
 
 fn is_json(cast: &str) -> bool {
     cast.ends_with("\"json\"") || cast.ends_with("\"jsonb\"")
-}
-
-fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {
-    let (name, shown): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-    let (category, sort): (String, String) = (row.try_get(2)?, row.try_get(3)?);
-    let (type_name, schema): (String, String) = (row.try_get(8)?, row.try_get(9)?);
-    let kind = match type_name.as_str() {
-        "text" | "varchar" | "bpchar" | "citext" => Kind::Text,
-        "int2" | "int4" | "int8" => Kind::Integer,
-        "numeric" | "float4" | "float8" => Kind::Number,
-        "bool" => Kind::Boolean,
-        "json" | "jsonb" => Kind::Json,
-        "timestamp" | "timestamptz" => Kind::Instant,
-        "date" => Kind::Day,
-        "uuid" | "inet" | "cidr" | "time" | "interval" => Kind::Verbatim,
-        // Enumerations, and domains over texts.
-        _ if sort == "e" || (sort == "d" && category == "S") => Kind::Verbatim,
-        _ => Kind::Other,
-    };
-    let modifier: i32 = row.try_get(11)?;
-    let stored = match (kind, type_name.as_str()) {
-        (Kind::Text, type_name) => Stored::Text {
-            padded: type_name == "bpchar",
-            unicode: row.try_get(12)?,
-        },
-        (Kind::Integer, _) => Stored::Integer,
-        (Kind::Number, "numeric") => Stored::Decimal {
-            // The scale is in the lower 11 bits, above the header's four octets.
-            scale: u32::try_from(modifier - 4)
-                .ok()
-                .map(|modifier| modifier & 0x7ff),
-        },
-        (Kind::Number, type_name) => Stored::Float {
-            single: type_name == "float4",
-        },
-        (Kind::Boolean, _) => Stored::Boolean,
-        (Kind::Instant, _) => Stored::Instant {
-            digits: u32::try_from(modifier).unwrap_or(6),
-            rounded: true,
-        },
-        (Kind::Day, _) => Stored::Day,
-        (Kind::Json, _) => Stored::Json,
-        _ => Stored::Other,
-    };
-    let deterministic: bool = row.try_get(7)?;
-    let column = LiveColumn {
-        name,
-        kind,
-        stored,
-        shown,
-        // Without a length: a text that is too long is to be refused, where a cast would cut it.
-        cast: format!("{}.{}", quote(&schema), quote(&type_name)),
-        nullable: row.try_get(4)?,
-        defaulted: row.try_get(5)?,
-        generated: row.try_get(6)?,
-        exact: deterministic && matches!(type_name.as_str(), "text" | "varchar"),
-    };
-    Ok((column, row.try_get(10)?))
 }
 
 fn held(row: &PgRow, layout: &Layout) -> Result<(String, Held), sqlx::Error> {

@@ -16,7 +16,7 @@ use usersync_digest::{
     sql::{Field, Flavour, Table},
 };
 use usersync_stack::{MariaDbServer, PostgresServer};
-use usersync_targets::{Holdings, MainDatabase, MainTable, Target};
+use usersync_targets::{MainDatabase, MainTable, Target};
 
 /// What a checker's line of figures begins with.
 pub(crate) const RESULT: &str = "RESULT ";
@@ -123,7 +123,7 @@ async fn walk(args: &CheckArgs) -> Result<(u64, u64)> {
     let side = main
         .side(holdings.fields().context("a table has fields")?)
         .await?;
-    let mut walk = Walk::new(&*side, &*holdings).await?;
+    let mut walk = Walk::new(&*side, holdings.side()).await?;
     let mut differences = 0;
     while let Some(found) = walk.next().await? {
         differences += found.len() as u64;
@@ -234,10 +234,13 @@ async fn dump(args: &CheckArgs) -> Result<(u64, u64)> {
 
 async fn redis(args: &CheckArgs) -> Result<(u64, u64)> {
     let target = target(&args.target, None)?;
-    let holdings: Box<dyn Holdings> = target.holdings().await?;
-    let (cut, buckets) = Cut::first(Extent::Texts, holdings.extent().await?);
+    let holdings = target.holdings().await?;
+    let (cut, buckets) = Cut::first(Extent::Texts, Extent::Texts);
     let all = 0..buckets;
-    let answer = holdings.digest(&cut, std::slice::from_ref(&all)).await?;
+    let answer = holdings
+        .side()
+        .digest(&cut, std::slice::from_ref(&all))
+        .await?;
     let users: u64 = answer.items.iter().map(|(_, digest)| digest.count).sum();
     Ok((answer.bytes, users))
 }

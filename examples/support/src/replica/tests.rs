@@ -180,3 +180,34 @@ async fn disabling_changes_who_is_there_and_nobody_else() {
     assert_eq!(user.data, json!({"status": "disabled", "v": 7}));
     assert_eq!((user.username.as_deref(), user.version), (Some("ann"), 8));
 }
+
+#[tokio::test]
+async fn pages_tell_everybody_who_is_there_once() {
+    let (replica, _dir) = replica().await;
+    for (id, deleted) in [
+        ("aB", false),
+        ("Ab", false),
+        ("7", true),
+        ("42", false),
+        ("z", false),
+    ] {
+        let delivery = Delivery {
+            user_id: id.parse().unwrap(),
+            deleted,
+            ..ann(7)
+        };
+        replica.apply(delivery).await.unwrap();
+    }
+    let (mut told, mut last) = (Vec::new(), None);
+    loop {
+        let page = replica.page(last.as_ref(), 2).await.unwrap().unwrap();
+        assert!(page.len() <= 2);
+        let Some(user) = page.last() else { break };
+        last = Some(user.user_id.clone());
+        told.extend(page);
+    }
+    let ids: Vec<_> = told.iter().map(|user| user.user_id.to_string()).collect();
+    assert_eq!(ids, ["42", "Ab", "aB", "z"]);
+    assert_eq!(told[0].username.as_deref(), Some("ann"));
+    assert_eq!(told[0].data, json!({"status": "active", "v": 7}));
+}

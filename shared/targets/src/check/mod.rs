@@ -8,8 +8,11 @@ use usersync_digest::{Form, RowHash, Side};
 
 use crate::{Delivery, Failure};
 
-/// What a target holds of all users: a side of a comparison, that also says what the other side should be.
-pub trait Holdings: Side {
+/// What a target holds of all users, and what it should hold of each.
+pub trait Holdings: Send + Sync {
+    /// What it holds, as a side of a comparison.
+    fn side(&self) -> &dyn Side;
+
     /// The hash that the target would answer for a user it has been told `delivery`; `None` for one who isn't meant to
     /// be there.
     ///

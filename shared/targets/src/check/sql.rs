@@ -20,6 +20,8 @@ use crate::{
 
 /// How long one statement, or the next row of a scan, may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long reading all rows may take.
+const SCAN: Duration = Duration::from_secs(60 * 60);
 
 /// A table that answers in digests, over one connection of its own.
 pub(crate) struct SqlSide<'a, D: Dialect> {
@@ -51,7 +53,8 @@ impl<'a, D: Dialect> SqlSide<'a, D> {
             None => {
                 let open = async {
                     let mut connection = self.dialect.connect().await?;
-                    self.dialect.allow(&mut connection, PATIENCE).await?;
+                    let patience = if self.pushed_down { PATIENCE } else { SCAN };
+                    self.dialect.allow(&mut connection, patience).await?;
                     Ok(connection)
                 };
                 in_time(open).await.map_err(refused)?
@@ -219,30 +222,11 @@ impl<'a, D: Dialect> SqlHoldings<'a, D> {
     }
 }
 
-#[async_trait]
-impl<D: Dialect> Side for SqlHoldings<'_, D> {
-    async fn extent(&self) -> Result<Extent, SideError> {
-        self.side.extent().await
-    }
-
-    fn seeks(&self, cut: &Cut) -> bool {
-        self.side.seeks(cut)
-    }
-
-    async fn digest(
-        &self,
-        cut: &Cut,
-        buckets: &[Range<u64>],
-    ) -> Result<Answer<(u64, Digest)>, SideError> {
-        self.side.digest(cut, buckets).await
-    }
-
-    async fn list(&self, cut: &Cut, buckets: &[Range<u64>]) -> Result<Answer<Entry>, SideError> {
-        self.side.list(cut, buckets).await
-    }
-}
-
 impl<D: Dialect> Holdings for SqlHoldings<'_, D> {
+    fn side(&self) -> &dyn Side {
+        &self.side
+    }
+
     fn expected(&self, delivery: &Delivery) -> Option<RowHash> {
         if delivery.action != Action::Upsert {
             return None;

@@ -168,6 +168,10 @@ fn broken() -> SideError {
 }
 
 impl Holdings for HttpHoldings<'_> {
+    fn side(&self) -> &dyn Side {
+        self
+    }
+
     fn expected(&self, delivery: &Delivery) -> Option<RowHash> {
         if delivery.action != Action::Upsert {
             return None;

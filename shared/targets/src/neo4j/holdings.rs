@@ -1,15 +1,12 @@
 //! What a graph holds of all users: nodes as they come, a thousand at a time, hashed here.
 
-use std::{ops::Range, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use neo4rs::{Graph, Query};
 use serde_json::Value;
 use usersync_core::event::Change;
-use usersync_digest::{
-    Answer, Cut, Digest, Each, Entry, Extent, Row, RowHash, Scan, Scanned, Side, SideError,
-    canonical,
-};
+use usersync_digest::{Each, Row, RowHash, Scan, Scanned, Side, SideError, canonical};
 
 use super::{Neo4jTarget, errors::trouble, property, quoted};
 use crate::{
@@ -108,36 +105,17 @@ impl Scan for Neo4jHoldings<'_> {
     }
 }
 
-#[async_trait]
-impl Side for Neo4jHoldings<'_> {
-    async fn extent(&self) -> Result<Extent, SideError> {
-        Scanned(self).extent().await
+impl Holdings for Scanned<Neo4jHoldings<'_>> {
+    fn side(&self) -> &dyn Side {
+        self
     }
 
-    fn seeks(&self, cut: &Cut) -> bool {
-        Scanned(self).seeks(cut)
-    }
-
-    async fn digest(
-        &self,
-        cut: &Cut,
-        buckets: &[Range<u64>],
-    ) -> Result<Answer<(u64, Digest)>, SideError> {
-        Scanned(self).digest(cut, buckets).await
-    }
-
-    async fn list(&self, cut: &Cut, buckets: &[Range<u64>]) -> Result<Answer<Entry>, SideError> {
-        Scanned(self).list(cut, buckets).await
-    }
-}
-
-impl Holdings for Neo4jHoldings<'_> {
     fn expected(&self, delivery: &Delivery) -> Option<RowHash> {
         if delivery.action != Action::Upsert {
             return None;
         }
         let mut row = Row::new(&delivery.user_id.to_string());
-        for (_, path) in &self.hashed {
+        for (_, path) in &self.0.hashed {
             let value = match told(delivery, path) {
                 Change::Set(value) => property::shown(&property::of(&value, *path == "data")),
                 Change::Keep | Change::Clear => Value::Null,

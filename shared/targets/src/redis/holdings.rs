@@ -7,9 +7,7 @@ use std::{future::Future, time::Duration};
 use async_trait::async_trait;
 use redis::{RedisError, aio::ConnectionManager};
 use usersync_core::user_id::UserId;
-use usersync_digest::{
-    Answer, Cut, Digest, Each, Entry, Extent, Row, RowHash, Scan, Scanned, Side, SideError,
-};
+use usersync_digest::{Each, Row, RowHash, Scan, Scanned, Side, SideError};
 
 use super::{RedisTarget, describe, document, late};
 use crate::{Action, Delivery, Holdings};
@@ -115,34 +113,11 @@ impl Scan for RedisHoldings<'_> {
     }
 }
 
-#[async_trait]
-impl Side for RedisHoldings<'_> {
-    async fn extent(&self) -> Result<Extent, SideError> {
-        Scanned(self).extent().await
+impl Holdings for Scanned<RedisHoldings<'_>> {
+    fn side(&self) -> &dyn Side {
+        self
     }
 
-    fn seeks(&self, cut: &Cut) -> bool {
-        Scanned(self).seeks(cut)
-    }
-
-    async fn digest(
-        &self,
-        cut: &Cut,
-        buckets: &[std::ops::Range<u64>],
-    ) -> Result<Answer<(u64, Digest)>, SideError> {
-        Scanned(self).digest(cut, buckets).await
-    }
-
-    async fn list(
-        &self,
-        cut: &Cut,
-        buckets: &[std::ops::Range<u64>],
-    ) -> Result<Answer<Entry>, SideError> {
-        Scanned(self).list(cut, buckets).await
-    }
-}
-
-impl Holdings for RedisHoldings<'_> {
     fn expected(&self, delivery: &Delivery) -> Option<RowHash> {
         if delivery.action != Action::Upsert {
             return None;

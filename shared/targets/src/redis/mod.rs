@@ -16,6 +16,7 @@ use redis::{
 use secrecy::ExposeSecret;
 use tokio::sync::OnceCell;
 use usersync_core::{target::TargetConfig, user_id::UserId};
+use usersync_digest::Scanned;
 
 use self::holdings::RedisHoldings;
 use crate::{
@@ -192,7 +193,7 @@ impl Target for RedisTarget {
     }
 
     async fn holdings(&self) -> Result<Box<dyn Holdings + '_>, Unchecked> {
-        Ok(Box::new(RedisHoldings { target: self }))
+        Ok(Box::new(Scanned(RedisHoldings { target: self })))
     }
 
     fn limits(&self) -> Limits {

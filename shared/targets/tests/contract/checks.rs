@@ -51,7 +51,7 @@ pub(crate) async fn differing(
         holdings: &*holdings,
         deliveries,
     });
-    walked(Walk::new(&meant, &*holdings).await?).await
+    walked(Walk::new(&meant, holdings.side()).await?).await
 }
 
 async fn deliver(target: &dyn Target, deliveries: &[Delivery]) -> Result<()> {

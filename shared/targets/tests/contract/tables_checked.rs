@@ -252,7 +252,7 @@ async fn alike_and_not(
     let side = main
         .side(holdings.fields().context("it has fields")?)
         .await?;
-    let found = walked(Walk::new(&*side, &*holdings).await?).await?;
+    let found = walked(Walk::new(&*side, holdings.side()).await?).await?;
     ensure!(found.is_empty(), "{found:?}");
     // What it makes is what Rust says that it is.
     let meant = Scanned(Meant {
@@ -267,7 +267,7 @@ async fn alike_and_not(
     };
     one(user("17", version, "mallory")).await?;
     one(user("1000000", version, "orphan")).await?;
-    let found = walked(Walk::new(&*side, &*holdings).await?).await?;
+    let found = walked(Walk::new(&*side, holdings.side()).await?).await?;
     let ids: Vec<_> = found.iter().map(|one| &*one.id).collect();
     ensure!(ids == ["1000000", "17"], "{ids:?}");
     ensure!(found[0].left.is_none() && found[1].left.is_some() && found[1].right.is_some());

@@ -10,19 +10,20 @@ use async_nats::jetstream::stream::{self, StorageType};
 use serde_json::{Value, json};
 use usersync_core::streams;
 use usersync_core::subjects::{
-    INTAKE, USER_ADVISORY, USER_ALERT, USER_DEAD, USER_EVENTS, USER_REPAIR, USER_RESULT, USER_STATE,
+    INTAKE, USER_ADVISORY, USER_ALERT, USER_CHECK, USER_DEAD, USER_EVENTS, USER_REPAIR, USER_RESULT, USER_STATE,
 };
 use usersync_stack::{Directory, Launch, tools};
 
 use crate::intake::Intake;
 
-const STREAMS: [&str; 7] = [
+const STREAMS: [&str; 8] = [
     USER_EVENTS,
     USER_STATE,
     USER_REPAIR,
     USER_DEAD,
     USER_ADVISORY,
     USER_RESULT,
+    USER_CHECK,
     USER_ALERT,
 ];
 const EX_USAGE: i32 = 64;
