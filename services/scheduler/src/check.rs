@@ -172,7 +172,7 @@ impl Check<'_> {
         let meant = Scanned(States::new(self.scheduler.states.clone(), |state| {
             expected(copy.rule, holdings, state)
         }));
-        let (left, right): (&dyn Side, &dyn Side) = (&meant, holdings);
+        let (left, right): (&dyn Side, &dyn Side) = (&meant, holdings.side());
         let mut walk = match &self.resume {
             Some((place, _)) => Walk::resumed(left, right, *place),
             None => Walk::new(left, right).await?,

@@ -1,5 +1,7 @@
 //! A SQLite file as a main database.
 
+mod sql;
+
 use std::{
     fs::{File, OpenOptions, TryLockError},
     path::PathBuf,
@@ -14,25 +16,15 @@ use sqlx::{
     sqlite::{SqliteArguments, SqliteConnectOptions, SqliteRow},
 };
 
-use usersync_core::member::Member;
-
 use crate::{
-    Column, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError,
-    TableName, UserRow,
-    document::{self, Words, filled},
+    Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError, TableName,
+    UserRow,
     layout::OUTBOX,
     session::{Installed, MOST_COUNTED, MOST_PAYLOAD, MOST_READ, Session},
 };
+pub(crate) use sql::{TRIGGERS, script};
+use sql::{list, name_quoted, select};
 
-/// The triggers of an outbox.
-pub(crate) const TRIGGERS: [&str; 4] = [
-    "user_outbox_insert",
-    "user_outbox_update",
-    "user_outbox_rename",
-    "user_outbox_delete",
-];
-
-const TEMPLATE: &str = include_str!("sqlite/outbox.sql");
 /// Milliseconds are what SQLite keeps of the clock.
 const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 /// How long a statement waits for whoever writes.
@@ -360,109 +352,6 @@ impl Session for Sqlite {
     }
 }
 
-/// The outbox of `layout`, for the server's own client too.
-pub(crate) fn script(layout: &Layout) -> String {
-    let id = name_quoted(&layout.id.name);
-    let changed = |columns: Vec<&Column>| {
-        let each = columns.into_iter().map(|column| {
-            let name = name_quoted(&column.name);
-            // Byte by byte, whatever the column's collation takes for equal.
-            format!("OLD.{name} IS NOT NEW.{name} COLLATE BINARY")
-        });
-        let each: Vec<_> = each.collect();
-        if each.is_empty() {
-            "FALSE".to_owned()
-        } else {
-            each.join(" OR ")
-        }
-    };
-    let more = layout
-        .columns
-        .iter()
-        .filter(|column| column.member != Member::Status);
-    let document = |of: &str| document::document(&SqliteWords, layout, of, id_json(layout, of));
-    filled(
-        TEMPLATE,
-        &[
-            ("table_shown", layout.table.to_string()),
-            ("table", name_quoted(&layout.table.name)),
-            ("new_id_text", format!("CAST(NEW.{id} AS TEXT)")),
-            ("old_id_text", format!("CAST(OLD.{id} AS TEXT)")),
-            ("new_document", document("NEW")),
-            (
-                "old_gone",
-                SqliteWords.object(&[("user_id".to_owned(), id_json(layout, "OLD"))]),
-            ),
-            (
-                "previous",
-                match layout.holds_json() {
-                    true => document("OLD"),
-                    false => "NULL".to_owned(),
-                },
-            ),
-            (
-                "id_changed",
-                format!("OLD.{id} IS NOT NEW.{id} COLLATE BINARY"),
-            ),
-            ("changed", changed(layout.columns.iter().collect())),
-            ("more_changed", changed(more.collect())),
-        ],
-    )
-}
-
-fn id_json(layout: &Layout, of: &str) -> String {
-    let value = format!("{of}.{}", name_quoted(&layout.id.name));
-    match layout.id.kind {
-        Kind::Integer => value,
-        _ => format!("CAST({value} AS TEXT)"),
-    }
-}
-
-fn select(layout: &Layout) -> String {
-    let table = name_quoted(&layout.table.name);
-    let id = name_quoted(&layout.id.name);
-    let document = document::document(&SqliteWords, layout, "u", id_json(layout, "u"));
-    format!("SELECT CAST(u.{id} AS TEXT), CAST({document} AS BLOB) FROM {table} u")
-}
-
-struct SqliteWords;
-
-impl Words for SqliteWords {
-    fn object(&self, members: &[(String, String)]) -> String {
-        let members = members
-            .iter()
-            .map(|(name, value)| format!("'{name}', {value}"));
-        format!("json_object({})", members.collect::<Vec<_>>().join(", "))
-    }
-
-    /// A column may hold anything, whatever its type says, and a trigger must not fail over it: what
-    /// JSON can't hold is null.
-    fn value(&self, column: &Column, of: &str, text: bool) -> String {
-        let value = format!("{of}.{}", name_quoted(&column.name));
-        let unless_blob =
-            |other: &str| format!("CASE typeof({value}) WHEN 'blob' THEN NULL ELSE {other} END");
-        let format = "'%Y-%m-%dT%H:%M:%fZ'";
-        match column.kind {
-            Kind::Integer | Kind::Float | Kind::Verbatim if !text => unless_blob(&value),
-            Kind::Boolean if !text => format!(
-                "json(CASE WHEN {value} IS NULL THEN 'null' WHEN {value} THEN 'true' ELSE 'false' END)"
-            ),
-            Kind::Json if !text => format!(
-                "json(CASE WHEN json_valid({value}) THEN {value} WHEN typeof({value}) = 'text' THEN json_quote({value}) ELSE 'null' END)"
-            ),
-            Kind::Local | Kind::Instant => format!(
-                "CASE typeof({value}) WHEN 'text' THEN coalesce(strftime({format}, {value}), {value}) \
-                 WHEN 'integer' THEN strftime({format}, {value}, 'unixepoch') WHEN 'blob' THEN NULL ELSE {value} END"
-            ),
-            _ => unless_blob(&format!("CAST({value} AS TEXT)")),
-        }
-    }
-
-    fn or_empty(&self, value: String) -> String {
-        format!("json(coalesce(nullif({value}, 'null'), '{{}}'))")
-    }
-}
-
 fn bind_id<'q>(
     query: Query<'q, sqlx::Sqlite, SqliteArguments>,
     layout: &Layout,
@@ -472,12 +361,6 @@ fn bind_id<'q>(
         Ok(number) if layout.id.kind == Kind::Integer => query.bind(number),
         _ => query.bind(id),
     }
-}
-
-/// Ids as one parameter.
-fn list(ids: &[i64]) -> String {
-    let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
-    format!("[{}]", ids.join(","))
 }
 
 fn outbox_row(row: &SqliteRow) -> Result<OutboxRow, sqlx::Error> {
@@ -513,8 +396,4 @@ fn column(name: String, shown: String) -> LiveColumn {
         () => Kind::Verbatim,
     };
     LiveColumn { name, kind, shown }
-}
-
-fn name_quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -133,7 +133,7 @@ impl Copy<'_> {
             .into_iter()
             .map(|bucket| bucket..bucket + 1)
             .collect();
-        let listed = holdings.list(&cut, &buckets).await?.items;
+        let listed = holdings.side().list(&cut, &buckets).await?.items;
         let held: HashMap<&str, RowHash> = listed
             .iter()
             .map(|entry| (&*entry.id, entry.hash))

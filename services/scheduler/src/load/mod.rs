@@ -164,6 +164,8 @@ impl Load {
             self.progress.users(self.report.users);
         }
         self.report.only_in_states += part.unseen();
+        // One at a time is in memory.
+        drop(part);
         while let Some((mut part, mut aside)) = parts.next()? {
             while let Some(row) = aside.next()? {
                 if let Ok(event) = rows::event(&work.name, &row) {

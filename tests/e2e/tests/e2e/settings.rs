@@ -10,7 +10,8 @@ use async_nats::jetstream::stream::{self, StorageType};
 use serde_json::{Value, json};
 use usersync_core::streams;
 use usersync_core::subjects::{
-    INTAKE, USER_ADVISORY, USER_ALERT, USER_CHECK, USER_DEAD, USER_EVENTS, USER_REPAIR, USER_RESULT, USER_STATE,
+    INTAKE, USER_ADVISORY, USER_ALERT, USER_CHECK, USER_DEAD, USER_EVENTS, USER_REPAIR,
+    USER_RESULT, USER_STATE,
 };
 use usersync_stack::{Directory, Launch, tools};
 

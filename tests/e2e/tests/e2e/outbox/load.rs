@@ -145,6 +145,36 @@ async fn a_load_that_was_killed_goes_on() -> Result<()> {
     Ok(())
 }
 
+/// A slow load has all rows in hand when every user changes: what it writes afterwards must not be older.
+#[tokio::test]
+async fn rows_in_hand_never_overwrite_newer_events() -> Result<()> {
+    let main = Main::mariadb().await?;
+    fill(&main, 300).await?;
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    let bus = Bus::connect(&stack).await?;
+    let nats = stack.nats.url();
+    let slow = load(&main, "slow", &nats, &["--rate", "100"]);
+    let change = async {
+        eventually(SOON, async || {
+            let done = bus.count(USER_STATE).await?;
+            ensure!(done > 20, "{done} states");
+            Ok(())
+        })
+        .await?;
+        main.run("UPDATE people SET email = 'newer', city = 'Ulm'")
+            .await
+    };
+    let (report, changed) = join(slow, change).await;
+    changed?;
+    let report = report?;
+    ensure!(
+        report["changed"].as_u64() > Some(100),
+        "nobody was overtaken: {report}"
+    );
+    main.equals_the_states(&stack).await
+}
+
 /// Users change in the database, and other services change what isn't mapped, while loads run: the states
 /// end as the table, with all that the others wrote.
 #[tokio::test]

@@ -238,7 +238,12 @@ impl Main {
                 "{id}: {held:?}, in the table {row:?}"
             );
         }
-        ensure!(users.is_empty(), "without a state: {users:?}");
+        let first = users.first_key_value();
+        ensure!(
+            users.is_empty(),
+            "{} without a state, such as {first:?}",
+            users.len()
+        );
         Ok(())
     }
 

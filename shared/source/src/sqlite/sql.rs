@@ -1,0 +1,131 @@
+//! What SQLite is told: triggers, queries, names.
+
+use usersync_core::member::Member;
+
+use crate::{
+    Column, Kind, Layout,
+    document::{self, Words, filled},
+};
+
+/// The triggers of an outbox.
+pub(crate) const TRIGGERS: [&str; 4] = [
+    "user_outbox_insert",
+    "user_outbox_update",
+    "user_outbox_rename",
+    "user_outbox_delete",
+];
+
+const TEMPLATE: &str = include_str!("outbox.sql");
+
+/// The outbox of `layout`, for the server's own client too.
+pub(crate) fn script(layout: &Layout) -> String {
+    let id = name_quoted(&layout.id.name);
+    let changed = |columns: Vec<&Column>| {
+        let each = columns.into_iter().map(|column| {
+            let name = name_quoted(&column.name);
+            // Byte by byte, whatever the column's collation takes for equal.
+            format!("OLD.{name} IS NOT NEW.{name} COLLATE BINARY")
+        });
+        let each: Vec<_> = each.collect();
+        if each.is_empty() {
+            "FALSE".to_owned()
+        } else {
+            each.join(" OR ")
+        }
+    };
+    let more = layout
+        .columns
+        .iter()
+        .filter(|column| column.member != Member::Status);
+    let document = |of: &str| document::document(&SqliteWords, layout, of, id_json(layout, of));
+    filled(
+        TEMPLATE,
+        &[
+            ("table_shown", layout.table.to_string()),
+            ("table", name_quoted(&layout.table.name)),
+            ("new_id_text", format!("CAST(NEW.{id} AS TEXT)")),
+            ("old_id_text", format!("CAST(OLD.{id} AS TEXT)")),
+            ("new_document", document("NEW")),
+            (
+                "old_gone",
+                SqliteWords.object(&[("user_id".to_owned(), id_json(layout, "OLD"))]),
+            ),
+            (
+                "previous",
+                match layout.holds_json() {
+                    true => document("OLD"),
+                    false => "NULL".to_owned(),
+                },
+            ),
+            (
+                "id_changed",
+                format!("OLD.{id} IS NOT NEW.{id} COLLATE BINARY"),
+            ),
+            ("changed", changed(layout.columns.iter().collect())),
+            ("more_changed", changed(more.collect())),
+        ],
+    )
+}
+
+fn id_json(layout: &Layout, of: &str) -> String {
+    let value = format!("{of}.{}", name_quoted(&layout.id.name));
+    match layout.id.kind {
+        Kind::Integer => value,
+        _ => format!("CAST({value} AS TEXT)"),
+    }
+}
+
+pub(super) fn select(layout: &Layout) -> String {
+    let table = name_quoted(&layout.table.name);
+    let id = name_quoted(&layout.id.name);
+    let document = document::document(&SqliteWords, layout, "u", id_json(layout, "u"));
+    format!("SELECT CAST(u.{id} AS TEXT), CAST({document} AS BLOB) FROM {table} u")
+}
+
+struct SqliteWords;
+
+impl Words for SqliteWords {
+    fn object(&self, members: &[(String, String)]) -> String {
+        let members = members
+            .iter()
+            .map(|(name, value)| format!("'{name}', {value}"));
+        format!("json_object({})", members.collect::<Vec<_>>().join(", "))
+    }
+
+    /// A column may hold anything, whatever its type says, and a trigger must not fail over it: what
+    /// JSON can't hold is null.
+    fn value(&self, column: &Column, of: &str, text: bool) -> String {
+        let value = format!("{of}.{}", name_quoted(&column.name));
+        let unless_blob =
+            |other: &str| format!("CASE typeof({value}) WHEN 'blob' THEN NULL ELSE {other} END");
+        let format = "'%Y-%m-%dT%H:%M:%fZ'";
+        match column.kind {
+            Kind::Integer | Kind::Float | Kind::Verbatim if !text => unless_blob(&value),
+            Kind::Boolean if !text => format!(
+                "json(CASE WHEN {value} IS NULL THEN 'null' WHEN {value} THEN 'true' ELSE 'false' END)"
+            ),
+            Kind::Json if !text => format!(
+                "json(CASE WHEN json_valid({value}) THEN {value} WHEN typeof({value}) = 'text' THEN json_quote({value}) ELSE 'null' END)"
+            ),
+            Kind::Local | Kind::Instant => format!(
+                "CASE typeof({value}) WHEN 'text' THEN coalesce(strftime({format}, {value}), {value}) \
+                 WHEN 'integer' THEN strftime({format}, {value}, 'unixepoch') WHEN 'blob' THEN NULL ELSE {value} END"
+            ),
+            _ => unless_blob(&format!("CAST({value} AS TEXT)")),
+        }
+    }
+
+    fn or_empty(&self, value: String) -> String {
+        format!("json(coalesce(nullif({value}, 'null'), '{{}}'))")
+    }
+}
+
+/// Ids as one parameter.
+pub(super) fn list(ids: &[i64]) -> String {
+    let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
+    format!("[{}]", ids.join(","))
+}
+
+pub(super) fn name_quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
