@@ -27,17 +27,18 @@ fn counts(report: &Value) -> [u64; 4] {
 
 /// Users 1 to `count`.
 async fn fill(main: &Main, count: u64) -> Result<()> {
-    let row = match main.server {
-        Server::MariaDb(..) => {
-            "n, CONCAT('user-', n), CONCAT(n, '@example.com'), 'active', NULL, n"
-        }
-        Server::Postgres(..) => "n, 'user-' || n, n || '@example.com', 'active', NULL, n",
+    let (row, numbers) = match main.server {
+        Server::MariaDb(..) => (
+            "n, CONCAT('user-', n), CONCAT(n, '@example.com'), 'active', NULL, n",
+            format!("(SELECT seq AS n FROM seq_1_to_{count}) numbers"),
+        ),
+        Server::Postgres(..) => (
+            "n, 'user-' || n, n || '@example.com', 'active', NULL, n",
+            format!("generate_series(1, {count}) AS numbers (n)"),
+        ),
     };
-    main.run(&format!(
-        "INSERT INTO people WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count}) \
-         SELECT {row} FROM numbers"
-    ))
-    .await
+    main.run(&format!("INSERT INTO people SELECT {row} FROM {numbers}"))
+        .await
 }
 
 #[tokio::test]
