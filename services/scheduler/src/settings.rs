@@ -407,7 +407,6 @@ mod tests {
     #[test]
     fn every_problem_is_told_and_no_password() {
         let rows = [
-            ("--log info", "expected a subcommand"),
             ("outbox status", "--url: expected the main database's URL"),
             ("outbox status --url http://x", "--url: expected mysql://"),
             (
