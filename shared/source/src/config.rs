@@ -155,12 +155,22 @@ impl SourceConfig {
         secret.map_err(|error| SourceError::Config(format!("secret: {error}")))
     }
 
-    /// The file of a SQLite database.
+    /// The file of a SQLite database: sqlite:///var/x, sqlite:/var/x and sqlite:x are all in use.
     pub(crate) fn path(&self) -> PathBuf {
-        let text = self.url.as_str().trim_start_matches("sqlite:");
-        let path = text.split(['?', '#']).next().unwrap_or_default();
-        // sqlite:///var/x, sqlite:/var/x and sqlite:x are all in use.
-        PathBuf::from(path.strip_prefix("//").unwrap_or(path))
+        // Only a file's URL has its escapes undone; a path that isn't absolute has none.
+        if self.url.path().starts_with('/')
+            && self.url.host().is_none()
+            && let Ok(mut absolute) = Url::parse("file:///")
+        {
+            absolute.set_path(self.url.path());
+            if let Ok(path) = absolute.to_file_path() {
+                return path;
+            }
+        }
+        let mut relative = self.url.clone();
+        relative.set_query(None);
+        let text = relative.as_str().trim_start_matches("sqlite:");
+        PathBuf::from(text.trim_start_matches("//"))
     }
 }
 
@@ -400,6 +410,8 @@ mod tests {
             ("sqlite:///a/b.db", "/a/b.db"),
             ("sqlite:/a/b.db", "/a/b.db"),
             ("sqlite:b.db", "b.db"),
+            ("sqlite://b.db?mode=rw", "b.db"),
+            ("sqlite:/a b/c%25.db", "/a b/c%.db"),
         ] {
             let config = SourceConfig::at(url.parse().unwrap());
             assert_eq!(config.path(), PathBuf::from(path), "{url}");
