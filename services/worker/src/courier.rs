@@ -28,6 +28,7 @@ use crate::{
     board::Board,
     breaker::State,
     freshness::{Freshness, Unproven},
+    hand_back::hand_back,
     pace::Pace,
     parcel::{self, Carried, Later},
     route::Route,
@@ -173,10 +174,10 @@ impl Courier {
             back.extend(tasks.into_iter().filter_map(Task::into_message));
         }
         let finish = async {
-            hand_back(back).await;
+            hand_back(&route, back).await;
             while let Some(carried) = parcels.next().await {
                 let tasks = carried.held.into_iter().flat_map(|item| item.tasks);
-                hand_back(tasks.filter_map(Task::into_message)).await;
+                hand_back(&route, tasks.filter_map(Task::into_message)).await;
             }
             route.results.publish(true).await;
         };
@@ -399,14 +400,6 @@ fn repairs(tasks: &[Task]) -> usize {
 async fn give_up(message: Message) {
     tracing::error!(subject = %message.subject, "names no user; dropped");
     timeout(TICK, message.ack_with(AckKind::Term)).await.ok();
-}
-
-async fn hand_back(messages: impl IntoIterator<Item = Message>) {
-    for message in messages {
-        if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
-            tracing::warn!(%error, "can't hand a message back; it comes again after ack_wait");
-        }
-    }
 }
 
 /// The last sequences the server handed out to any worker of this target: of states and of repairs.

@@ -3,7 +3,7 @@
 //! `fleet` follows the targets and runs a `courier` for each: it pulls from its feeds, queues per
 //! user, and lets `breaker`, `pace` and `throttle` say when the next call begins. A `parcel` carries
 //! one batch: `newest` finds the states, `settle` decides what follows, `letters` clears
-//! a dead letter after a later success. `freshness` guards order between
+//! a dead letter after a later success. `hand_back` is how a worker that stops gives up what it holds. `freshness` guards order between
 //! workers, `unchanged` skips what the target has. `board`, `desk` and `results` tell people.
 //! Nothing here knows HTTP, Redis or SQL; that is `usersync_targets`.
 
@@ -14,6 +14,7 @@ mod desk;
 mod failures;
 mod fleet;
 mod freshness;
+mod hand_back;
 mod init_target;
 mod letters;
 mod meters;

@@ -103,6 +103,38 @@ async fn an_outage_costs_no_attempt_and_each_user_arrives_once() -> Result<()> {
 }
 
 #[tokio::test]
+async fn workers_that_are_restarted_in_an_outage_spend_no_attempt() -> Result<()> {
+    const USERS: u64 = 300;
+    // More than the server would hand out one message, with the few more it grants for letters.
+    const RESTARTS: usize = 12;
+    let mut recorder = Recorder::start(async |_| answer(200)).await?;
+    // One call is enough to see the outage, so that only one user a restart is really tried.
+    let settings = "concurrency = 1\nretry = { max_deliver = 3 }\nbreaker = { faults = 1 }";
+    let mut stack = only(recorder.target("audit", settings)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    recorder.stop().await;
+    bus.publish_all((1..=USERS).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    bus.until_taken_in().await?;
+    for _ in 0..RESTARTS {
+        until_breaker(&stack, OPEN).await?;
+        let worker = &mut stack.workers.get_mut("audit").context("no worker")?[0];
+        worker.stop(Duration::from_secs(10)).await?;
+        worker.restart().await?;
+    }
+    until_breaker(&stack, OPEN).await?;
+    recorder.listen().await?;
+    bus.until_settled("audit").await?;
+    for user in 1..=USERS {
+        assert_eq!(recorder.holds(user)["data"]["n"], 1, "user {user}");
+    }
+    assert_eq!(bus.count(USER_DEAD).await?, 0);
+    let calls = recorder.arrived();
+    assert!(calls as f64 <= 1.1 * USERS as f64, "{calls} deliveries");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_storm_of_errors_opens_it_and_it_closes_by_itself() -> Result<()> {
     let (recorder, status) = moody().await?;
     let settings = "retry = { max_deliver = 2, base = \"100ms\", factor = 1.0, cap = \"100ms\" }";
