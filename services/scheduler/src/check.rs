@@ -1,37 +1,45 @@
-//! One check: walks over what a target is meant to hold and what it holds, looks again at everybody who differs, and
-//! has what still differs repaired.
+//! One check: walks over what a copy is meant to hold and what it holds, looks again at everybody who differs, and
+//! has what still differs repaired. The copy is a target's, or the states themselves.
 
 mod copy;
 mod repair;
+mod sides;
 mod states;
+mod table;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
-    check::{Class, Policy, Report, Request, Stage},
+    check::{Checked, Class, Policy, Report, Request, Stage},
     state::State,
-    target::{TargetConfig, TargetName},
+    subjects::GATEWAY_TARGET,
+    target::TargetName,
     user_id::UserId,
 };
 use usersync_digest::{Place, RowHash, Scanned, Side, Walk};
 use usersync_targets::{Holdings, Rule, Unchecked, Verdict};
 
 use self::{
-    copy::{Copy, Seen},
+    copy::Copy,
+    sides::{Seen, Sides},
     states::{Reader, States},
+    table::{Pass, Table},
 };
 use crate::{claim, scheduler::Scheduler};
 
-/// What targets are compared with where no main database is asked.
+/// What targets are compared with.
 const STATES: &str = "states";
+/// Why the states can't be checked.
+const NO_SOURCE: &str = "the states can't be checked: no main database is configured; give the scheduler a settings \
+     file (--config) with [sources.NAME], as the gateway has it (docs/OUTBOX.md)";
+/// Repairs under way at once.
+const WINDOW: usize = 256;
 /// Users looked at again at once.
 const CHUNK: usize = 512;
 /// Users who differ and are waited for at the end of a check, at most; more are only counted.
@@ -47,6 +55,9 @@ const PAUSED: Duration = Duration::from_secs(1);
 pub(crate) struct Progress {
     /// What it has found so far.
     pub report: Option<Report>,
+    /// Which of the main databases is being compared.
+    #[serde(default)]
+    pub pass: usize,
     /// Where another scheduler can go on, and what had been found up to there.
     pub resume: Option<(Place, Report)>,
 }
@@ -68,11 +79,19 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) -> End {
     let begun = Instant::now();
-    let resume = progress.borrow().resume.clone();
-    let report = resume.as_ref().map(|(_, report)| report.clone());
+    let Progress {
+        report,
+        pass,
+        resume,
+    } = progress.borrow().clone();
+    let report = match &resume {
+        Some((_, report)) => Some(report.clone()),
+        // Those before it are done.
+        None => report.filter(|_| pass > 0),
+    };
     let report = report.unwrap_or_else(|| Report {
         target: name.to_owned(),
-        against: STATES.to_owned(),
+        against: against(scheduler, name),
         stage: Stage::Running,
         dry_run: request.dry_run,
         started: Timestamp::now(),
@@ -89,13 +108,14 @@ pub(crate) async fn run(
         request,
         begun,
         before,
+        pass,
         resume,
         progress,
         report,
         waiting: Vec::new(),
         brake: 0,
     };
-    let done = stop.run_until_cancelled(check.target(name)).await;
+    let done = stop.run_until_cancelled(check.all(name)).await;
     match done {
         None => {
             check.tell();
@@ -124,6 +144,8 @@ struct Check<'a> {
     begun: Instant,
     /// Seconds it had taken before it was resumed.
     before: f64,
+    /// Which of the main databases is being compared.
+    pass: usize,
     resume: Option<(Place, Report)>,
     progress: watch::Sender<Progress>,
     report: Report,
@@ -133,9 +155,52 @@ struct Check<'a> {
     brake: u64,
 }
 
+/// What `name` is compared with.
+fn against(scheduler: &Scheduler, name: &str) -> String {
+    if name != GATEWAY_TARGET || scheduler.sources.is_empty() {
+        return STATES.to_owned();
+    }
+    let names: Vec<_> = scheduler.sources.keys().map(AsRef::as_ref).collect();
+    names.join(", ")
+}
+
 impl Check<'_> {
-    async fn target(&mut self, name: &str) -> anyhow::Result<()> {
-        let name: TargetName = name.parse().context("there can be no such target")?;
+    async fn all(&mut self, name: &str) -> anyhow::Result<()> {
+        match name.parse().context("there can be no such target")? {
+            Checked::States => self.states().await,
+            Checked::Target(name) => self.target(name).await,
+        }
+    }
+
+    /// Compares the states with every main database, one after the other.
+    async fn states(&mut self) -> anyhow::Result<()> {
+        let scheduler = self.scheduler;
+        ensure!(!scheduler.sources.is_empty(), NO_SOURCE);
+        let mut tables = Vec::new();
+        for (name, config) in &scheduler.sources {
+            tables.push(Table::open(name, config).await?);
+        }
+        while let Some((sides, table)) = Pass::over(scheduler, &tables, self.pass) {
+            self.brake = sides.check().brake(self.users().await?);
+            if let Some(user) = &self.request.user_id {
+                self.report.users = 1;
+                self.look(&sides, vec![user.clone()]).await?;
+            } else {
+                let held = States::new(scheduler.states.clone(), |state| {
+                    table.hash_of_state(&state)
+                });
+                self.walk(&sides, &Scanned(table), &Scanned(held)).await?;
+            }
+            self.wait(&sides).await?;
+            if self.report.stage == Stage::Braked {
+                break;
+            }
+            (self.pass, self.resume) = (self.pass + 1, None);
+        }
+        Ok(())
+    }
+
+    async fn target(&mut self, name: TargetName) -> anyhow::Result<()> {
         let entry = self.scheduler.registry.entry(&name).await?;
         let config = entry.and_then(|entry| entry.config);
         let config = config.with_context(|| format!("there is no target {name}"))?;
@@ -159,7 +224,12 @@ impl Check<'_> {
             self.look(&copy, vec![user.clone()]).await?;
         } else {
             match &holdings {
-                Ok(holdings) => self.walk(&copy, &**holdings).await?,
+                Ok(holdings) => {
+                    let meant = Scanned(States::new(self.scheduler.states.clone(), |state| {
+                        expected(&rule, &**holdings, state)
+                    }));
+                    self.walk(&copy, &meant, holdings.side()).await?;
+                }
                 Err(Unchecked::OneByOne(_)) => self.one_by_one(&copy).await?,
                 Err(error) => bail!(error.clone()),
             }
@@ -168,18 +238,19 @@ impl Check<'_> {
     }
 
     /// Compares digests, and looks again at whom they say differ.
-    async fn walk(&mut self, copy: &Copy<'_>, holdings: &dyn Holdings) -> anyhow::Result<()> {
-        let meant = Scanned(States::new(self.scheduler.states.clone(), |state| {
-            expected(copy.rule, holdings, state)
-        }));
-        let (left, right): (&dyn Side, &dyn Side) = (&meant, holdings.side());
+    async fn walk(
+        &mut self,
+        sides: &dyn Sides,
+        meant: &dyn Side,
+        held: &dyn Side,
+    ) -> anyhow::Result<()> {
         let mut walk = match &self.resume {
-            Some((place, _)) => Walk::resumed(left, right, *place),
-            None => Walk::new(left, right).await?,
+            Some((place, _)) => Walk::resumed(meant, held, *place),
+            None => Walk::new(meant, held).await?,
         };
         let (users, bytes) = (self.report.users, self.report.bytes);
         loop {
-            self.wait_while_paused(&copy.config.name).await?;
+            self.wait_while_paused(sides.name()).await?;
             let asked = Instant::now();
             let Some(found) = walk.next().await? else {
                 return Ok(());
@@ -197,7 +268,7 @@ impl Check<'_> {
                     Err(_) => self.report.found.entry(Class::Orphan).or_default().users += 1,
                 }
             }
-            self.look(copy, users).await?;
+            self.look(sides, users).await?;
             if self.report.stage == Stage::Braked {
                 return Ok(());
             }
@@ -205,13 +276,13 @@ impl Check<'_> {
             if let Some(place) = walk.place() {
                 self.resume = Some((place, self.report.clone()));
             }
-            let load = copy.config.check.load;
+            let load = sides.check().load;
             sleep(busy.mul_f64((1.0 - load) / load)).await;
         }
     }
 
     /// Looks at everybody there is a state of. Who is at the target and has none isn't found so.
-    async fn one_by_one(&mut self, copy: &Copy<'_>) -> anyhow::Result<()> {
+    async fn one_by_one(&mut self, sides: &dyn Sides) -> anyhow::Result<()> {
         let mut reader = Reader::open(&self.scheduler.states).await?;
         let mut users = Vec::with_capacity(CHUNK);
         loop {
@@ -220,9 +291,9 @@ impl Check<'_> {
             let user = state.map(|state| state.user_id);
             users.extend(user.filter(|user| self.is_asked_for(user)));
             if ended || users.len() == CHUNK {
-                self.wait_while_paused(&copy.config.name).await?;
+                self.wait_while_paused(sides.name()).await?;
                 self.report.users += users.len() as u64;
-                self.look(copy, std::mem::take(&mut users)).await?;
+                self.look(sides, std::mem::take(&mut users)).await?;
                 self.tell();
             }
             if ended || self.report.stage == Stage::Braked {
@@ -231,21 +302,17 @@ impl Check<'_> {
         }
     }
 
-    /// Looks again at `users`: who really differs is noted and repaired, who is still being delivered is waited for.
-    async fn look(&mut self, copy: &Copy<'_>, users: Vec<UserId>) -> anyhow::Result<()> {
+    /// Looks again at `users`: who really differs is noted and repaired, who may still be on the way is waited for.
+    async fn look(&mut self, sides: &dyn Sides, users: Vec<UserId>) -> anyhow::Result<()> {
         for users in users.chunks(CHUNK) {
-            let seen = copy.look(users).await?;
-            self.settle(copy.config, users, &seen).await?;
+            let seen = sides.look(users).await?;
+            self.settle(sides, users, &seen).await?;
             if self.report.stage == Stage::Braked {
                 return Ok(());
             }
             for (user, seen) in users.iter().zip(seen) {
-                match seen {
-                    Seen::Pending if self.waiting.len() < WAITING => {
-                        self.waiting.push(user.clone())
-                    }
-                    Seen::Pending => self.report.pending += 1,
-                    Seen::Alike | Seen::Drift(_) | Seen::Ahead => {}
+                if seen == Seen::Pending {
+                    self.look_later(user);
                 }
             }
         }
@@ -255,50 +322,48 @@ impl Check<'_> {
     /// Notes those who differ, and has them repaired unless that would be too many.
     async fn settle(
         &mut self,
-        config: &Arc<TargetConfig>,
+        sides: &dyn Sides,
         users: &[UserId],
         seen: &[Seen],
     ) -> anyhow::Result<()> {
-        let jetstream = &self.scheduler.jetstream;
-        let mut differing = Vec::new();
-        for (user, seen) in users.iter().zip(seen) {
-            let class = match seen {
-                Seen::Drift(class) => *class,
-                // It has what no state says, in a version that no state has.
-                Seen::Ahead => Class::Different,
-                Seen::Alike | Seen::Pending => continue,
-            };
-            differing.push((user, class, *seen == Seen::Ahead));
-        }
-        let repairs =
-            |class: &Class| !self.request.dry_run && config.check.policy(*class) == Policy::Repair;
-        let more = differing
+        let check = sides.check();
+        let repairs = |class: Class| !self.request.dry_run && check.policy(class) == Policy::Repair;
+        let differing = users
             .iter()
-            .filter(|(_, class, _)| repairs(class))
-            .count() as u64;
+            .zip(seen)
+            .filter_map(|(user, seen)| match seen {
+                Seen::Drift(class, remedy) => Some((user, *class, remedy)),
+                Seen::Alike | Seen::Pending => None,
+            });
+        let more = differing.clone().filter(|(_, class, _)| repairs(*class));
+        let more = more.count() as u64;
         let repaired: u64 = self.report.found.values().map(|found| found.repaired).sum();
         let most = self.brake;
         let braked = !self.request.approved && repaired + more > most;
-        let mut deliver = Vec::new();
-        for (user, class, ahead) in differing {
-            let repair = !braked && repairs(&class);
-            if repair {
-                match self.known(user).await? {
-                    _ if ahead => {
-                        repair::renew(jetstream, &self.scheduler.states, user).await?;
-                    }
-                    true => deliver.push(user.clone()),
-                    false => repair::bury(jetstream, user).await?,
+        let scheduler = self.scheduler;
+        // Whether each is repaired, and `None` where something newer came: that is no drift.
+        let mending = stream::iter(differing).map(async |(user, class, remedy)| {
+            let repaired = match !braked && repairs(class) {
+                false => Some(false),
+                true => {
+                    let done = remedy.apply(scheduler, sides.name(), user).await?;
+                    done.then_some(true)
                 }
+            };
+            anyhow::Ok((user, class, repaired))
+        });
+        let mended: Vec<_> = mending.buffered(WINDOW).try_collect().await?;
+        for (user, class, repaired) in mended {
+            match repaired {
+                Some(repaired) => self.report.note(class, user, repaired),
+                None => self.look_later(user),
             }
-            self.report.note(class, user, repair);
         }
-        repair::deliver(jetstream, &config.name, &deliver).await?;
         if braked {
             self.report.stage = Stage::Braked;
             self.report.error = Some(format!(
                 "more than {most} users would be changed; look at the sample, then approve it: nats req usersync.check.approve '{{\"target\":\"{}\"}}'",
-                config.name
+                sides.name()
             ));
         }
         Ok(())
@@ -314,14 +379,16 @@ impl Check<'_> {
             .messages)
     }
 
-    /// Whether there is a state of this user.
-    async fn known(&self, user: &UserId) -> anyhow::Result<bool> {
-        Ok(copy::newest(&self.scheduler.states, user).await?.is_some())
+    fn look_later(&mut self, user: &UserId) {
+        match self.waiting.len() < WAITING {
+            true => self.waiting.push(user.clone()),
+            false => self.report.pending += 1,
+        }
     }
 
-    /// Waits for those who were still being delivered.
-    async fn wait(&mut self, copy: &Copy<'_>) -> anyhow::Result<()> {
-        let (end, mut pause) = (Instant::now() + copy.config.check.wait, SOON);
+    /// Waits for those who were still on the way.
+    async fn wait(&mut self, sides: &dyn Sides) -> anyhow::Result<()> {
+        let (end, mut pause) = (Instant::now() + sides.check().wait, SOON);
         while !self.waiting.is_empty() && self.report.stage != Stage::Braked {
             if Instant::now() >= end {
                 break;
@@ -329,16 +396,16 @@ impl Check<'_> {
             sleep(pause).await;
             pause = (2 * pause).min(LATER);
             let users = std::mem::take(&mut self.waiting);
-            self.look(copy, users).await?;
+            self.look(sides, users).await?;
             self.tell();
         }
-        self.report.pending += self.waiting.len() as u64;
+        self.report.pending += std::mem::take(&mut self.waiting).len() as u64;
         Ok(())
     }
 
     /// Holds the check for as long as an operator wants.
-    async fn wait_while_paused(&self, target: &TargetName) -> anyhow::Result<()> {
-        while claim::is_paused(&self.scheduler.jetstream, target.as_ref()).await? {
+    async fn wait_while_paused(&self, name: &str) -> anyhow::Result<()> {
+        while claim::is_paused(&self.scheduler.jetstream, name).await? {
             sleep(PAUSED).await;
         }
         Ok(())
@@ -359,6 +426,7 @@ impl Check<'_> {
         self.report.seconds = self.before + self.begun.elapsed().as_secs_f64();
         self.progress.send_replace(Progress {
             report: Some(self.report.clone()),
+            pass: self.pass,
             resume: self.resume.clone(),
         });
     }

@@ -16,10 +16,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::Health,
-    check::{Report, Request, Stage},
+    check::{Checked, Report, Request, Stage},
     common::Common,
     nats, subjects,
-    target::TargetName,
     user_id::UserId,
 };
 
@@ -27,7 +26,7 @@ use crate::{
     check::{self, End, Progress},
     claim::Claim,
     reports,
-    scheduler::{self, Scheduler},
+    scheduler::{self, Scheduler, Sources},
 };
 
 /// After how long without a word from any scheduler one is looked for.
@@ -35,18 +34,19 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// How often the claim is renewed and progress shown.
 const RENEW: Duration = Duration::from_secs(1);
 
-/// Compares a target with the newest states, looks again at everybody who differs, and has what still differs
-/// delivered again. Exit status: 0 done, 1 failed or too many to change without --approve.
+/// Compares a target with the newest states, or these with the main database; looks again at everybody who differs,
+/// and has what still differs delivered again, or written. Exit status: 0 done, 1 failed or too many to change without --approve.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:
   usersync-scheduler check --target redis-cache --dry-run
   usersync-scheduler check --target postgres --once --json
-  usersync-scheduler check --target unified-auth --user 42")]
+  usersync-scheduler check --target unified-auth --user 42
+  usersync-scheduler --config usersync.toml check --target gateway --once")]
 pub struct Check {
-    /// The target to check
+    /// The target to check, or gateway: the states, against the main database
     #[arg(long, value_name = "NAME")]
-    target: TargetName,
+    target: Checked,
     /// Do it in this process, instead of asking the schedulers that run
     #[arg(long)]
     once: bool,
@@ -79,7 +79,12 @@ impl Check {
     ///
     /// # Errors
     /// When it fails, or stops because too many users would be changed.
-    pub(crate) async fn run(&self, common: &Common, stop: CancellationToken) -> anyhow::Result<()> {
+    pub(crate) async fn run(
+        &self,
+        common: &Common,
+        sources: Sources,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
         let jetstream = nats::check(&common.nats, "usersync-scheduler").await?;
         let request = Request {
             user_id: self.user.clone(),
@@ -90,7 +95,7 @@ impl Check {
         };
         let checking = async {
             match self.once {
-                true => self.here(jetstream, &request, stop.clone()).await,
+                true => self.here(jetstream, sources, &request, stop.clone()).await,
                 false => self.elsewhere(&jetstream, &request).await,
             }
         };
@@ -118,10 +123,11 @@ impl Check {
     async fn here(
         &self,
         jetstream: jetstream::Context,
+        sources: Sources,
         request: &Request,
         stop: CancellationToken,
     ) -> anyhow::Result<Report> {
-        let scheduler = scheduler::open(jetstream, Health::default());
+        let scheduler = scheduler::open(jetstream, sources, Health::default());
         let scheduler = timeout(SILENCE, scheduler).await;
         let scheduler: Scheduler =
             scheduler.context("there are no streams of usersync; start usersync-gateway first")?;
@@ -249,7 +255,7 @@ fn table(report: &Report) -> String {
     }
     if report.pending > 0 {
         text += &format!(
-            "{} differ and are still being delivered: look at the target's backlog\n",
+            "{} differ and are still on their way: look at the backlog\n",
             report.pending
         );
     }

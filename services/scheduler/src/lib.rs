@@ -3,9 +3,9 @@
 //! `outbox` puts an outbox beside a table of users, `load` brings every user of a main database into
 //! USER_STATE. Each is one subcommand, and ends when it is done.
 //!
-//! Without one a `scheduler` checks all the time: `schedules` keeps a NATS message schedule per target; `queue` takes what
-//! is due or asked for, under a `claim`; a `check` walks over both sides and looks again at whom they hold differently;
-//! `reports` tells. It writes to no target: repairs are deliveries, which are the workers'.
+//! Without one a `scheduler` checks all the time: `schedules` keeps a NATS message schedule per target and for the states;
+//! `queue` takes what is due or asked for, under a `claim`; a `check` walks over both sides and looks again at whom they
+//! hold differently; `reports` tells. It writes to no target: repairs are states, or deliveries, which are the workers'.
 
 mod check;
 mod claim;
@@ -31,8 +31,12 @@ pub use settings::{Flags, Settings, Work};
 /// When it can't be done; says what to do.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     match settings.work {
-        None => scheduler::run(&settings.common, shutdown).await,
-        Some(Work::Check(check)) => check.run(&settings.common, shutdown).await,
+        None => scheduler::run(&settings.common, settings.sources, shutdown).await,
+        Some(Work::Check(check)) => {
+            check
+                .run(&settings.common, settings.sources, shutdown)
+                .await
+        }
         Some(Work::Outbox(work)) => outbox::run(work).await,
         Some(Work::Load(work)) => load::run(&settings.common.nats, work, shutdown).await,
     }
@@ -47,7 +51,7 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     match nats::check(&settings.common.nats, "usersync-scheduler").await {
         Ok(jetstream) => {
             tracing::info!("NATS with JetStream answers");
-            if let Err(error) = scheduler::announce(&jetstream).await {
+            if let Err(error) = scheduler::announce(&jetstream, &settings.sources).await {
                 failed.push(format!("{error:#}"));
             }
         }

@@ -68,10 +68,6 @@ async fn store(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
 }
 
 async fn alert(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
-    let Ok(target) = report.target.parse() else {
-        // The states themselves: `gateway` is no target's name, and alerts name targets.
-        return Ok(());
-    };
     let counts: std::collections::BTreeMap<_, _> = report
         .found
         .iter()
@@ -87,7 +83,7 @@ async fn alert(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
         .message_id(format!("{DRIFT}:{}:{}", report.target, report.started));
     let sent = scheduler
         .jetstream
-        .send_publish(subjects::alert(DRIFT, &target), message);
+        .send_publish(subjects::alert(DRIFT, &report.target), message);
     timeout(REQUEST_TIMEOUT, async { sent.await?.await })
         .await
         .context("raising the alert timed out")?

@@ -1,6 +1,6 @@
 //! The scheduler that checks all the time, and what every check needs of it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, stream::Stream};
@@ -8,13 +8,18 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::{self, Health},
+    check::Check,
     common::Common,
     nats,
     registry::Registry,
     streams, subjects, telemetry,
 };
+use usersync_source::{SourceConfig, SourceName};
 
 use crate::{queue, schedules};
+
+/// The main databases.
+pub(crate) type Sources = BTreeMap<SourceName, SourceConfig>;
 
 /// How long to wait before looking for the bucket of targets again.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -29,6 +34,8 @@ pub(crate) struct Scheduler {
     pub states: Stream,
     /// The targets.
     pub registry: Registry,
+    /// The main databases the states are compared with.
+    pub sources: Sources,
     /// How everything stands.
     pub health: Health,
 }
@@ -39,6 +46,7 @@ impl Scheduler {
         jetstream: jetstream::Context,
         states: Stream,
         registry: Registry,
+        sources: Sources,
         health: Health,
     ) -> Self {
         // The last, random part is enough to tell schedulers apart.
@@ -48,6 +56,7 @@ impl Scheduler {
             jetstream,
             states,
             registry,
+            sources,
             health,
         }
     }
@@ -57,7 +66,11 @@ impl Scheduler {
 ///
 /// # Errors
 /// When the address is taken or NATS can't be used.
-pub(crate) async fn run(common: &Common, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    common: &Common,
+    sources: Sources,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let listen = common.listen;
     let listener = TcpListener::bind(listen)
         .await
@@ -78,12 +91,13 @@ pub(crate) async fn run(common: &Common, shutdown: CancellationToken) -> anyhow:
         .ack_timeout(nats::REQUEST_TIMEOUT);
     let jetstream = context.build(client.clone());
     if let Some(scheduler) = shutdown
-        .run_until_cancelled(open(jetstream.clone(), health))
+        .run_until_cancelled(open(jetstream.clone(), sources, health))
         .await
     {
+        let states = states_check(&scheduler.sources).cloned();
         let entries = scheduler.registry.clone().follow(shutdown.clone());
         tokio::join!(
-            schedules::keep(jetstream, entries, None, shutdown.clone()),
+            schedules::keep(jetstream, entries, states, shutdown.clone()),
             queue::run(&scheduler, shutdown.clone()),
         );
     }
@@ -93,7 +107,11 @@ pub(crate) async fn run(common: &Common, shutdown: CancellationToken) -> anyhow:
 }
 
 /// Waits for what the gateway makes.
-pub(crate) async fn open(jetstream: jetstream::Context, health: Health) -> Scheduler {
+pub(crate) async fn open(
+    jetstream: jetstream::Context,
+    sources: Sources,
+    health: Health,
+) -> Scheduler {
     streams::wait_for_stream(&jetstream, subjects::USER_CHECK).await;
     let states = streams::wait_for_stream(&jetstream, subjects::USER_STATE).await;
     let mut said = false;
@@ -108,19 +126,35 @@ pub(crate) async fn open(jetstream: jetstream::Context, health: Health) -> Sched
         }
         tokio::time::sleep(AGAIN).await;
     };
-    Scheduler::new(jetstream, states, registry, health)
+    Scheduler::new(jetstream, states, registry, sources, health)
+}
+
+/// When the states are checked by themselves: as the first source says that says so. One check is about all of them.
+fn states_check(sources: &Sources) -> Option<&Check> {
+    let mut checks = sources.values().map(|source| &source.check);
+    checks.find(|check| check.schedule().is_some())
 }
 
 /// Says which targets would be checked when.
 ///
 /// # Errors
 /// When what the gateway makes is missing.
-pub(crate) async fn announce(jetstream: &jetstream::Context) -> anyhow::Result<()> {
+pub(crate) async fn announce(
+    jetstream: &jetstream::Context,
+    sources: &Sources,
+) -> anyhow::Result<()> {
     for stream in [subjects::USER_STATE, subjects::USER_CHECK] {
         let found = jetstream.get_stream(stream).await;
         found.with_context(|| format!("stream {stream}; usersync-gateway creates it"))?;
     }
     let registry = Registry::open(jetstream, usersync_targets::check).await?;
+    if let Some(schedule) = states_check(sources).and_then(Check::schedule) {
+        tracing::info!(
+            target = subjects::GATEWAY_TARGET,
+            schedule,
+            "would be checked"
+        );
+    }
     for (target, entry) in registry.entries().await? {
         if let Some(config) = entry.config.filter(|config| config.enabled) {
             let schedule = config.check.schedule();

@@ -1,7 +1,6 @@
 //! What the scheduler is told: flags, environment, file.
 
 use std::{
-    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroU32,
 };
@@ -15,12 +14,12 @@ use usersync_core::{
 };
 use usersync_source::{SourceConfig, SourceName};
 
-use crate::command::Check;
+use crate::{command::Check, scheduler::Sources};
 
 /// Keeps the main database, the states in NATS and the targets the same.
 ///
-/// Without a command it checks every target as its entry's `check` says (every hour by default), and whatever is asked
-/// for on user.check.<target>; what differs is delivered again by the workers. Several may run: each check is done by
+/// Without a command it checks every target as its entry's `check` says (every hour by default), the states against the
+/// main databases as theirs say, and whatever is asked for on user.check.<target>; what differs is delivered again by the workers. Several may run: each check is done by
 /// one of them. `outbox` makes a main database tell of every change, `load` brings in the users that are there already.
 /// Exit status: 0 stopped or done, 1 failed, 64 bad configuration.
 #[derive(Debug, Parser)]
@@ -31,6 +30,7 @@ use crate::command::Check;
 Examples:
   usersync-scheduler --nats-url nats://nats:4222
   usersync-scheduler check --target redis-cache --once --dry-run
+  usersync-scheduler --config usersync.toml check --target gateway
   usersync-scheduler outbox install --url mysql://app@db/app --secret env:DB_PASSWORD --column phone=data.phone
   usersync-scheduler outbox install --url sqlite:/var/lib/app/app.db --table people --id uid --print
   usersync-scheduler --config usersync.toml load --source main --rate 5000
@@ -203,7 +203,7 @@ pub struct Settings {
     /// What the gateway and the workers have too.
     pub common: Common,
     /// The main databases.
-    pub sources: BTreeMap<SourceName, SourceConfig>,
+    pub sources: Sources,
     /// What to do instead of checking all the time.
     pub work: Option<Work>,
 }
@@ -239,8 +239,6 @@ impl Settings {
         })
     }
 }
-
-type Sources = BTreeMap<SourceName, SourceConfig>;
 
 /// `None` when there is a problem, which is reported.
 fn work(command: &Command, sources: &Sources, reader: &mut Reader) -> Option<Work> {

@@ -1,15 +1,19 @@
-//! The consistency check of a target: when it runs, what follows from what it finds, and what it found.
+//! The consistency check of a target, or of the states themselves: when it runs, what follows from what it finds, and what it found.
 //!
-//! `check` of a target, the requests on `user.check.<target>` and the reports on
+//! `check` of a target or a source, the requests on `user.check.<target>` and the reports on
 //! `user.check.result.<target>` (docs/CHECK.md).
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use jiff::{Timestamp, fmt::serde::unsigned_duration::friendly::compact as duration};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::user_id::UserId;
+use crate::{
+    subjects::GATEWAY_TARGET,
+    target::{InvalidTargetName, TargetName},
+    user_id::UserId,
+};
 
 /// How often a target is checked unless it says otherwise.
 const EVERY: Duration = Duration::from_secs(60 * 60);
@@ -20,7 +24,57 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 /// How many users of each class a report names.
 pub const SAMPLE: usize = 20;
 
-/// When a target is checked, and what follows from a difference.
+/// What can be checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Checked {
+    /// `gateway`: the states, against the main database.
+    States,
+    /// A target, against the states.
+    Target(TargetName),
+}
+
+impl FromStr for Checked {
+    type Err = InvalidTargetName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTargetName> {
+        match text {
+            GATEWAY_TARGET => Ok(Self::States),
+            name => name.parse().map(Self::Target),
+        }
+    }
+}
+
+impl TryFrom<String> for Checked {
+    type Error = InvalidTargetName;
+
+    fn try_from(text: String) -> Result<Self, InvalidTargetName> {
+        text.parse()
+    }
+}
+
+impl From<Checked> for String {
+    fn from(checked: Checked) -> Self {
+        checked.as_ref().to_owned()
+    }
+}
+
+impl AsRef<str> for Checked {
+    fn as_ref(&self) -> &str {
+        match self {
+            Self::States => GATEWAY_TARGET,
+            Self::Target(name) => name.as_ref(),
+        }
+    }
+}
+
+impl fmt::Display for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_ref())
+    }
+}
+
+/// When a target, or the states, are checked, and what follows from a difference.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Check {
@@ -106,7 +160,7 @@ impl Check {
     }
 
     /// What is wrong, one sentence per problem, naming the key.
-    pub(crate) fn problems(&self) -> Vec<String> {
+    pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.every.is_zero() && self.every < LEAST {
             problems.push("check.every: expected 0s, for never, or at least 10s".to_owned());
@@ -321,6 +375,18 @@ mod tests {
                 "{problems:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_target_is_checked_or_the_states() {
+        assert_eq!("gateway".parse(), Ok(Checked::States));
+        assert_eq!(
+            serde_json::from_value::<Checked>(json!("crm"))
+                .unwrap()
+                .to_string(),
+            "crm"
+        );
+        assert!("Crm".parse::<Checked>().is_err());
     }
 
     #[test]

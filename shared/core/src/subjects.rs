@@ -61,7 +61,7 @@ pub const BACKSTOP: &str = "gateway-backstop";
 pub const CHECKER: &str = "scheduler-checks";
 /// The name of the control plane as a NATS service, and the first token of its subjects.
 pub const CONTROL: &str = "usersync";
-/// The target name under which refused events are dead-lettered; no real target may have it.
+/// The target name under which refused events are dead-lettered and the states checked; no real target may have it.
 pub const GATEWAY_TARGET: &str = "gateway";
 
 /// The state of one user.
@@ -140,8 +140,8 @@ pub fn target_of_check(subject: &str) -> Option<&str> {
         .filter(|target| !target.contains('.'))
 }
 
-/// Something people should know of a target; `kind` is one token, such as `gone`.
-pub fn alert(kind: &str, target: &TargetName) -> String {
+/// Something people should know of a target, or of [`GATEWAY_TARGET`]; `kind` is one token, such as `gone`.
+pub fn alert(kind: &str, target: &str) -> String {
     format!("user.alert.{kind}.{target}")
 }
 

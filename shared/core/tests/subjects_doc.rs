@@ -51,7 +51,7 @@ fn every_subject_is_documented() {
     ));
     built.insert(format!(
         "{}<target>",
-        shown(subjects::alert("K", &name))
+        shown(subjects::alert("K", name.as_ref()))
             .strip_suffix('t')
             .unwrap()
     ));

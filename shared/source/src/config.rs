@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use url::Url;
-use usersync_core::{member::Member, secret::SecretRef, settings::Reader};
+use usersync_core::{check::Check, member::Member, secret::SecretRef, settings::Reader};
 
 use crate::{SourceError, TableName, layout::is_name};
 
@@ -86,6 +86,8 @@ pub struct SourceConfig {
     pub outbox: bool,
     /// How it does.
     pub relay: OutboxConfig,
+    /// When the states are compared with it, and what follows from a difference.
+    pub check: Check,
 }
 
 /// How an outbox is relayed.
@@ -123,6 +125,7 @@ impl SourceConfig {
             columns: BTreeMap::new(),
             outbox: true,
             relay: OutboxConfig::default(),
+            check: Check::default(),
         }
     }
 
@@ -253,6 +256,12 @@ fn source(entry: Map<String, Value>) -> Result<SourceConfig, Vec<String>> {
     if let Some(on) = entry.take("outbox", "true or false") {
         config.outbox = on;
     }
+    let check =
+        "a table such as { every = \"1h\", orphan = \"report\" }; docs/CHECK.md has its keys";
+    if let Some(check) = entry.take::<Check>("check", check) {
+        entry.problems.extend(check.problems());
+        config.check = check;
+    }
     if config.server() == Ok(Server::Sqlite) {
         // Asking a file costs nothing worth saving.
         config.relay.poll_max = Duration::from_millis(50);
@@ -287,7 +296,7 @@ fn source(entry: Map<String, Value>) -> Result<SourceConfig, Vec<String>> {
         entry.problems.push(format!("secret: {error}"));
     }
     let unknown = entry.left.keys().map(|key| {
-        format!("{key}: is no setting of a source; expected url, secret, table, id, columns, outbox, poll_min, poll_max or retention")
+        format!("{key}: is no setting of a source; expected url, secret, table, id, columns, outbox, poll_min, poll_max, retention or check")
     });
     entry.problems.extend(unknown);
     match entry.problems.is_empty() {
@@ -350,6 +359,14 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.table.to_string(), "app.people");
+        let config_of_check =
+            parsed("url = 'sqlite:x'\n[sources.main.check]\nevery = '5m'\norphan = 'repair'")
+                .unwrap();
+        assert_eq!(config_of_check.check.every, Duration::from_secs(300));
+        assert_eq!(
+            config_of_check.check.orphan,
+            usersync_core::check::Policy::Repair
+        );
         assert_eq!(config.columns["tel"].to_string(), "data.phone");
         assert_eq!(config.relay.retention, Duration::from_secs(7_200));
         assert_eq!(config.relay.poll_max, Duration::from_millis(50));

@@ -100,6 +100,17 @@ impl Database {
         .await
     }
 
+    /// Those of `ids`, as the table spells them, of whom a row of the outbox isn't published yet.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        within(PATIENCE, "reading the outbox", self.session.waiting(ids)).await
+    }
+
     /// Marks rows that JetStream has confirmed.
     ///
     /// # Errors

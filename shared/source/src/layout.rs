@@ -201,6 +201,22 @@ impl Layout {
         self.table.beside(OUTBOX)
     }
 
+    /// Whether the column of the id can hold `id`; some servers refuse to be asked for what it can't.
+    pub fn can_hold(&self, id: &str) -> bool {
+        match (self.id.kind, self.id.shown.as_str()) {
+            (Kind::Integer, "smallint") => id.parse::<i16>().is_ok(),
+            (Kind::Integer, "integer") => id.parse::<i32>().is_ok(),
+            (Kind::Integer, "bigint") => id.parse::<i64>().is_ok(),
+            (Kind::Integer, _) => id.parse::<u64>().is_ok(),
+            (_, "uuid") => {
+                let digits = id.bytes().filter(|byte| *byte != b'-');
+                digits.clone().count() == 32
+                    && digits.into_iter().all(|byte| byte.is_ascii_hexdigit())
+            }
+            _ => true,
+        }
+    }
+
     /// The mapped members, sorted.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.columns.iter().map(|column| &column.member)
@@ -358,6 +374,41 @@ mod tests {
                 .unwrap_err()
                 .contains("there is no table `users`")
         );
+    }
+
+    #[test]
+    fn a_column_is_asked_only_for_ids_it_can_hold() {
+        let rows = [
+            (Kind::Integer, "integer", "7", true),
+            (Kind::Integer, "integer", "3000000000", false),
+            (Kind::Integer, "bigint", "ann", false),
+            (
+                Kind::Integer,
+                "bigint unsigned",
+                "18446744073709551615",
+                true,
+            ),
+            (Kind::Text, "text", "ann", true),
+            (Kind::Verbatim, "uuid", "ann", false),
+            (
+                Kind::Verbatim,
+                "uuid",
+                "0198f2a4-6b7c-7d00-8000-0123456789ab",
+                true,
+            ),
+        ];
+        for (kind, shown, id, expected) in rows {
+            let layout = Layout {
+                table: "users".parse().unwrap(),
+                id: LiveColumn {
+                    name: "id".to_owned(),
+                    kind,
+                    shown: shown.to_owned(),
+                },
+                columns: Vec::new(),
+            };
+            assert_eq!(layout.can_hold(id), expected, "{id} in {shown}");
+        }
     }
 
     #[test]

@@ -230,6 +230,20 @@ impl Session for MySql {
         Ok(found)
     }
 
+    async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
+        let statement = format!(
+            "SELECT DISTINCT user_id FROM {} WHERE state = 0 AND user_id IN ({})",
+            self.outbox,
+            vec!["?"; ids.len()].join(", ")
+        );
+        let mut waiting = sqlx::query_scalar(AssertSqlSafe(statement));
+        for id in ids {
+            waiting = waiting.bind(id);
+        }
+        let waiting = waiting.fetch_all(&mut self.connection).await;
+        waiting.map_err(|error| trouble("reading the outbox", &error))
+    }
+
     async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError> {
         for ranges in ranges(ids).chunks(RANGES) {
             let within = ranges.iter().map(|(first, last)| match first == last {

@@ -195,6 +195,16 @@ impl Session for Postgres {
         Ok(found)
     }
 
+    async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
+        let statement = format!(
+            "SELECT DISTINCT user_id FROM {} WHERE state = 0 AND user_id = ANY($1)",
+            self.outbox
+        );
+        let waiting = sqlx::query_scalar(AssertSqlSafe(statement)).bind(ids);
+        let waiting = waiting.fetch_all(&mut self.connection).await;
+        waiting.map_err(|error| trouble("reading the outbox", &error))
+    }
+
     async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError> {
         let statement = format!(
             "UPDATE {} SET state = 1, published_at = clock_timestamp() WHERE id = ANY($1)",

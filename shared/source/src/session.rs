@@ -84,6 +84,8 @@ pub(crate) trait Session: Send {
     async fn try_lock(&mut self, table: &TableName) -> Result<bool, SourceError>;
     /// The oldest rows that aren't published, in the order of their ids.
     async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError>;
+    /// Those of `ids` of whom a row isn't published yet.
+    async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError>;
     /// Marks rows that are published.
     async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError>;
     /// Marks rows that never will be.

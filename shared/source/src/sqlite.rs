@@ -202,6 +202,19 @@ impl Session for Sqlite {
         Ok(found)
     }
 
+    async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
+        let statement = format!(
+            "SELECT DISTINCT user_id FROM user_outbox WHERE state = 0 AND user_id IN ({})",
+            vec!["?"; ids.len()].join(", ")
+        );
+        let mut waiting = sqlx::query_scalar(AssertSqlSafe(statement));
+        for id in ids {
+            waiting = waiting.bind(id);
+        }
+        let waiting = waiting.fetch_all(&mut self.connection).await;
+        waiting.map_err(|error| trouble("reading the outbox", &error))
+    }
+
     async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError> {
         let statement = format!(
             "UPDATE user_outbox SET state = 1, published_at = {NOW} WHERE id IN (SELECT value FROM json_each(?))"

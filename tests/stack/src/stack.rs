@@ -302,6 +302,8 @@ impl Stack {
         let launch = self
             .recipe
             .launch(self.dir(), "usersync-scheduler", &name)?
+            // Where the main database is, when the examples run.
+            .env("USERSYNC_CONFIG", self.settings())
             .args(["--nats-url", &self.nats.url()])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(["--log-format", "human"]);

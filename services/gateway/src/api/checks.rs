@@ -1,11 +1,11 @@
-//! `/v1/checks`: compare targets with the newest states, and see what was found.
+//! `/v1/checks`: compare targets with the newest states, or these with the main database, and see what was found.
 
 use std::sync::Arc;
 
 use axum::{Json, extract::State, http::StatusCode};
 use usersync_core::check::{Report, Request};
 
-use super::extract::{Body, Target};
+use super::extract::{Body, Checkable};
 use crate::{
     control::{
         Control,
@@ -26,7 +26,7 @@ pub(super) async fn list(State(control): State<Arc<Control>>) -> Result<Json<Rep
 
 /// What the last check of a target found
 #[utoipa::path(get, operation_id = "check.show", path = "/v1/checks/{target}", tag = "checks",
-    params(("target" = String, Path, description = "The target's name")),
+    params(("target" = String, Path, description = "The target's name, or `gateway` for the states")),
     responses(
         (status = 200, description = "The report", body = Report),
         (status = 404, description = "It has not been checked", body = Problem, content_type = "application/problem+json"),
@@ -34,7 +34,7 @@ pub(super) async fn list(State(control): State<Arc<Control>>) -> Result<Json<Rep
     ))]
 pub(super) async fn show(
     State(control): State<Arc<Control>>,
-    Target(target): Target,
+    Checkable(target): Checkable,
 ) -> Result<Json<Report>, Problem> {
     Ok(Json(checks::show(&control, Of { target }).await?))
 }
@@ -43,7 +43,7 @@ pub(super) async fn show(
 ///
 /// A scheduler does it; its report is at the same path.
 #[utoipa::path(post, operation_id = "check.run", path = "/v1/checks/{target}", tag = "checks",
-    params(("target" = String, Path, description = "The target's name")),
+    params(("target" = String, Path, description = "The target's name, or `gateway` for the states")),
     request_body = Request,
     responses(
         (status = 202, description = "It waits for a scheduler", body = Asked),
@@ -54,7 +54,7 @@ pub(super) async fn show(
     ))]
 pub(super) async fn run(
     State(control): State<Arc<Control>>,
-    Target(target): Target,
+    Checkable(target): Checkable,
     Body(request): Body<Request>,
 ) -> Result<(StatusCode, Json<Asked>), Problem> {
     let asked = checks::ask(&control, target, request).await?;
@@ -65,7 +65,7 @@ pub(super) async fn run(
 ///
 /// Also one that is under way.
 #[utoipa::path(post, operation_id = "check.pause", path = "/v1/checks/{target}/pause", tag = "checks",
-    params(("target" = String, Path, description = "The target's name")),
+    params(("target" = String, Path, description = "The target's name, or `gateway` for the states")),
     responses(
         (status = 200, description = "They wait", body = Held),
         (status = 404, description = "What is named isn't there", body = Problem, content_type = "application/problem+json"),
@@ -73,14 +73,14 @@ pub(super) async fn run(
     ))]
 pub(super) async fn pause(
     State(control): State<Arc<Control>>,
-    Target(target): Target,
+    Checkable(target): Checkable,
 ) -> Result<Json<Held>, Problem> {
     Ok(Json(checks::pause(&control, Of { target }).await?))
 }
 
 /// Let checks of a target go on
 #[utoipa::path(post, operation_id = "check.resume", path = "/v1/checks/{target}/resume", tag = "checks",
-    params(("target" = String, Path, description = "The target's name")),
+    params(("target" = String, Path, description = "The target's name, or `gateway` for the states")),
     responses(
         (status = 200, description = "They go on", body = Held),
         (status = 400, description = "There can be no such target", body = Problem, content_type = "application/problem+json"),
@@ -88,7 +88,7 @@ pub(super) async fn pause(
     ))]
 pub(super) async fn resume(
     State(control): State<Arc<Control>>,
-    Target(target): Target,
+    Checkable(target): Checkable,
 ) -> Result<Json<Held>, Problem> {
     Ok(Json(checks::resume(&control, Of { target }).await?))
 }

@@ -6,7 +6,11 @@ use axum::{
     http::{StatusCode, request::Parts},
 };
 use serde::de::DeserializeOwned;
-use usersync_core::{target::TargetName, user_id::UserId};
+use usersync_core::{
+    check::Checked,
+    target::{InvalidTargetName, TargetName},
+    user_id::UserId,
+};
 
 use crate::problem::Problem;
 
@@ -18,6 +22,9 @@ pub(super) struct Params<T>(pub T);
 
 /// The target that the path names.
 pub(super) struct Target(pub TargetName);
+
+/// What the path names to be checked: a target, or `gateway`.
+pub(super) struct Checkable(pub Checked);
 
 /// The user that the path names.
 pub(super) struct User(pub UserId);
@@ -72,9 +79,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Target {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let name = path(parts, state).await?.parse();
         name.map(Self)
-            .map_err(|error: usersync_core::target::InvalidTargetName| {
-                Problem::bad_request(error.to_string())
-            })
+            .map_err(|error: InvalidTargetName| Problem::bad_request(error.to_string()))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Checkable {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let name = path(parts, state).await?.parse();
+        name.map(Self)
+            .map_err(|error: InvalidTargetName| Problem::bad_request(error.to_string()))
     }
 }
 

@@ -4,10 +4,9 @@ use async_nats::jetstream::stream::DirectGetErrorKind;
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use usersync_core::{
-    check::{Report, Request},
+    check::{Checked, Report, Request},
     nats::REQUEST_TIMEOUT,
     subjects::{self, CHECKS_BUCKET, USER_CHECK},
-    target::TargetName,
     user_id::UserId,
 };
 
@@ -18,7 +17,7 @@ use crate::problem::Problem;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Run {
-    pub target: TargetName,
+    pub target: Checked,
     #[serde(default)]
     user_id: Option<UserId>,
     #[serde(default)]
@@ -33,15 +32,15 @@ pub(crate) struct Run {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Of {
-    pub target: TargetName,
+    pub target: Checked,
 }
 
 /// What was asked for.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct Asked {
-    /// The target.
-    #[schema(inline)]
-    pub target: TargetName,
+    /// The target, or `gateway`.
+    #[schema(value_type = String)]
+    pub target: Checked,
     /// Where the request waits for a scheduler, in USER_CHECK.
     pub seq: u64,
 }
@@ -56,9 +55,9 @@ pub(crate) struct Reports {
 /// Whether checks of a target wait.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct Held {
-    /// The target.
-    #[schema(inline)]
-    pub target: TargetName,
+    /// The target, or `gateway`.
+    #[schema(value_type = String)]
+    pub target: Checked,
     /// Whether they do.
     pub paused: bool,
 }
@@ -85,12 +84,13 @@ pub(crate) async fn approve(control: &Control, of: Of) -> Result<Asked, Problem>
 
 pub(crate) async fn ask(
     control: &Control,
-    target: TargetName,
+    target: Checked,
     request: Request,
 ) -> Result<Asked, Problem> {
-    let config = control.config(&target).await?;
-    if !config.enabled {
-        let detail = format!("target {target} is disabled, so nothing is delivered to it");
+    if let Checked::Target(name) = &target
+        && !control.config(name).await?.enabled
+    {
+        let detail = format!("target {name} is disabled, so nothing is delivered to it");
         return Err(Problem::unprocessable(detail));
     }
     let body = serde_json::to_vec(&request).map_err(anyhow::Error::from)?;
@@ -112,7 +112,7 @@ pub(crate) async fn show(control: &Control, of: Of) -> Result<Report, Problem> {
             Ok(report.map_err(anyhow::Error::from)?)
         }
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
-            let detail = format!("target {} has not been checked yet", of.target);
+            let detail = format!("{} has not been checked yet", of.target);
             Err(Problem::not_found(detail))
         }
         Err(error) => Err(nats(error)),
@@ -139,7 +139,9 @@ pub(crate) async fn list(control: &Control) -> Result<Reports, Problem> {
 
 /// Lets checks of a target wait, also one that is under way.
 pub(crate) async fn pause(control: &Control, of: Of) -> Result<Held, Problem> {
-    control.config(&of.target).await?;
+    if let Checked::Target(name) = &of.target {
+        control.config(name).await?;
+    }
     let bucket = control.jetstream.get_key_value(CHECKS_BUCKET).await;
     let bucket = bucket.map_err(nats)?;
     let key = subjects::check_pause(of.target.as_ref());

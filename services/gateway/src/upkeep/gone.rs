@@ -88,7 +88,7 @@ async fn disable(control: &Control, breaker: &Breaker, put: Timestamp) -> anyhow
             .message_id(format!("{GONE}:{name}:{}", stored.revision));
         let sent = control
             .jetstream
-            .send_publish(subjects::alert(GONE, name), message);
+            .send_publish(subjects::alert(GONE, name.as_ref()), message);
         sent.await?.await?;
         match changes::disable(registry, name, &entry, &stored, &note).await {
             Ok(true) => {

@@ -10,15 +10,27 @@ use std::{
 
 use anyhow::Context as _;
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use tokio::time::timeout;
 use usersync_core::{
-    check::Class, event::EventType, fields::Members, nats::REQUEST_TIMEOUT, state::State, subjects,
-    target::TargetConfig, user_id::UserId,
+    check::{Check, Class},
+    event::EventType,
+    fields::Members,
+    nats::REQUEST_TIMEOUT,
+    state::State,
+    subjects,
+    target::TargetConfig,
+    user_id::UserId,
 };
 use usersync_digest::{Cut, Keys, RowHash};
 use usersync_targets::{Action, Delivery, Holdings, Outcome, Rule, Standing, Target, Verdict};
+
+use super::{
+    repair::Remedy,
+    sides::{Seen, Sides},
+};
 
 /// States asked for at once.
 const READS: usize = 256;
@@ -26,19 +38,6 @@ const READS: usize = 256;
 const MOST: usize = 256;
 /// Calls to the target at once.
 const CALLS: usize = 8;
-
-/// How a user's copy stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
-    /// As it is meant to be, or nothing is meant to be said of it.
-    Alike,
-    /// Not so.
-    Drift(Class),
-    /// The target holds a newer version than the states do.
-    Ahead,
-    /// The newest state is still on its way there.
-    Pending,
-}
 
 /// A target that is looked at.
 pub(crate) struct Copy<'a> {
@@ -59,12 +58,17 @@ enum Meant {
     Nothing,
 }
 
-impl Copy<'_> {
-    /// Looks at everybody again.
-    ///
-    /// # Errors
-    /// When NATS or the target can't be asked, or it can't say how a user stands.
-    pub(crate) async fn look(&self, users: &[UserId]) -> anyhow::Result<Vec<Seen>> {
+#[async_trait(?Send)]
+impl Sides for Copy<'_> {
+    fn name(&self) -> &str {
+        self.config.name.as_ref()
+    }
+
+    fn check(&self) -> &Check {
+        &self.config.check
+    }
+
+    async fn look(&self, users: &[UserId]) -> anyhow::Result<Vec<Seen>> {
         // Before the states are read: what it has passed by now it has passed for good.
         let passed = self.passed().await?;
         let reading = stream::iter(users).map(|user| self.meant(user));
@@ -80,7 +84,8 @@ impl Copy<'_> {
         let compared = self.compared(&batch).await?;
         let mut differing = Vec::new();
         for (((place, seq), delivery), standing) in places.into_iter().zip(&batch).zip(compared) {
-            seen[place] = self.judge(delivery, standing)?;
+            // Of whom there is no state, nobody has ever heard.
+            seen[place] = self.judge(delivery, standing, seq > 0)?;
             if seen[place] != Seen::Alike {
                 differing.push((place, seq));
             }
@@ -98,7 +103,9 @@ impl Copy<'_> {
         }
         Ok(seen)
     }
+}
 
+impl Copy<'_> {
     /// How everybody of `batch` stands at the target, in the same order.
     async fn compared(&self, batch: &[Delivery]) -> anyhow::Result<Vec<Standing>> {
         let size = self.driver.limits().batch.clamp(1, MOST);
@@ -172,22 +179,27 @@ impl Copy<'_> {
         })
     }
 
-    fn judge(&self, delivery: &Delivery, standing: Standing) -> anyhow::Result<Seen> {
+    fn judge(&self, delivery: &Delivery, standing: Standing, known: bool) -> anyhow::Result<Seen> {
+        let drift = |class| {
+            let remedy = if known { Remedy::Deliver } else { Remedy::Bury };
+            Seen::Drift(class, remedy)
+        };
         Ok(match standing {
             // Nothing the target sees has changed since, so it wasn't called.
             Standing::Same | Standing::Behind => Seen::Alike,
             Standing::Missing if self.holdings.is_some_and(Holdings::forgets) => Seen::Alike,
-            Standing::Missing => Seen::Drift(Class::Missing),
-            Standing::Extra => Seen::Drift(Class::Orphan),
+            Standing::Missing => drift(Class::Missing),
+            Standing::Extra => drift(Class::Orphan),
             // There is no version to compare with of somebody nobody has heard of.
             Standing::Older | Standing::Newer | Standing::Different(_)
                 if delivery.action == Action::Delete =>
             {
-                Seen::Drift(Class::Orphan)
+                drift(Class::Orphan)
             }
-            Standing::Older => Seen::Drift(Class::Stale),
-            Standing::Newer => Seen::Ahead,
-            Standing::Different(_) => Seen::Drift(Class::Different),
+            Standing::Older => drift(Class::Stale),
+            // It has what no state says, in a version that no state has.
+            Standing::Newer => Seen::Drift(Class::Different, Remedy::Renew),
+            Standing::Different(_) => drift(Class::Different),
             Standing::Unknown(Outcome::Permanent(_)) => Seen::Alike,
             Standing::Unknown(
                 Outcome::Transient(failure) | Outcome::Fault(failure) | Outcome::Gone(failure),

@@ -1,12 +1,7 @@
 //! What a check may change: it asks for deliveries, and writes states through the same rules as everybody.
 
 use anyhow::Context as _;
-use async_nats::jetstream::{
-    self,
-    context::{PublishAckFuture, PublishErrorKind},
-    message::PublishMessage,
-};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use async_nats::jetstream::{self, context::PublishErrorKind, message::PublishMessage};
 use jiff::Timestamp;
 use tokio::time::timeout;
 use usersync_core::{
@@ -14,58 +9,66 @@ use usersync_core::{
     nats::REQUEST_TIMEOUT,
     state::{Cause, State},
     subjects,
-    target::TargetName,
     user_id::UserId,
 };
 
 use super::copy::newest;
+use crate::scheduler::Scheduler;
 
-/// PubAcks awaited at once.
-const WINDOW: usize = 256;
 /// Who changed a state, where it was the check.
 const SOURCE: &str = "usersync-scheduler";
 
-/// Asks for the newest states of `users` to be delivered to `target`.
-///
-/// # Errors
-/// When one could not be asked for.
-pub(crate) async fn deliver(
-    jetstream: &jetstream::Context,
-    target: &TargetName,
-    users: &[UserId],
-) -> anyhow::Result<()> {
-    let asking = stream::iter(users).map(async |user| {
-        let subject = subjects::repair(target, user);
-        stored(jetstream.publish(subject, bytes::Bytes::new()).await?).await
-    });
-    let mut asking = asking.buffer_unordered(WINDOW);
-    while asking.try_next().await?.is_some() {}
-    Ok(())
+/// What makes a copy what it is meant to be.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Remedy {
+    /// The newest state is delivered once more.
+    Deliver,
+    /// So it is, in a version above every one the target can have, so that it is taken.
+    Renew,
+    /// Whoever nobody has ever heard of is deleted everywhere.
+    Bury,
+    /// This state, provided that the one with this sequence still is the newest.
+    Write(Box<State>, u64),
 }
 
-/// Gives a user's state a version above every one a target can have, so that it is delivered once more and taken.
-///
-/// # Errors
-/// When NATS can't be asked. A state that has changed meanwhile has such a version anyway.
-pub(crate) async fn renew(
-    jetstream: &jetstream::Context,
-    states: &jetstream::stream::Stream,
-    user: &UserId,
-) -> anyhow::Result<()> {
-    let Some((mut state, seq)) = newest(states, user).await? else {
-        return Ok(());
-    };
-    state.version = now_us().max(state.version + 1);
-    write(jetstream, &state, seq).await
+impl Remedy {
+    /// Does it for `user` of `name`; false when something newer came, so that it is to be looked at again.
+    ///
+    /// # Errors
+    /// When NATS can't be asked.
+    pub(crate) async fn apply(
+        &self,
+        scheduler: &Scheduler,
+        name: &str,
+        user: &UserId,
+    ) -> anyhow::Result<bool> {
+        let jetstream = &scheduler.jetstream;
+        match self {
+            Self::Deliver => {
+                let name = name.parse().context("only targets are delivered to")?;
+                let sent = jetstream.publish(subjects::repair(&name, user), bytes::Bytes::new());
+                let stored = timeout(REQUEST_TIMEOUT, async { sent.await?.await }).await;
+                stored
+                    .context("asking for a delivery took too long")?
+                    .context("asking for a delivery")?;
+                Ok(true)
+            }
+            Self::Renew => match newest(&scheduler.states, user).await? {
+                Some((mut state, seq)) => {
+                    state.version = now_us().max(state.version + 1);
+                    write(jetstream, &state, seq).await
+                }
+                None => Ok(false),
+            },
+            Self::Bury => write(jetstream, &tombstone(user, None, now_us()), 0).await,
+            Self::Write(state, seq) => write(jetstream, state, *seq).await,
+        }
+    }
 }
 
-/// Buries somebody who is held by a target, and whom nobody has ever heard of: every target deletes them.
-///
-/// # Errors
-/// When NATS can't be asked. Somebody who was heard of meanwhile isn't buried.
-pub(crate) async fn bury(jetstream: &jetstream::Context, user: &UserId) -> anyhow::Result<()> {
-    let now = now_us();
-    let tombstone = State {
+/// What says that an orphan is gone, after the state there is, if there is one. No event of USER_EVENTS is in it.
+pub(crate) fn tombstone(user: &UserId, before: Option<&State>, now: u64) -> State {
+    State {
         user_id: user.clone(),
         username: None,
         email: None,
@@ -73,8 +76,8 @@ pub(crate) async fn bury(jetstream: &jetstream::Context, user: &UserId) -> anyho
         data: serde_json::Value::Null,
         deleted: true,
         partial: false,
-        version: now,
-        event_seq: 0,
+        version: before.map_or(now, |before| now.max(before.version + 1)),
+        event_seq: before.map_or(0, |before| before.event_seq),
         event: Cause {
             id: format!("orphan:{user}:{now}"),
             kind: EventType::Deleted,
@@ -82,35 +85,46 @@ pub(crate) async fn bury(jetstream: &jetstream::Context, user: &UserId) -> anyho
             timestamp: Timestamp::now(),
             stored_us: now,
         },
-        recent: Vec::new(),
-    };
-    write(jetstream, &tombstone, 0).await
+        recent: before.map_or_else(Vec::new, |before| before.recent.clone()),
+    }
 }
 
-/// Stores a state, provided that the one at `expected` still is the newest.
-async fn write(jetstream: &jetstream::Context, state: &State, expected: u64) -> anyhow::Result<()> {
+/// Stores a state, provided that the one at `expected` still is the newest; says whether it did.
+async fn write(
+    jetstream: &jetstream::Context,
+    state: &State,
+    expected: u64,
+) -> anyhow::Result<bool> {
     let message = PublishMessage::build()
         .payload(serde_json::to_vec(state)?.into())
         .expected_last_subject_sequence(expected);
     let sent = jetstream.send_publish(subjects::state(&state.user_id), message);
     let written = timeout(REQUEST_TIMEOUT, async { sent.await?.await }).await;
     match written.context("storing a state took too long")? {
-        Err(error) if error.kind() != PublishErrorKind::WrongLastSequence => {
-            Err(error).context("storing a state")
-        }
-        // Somebody was faster; the next check looks again.
-        Ok(_) | Err(_) => Ok(()),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
+        Err(error) => Err(error).context("storing a state"),
     }
 }
 
-async fn stored(ack: PublishAckFuture) -> anyhow::Result<()> {
-    let stored = timeout(REQUEST_TIMEOUT, ack.into_future()).await;
-    stored
-        .context("asking for a delivery took too long")?
-        .context("asking for a delivery")?;
-    Ok(())
+pub(crate) fn now_us() -> u64 {
+    u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default()
 }
 
-fn now_us() -> u64 {
-    u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tombstone_follows_the_state_it_replaces_and_keeps_nothing_personal() {
+        let user = UserId::from(7);
+        let mut before = tombstone(&user, None, 1_000);
+        before.deleted = false;
+        before.username = Some("ann".to_owned());
+        before.event_seq = 41;
+        before.recent = vec!["e".to_owned()];
+        let gone = tombstone(&user, Some(&before), 500);
+        assert!(gone.deleted && gone.version == 1_001 && gone.event_seq == 41);
+        assert_eq!((gone.username, gone.recent), (None, before.recent));
+    }
 }

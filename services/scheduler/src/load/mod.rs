@@ -10,7 +10,7 @@ mod known;
 mod part;
 mod progress;
 mod publish;
-mod rows;
+pub(crate) mod rows;
 
 use std::{
     io::Write,

@@ -22,7 +22,7 @@ const TRIES: u32 = 5;
 
 /// A user of the table.
 #[derive(Clone, Debug)]
-pub(super) struct Row {
+pub(crate) struct Row {
     /// As the table spells it.
     pub id: String,
     /// Of the id as NATS spells it.
@@ -76,12 +76,12 @@ impl Row {
 }
 
 /// The `user.created` that a row would be; why it can't be one, without its values.
-pub(super) fn event(source: &SourceName, row: &Row) -> Result<Event, String> {
+pub(crate) fn event(source: &SourceName, row: &Row) -> Result<Event, String> {
     of_document(source, &row.document)
 }
 
 /// The same of a document.
-pub(super) fn of_document(source: &SourceName, document: &[u8]) -> Result<Event, String> {
+pub(crate) fn of_document(source: &SourceName, document: &[u8]) -> Result<Event, String> {
     let envelope = Envelope {
         kind: Some(EventType::Created),
         id: Some(format!("{source}:load")),
@@ -93,18 +93,18 @@ pub(super) fn of_document(source: &SourceName, document: &[u8]) -> Result<Event,
 }
 
 /// Pages of rows, in the order of ids.
-pub(super) struct Rows(mpsc::Receiver<Result<Vec<Row>, SourceError>>);
+pub(crate) struct Rows(mpsc::Receiver<Result<Vec<Row>, SourceError>>);
 
 impl Rows {
     /// Begins to read.
-    pub(super) fn read(database: Database, layout: Layout) -> Self {
+    pub(crate) fn read(database: Database, layout: Layout) -> Self {
         let (sender, receiver) = mpsc::channel(AHEAD);
         tokio::spawn(pages(database, layout, sender));
         Self(receiver)
     }
 
     /// The next page, `None` after the last.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Vec<Row>>> {
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<Row>>> {
         let page = self.0.recv().await.transpose();
         page.context("reading users of the main database")
     }

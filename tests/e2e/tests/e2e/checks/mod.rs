@@ -2,6 +2,7 @@
 
 mod kinds;
 mod queue;
+mod states;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};

@@ -26,7 +26,7 @@ fn counts(report: &Value) -> [u64; 4] {
 }
 
 /// Users 1 to `count`.
-async fn fill(main: &Main, count: u64) -> Result<()> {
+pub(crate) async fn fill(main: &Main, count: u64) -> Result<()> {
     let (row, numbers) = match main.server {
         Server::MariaDb(..) => (
             "n, CONCAT('user-', n), CONCAT(n, '@example.com'), 'active', NULL, n",

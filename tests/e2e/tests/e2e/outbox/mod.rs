@@ -5,6 +5,8 @@
 mod load;
 mod relay;
 
+pub(crate) use load::fill;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;

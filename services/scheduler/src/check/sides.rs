@@ -1,0 +1,36 @@
+//! The two sides of a check, user by user. All that a check of the states and one of a target differ in lies behind it.
+
+use async_trait::async_trait;
+use usersync_core::{
+    check::{Check, Class},
+    user_id::UserId,
+};
+
+use super::repair::Remedy;
+
+/// How a user's copy stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Seen {
+    /// As it is meant to be, or nothing is meant to be said of it.
+    Alike,
+    /// Not so; and what makes it so.
+    Drift(Class, Remedy),
+    /// The newest of it is still on its way there.
+    Pending,
+}
+
+/// What a check compares.
+#[async_trait(?Send)]
+pub(crate) trait Sides {
+    /// The name it is checked by.
+    fn name(&self) -> &str;
+
+    /// What follows from a difference, and how much the check may ask of the databases.
+    fn check(&self) -> &Check;
+
+    /// Looks at everybody again, for a digest is a hint; in the same order.
+    ///
+    /// # Errors
+    /// When a side can't be asked, or can't say how a user stands.
+    async fn look(&self, users: &[UserId]) -> anyhow::Result<Vec<Seen>>;
+}
