@@ -169,6 +169,14 @@ impl Main {
         })
     }
 
+    /// Kills the server the hard way.
+    pub(crate) async fn kill9(&self) {
+        match &self.server {
+            Server::MariaDb(server, _) => server.kill9().await,
+            Server::Postgres(server, _) => server.kill9().await,
+        }
+    }
+
     /// Kills the server the hard way and starts it again with what it has.
     pub(crate) async fn restart(&mut self) -> Result<()> {
         match &mut self.server {
