@@ -5,6 +5,7 @@
 mod echo;
 mod load;
 mod relay;
+mod repeats;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
