@@ -15,6 +15,8 @@ use crate::{buckets, subjects, target::TargetConfig};
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
+/// For how long the id of an event is known, so that the same event isn't stored twice.
+pub const DUPLICATE_WINDOW: Duration = HOUR;
 /// How long a delivery may go unanswered before the server hands it out again.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 /// After how long without a sign of life another gateway takes over (ADR-42).
@@ -47,7 +49,7 @@ pub fn all(replicas: usize) -> Vec<Config> {
     vec![
         Config {
             max_age: 7 * DAY,
-            duplicate_window: HOUR,
+            duplicate_window: DUPLICATE_WINDOW,
             ..base(
                 subjects::USER_EVENTS,
                 "What happened, in arrival order",

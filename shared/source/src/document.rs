@@ -4,16 +4,26 @@ use std::collections::BTreeMap;
 
 use usersync_core::member::Member;
 
-use crate::{Column, Layout};
+use crate::{Column, Kind, Layout};
 
 /// How a server writes JSON.
 pub(crate) trait Words {
+    /// The name of a column.
+    fn name(&self, name: &str) -> String;
+    /// `value` as a text.
+    fn text(&self, value: &str) -> String;
     /// An object of names and expressions.
     fn object(&self, members: &[(String, String)]) -> String;
+    /// An object as an outbox keeps it.
+    fn kept(&self, object: String) -> String {
+        object
+    }
     /// The JSON value of a column; a text where `text` says so.
     fn value(&self, column: &Column, of: &str, text: bool) -> String;
     /// `value`, or an empty object where it is NULL.
     fn or_empty(&self, value: String) -> String;
+    /// Whether an update changes a column, byte by byte.
+    fn changed(&self, column: &Column) -> String;
 }
 
 /// A part of the document.
@@ -22,10 +32,40 @@ enum Node {
     Object(BTreeMap<String, Node>),
 }
 
-/// The members of a user as one object, `of` being the row: `NEW`, `OLD`, the table. `id` is the
-/// expression of the id, and stands first.
-pub(crate) fn document(words: &impl Words, layout: &Layout, of: &str, id: String) -> String {
-    let mut members = vec![("user_id".to_owned(), id)];
+/// What every template has a place for.
+pub(crate) fn places(words: &impl Words, layout: &Layout) -> Vec<(&'static str, String)> {
+    let document = |of| words.kept(document(words, layout, of));
+    let changed = |columns: Vec<&Column>| match columns.as_slice() {
+        [] => "FALSE".to_owned(),
+        columns => {
+            let each = columns.iter().map(|column| words.changed(column));
+            each.collect::<Vec<_>>().join(" OR ")
+        }
+    };
+    let more = layout.columns.iter();
+    let more = more.filter(|column| column.member != Member::Status);
+    vec![
+        ("table_shown", layout.table.to_string()),
+        ("new_document", document("NEW")),
+        (
+            "old_gone",
+            words.kept(words.object(&[id(words, layout, "OLD")])),
+        ),
+        (
+            "previous",
+            match layout.holds_json() {
+                true => document("OLD"),
+                false => "NULL".to_owned(),
+            },
+        ),
+        ("changed", changed(layout.columns.iter().collect())),
+        ("more_changed", changed(more.collect())),
+    ]
+}
+
+/// The members of a user as one object, `of` being the row: `NEW`, `OLD`, the table. The id stands first.
+pub(crate) fn document(words: &impl Words, layout: &Layout, of: &str) -> String {
+    let mut members = vec![id(words, layout, of)];
     let mut data = Node::Object(BTreeMap::new());
     for column in &layout.columns {
         let value = words.value(column, of, column.member.is_text());
@@ -39,6 +79,15 @@ pub(crate) fn document(words: &impl Words, layout: &Layout, of: &str, id: String
         members.push(("data".to_owned(), render(words, &data)));
     }
     words.object(&members)
+}
+
+fn id(words: &impl Words, layout: &Layout, of: &str) -> (String, String) {
+    let value = format!("{of}.{}", words.name(&layout.id.name));
+    let value = match layout.id.kind {
+        Kind::Integer => value,
+        _ => words.text(&value),
+    };
+    ("user_id".to_owned(), value)
 }
 
 fn put(words: &impl Words, node: &mut Node, names: &[String], value: String) {

@@ -5,7 +5,6 @@ mod sql;
 use std::{str::FromStr, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt;
 use secrecy::ExposeSecret;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row,
@@ -17,7 +16,7 @@ use crate::{
     Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError, TableName,
     UserRow,
     layout::OUTBOX,
-    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, MOST_READ, Session},
+    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much},
 };
 pub(crate) use sql::{TRIGGERS, script};
 use sql::{name_quoted, quoted, ranges, select, statements};
@@ -69,20 +68,16 @@ impl MySql {
 
     async fn execute(&mut self, doing: &str, statement: String) -> Result<u64, SourceError> {
         let done = self.connection.execute(AssertSqlSafe(statement)).await;
-        let done = done.map_err(|error| trouble(doing, &error))?;
+        let done = done.map_err(|error| SourceError::of(doing, &error))?;
         Ok(done.rows_affected())
     }
-}
-
-fn trouble(doing: &str, error: &sqlx::Error) -> SourceError {
-    SourceError::of(doing, error)
 }
 
 #[async_trait]
 impl Session for MySql {
     async fn look(&mut self, table: &TableName) -> Result<Option<Live>, SourceError> {
         const DOING: &str = "looking at the table";
-        let failed = |error| trouble(DOING, &error);
+        let failed = |error| SourceError::of(DOING, &error);
         let (schema, name) = (table.schema.as_deref(), table.name.as_str());
         let tables = "SELECT CAST(table_type AS CHAR), CAST(engine AS CHAR) FROM information_schema.tables \
              WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
@@ -150,7 +145,7 @@ impl Session for MySql {
             if let Err(error) = ran.execute(&mut self.connection).await {
                 let first = statement.lines().next().unwrap_or_default();
                 done = Err(SourceError::Refused(
-                    trouble(&format!("`{first}`"), &error).to_string(),
+                    SourceError::of(&format!("`{first}`"), &error).to_string(),
                 ));
                 break;
             }
@@ -160,12 +155,12 @@ impl Session for MySql {
         done.and(
             unlocked
                 .map(drop)
-                .map_err(|error| trouble("UNLOCK TABLES", &error)),
+                .map_err(|error| SourceError::of("UNLOCK TABLES", &error)),
         )
     }
 
     async fn installed(&mut self, table: &TableName) -> Result<Installed, SourceError> {
-        let failed = |error| trouble("looking for the outbox", &error);
+        let failed = |error| SourceError::of("looking for the outbox", &error);
         let schema = table.schema.as_deref();
         let columns = "SELECT CAST(column_name AS CHAR) FROM information_schema.columns \
              WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
@@ -204,7 +199,7 @@ impl Session for MySql {
         let statement = "SELECT COALESCE(GET_LOCK(CONCAT('usersync_outbox.', SHA1(COALESCE(?, DATABASE()))), 0), 0) = 1";
         let taken = sqlx::query_scalar(statement).bind(&table.schema);
         let taken = taken.fetch_one(&mut self.connection).await;
-        taken.map_err(|error| trouble("taking the relay's lock", &error))
+        taken.map_err(|error| SourceError::of("taking the relay's lock", &error))
     }
 
     async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
@@ -215,19 +210,8 @@ impl Session for MySql {
             self.outbox
         );
         let query = sqlx::query(AssertSqlSafe(statement)).bind(most);
-        let failed = |error| trouble("reading the outbox", &error);
-        let mut rows = query.fetch(&mut self.connection);
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        while let Some(row) = rows.try_next().await.map_err(failed)? {
-            let row = outbox_row(&row).map_err(failed)?;
-            bytes += row.payload.as_ref().map_or(0, Vec::len);
-            bytes += row.previous.as_ref().map_or(0, Vec::len);
-            found.push(row);
-            if bytes > MOST_READ {
-                break;
-            }
-        }
-        Ok(found)
+        let rows = query.fetch(&mut self.connection);
+        until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
     }
 
     async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
@@ -270,13 +254,13 @@ impl Session for MySql {
             let query = sqlx::query(AssertSqlSafe(statement.clone()));
             let query = query.bind(&failure.reason).bind(failure.id);
             let done = query.execute(&mut self.connection).await;
-            done.map_err(|error| trouble("marking rows of the outbox", &error))?;
+            done.map_err(|error| SourceError::of("marking rows of the outbox", &error))?;
         }
         Ok(())
     }
 
     async fn prune(&mut self, retention: Duration, most: u32) -> Result<u64, SourceError> {
-        let failed = |error| trouble("pruning the outbox", &error);
+        let failed = |error| SourceError::of("pruning the outbox", &error);
         let statement = format!(
             "SELECT id, published_at < NOW(6) - INTERVAL ? SECOND FROM {} WHERE state = 1 ORDER BY id LIMIT ?",
             self.outbox
@@ -320,14 +304,9 @@ impl Session for MySql {
             counted(2)
         );
         let lag = sqlx::query_as(AssertSqlSafe(statement)).fetch_one(&mut self.connection);
-        let (unpublished, oldest, failed): (i64, i64, i64) = lag
-            .await
-            .map_err(|error| trouble("looking at the outbox", &error))?;
-        Ok(Lag {
-            unpublished: unpublished.unsigned_abs(),
-            oldest: Duration::from_micros(oldest.try_into().unwrap_or(0)),
-            failed: failed.unsigned_abs(),
-        })
+        let lag = lag.await;
+        lag.map(Lag::of)
+            .map_err(|error| SourceError::of("looking at the outbox", &error))
     }
 
     async fn failures(&mut self, _: &TableName, most: u32) -> Result<Vec<Failure>, SourceError> {
@@ -339,7 +318,7 @@ impl Session for MySql {
         let rows: Vec<(i64, String)> = rows
             .fetch_all(&mut self.connection)
             .await
-            .map_err(|error| trouble("looking at the outbox", &error))?;
+            .map_err(|error| SourceError::of("looking at the outbox", &error))?;
         let failure = |(id, reason)| Failure { id, reason };
         Ok(rows.into_iter().map(failure).collect())
     }
@@ -357,18 +336,8 @@ impl Session for MySql {
         if let Some(after) = after {
             query = bind_id(query, layout, after);
         }
-        let failed = |error| trouble("reading users", &error);
-        let mut rows = query.fetch(&mut self.connection);
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        while let Some(row) = rows.try_next().await.map_err(failed)? {
-            let row = user_row(&row).map_err(failed)?;
-            bytes += row.document.as_ref().map_or(0, Vec::len);
-            found.push(row);
-            if bytes > MOST_READ {
-                break;
-            }
-        }
-        Ok(found)
+        let rows = query.fetch(&mut self.connection);
+        until_much(rows, "reading users", user_row, UserRow::bytes).await
     }
 
     async fn users(
@@ -386,7 +355,7 @@ impl Session for MySql {
         for id in ids {
             query = bind_id(query, layout, id);
         }
-        let failed = |error| trouble("reading users", &error);
+        let failed = |error| SourceError::of("reading users", &error);
         let rows = query
             .fetch_all(&mut self.connection)
             .await
@@ -405,7 +374,7 @@ impl Session for MySql {
         let rows: i64 = rows
             .fetch_one(&mut self.connection)
             .await
-            .map_err(|error| trouble("counting users", &error))?;
+            .map_err(|error| SourceError::of("counting users", &error))?;
         Ok(rows.unsigned_abs())
     }
 

@@ -5,7 +5,6 @@ mod sql;
 use std::{str::FromStr, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt;
 use secrecy::ExposeSecret;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row,
@@ -16,7 +15,7 @@ use crate::{
     Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError, TableName,
     UserRow,
     layout::OUTBOX,
-    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, MOST_READ, Session},
+    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much},
 };
 pub(crate) use sql::{TRIGGERS, script};
 use sql::{name_quoted, quoted, select};
@@ -70,14 +69,10 @@ impl Postgres {
     }
 }
 
-fn trouble(doing: &str, error: &sqlx::Error) -> SourceError {
-    SourceError::of(doing, error)
-}
-
 #[async_trait]
 impl Session for Postgres {
     async fn look(&mut self, table: &TableName) -> Result<Option<Live>, SourceError> {
-        let failed = |error| trouble("looking at the table", &error);
+        let failed = |error| SourceError::of("looking at the table", &error);
         let name = quoted(table);
         let kind = "SELECT relkind::text, (SELECT nspname::text FROM pg_namespace n WHERE n.oid = relnamespace) FROM pg_class WHERE oid = to_regclass($1)";
         let kind = sqlx::query_as(kind).bind(&name);
@@ -120,13 +115,15 @@ impl Session for Postgres {
             let _ = self.connection.execute("ROLLBACK").await;
         }
         let refused = |error| {
-            SourceError::Refused(trouble("changing tables and triggers", &error).to_string())
+            SourceError::Refused(
+                SourceError::of("changing tables and triggers", &error).to_string(),
+            )
         };
         ran.map(drop).map_err(refused)
     }
 
     async fn installed(&mut self, table: &TableName) -> Result<Installed, SourceError> {
-        let failed = |error| trouble("looking for the outbox", &error);
+        let failed = |error| SourceError::of("looking for the outbox", &error);
         let columns = "SELECT attname::text FROM pg_attribute \
              WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
         let columns = sqlx::query_scalar(columns).bind(quoted(&table.beside(OUTBOX)));
@@ -165,7 +162,7 @@ impl Session for Postgres {
         let statement = "SELECT pg_try_advisory_lock(hashtextextended('usersync ' || COALESCE(to_regclass($1)::oid::text, $1), 0))";
         let taken = sqlx::query_scalar(statement).bind(&self.outbox);
         let taken = taken.fetch_one(&mut self.connection).await;
-        taken.map_err(|error| trouble("taking the relay's lock", &error))
+        taken.map_err(|error| SourceError::of("taking the relay's lock", &error))
     }
 
     async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
@@ -180,19 +177,8 @@ impl Session for Postgres {
             self.outbox
         );
         let query = sqlx::query(AssertSqlSafe(statement)).bind(i64::from(most));
-        let failed = |error| trouble("reading the outbox", &error);
-        let mut rows = query.fetch(&mut self.connection);
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        while let Some(row) = rows.try_next().await.map_err(failed)? {
-            let row = outbox_row(&row).map_err(failed)?;
-            bytes += row.payload.as_ref().map_or(0, Vec::len);
-            bytes += row.previous.as_ref().map_or(0, Vec::len);
-            found.push(row);
-            if bytes > MOST_READ {
-                break;
-            }
-        }
-        Ok(found)
+        let rows = query.fetch(&mut self.connection);
+        until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
     }
 
     async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
@@ -213,7 +199,7 @@ impl Session for Postgres {
         let done = sqlx::query(AssertSqlSafe(statement)).bind(ids);
         let done = done.execute(&mut self.connection).await;
         done.map(drop)
-            .map_err(|error| trouble("marking rows of the outbox", &error))
+            .map_err(|error| SourceError::of("marking rows of the outbox", &error))
     }
 
     async fn mark_failed(&mut self, failures: &[Failure]) -> Result<(), SourceError> {
@@ -225,7 +211,7 @@ impl Session for Postgres {
             let query = sqlx::query(AssertSqlSafe(statement.clone()));
             let query = query.bind(&failure.reason).bind(failure.id);
             let done = query.execute(&mut self.connection).await;
-            done.map_err(|error| trouble("marking rows of the outbox", &error))?;
+            done.map_err(|error| SourceError::of("marking rows of the outbox", &error))?;
         }
         Ok(())
     }
@@ -240,7 +226,7 @@ impl Session for Postgres {
             .bind(i64::from(most))
             .bind(retention.as_secs_f64());
         let done = done.execute(&mut self.connection).await;
-        let done = done.map_err(|error| trouble("pruning the outbox", &error))?;
+        let done = done.map_err(|error| SourceError::of("pruning the outbox", &error))?;
         Ok(done.rows_affected())
     }
 
@@ -258,14 +244,9 @@ impl Session for Postgres {
             counted(2)
         );
         let lag = sqlx::query_as(AssertSqlSafe(statement)).fetch_one(&mut self.connection);
-        let (unpublished, oldest, failed): (i64, i64, i64) = lag
-            .await
-            .map_err(|error| trouble("looking at the outbox", &error))?;
-        Ok(Lag {
-            unpublished: unpublished.unsigned_abs(),
-            oldest: Duration::from_micros(oldest.try_into().unwrap_or(0)),
-            failed: failed.unsigned_abs(),
-        })
+        let lag = lag.await;
+        lag.map(Lag::of)
+            .map_err(|error| SourceError::of("looking at the outbox", &error))
     }
 
     async fn failures(&mut self, _: &TableName, most: u32) -> Result<Vec<Failure>, SourceError> {
@@ -277,7 +258,7 @@ impl Session for Postgres {
         let rows: Vec<(i64, String)> = rows
             .fetch_all(&mut self.connection)
             .await
-            .map_err(|error| trouble("looking at the outbox", &error))?;
+            .map_err(|error| SourceError::of("looking at the outbox", &error))?;
         let failure = |(id, reason)| Failure { id, reason };
         Ok(rows.into_iter().map(failure).collect())
     }
@@ -329,18 +310,8 @@ impl Session for Postgres {
         if let Some(after) = after {
             query = query.bind(after);
         }
-        let failed = |error| trouble("reading users", &error);
-        let mut rows = query.fetch(&mut self.connection);
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        while let Some(row) = rows.try_next().await.map_err(failed)? {
-            let row = user_row(&row).map_err(failed)?;
-            bytes += row.document.as_ref().map_or(0, Vec::len);
-            found.push(row);
-            if bytes > MOST_READ {
-                break;
-            }
-        }
-        Ok(found)
+        let rows = query.fetch(&mut self.connection);
+        until_much(rows, "reading users", user_row, UserRow::bytes).await
     }
 
     async fn users(
@@ -354,7 +325,7 @@ impl Session for Postgres {
             select(layout),
             layout.id.shown
         );
-        let failed = |error| trouble("reading users", &error);
+        let failed = |error| SourceError::of("reading users", &error);
         let rows = sqlx::query(AssertSqlSafe(statement)).bind(ids);
         let rows = rows.fetch_all(&mut self.connection).await.map_err(failed)?;
         rows.iter()
@@ -369,7 +340,7 @@ impl Session for Postgres {
         let rows: Option<i64> = rows
             .fetch_optional(&mut self.connection)
             .await
-            .map_err(|error| trouble("counting users", &error))?;
+            .map_err(|error| SourceError::of("counting users", &error))?;
         Ok(rows.unwrap_or(0).unsigned_abs())
     }
 

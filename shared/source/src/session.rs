@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::{Stream, TryStreamExt};
 
 use crate::{Layout, Live, SourceError, TableName};
 
@@ -19,6 +20,13 @@ pub struct OutboxRow {
     pub previous: Option<Vec<u8>>,
     /// When it was written, in unix microseconds.
     pub created_us: i64,
+}
+
+impl OutboxRow {
+    pub(crate) fn bytes(&self) -> usize {
+        let texts = [&self.payload, &self.previous];
+        texts.into_iter().flatten().map(Vec::len).sum()
+    }
 }
 
 /// A row that can't be published, and why.
@@ -41,12 +49,23 @@ pub struct Lag {
     pub failed: u64,
 }
 
+impl Lag {
+    /// Of what a server answers: rows that wait, microseconds, rows that failed.
+    pub(crate) fn of((unpublished, oldest, failed): (i64, i64, i64)) -> Self {
+        Self {
+            unpublished: unpublished.unsigned_abs(),
+            oldest: Duration::from_micros(oldest.try_into().unwrap_or(0)),
+            failed: failed.unsigned_abs(),
+        }
+    }
+}
+
 /// Where counting ends, so that a long backlog doesn't make looking at it slow.
 pub(crate) const MOST_COUNTED: u32 = 100_000;
 /// A payload above this isn't read: no event may be so large.
 pub(crate) const MOST_PAYLOAD: usize = 256 * 1024;
 /// Reading ends after so many bytes, however many rows were asked for.
-pub(crate) const MOST_READ: usize = 16 << 20;
+const MOST_READ: usize = 16 << 20;
 
 /// A user as the table has it.
 #[derive(Clone, Debug)]
@@ -55,6 +74,31 @@ pub struct UserRow {
     pub id: String,
     /// The mapped members as JSON, `user_id` among them; none when the server could not write them.
     pub document: Option<Vec<u8>>,
+}
+
+impl UserRow {
+    pub(crate) fn bytes(&self) -> usize {
+        self.document.as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// Reads rows as they come, until there are no more or they have more than [`MOST_READ`] bytes.
+pub(crate) async fn until_much<R, T>(
+    mut rows: impl Stream<Item = Result<R, sqlx::Error>> + Unpin,
+    doing: &str,
+    read: impl Fn(&R) -> Result<T, sqlx::Error>,
+    size: impl Fn(&T) -> usize,
+) -> Result<Vec<T>, SourceError> {
+    let failed = |error| SourceError::of(doing, &error);
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    while bytes <= MOST_READ
+        && let Some(row) = rows.try_next().await.map_err(failed)?
+    {
+        let row = read(&row).map_err(failed)?;
+        bytes += size(&row);
+        found.push(row);
+    }
+    Ok(found)
 }
 
 /// The triggers and tables that are there.

@@ -9,7 +9,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection,
     query::Query,
@@ -20,7 +19,7 @@ use crate::{
     Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError, TableName,
     UserRow,
     layout::OUTBOX,
-    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, MOST_READ, Session},
+    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much},
 };
 pub(crate) use sql::{TRIGGERS, script};
 use sql::{list, name_quoted, select};
@@ -66,14 +65,10 @@ impl Sqlite {
     }
 }
 
-fn trouble(doing: &str, error: &sqlx::Error) -> SourceError {
-    SourceError::of(doing, error)
-}
-
 #[async_trait]
 impl Session for Sqlite {
     async fn look(&mut self, table: &TableName) -> Result<Option<Live>, SourceError> {
-        let failed = |error| trouble("looking at the table", &error);
+        let failed = |error| SourceError::of("looking at the table", &error);
         let name = &table.name;
         let kind = "SELECT type, COALESCE(sql, '') FROM sqlite_schema WHERE name = ? AND type IN ('table', 'view')";
         let kind = sqlx::query_as(kind).bind(name);
@@ -117,13 +112,15 @@ impl Session for Sqlite {
             let _ = self.connection.execute("ROLLBACK").await;
         }
         let refused = |error| {
-            SourceError::Refused(trouble("changing tables and triggers", &error).to_string())
+            SourceError::Refused(
+                SourceError::of("changing tables and triggers", &error).to_string(),
+            )
         };
         ran.map(drop).map_err(refused)
     }
 
     async fn installed(&mut self, _: &TableName) -> Result<Installed, SourceError> {
-        let failed = |error| trouble("looking for the outbox", &error);
+        let failed = |error| SourceError::of("looking for the outbox", &error);
         let columns = sqlx::query_scalar("SELECT name FROM pragma_table_info(?)").bind(OUTBOX);
         let triggers = "SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'user\\_outbox\\_%' ESCAPE '\\'";
         let triggers: Vec<(String, String)> = sqlx::query_as(triggers)
@@ -187,19 +184,8 @@ impl Session for Sqlite {
             large("previous")
         );
         let query = sqlx::query(AssertSqlSafe(statement)).bind(most);
-        let failed = |error| trouble("reading the outbox", &error);
-        let mut rows = query.fetch(&mut self.connection);
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        while let Some(row) = rows.try_next().await.map_err(failed)? {
-            let row = outbox_row(&row).map_err(failed)?;
-            bytes += row.payload.as_ref().map_or(0, Vec::len);
-            bytes += row.previous.as_ref().map_or(0, Vec::len);
-            found.push(row);
-            if bytes > MOST_READ {
-                break;
-            }
-        }
-        Ok(found)
+        let rows = query.fetch(&mut self.connection);
+        until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
     }
 
     async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
@@ -222,7 +208,7 @@ impl Session for Sqlite {
         let done = sqlx::query(AssertSqlSafe(statement)).bind(list(ids));
         let done = done.execute(&mut self.connection).await;
         done.map(drop)
-            .map_err(|error| trouble("marking rows of the outbox", &error))
+            .map_err(|error| SourceError::of("marking rows of the outbox", &error))
     }
 
     async fn mark_failed(&mut self, failures: &[Failure]) -> Result<(), SourceError> {
@@ -232,13 +218,13 @@ impl Session for Sqlite {
             );
             let query = query.bind(&failure.reason).bind(failure.id);
             let done = query.execute(&mut self.connection).await;
-            done.map_err(|error| trouble("marking rows of the outbox", &error))?;
+            done.map_err(|error| SourceError::of("marking rows of the outbox", &error))?;
         }
         Ok(())
     }
 
     async fn prune(&mut self, retention: Duration, most: u32) -> Result<u64, SourceError> {
-        let failed = |error| trouble("pruning the outbox", &error);
+        let failed = |error| SourceError::of("pruning the outbox", &error);
         let statement = "SELECT id, published_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?) \
              FROM user_outbox WHERE state = 1 ORDER BY id LIMIT ?";
         let oldest = sqlx::query_as(statement)
@@ -277,14 +263,9 @@ impl Session for Sqlite {
             counted(2)
         );
         let lag = sqlx::query_as(AssertSqlSafe(statement)).fetch_one(&mut self.connection);
-        let (unpublished, oldest, failed): (i64, i64, i64) = lag
-            .await
-            .map_err(|error| trouble("looking at the outbox", &error))?;
-        Ok(Lag {
-            unpublished: unpublished.unsigned_abs(),
-            oldest: Duration::from_micros(oldest.try_into().unwrap_or(0)),
-            failed: failed.unsigned_abs(),
-        })
+        let lag = lag.await;
+        lag.map(Lag::of)
+            .map_err(|error| SourceError::of("looking at the outbox", &error))
     }
 
     async fn failures(&mut self, _: &TableName, most: u32) -> Result<Vec<Failure>, SourceError> {
@@ -293,7 +274,7 @@ impl Session for Sqlite {
         let rows: Vec<(i64, String)> = rows
             .fetch_all(&mut self.connection)
             .await
-            .map_err(|error| trouble("looking at the outbox", &error))?;
+            .map_err(|error| SourceError::of("looking at the outbox", &error))?;
         let failure = |(id, reason)| Failure { id, reason };
         Ok(rows.into_iter().map(failure).collect())
     }
@@ -311,18 +292,8 @@ impl Session for Sqlite {
         if let Some(after) = after {
             query = bind_id(query, layout, after);
         }
-        let failed = |error| trouble("reading users", &error);
-        let mut rows = query.fetch(&mut self.connection);
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        while let Some(row) = rows.try_next().await.map_err(failed)? {
-            let row = user_row(&row).map_err(failed)?;
-            bytes += row.document.as_ref().map_or(0, Vec::len);
-            found.push(row);
-            if bytes > MOST_READ {
-                break;
-            }
-        }
-        Ok(found)
+        let rows = query.fetch(&mut self.connection);
+        until_much(rows, "reading users", user_row, UserRow::bytes).await
     }
 
     async fn users(
@@ -340,7 +311,7 @@ impl Session for Sqlite {
         for id in ids {
             query = bind_id(query, layout, id);
         }
-        let failed = |error| trouble("reading users", &error);
+        let failed = |error| SourceError::of("reading users", &error);
         let rows = query
             .fetch_all(&mut self.connection)
             .await
@@ -356,7 +327,7 @@ impl Session for Sqlite {
         let rows: i64 = rows
             .fetch_one(&mut self.connection)
             .await
-            .map_err(|error| trouble("counting users", &error))?;
+            .map_err(|error| SourceError::of("counting users", &error))?;
         Ok(rows.unsigned_abs())
     }
 

@@ -35,10 +35,12 @@ use crate::{
 const SERVER: &str = "MySQL";
 /// What the answer to a statement carries as "last insert id" when it refused a row; no real id.
 const REFUSED: u64 = i64::MAX as u64;
-/// Values that don't fit are errors, whatever the server's own mode. Locks are held on the rows written only:
-/// gap locks, which the stricter default takes, make batches collide.
-const SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,\
-    NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION', SESSION innodb_lock_wait_timeout = ";
+/// What is written is no change of the table's own, should it have an outbox. Values that don't fit are errors,
+/// whatever the server's own mode. Locks are held on the rows written only: gap locks, which the stricter default
+/// takes, make batches collide.
+const SESSION: &str = "SET @usersync_apply = 1, SESSION sql_mode = 'STRICT_ALL_TABLES,\
+    ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION', \
+    SESSION innodb_lock_wait_timeout = ";
 const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
 /// How MySQL and MariaDB are spoken to.

@@ -2,6 +2,9 @@
 //!
 //! Values go as texts and the server reads them as the columns' types, so that every type works that has a
 //! textual form.
+//!
+//! Every transaction that writes says `usersync.apply`, so that it is no change of the table's own, should that have
+//! an outbox. Not the session: behind a pooler it may be another client's next.
 
 mod columns;
 mod errors;
@@ -153,7 +156,9 @@ impl Dialect for Postgres {
             ..
         } = &layout.table;
         let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
-        let mut transaction = connection.begin().await.map_err(trouble)?;
+        let begin = "BEGIN; SET LOCAL usersync.apply = 'on'";
+        let transaction = connection.begin_with(begin).await;
+        let mut transaction = transaction.map_err(trouble)?;
         for row in rows {
             let told = layout.told(&row.shape()).into_iter().enumerate();
             let assignments: String = told
@@ -326,7 +331,8 @@ fn upsert(layout: &Layout, shape: &Shape) -> String {
     format!(
         "INSERT INTO {} AS held ({id}, {names}{deleted}, {version}) \
          SELECT told.i::{}, {values}told.d, told.v \
-         FROM unnest($1::text[], $2::bool[], $3::int8[]{parameters}) AS told(i, d, v{aliases}) \
+         FROM set_config('usersync.apply', 'on', true), \
+              unnest($1::text[], $2::bool[], $3::int8[]{parameters}) AS told(i, d, v{aliases}) \
          ON CONFLICT ({id}) DO UPDATE SET {assignments}{deleted} = EXCLUDED.{deleted}, {version} = EXCLUDED.{version} \
          WHERE COALESCE(held.{version}, 0) <= EXCLUDED.{version} RETURNING held.{id}::text",
         quoted(&layout.name),

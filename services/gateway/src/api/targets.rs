@@ -222,7 +222,8 @@ pub(super) async fn resume(
 
 /// Test the connection to a target
 ///
-/// As this gateway reaches it, with the secrets this gateway has. Changes nothing there.
+/// As this gateway reaches it, with the secrets this gateway has. Changes nothing there. Where the entry's newest
+/// value can't be used, `problem` says why, and the last good one is tested.
 #[utoipa::path(post, operation_id = "targets.test", path = "/v1/targets/{name}/test", tag = "targets",
     params(("name" = TargetName, Path, description = "The target's name")),
     responses(

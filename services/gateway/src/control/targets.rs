@@ -66,6 +66,9 @@ pub(crate) struct Tested {
     pub code: Option<String>,
     /// How long it took, in milliseconds.
     pub milliseconds: u64,
+    /// What is wrong with the newest value of the entry: this is where the last good one leads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 pub(crate) async fn list(control: &Control) -> Result<Views, Problem> {
@@ -109,8 +112,9 @@ async fn view(control: &Control, name: String, entry: Entry, standing: &Standing
 
 /// Asks the target whether it answers, as this gateway reaches it.
 pub(crate) async fn test(control: &Control, named: Named) -> Result<Tested, Problem> {
-    let config = control.config(&named.name).await?;
-    probe(&config).await
+    let (config, problem) = control.running(&named.name).await?;
+    let tested = probe(&config).await?;
+    Ok(Tested { problem, ..tested })
 }
 
 pub(super) async fn probe(config: &Arc<TargetConfig>) -> Result<Tested, Problem> {
@@ -129,6 +133,7 @@ pub(super) async fn probe(config: &Arc<TargetConfig>) -> Result<Tested, Problem>
             .and_then(|failure| failure.code.as_deref().map(str::to_owned)),
         reason: failure.map(|failure| failure.reason.into_owned()),
         milliseconds: started.elapsed().as_millis() as u64,
+        problem: None,
     })
 }
 

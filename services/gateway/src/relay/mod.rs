@@ -1,14 +1,15 @@
 //! The relay: what waits in the outbox of a main database becomes events. Per database, one gateway
 //! at a time does it, the one that holds the database's lock.
 //!
-//! `event` makes an event of a row, `window` publishes many and keeps each user's order, `pace` says
-//! when to look again. Rows are chosen by their state, never by "behind the last id": a transaction may
-//! take the lower id and commit later. A row is marked only after its PubAck, so it can be published
-//! twice, under the same id. See docs/OUTBOX.md.
+//! `event` makes an event of a row, `window` publishes many and keeps each user's order, `stored` finds
+//! rows that are published and don't say so, `pace` says when to look again. Rows are chosen by their
+//! state, never by "behind the last id": a transaction may take the lower id and commit later. A row is
+//! marked only after its PubAck, so it can be published twice, under the same id. See docs/OUTBOX.md.
 
 mod event;
 mod meters;
 mod pace;
+mod stored;
 mod window;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -21,6 +22,7 @@ use usersync_source::{Database, SourceConfig, SourceError, SourceName};
 
 use meters::Meters;
 use pace::Pace;
+use stored::Stored;
 
 /// The most rows in one window.
 const WINDOW: u32 = 2_000;
@@ -133,9 +135,22 @@ impl Relay {
     async fn relay(&self, database: &mut Database) -> Result<(), SourceError> {
         let mut pace = Pace::new(self.config.relay);
         let mut troubled = PAUSES.0;
+        // Rows may be published that aren't marked: by a gateway that died, or an answer that never came.
+        let (mut stored, mut doubtful) = (Stored::default(), true);
         let (mut look_at, mut prune_at) = (Instant::now(), Instant::now());
         while !self.shutdown.is_cancelled() {
             let rows = database.unpublished(WINDOW).await?;
+            if doubtful
+                && let Some(oldest) = rows.first()
+                && Stored::may_be_forgotten(oldest)
+            {
+                let marking = stored.mark(&self.jetstream, &self.name, database, oldest);
+                if let Some(marked) = self.shutdown.run_until_cancelled(marking).await {
+                    marked?;
+                }
+                doubtful = false;
+                continue;
+            }
             let found = rows.len();
             let mut trouble = None;
             if found > 0 {
@@ -149,6 +164,7 @@ impl Relay {
                 database.mark_failed(&window.failed).await?;
                 self.meters.window(&window);
                 trouble = window.trouble;
+                doubtful = trouble.is_some();
             }
             if look_at <= Instant::now() {
                 self.meters.lag(database.lag().await?);

@@ -1,7 +1,5 @@
 //! What MySQL and MariaDB are told: triggers, queries, names.
 
-use usersync_core::member::Member;
-
 use crate::{
     Column, Kind, Layout, TableName,
     document::{self, Words, filled},
@@ -20,63 +18,27 @@ const TEMPLATE: &str = include_str!("outbox.sql");
 pub(crate) fn script(layout: &Layout) -> String {
     let table = &layout.table;
     let id = name_quoted(&layout.id.name);
-    let changed = |columns: Vec<&Column>| {
-        let each = columns.into_iter().map(|column| {
-            format!(
-                "NOT ({} <=> {})",
-                exact(column, "OLD"),
-                exact(column, "NEW")
-            )
-        });
-        let each: Vec<_> = each.collect();
-        if each.is_empty() {
-            "FALSE".to_owned()
-        } else {
-            each.join(" OR ")
-        }
-    };
-    let more = layout
-        .columns
-        .iter()
-        .filter(|column| column.member != Member::Status);
-    let document = |of: &str| document::document(&MySqlWords, layout, of, id_json(layout, of));
     let id_text = |of: &str| format!("LEFT(CAST({of}.{id} AS CHAR), 255)");
     let trigger = |name: &str| quoted(&table.beside(name));
-    filled(
-        TEMPLATE,
-        &[
-            ("table_shown", table.to_string()),
-            ("table", quoted(table)),
-            ("outbox", quoted(&layout.outbox())),
-            (
-                "outbox_quoted",
-                quoted(&layout.outbox()).replace('\'', "''"),
-            ),
-            ("insert_trigger", trigger(TRIGGERS[0])),
-            ("update_trigger", trigger(TRIGGERS[1])),
-            ("delete_trigger", trigger(TRIGGERS[2])),
-            ("new_id_text", id_text("NEW")),
-            ("old_id_text", id_text("OLD")),
-            ("new_document", document("NEW")),
-            (
-                "old_gone",
-                MySqlWords.object(&[("user_id".to_owned(), id_json(layout, "OLD"))]),
-            ),
-            (
-                "previous",
-                match layout.holds_json() {
-                    true => document("OLD"),
-                    false => "NULL".to_owned(),
-                },
-            ),
-            (
-                "id_changed",
-                format!("NOT (CAST(OLD.{id} AS BINARY) <=> CAST(NEW.{id} AS BINARY))"),
-            ),
-            ("changed", changed(layout.columns.iter().collect())),
-            ("more_changed", changed(more.collect())),
-        ],
-    )
+    let mut places = document::places(&MySqlWords, layout);
+    places.extend([
+        ("table", quoted(table)),
+        ("outbox", quoted(&layout.outbox())),
+        (
+            "outbox_quoted",
+            quoted(&layout.outbox()).replace('\'', "''"),
+        ),
+        ("insert_trigger", trigger(TRIGGERS[0])),
+        ("update_trigger", trigger(TRIGGERS[1])),
+        ("delete_trigger", trigger(TRIGGERS[2])),
+        ("new_id_text", id_text("NEW")),
+        ("old_id_text", id_text("OLD")),
+        (
+            "id_changed",
+            format!("NOT (CAST(OLD.{id} AS BINARY) <=> CAST(NEW.{id} AS BINARY))"),
+        ),
+    ]);
+    filled(TEMPLATE, &places)
 }
 
 /// A column to be compared byte by byte: as a text, `a` could equal `A`, and `x` equal `x `.
@@ -88,24 +50,24 @@ fn exact(column: &Column, of: &str) -> String {
     }
 }
 
-fn id_json(layout: &Layout, of: &str) -> String {
-    let value = format!("{of}.{}", name_quoted(&layout.id.name));
-    match layout.id.kind {
-        Kind::Integer => value,
-        _ => format!("CAST({value} AS CHAR)"),
-    }
-}
-
 pub(super) fn select(layout: &Layout) -> String {
     let table = quoted(&layout.table);
     let id = name_quoted(&layout.id.name);
-    let document = document::document(&MySqlWords, layout, "u", id_json(layout, "u"));
+    let document = document::document(&MySqlWords, layout, "u");
     format!("SELECT CAST(u.{id} AS CHAR), {document} FROM {table} u")
 }
 
 struct MySqlWords;
 
 impl Words for MySqlWords {
+    fn name(&self, name: &str) -> String {
+        name_quoted(name)
+    }
+
+    fn text(&self, value: &str) -> String {
+        format!("CAST({value} AS CHAR)")
+    }
+
     fn object(&self, members: &[(String, String)]) -> String {
         let members = members
             .iter()
@@ -143,6 +105,14 @@ impl Words for MySqlWords {
 
     fn or_empty(&self, value: String) -> String {
         format!("COALESCE({value}, JSON_OBJECT())")
+    }
+
+    fn changed(&self, column: &Column) -> String {
+        format!(
+            "NOT ({} <=> {})",
+            exact(column, "OLD"),
+            exact(column, "NEW")
+        )
     }
 }
 

@@ -1,7 +1,5 @@
 //! What PostgreSQL is told: triggers, queries, names.
 
-use usersync_core::member::Member;
-
 use crate::{
     Column, Kind, Layout, TableName,
     document::{self, Words, filled},
@@ -16,78 +14,45 @@ const TEMPLATE: &str = include_str!("outbox.sql");
 pub(crate) fn script(layout: &Layout) -> String {
     let table = &layout.table;
     let id = name_quoted(&layout.id.name);
-    let changed = |columns: Vec<&Column>| {
-        let each = columns.into_iter().map(|column| {
-            let name = name_quoted(&column.name);
-            // As texts: some types have no equality, and some texts are equal that aren't the same.
-            format!("OLD.{name}::text IS DISTINCT FROM NEW.{name}::text")
-        });
-        let each: Vec<_> = each.collect();
-        if each.is_empty() {
-            "false".to_owned()
-        } else {
-            each.join(" OR ")
-        }
-    };
-    let more = layout
-        .columns
-        .iter()
-        .filter(|column| column.member != Member::Status);
-    let document = |of: &str| {
-        let document = document::document(&PostgresWords, layout, of, id_json(layout, of));
-        format!("{document}::text")
-    };
     let outbox = quoted(&layout.outbox());
-    filled(
-        TEMPLATE,
-        &[
-            ("table_shown", table.to_string()),
-            ("table", quoted(table)),
-            ("outbox_quoted", outbox.replace('\'', "''")),
-            ("outbox", outbox),
-            ("function", quoted(&table.beside("user_outbox_capture"))),
-            ("new_id_text", format!("NEW.{id}::text")),
-            ("old_id_text", format!("OLD.{id}::text")),
-            ("new_document", document("NEW")),
-            ("old_gone", {
-                let gone = PostgresWords.object(&[("user_id".to_owned(), id_json(layout, "OLD"))]);
-                format!("{gone}::text")
-            }),
-            (
-                "previous",
-                match layout.holds_json() {
-                    true => document("OLD"),
-                    false => "NULL".to_owned(),
-                },
-            ),
-            (
-                "id_changed",
-                format!("OLD.{id}::text IS DISTINCT FROM NEW.{id}::text"),
-            ),
-            ("changed", changed(layout.columns.iter().collect())),
-            ("more_changed", changed(more.collect())),
-        ],
-    )
-}
-
-fn id_json(layout: &Layout, of: &str) -> String {
-    let value = format!("{of}.{}", name_quoted(&layout.id.name));
-    match layout.id.kind {
-        Kind::Integer => value,
-        _ => format!("{value}::text"),
-    }
+    let mut places = document::places(&PostgresWords, layout);
+    places.extend([
+        ("table", quoted(table)),
+        ("outbox_quoted", outbox.replace('\'', "''")),
+        ("outbox", outbox),
+        ("function", quoted(&table.beside("user_outbox_capture"))),
+        ("new_id_text", format!("NEW.{id}::text")),
+        ("old_id_text", format!("OLD.{id}::text")),
+        (
+            "id_changed",
+            format!("OLD.{id}::text IS DISTINCT FROM NEW.{id}::text"),
+        ),
+    ]);
+    filled(TEMPLATE, &places)
 }
 
 pub(super) fn select(layout: &Layout) -> String {
     let table = quoted(&layout.table);
     let id = name_quoted(&layout.id.name);
-    let document = document::document(&PostgresWords, layout, "u", id_json(layout, "u"));
+    let document = document::document(&PostgresWords, layout, "u");
     format!("SELECT u.{id}::text, {document}::text FROM {table} u")
 }
 
 struct PostgresWords;
 
 impl Words for PostgresWords {
+    fn name(&self, name: &str) -> String {
+        name_quoted(name)
+    }
+
+    fn text(&self, value: &str) -> String {
+        format!("{value}::text")
+    }
+
+    fn kept(&self, object: String) -> String {
+        self.text(&object)
+    }
+
     fn object(&self, members: &[(String, String)]) -> String {
         let members = members
             .iter()
@@ -113,6 +78,12 @@ impl Words for PostgresWords {
 
     fn or_empty(&self, value: String) -> String {
         format!("COALESCE({value}, '{{}}'::json)")
+    }
+
+    fn changed(&self, column: &Column) -> String {
+        let name = name_quoted(&column.name);
+        // As texts: some types have no equality, and some texts are equal that aren't the same.
+        format!("OLD.{name}::text IS DISTINCT FROM NEW.{name}::text")
     }
 }
 

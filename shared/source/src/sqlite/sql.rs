@@ -1,7 +1,5 @@
 //! What SQLite is told: triggers, queries, names.
 
-use usersync_core::member::Member;
-
 use crate::{
     Column, Kind, Layout,
     document::{self, Words, filled},
@@ -20,71 +18,37 @@ const TEMPLATE: &str = include_str!("outbox.sql");
 /// The outbox of `layout`, for the server's own client too.
 pub(crate) fn script(layout: &Layout) -> String {
     let id = name_quoted(&layout.id.name);
-    let changed = |columns: Vec<&Column>| {
-        let each = columns.into_iter().map(|column| {
-            let name = name_quoted(&column.name);
-            // Byte by byte, whatever the column's collation takes for equal.
-            format!("OLD.{name} IS NOT NEW.{name} COLLATE BINARY")
-        });
-        let each: Vec<_> = each.collect();
-        if each.is_empty() {
-            "FALSE".to_owned()
-        } else {
-            each.join(" OR ")
-        }
-    };
-    let more = layout
-        .columns
-        .iter()
-        .filter(|column| column.member != Member::Status);
-    let document = |of: &str| document::document(&SqliteWords, layout, of, id_json(layout, of));
-    filled(
-        TEMPLATE,
-        &[
-            ("table_shown", layout.table.to_string()),
-            ("table", name_quoted(&layout.table.name)),
-            ("new_id_text", format!("CAST(NEW.{id} AS TEXT)")),
-            ("old_id_text", format!("CAST(OLD.{id} AS TEXT)")),
-            ("new_document", document("NEW")),
-            (
-                "old_gone",
-                SqliteWords.object(&[("user_id".to_owned(), id_json(layout, "OLD"))]),
-            ),
-            (
-                "previous",
-                match layout.holds_json() {
-                    true => document("OLD"),
-                    false => "NULL".to_owned(),
-                },
-            ),
-            (
-                "id_changed",
-                format!("OLD.{id} IS NOT NEW.{id} COLLATE BINARY"),
-            ),
-            ("changed", changed(layout.columns.iter().collect())),
-            ("more_changed", changed(more.collect())),
-        ],
-    )
-}
-
-fn id_json(layout: &Layout, of: &str) -> String {
-    let value = format!("{of}.{}", name_quoted(&layout.id.name));
-    match layout.id.kind {
-        Kind::Integer => value,
-        _ => format!("CAST({value} AS TEXT)"),
-    }
+    let mut places = document::places(&SqliteWords, layout);
+    places.extend([
+        ("table", name_quoted(&layout.table.name)),
+        ("new_id_text", format!("CAST(NEW.{id} AS TEXT)")),
+        ("old_id_text", format!("CAST(OLD.{id} AS TEXT)")),
+        (
+            "id_changed",
+            format!("OLD.{id} IS NOT NEW.{id} COLLATE BINARY"),
+        ),
+    ]);
+    filled(TEMPLATE, &places)
 }
 
 pub(super) fn select(layout: &Layout) -> String {
     let table = name_quoted(&layout.table.name);
     let id = name_quoted(&layout.id.name);
-    let document = document::document(&SqliteWords, layout, "u", id_json(layout, "u"));
+    let document = document::document(&SqliteWords, layout, "u");
     format!("SELECT CAST(u.{id} AS TEXT), CAST({document} AS BLOB) FROM {table} u")
 }
 
 struct SqliteWords;
 
 impl Words for SqliteWords {
+    fn name(&self, name: &str) -> String {
+        name_quoted(name)
+    }
+
+    fn text(&self, value: &str) -> String {
+        format!("CAST({value} AS TEXT)")
+    }
+
     fn object(&self, members: &[(String, String)]) -> String {
         let members = members
             .iter()
@@ -117,6 +81,12 @@ impl Words for SqliteWords {
 
     fn or_empty(&self, value: String) -> String {
         format!("json(coalesce(nullif({value}, 'null'), '{{}}'))")
+    }
+
+    fn changed(&self, column: &Column) -> String {
+        let name = name_quoted(&column.name);
+        // Byte by byte, whatever the column's collation takes for equal.
+        format!("OLD.{name} IS NOT NEW.{name} COLLATE BINARY")
     }
 }
 

@@ -91,6 +91,29 @@ async fn a_preview_says_that_it_follows_an_older_value() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_test_says_that_it_follows_an_older_value() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let stack = only("").start().await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    let good = json!({"url": recorder.url()});
+    bus.kv_put(TARGETS_BUCKET, "t", &good.to_string()).await?;
+    let fine = api.post("/v1/targets/t/test", json!({})).await?;
+    assert_eq!(fine["reachable"], true, "{fine}");
+    assert_eq!(fine.get("problem"), None, "{fine}");
+    let bad = r#"{"url":"http://127.0.0.1:1/x","method":"SET"}"#;
+    bus.kv_put(TARGETS_BUCKET, "t", bad).await?;
+    let http = api.post("/v1/targets/t/test", json!({})).await?;
+    let nats = api.request("usersync.targets.test", json!({"name": "t"}));
+    let nats = nats.await.unwrap_or_default();
+    for tested in [http, nats] {
+        assert_eq!(tested["reachable"], true, "{tested}");
+        let problem = tested["problem"].as_str().unwrap_or_default();
+        assert!(problem.starts_with("method: "), "{tested}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_target_added_while_everything_runs_is_filled_with_every_user() -> Result<()> {
     let recorder = Recorder::start(async |_| answer(200)).await?;
     let mut stack = only("").start().await?;

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where its set-up fails")]
 
+mod echo;
 mod load;
 mod relay;
+mod repeats;
 
 pub(crate) use load::fill;
 
@@ -76,25 +78,31 @@ impl Main {
 
     /// Makes the table and the settings file with the source `main`.
     async fn prepared(self) -> Result<Self> {
-        let url = match &self.server {
-            Server::MariaDb(server, _) => {
+        match &self.server {
+            Server::MariaDb(..) => {
                 let wide = PEOPLE.replace(" TEXT", " MEDIUMTEXT");
                 self.run(&format!("{wide} CHARACTER SET utf8mb4")).await?;
-                server.url()
             }
-            Server::Postgres(server, _) => {
-                self.run(PEOPLE).await?;
-                server.url()
-            }
-        };
+            Server::Postgres(..) => self.run(PEOPLE).await?,
+        }
         let settings = format!(
-            "[sources.main]\nurl = \"{url}\"\nsecret = \"file:{}\"\ntable = \"people\"\nid = \"uid\"\n\
+            "[sources.main]\n{}\ntable = \"people\"\nid = \"uid\"\n\
              [sources.main.columns]\nusername = \"username\"\nemail = \"email\"\nstate = \"status\"\n\
              city = \"data.city\"\nn = \"data.n\"\n",
-            self.dir.path().join("password").display()
+            self.access()
         );
         std::fs::write(self.settings(), settings)?;
         Ok(self)
+    }
+
+    /// Where it is and how one is let in, as settings of a source and of a target say it.
+    pub(crate) fn access(&self) -> String {
+        let url = match &self.server {
+            Server::MariaDb(server, _) => server.url(),
+            Server::Postgres(server, _) => server.url(),
+        };
+        let secret = self.dir.path().join("password");
+        format!("url = \"{url}\"\nsecret = \"file:{}\"", secret.display())
     }
 
     pub(crate) fn settings(&self) -> PathBuf {
@@ -162,6 +170,14 @@ impl Main {
             Server::MariaDb(_, pool) => sqlx::query_scalar(query).fetch_one(pool).await?,
             Server::Postgres(_, pool) => sqlx::query_scalar(query).fetch_one(pool).await?,
         })
+    }
+
+    /// Kills the server the hard way.
+    pub(crate) async fn kill9(&self) {
+        match &self.server {
+            Server::MariaDb(server, _) => server.kill9().await,
+            Server::Postgres(server, _) => server.kill9().await,
+        }
     }
 
     /// Kills the server the hard way and starts it again with what it has.

@@ -86,8 +86,16 @@ async fn a_row_that_can_never_be_published_holds_nobody_back() -> Result<()> {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_when_gateways_are_killed_while_many_write() -> Result<()> {
-    let main = Main::mariadb().await?;
+async fn nothing_is_lost_when_gateways_are_killed_while_many_write_to_mariadb() -> Result<()> {
+    killed_gateways_lose_nothing(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn nothing_is_lost_when_gateways_are_killed_while_many_write_to_postgres() -> Result<()> {
+    killed_gateways_lose_nothing(Main::postgres().await?).await
+}
+
+async fn killed_gateways_lose_nothing(main: Main) -> Result<()> {
     main.install().await?;
     let mut stack = main.stack(1).await?;
     let written = write_while(&main, 250, async {
@@ -116,15 +124,20 @@ async fn twenty_writers_end_in_what_they_wrote() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_database_that_is_killed_is_said_to_be_down_and_catches_up() -> Result<()> {
-    let mut main = Main::mariadb().await?;
+async fn a_mariadb_that_is_killed_is_said_to_be_down_and_catches_up() -> Result<()> {
+    killed_database_catches_up(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn a_postgres_that_is_killed_is_said_to_be_down_and_catches_up() -> Result<()> {
+    killed_database_catches_up(Main::postgres().await?).await
+}
+
+async fn killed_database_catches_up(mut main: Main) -> Result<()> {
     main.install().await?;
     let stack = main.stack(1).await?;
     write(&main, 20, &Cell::new(true)).await?;
-    let super::Server::MariaDb(server, _) = &main.server else {
-        unreachable!()
-    };
-    server.kill9().await;
+    main.kill9().await;
     let ready = format!("{}/readyz", stack.gateway().url());
     eventually(SOON, async || {
         let answer = http::client().get(&ready).send().await?;
@@ -171,8 +184,16 @@ async fn nothing_is_lost_when_the_nats_server_is_killed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_gateway_relays_and_another_takes_over() -> Result<()> {
-    let main = Main::mariadb().await?;
+async fn one_gateway_relays_mariadb_and_another_takes_over() -> Result<()> {
+    another_gateway_takes_over(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn one_gateway_relays_postgres_and_another_takes_over() -> Result<()> {
+    another_gateway_takes_over(Main::postgres().await?).await
+}
+
+async fn another_gateway_takes_over(main: Main) -> Result<()> {
     main.install().await?;
     let stack = main.stack(2).await?;
     let first = relaying(&stack.gateways).await?;

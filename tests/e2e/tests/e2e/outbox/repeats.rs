@@ -1,0 +1,164 @@
+//! A gateway that dies between PubAck and mark leaves rows that are published again, also when JetStream has
+//! forgotten their ids meanwhile: what is said twice counts once.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use async_nats::HeaderMap;
+use serde_json::json;
+use usersync_core::subjects::{USER_EVENTS, USER_STATE};
+use usersync_stack::eventually;
+
+use super::Main;
+use crate::support::{Bus, SOON};
+
+/// For how long the stream knows ids here; an hour otherwise.
+const WINDOW: Duration = Duration::from_millis(100);
+
+#[tokio::test]
+async fn rows_repeated_after_the_dedup_window_change_nothing_in_mariadb() -> Result<()> {
+    repeated_rows_change_nothing(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn rows_repeated_after_the_dedup_window_change_nothing_in_postgres() -> Result<()> {
+    repeated_rows_change_nothing(Main::postgres().await?).await
+}
+
+#[tokio::test]
+async fn rows_stored_long_ago_are_marked_and_not_stored_again_in_mariadb() -> Result<()> {
+    stored_rows_are_marked(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn rows_stored_long_ago_are_marked_and_not_stored_again_in_postgres() -> Result<()> {
+    stored_rows_are_marked(Main::postgres().await?).await
+}
+
+/// What intake knows by itself.
+async fn repeated_rows_change_nothing(main: Main) -> Result<()> {
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    let bus = Bus::connect(&stack).await?;
+    know_ids_shortly(&bus).await?;
+
+    main.run("INSERT INTO people (uid, n) VALUES (1, 0), (2, 0), (3, 0), (4, 0)")
+        .await?;
+    main.run("DELETE FROM people WHERE uid = 2").await?;
+    for n in 1..=4 {
+        main.run(&format!("UPDATE people SET n = {n}")).await?;
+    }
+    // Five events of a user are known by their ids; these two have more.
+    for n in 5..=9 {
+        main.run(&format!("UPDATE people SET n = {n} WHERE uid >= 3"))
+            .await?;
+    }
+    main.until_published().await?;
+    // Another service has its say, on members that the main database knows nothing of.
+    let plan = json!({"user_id": 3, "data": {"plan": "gold"}});
+    bus.publish("user.updated", plan).await?;
+    main.equals_the_states(&stack).await?;
+    let before = [
+        newest(&bus, 1).await?,
+        newest(&bus, 2).await?,
+        newest(&bus, 3).await?,
+    ];
+    let third = bus.state(3).await?;
+
+    until_ids_are_forgotten(&bus).await?;
+    let stored = bus.count(USER_EVENTS).await?;
+    let lost = "NOT (user_id = '3' AND event = 'user.created')";
+    let rows = main
+        .number(&format!("SELECT COUNT(*) FROM user_outbox WHERE {lost}"))
+        .await?;
+    main.run(&format!("UPDATE user_outbox SET state = 0 WHERE {lost}"))
+        .await?;
+    main.until_published().await?;
+    let again = bus.count(USER_EVENTS).await? - stored;
+    ensure!(again == rows.unsigned_abs(), "{again} of {rows} came again");
+
+    main.equals_the_states(&stack).await?;
+    for (user, before) in (1..=2).zip(before) {
+        ensure!(newest(&bus, user).await? == before, "user {user} changed");
+    }
+    // Applied again from the first to the last, it ends where it was.
+    ensure!(newest(&bus, 3).await? > before[2]);
+    let state = bus.state(3).await?;
+    ensure!(
+        state["data"] == third["data"] && state["data"]["plan"] == "gold",
+        "{state}"
+    );
+    Ok(())
+}
+
+/// What the relay finds out before it publishes rows that have been waiting for long.
+async fn stored_rows_are_marked(main: Main) -> Result<()> {
+    main.install().await?;
+    let mut stack = main.stack(1).await?;
+    let bus = Bus::connect(&stack).await?;
+    know_ids_shortly(&bus).await?;
+    main.run("INSERT INTO people (uid, n) VALUES (1, 0), (2, 0)")
+        .await?;
+    for n in 1..=9 {
+        main.run(&format!("UPDATE people SET n = {n}")).await?;
+    }
+    main.until_published().await?;
+    let plan = json!({"user_id": 1, "data": {"plan": "gold"}});
+    bus.publish("user.updated", plan).await?;
+    bus.until_taken_in().await?;
+    let before = (newest(&bus, 1).await?, newest(&bus, 2).await?);
+
+    // As two hours after a gateway has died, which left a row unpublished, and others unmarked.
+    stack.gateways[0].process().kill9().await;
+    until_ids_are_forgotten(&bus).await?;
+    main.run("INSERT INTO people (uid, n) VALUES (3, 0)")
+        .await?;
+    main.run("UPDATE user_outbox SET state = 0, created_at = created_at - INTERVAL '2' HOUR")
+        .await?;
+    let stored = bus.count(USER_EVENTS).await?;
+    stack.gateways[0].restart().await?;
+    main.equals_the_states(&stack).await?;
+    let again = bus.count(USER_EVENTS).await? - stored;
+    ensure!(again == 1, "{again} events for one new row");
+    ensure!((newest(&bus, 1).await?, newest(&bus, 2).await?) == before);
+    ensure!(bus.state(1).await?["data"]["plan"] == "gold");
+    Ok(())
+}
+
+/// Has the stream know ids for [`WINDOW`] only, until a gateway starts.
+async fn know_ids_shortly(bus: &Bus) -> Result<()> {
+    let stream = bus.jetstream().get_stream(USER_EVENTS).await?;
+    let mut config = stream.cached_info().config.clone();
+    config.duplicate_window = WINDOW;
+    bus.jetstream().update_stream(config).await?;
+    Ok(())
+}
+
+/// The sequence of a user's newest state: another one with every change.
+async fn newest(bus: &Bus, user: u64) -> Result<u64> {
+    let stream = bus.jetstream().get_stream_no_info(USER_STATE).await?;
+    let subject = format!("user.state.{user}");
+    Ok(stream
+        .get_last_raw_message_by_subject(&subject)
+        .await?
+        .sequence)
+}
+
+/// Waits until the stream knows none of the ids so far: it forgets them in the order they came.
+async fn until_ids_are_forgotten(bus: &Bus) -> Result<()> {
+    let last = async || {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", "the last so far");
+        let body = json!({"user_id": 999_999}).to_string();
+        let sent =
+            bus.jetstream()
+                .publish_with_headers("user.deleted", headers, body.into_bytes().into());
+        anyhow::Ok(sent.await?.await?.duplicate)
+    };
+    last().await?;
+    eventually(SOON, async || {
+        ensure!(!last().await?, "it is still known");
+        Ok(())
+    })
+    .await
+}
