@@ -225,7 +225,7 @@ impl Session for MySql {
             waiting = waiting.bind(id);
         }
         let waiting = waiting.fetch_all(&mut self.connection).await;
-        waiting.map_err(|error| trouble("reading the outbox", &error))
+        waiting.map_err(|error| SourceError::of("reading the outbox", &error))
     }
 
     async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError> {
