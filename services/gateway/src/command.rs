@@ -19,6 +19,8 @@ use crate::control::status::{Status, TargetStatus};
 const ANSWER: Duration = Duration::from_secs(15);
 /// How often `--watch` looks again.
 const EVERY: Duration = Duration::from_secs(2);
+/// What the operator of nats.conf, and tools without a setting, get their answers under.
+const INBOX: &str = "_INBOX";
 /// Clears a terminal and begins at its top.
 const TOP: &str = "\x1b[H\x1b[2J";
 
@@ -44,9 +46,12 @@ impl StatusCommand {
     /// # Errors
     /// When no gateway answers.
     pub(crate) async fn run(&self, common: &Common, stop: CancellationToken) -> anyhow::Result<()> {
-        let client = nats::check(&common.nats, "usersync-gateway")
-            .await?
-            .client();
+        // As the operator, unless the settings say otherwise: a gateway may not ask gateways.
+        let mut settings = common.nats.clone();
+        settings
+            .inbox_prefix
+            .get_or_insert_with(|| INBOX.to_owned());
+        let client = nats::check(&settings, "usersync-status").await?.client();
         let mut every = interval(EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(every.tick()).await.is_some() {

@@ -15,6 +15,7 @@ mod merging;
 mod model;
 mod monitoring;
 mod outbox;
+mod permissions;
 mod redis_target;
 mod refusals;
 mod rules;

@@ -6,13 +6,21 @@ use usersync_stack::{Stack, eventually, tools};
 
 use crate::support::{Api, Bus, Recorder, SOON, answer, only};
 
-/// What `usersync-gateway status` prints.
-async fn shown(stack: &Stack, args: &[&str]) -> Result<String> {
+/// What `usersync-gateway status` prints for the operator, or another role of nats.conf that has its own inbox.
+async fn shown(stack: &Stack, role: &str, args: &[&str]) -> Result<String> {
     let program = tools::binary("usersync-gateway", tools::Profile::own())?;
     let mut command = tokio::process::Command::new(program);
     command
         .args(["--nats-url", &stack.nats.url(), "status"])
-        .args(args);
+        .args(args)
+        .env("USERSYNC_NATS__USER", role)
+        .env(
+            "USERSYNC_NATS__PASSWORD",
+            format!("file:{}", stack.nats.password_file(role).display()),
+        );
+    if role != "operator" {
+        command.env("USERSYNC_NATS__INBOX_PREFIX", format!("_INBOX_{role}"));
+    }
     let output = tokio::time::timeout(SOON, command.kill_on_drop(true).output()).await??;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{said}");
@@ -106,8 +114,8 @@ async fn the_status_tells_of_each_target_what_is_wrong_with_it() -> Result<()> {
     };
     let asked = api.request("usersync.status", json!({})).await;
     let asked = asked.map_err(|(code, text)| anyhow::anyhow!("{code} {text}"))?;
-    let printed: Value = serde_json::from_str(&shown(&stack, &["--json"]).await?)?;
-    let screen = shown(&stack, &[]).await?;
+    let printed: Value = serde_json::from_str(&shown(&stack, "viewer", &["--json"]).await?)?;
+    let screen = shown(&stack, "operator", &[]).await?;
     for other in [&asked, &printed] {
         assert_eq!(names(other), names(&status));
         assert_eq!(of(other, "refusing")?["dead_letters"], 3);
@@ -128,7 +136,7 @@ async fn the_status_without_a_gateway_says_so() -> Result<()> {
     let stack = only("").start().await?;
     stack.gateway().kill9().await;
     let error = eventually(SOON, async || {
-        let shown = shown(&stack, &[]).await;
+        let shown = shown(&stack, "operator", &[]).await;
         shown.err().context("the dead gateway still answers")
     })
     .await?;
