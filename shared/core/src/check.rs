@@ -317,12 +317,30 @@ pub struct Found {
 }
 
 impl Report {
+    /// Of a check that begins now.
+    pub fn new(target: impl Into<String>, against: impl Into<String>, dry_run: bool) -> Self {
+        Self {
+            target: target.into(),
+            against: against.into(),
+            stage: Stage::Running,
+            dry_run,
+            started: Timestamp::now(),
+            seconds: 0.0,
+            users: 0,
+            found: BTreeMap::new(),
+            pending: 0,
+            bytes: 0,
+            error: None,
+        }
+    }
+
     /// Notes one user who differs.
     pub fn note(&mut self, class: Class, user_id: &UserId, repaired: bool) {
         let found = self.found.entry(class).or_default();
         found.users += 1;
         found.repaired += u64::from(repaired);
-        if found.sample.len() < SAMPLE {
+        // A check that was resumed may find whom it has named already.
+        if found.sample.len() < SAMPLE && !found.sample.contains(user_id) {
             found.sample.push(user_id.clone());
         }
     }
@@ -402,19 +420,7 @@ mod tests {
 
     #[test]
     fn a_report_counts_all_and_names_some() {
-        let mut report = Report {
-            target: "t".to_owned(),
-            against: "main".to_owned(),
-            stage: Stage::Running,
-            dry_run: false,
-            started: Timestamp::UNIX_EPOCH,
-            seconds: 0.0,
-            users: 0,
-            found: BTreeMap::new(),
-            pending: 0,
-            bytes: 0,
-            error: None,
-        };
+        let mut report = Report::new("t", "main", false);
         for user in 0..30 {
             report.note(Class::Stale, &UserId::from(user), user % 2 == 0);
         }

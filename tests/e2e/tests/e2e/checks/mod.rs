@@ -2,6 +2,7 @@
 
 mod kinds;
 mod queue;
+mod resumed;
 mod states;
 
 use anyhow::{Context as _, Result, ensure};

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A main database with `users` who are all in the states, checked as `check` says.
-async fn taken_in(main: &Main, users: u64, check: &str) -> Result<(Stack, Bus)> {
+pub(super) async fn taken_in(main: &Main, users: u64, check: &str) -> Result<(Stack, Bus)> {
     add(main, &format!("[sources.main.check]\n{check}\n"))?;
     main.install().await?;
     let stack = main.stack(1).await?;
@@ -30,13 +30,27 @@ async fn taken_in(main: &Main, users: u64, check: &str) -> Result<(Stack, Bus)> 
 }
 
 /// More settings.
-fn add(main: &Main, settings: &str) -> Result<()> {
+pub(super) fn add(main: &Main, settings: &str) -> Result<()> {
     let text = std::fs::read_to_string(main.settings())?;
     Ok(std::fs::write(main.settings(), text + settings)?)
 }
 
+/// A second main database, the table `staff` beside the first one, with users 1, 501 and 502 and no outbox.
+pub(super) async fn add_staff(main: &Main, check: &str) -> Result<()> {
+    main.run("CREATE TABLE staff (id BIGINT PRIMARY KEY, username VARCHAR(100))")
+        .await?;
+    main.run("INSERT INTO staff VALUES (1, 'user-1'), (501, 'ann'), (502, 'bob')")
+        .await?;
+    let (access, table) = (main.access(), "table = \"staff\"\noutbox = false");
+    let check = format!("[sources.staff.check]\n{check}");
+    add(
+        main,
+        &format!("[sources.staff]\n{access}\n{table}\n{check}\n"),
+    )
+}
+
 /// The report of `usersync-scheduler check --target gateway --once`.
-async fn once(main: &Main, stack: &Stack, more: &[&str]) -> Result<Report> {
+pub(super) async fn once(main: &Main, stack: &Stack, more: &[&str]) -> Result<Report> {
     let nats = stack.nats.url();
     let args = ["check", "--target", "gateway", "--once", "--json"];
     let args = [&args, &["--nats-url", &nats][..], more].concat();
@@ -47,7 +61,7 @@ async fn once(main: &Main, stack: &Stack, more: &[&str]) -> Result<Report> {
 }
 
 /// Removes a state, as if it had never been.
-async fn forget(bus: &Bus, user: u64) -> Result<()> {
+pub(super) async fn forget(bus: &Bus, user: u64) -> Result<()> {
     let states: jetstream::stream::Stream<()> =
         bus.jetstream().get_stream_no_info(USER_STATE).await?;
     let purge = states.purge().filter(format!("user.state.{user}"));
@@ -56,13 +70,13 @@ async fn forget(bus: &Bus, user: u64) -> Result<()> {
 }
 
 /// Changes a state behind everybody's back.
-async fn tamper(bus: &Bus, user: u64, change: impl FnOnce(&mut Value)) -> Result<()> {
+pub(super) async fn tamper(bus: &Bus, user: u64, change: impl FnOnce(&mut Value)) -> Result<()> {
     let mut state = bus.state(user).await?;
     change(&mut state);
     bus.put_state(&state).await
 }
 
-fn repaired(report: &Report) -> u64 {
+pub(super) fn repaired(report: &Report) -> u64 {
     report.found.values().map(|found| found.repaired).sum()
 }
 
@@ -340,20 +354,7 @@ async fn the_outbox_of_basic_server_is_checked_too() -> Result<()> {
 async fn whoever_is_in_another_main_database_is_no_orphan() -> Result<()> {
     let main = Main::mariadb().await?;
     let (stack, bus) = taken_in(&main, 20, "every = \"0s\"").await?;
-    main.run("CREATE TABLE staff (id BIGINT PRIMARY KEY, username VARCHAR(100))")
-        .await?;
-    main.run("INSERT INTO staff VALUES (1, 'user-1'), (501, 'ann'), (502, 'bob')")
-        .await?;
-    let text = std::fs::read_to_string(main.settings())?;
-    let access: Vec<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("url") || line.starts_with("secret"))
-        .collect();
-    let staff = "table = \"staff\"\noutbox = false";
-    add(
-        &main,
-        &format!("[sources.staff]\n{}\n{staff}\n", access.join("\n")),
-    )?;
+    add_staff(&main, "").await?;
     let told = [
         ("user.created", json!({"user_id": 501, "username": "ann"})),
         ("user.created", json!({"user_id": 9_000, "username": "eve"})),
