@@ -2,6 +2,7 @@
 
 mod kinds;
 mod queue;
+mod races;
 mod resumed;
 mod states;
 
