@@ -32,7 +32,7 @@ pub(crate) use self::journal::{Entries, Journal, Progress};
 use self::{
     copy::Copy,
     journal::Mark,
-    sides::{Seen, Sides},
+    sides::{Seen, Sides, Unusable},
     states::{Reader, States},
     table::{Pass, Table},
 };
@@ -145,14 +145,16 @@ impl Check<'_> {
         ensure!(!scheduler.sources.is_empty(), NO_SOURCE);
         let mut tables = Vec::new();
         for (name, config) in &scheduler.sources {
-            tables.push(Table::open(name, config).await?);
+            tables.push(Table::open(name, config, self.request).await?);
         }
         while let Some((sides, table)) = Pass::over(scheduler, &tables, self.mark.pass) {
             self.brake = sides.check().brake(self.users().await?);
             self.look_again(&sides).await?;
             if let Some(user) = &self.request.user_id {
                 self.report.users = 1;
+                let unusable = self.report.unusable;
                 self.look(&sides, vec![user.clone()]).await?;
+                self.note_unusable(unusable, &sides);
             } else {
                 let held = States::new(scheduler.states.clone(), |state| {
                     table.hash_of_state(&state)
@@ -218,6 +220,7 @@ impl Check<'_> {
             None => Walk::new(meant, held).await?,
         };
         let (users, bytes) = (self.report.users, self.report.bytes);
+        let unusable = self.report.unusable;
         loop {
             self.wait_while_paused(sides.name()).await?;
             let asked = Instant::now();
@@ -228,10 +231,11 @@ impl Check<'_> {
             let read = walk.read();
             self.report.users = users + read.left.max(read.right);
             self.report.bytes = bytes + read.bytes;
+            self.note_unusable(unusable, sides);
             let mut users = Vec::new();
             for difference in found {
                 match difference.id.parse() {
-                    Ok(user) if self.is_asked_for(&user) => users.push(user),
+                    Ok(user) if self.request.covers(&user) => users.push(user),
                     Ok(_) => {}
                     // Nobody of ours has such an id.
                     Err(_) => self.report.found.entry(Class::Orphan).or_default().users += 1,
@@ -258,7 +262,7 @@ impl Check<'_> {
             let state = reader.next().await?;
             let ended = state.is_none();
             let user = state.map(|state| state.user_id);
-            users.extend(user.filter(|user| self.is_asked_for(user)));
+            users.extend(user.filter(|user| self.request.covers(user)));
             if ended || users.len() == CHUNK {
                 self.wait_while_paused(sides.name()).await?;
                 self.report.users += users.len() as u64;
@@ -345,14 +349,11 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn is_asked_for(&self, user: &UserId) -> bool {
-        let Request { from, to, .. } = self.request;
-        match user {
-            UserId::Number(number) => {
-                from.is_none_or(|from| *number >= from) && to.is_none_or(|to| *number <= to)
-            }
-            UserId::Text(_) => from.is_none() && to.is_none(),
-        }
+    /// Notes what the sides had that could be no user, beside as many rows as were known `before`.
+    fn note_unusable(&mut self, before: u64, sides: &dyn Sides) {
+        let Unusable { rows, because } = sides.unusable();
+        self.report.unusable = before + rows;
+        self.report.unusable_because = self.report.unusable_because.take().or(because);
     }
 
     /// Says that everybody before this place has been looked at.

@@ -247,6 +247,12 @@ fn table(report: &Report) -> String {
             report.pending
         );
     }
+    if let Some(reason) = &report.unusable_because {
+        text += &format!(
+            "{} rows can't be users and were left out (the first: {reason})\n",
+            report.unusable
+        );
+    }
     if let Some(error) = &report.error {
         text += &format!("{error}\n");
     }

@@ -242,6 +242,17 @@ pub struct Request {
 }
 
 impl Request {
+    /// Whether `user` is in the range of ids asked for.
+    pub fn covers(&self, user: &UserId) -> bool {
+        let Self { from, to, .. } = self;
+        match user {
+            UserId::Number(number) => {
+                from.is_none_or(|from| *number >= from) && to.is_none_or(|to| *number <= to)
+            }
+            UserId::Text(_) => from.is_none() && to.is_none(),
+        }
+    }
+
     /// Reads the body of a request.
     ///
     /// # Errors
@@ -297,6 +308,12 @@ pub struct Report {
     /// Users who differed and were still being delivered when the check ended: no drift yet.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pending: u64,
+    /// Rows of the main database that can't be users: their ids or values are none that usersync takes. They are left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unusable: u64,
+    /// Why, for the first of them; never what it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unusable_because: Option<String>,
     /// Bytes of digests and lists that were read.
     pub bytes: u64,
     /// Why it failed, or what to do.
@@ -329,6 +346,8 @@ impl Report {
             users: 0,
             found: BTreeMap::new(),
             pending: 0,
+            unusable: 0,
+            unusable_because: None,
             bytes: 0,
             error: None,
         }

@@ -10,7 +10,7 @@ use usersync_core::{
     check::{Report, Stage},
     subjects::USER_STATE,
 };
-use usersync_stack::{Signal, Stack, eventually, http};
+use usersync_stack::{Metrics, Signal, Stack, eventually, free_port, http};
 
 use super::{check, counts, ended};
 use crate::{
@@ -146,6 +146,81 @@ async fn every_difference_is_found_and_mended() -> Result<()> {
         let alike = once(&main, &stack, &[]).await?;
         ensure!(counts(&alike) == [0; 4], "{alike:?}");
         main.equals_the_states(&stack).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_that_can_be_no_users_are_counted_and_never_shown() -> Result<()> {
+    for main in [Main::mariadb().await?, Main::postgres().await?] {
+        let (stack, bus) = taken_in(&main, 20, "every = \"0s\"").await?;
+        let report = once(&main, &stack, &[]).await?;
+        ensure!(
+            report.unusable == 0 && report.unusable_because.is_none(),
+            "{report:?}"
+        );
+        // An id out of range, and a user who is longer than an event may be.
+        main.run("INSERT INTO people (uid, username) VALUES (-7171717, 'mallory')")
+            .await?;
+        main.run("UPDATE people SET city = REPEAT('x', 300000) WHERE uid = 5")
+            .await?;
+        main.until_published().await?;
+        bus.until_taken_in().await?;
+        // One that differs has both sides read again.
+        forget(&bus, 9).await?;
+
+        let report = once(&main, &stack, &[]).await?;
+        ensure!(report.unusable == 2, "{report:?}");
+        let because = report.unusable_because.as_deref().unwrap_or_default();
+        ensure!(because.starts_with("/user_id: must be"), "{report:?}");
+        ensure!(
+            counts(&report) == [1, 0, 0, 0] && report.users == 19,
+            "{report:?}"
+        );
+        for (more, unusable) in [
+            (["--user", "5"].as_slice(), 1),
+            (&["--user", "6"], 0),
+            (&["--from", "1", "--to", "10"], 1),
+            (&["--from", "6", "--to", "10"], 0),
+        ] {
+            let report = once(&main, &stack, more).await?;
+            ensure!(report.unusable == unusable, "{more:?}: {report:?}");
+        }
+        let nats = stack.nats.url();
+        let args = [
+            "check",
+            "--target",
+            "gateway",
+            "--once",
+            "--nats-url",
+            &nats,
+        ];
+        let table = main.scheduler("table", &args).await?;
+        ensure!(table.contains("2 rows can't be users"), "{table}");
+
+        let address = format!("127.0.0.1:{}", free_port()?);
+        let running = ["--nats-url", &nats, "--listen", &address];
+        let _scheduler = main.spawn_scheduler("running", &running)?;
+        let report = check(&bus, "gateway", json!({})).await?;
+        ensure!(report.unusable == 2 && report.drifted() == 0, "{report:?}");
+        eventually(LATER, async || {
+            let url = format!("http://{address}/metrics");
+            let metrics = Metrics::parse(&http::get_text(&http::client(), &url).await?)?;
+            let rows = metrics.sum("usersync_unusable_rows_total", &[("target", "gateway")]);
+            ensure!(rows == 2.0, "{rows} rows");
+            Ok(())
+        })
+        .await?;
+        for log in ["check", "table", "running"] {
+            let said = std::fs::read_to_string(main.dir.path().join(format!("{log}.log")))?;
+            ensure!(
+                said.contains("rows that can't be users are left out"),
+                "{said}"
+            );
+            ensure!(
+                !said.contains("mallory") && !said.contains("7171717") && !said.contains("xxx")
+            );
+        }
     }
     Ok(())
 }
