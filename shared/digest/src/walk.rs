@@ -14,7 +14,7 @@ use crate::{
     cut::{Cut, Extent},
     digest::Digest,
     row::RowHash,
-    side::{Answer, Entry, Side, SideError},
+    side::{Entry, Side, SideError},
 };
 
 /// First buckets asked for at once, where the sides find them without looking at everybody: as many to begin with,
@@ -27,13 +27,18 @@ const MOST: u64 = 16_384;
 /// Users that one list may have, as far as digests tell.
 const LISTED: u64 = 32_768;
 /// Buckets aren't divided any more below this: listing them costs about as much.
-const SMALL: u64 = 16;
+const SMALL: u64 = 12;
 /// Users that are listed at once instead of dividing their buckets, for each question costs a round trip…
 const FEW: u64 = 128;
 /// …or, where a side can't seek, a look at everybody.
 const FEW_SCANNED: u64 = 16_384;
 /// Users that buckets are divided for: about as many as shall be in each.
 const AIM: u64 = 8;
+/// Where more than one bucket of so many differs, those of the next portion are half as wide: looking at their users
+/// twice would cost more than the answers that are saved…
+const OFTEN: u64 = 5;
+/// …and twice as wide again where fewer than one of so many does.
+const SELDOM: u64 = 20;
 /// How far apart the first and the last bucket of one question may be, which servers answer in 31 bits.
 const SPAN: u64 = 1 << 31;
 
@@ -80,6 +85,8 @@ pub struct Walk<'a> {
     next: u64,
     /// How many buckets are asked for at once.
     portion: u64,
+    /// By how many bits those are divided, because many of the last ones differed.
+    divided: u32,
     /// What is known to differ and isn't listed yet, the last first.
     open: Vec<Task>,
     read: Read,
@@ -90,6 +97,9 @@ enum Task {
     Digest { cut: Cut, buckets: Vec<Range<u64>> },
     List { cut: Cut, buckets: Vec<Range<u64>> },
 }
+
+/// Buckets that hold somebody, in ascending order.
+type Digests = Vec<(u64, Digest)>;
 
 /// A bucket that differs.
 struct Differing {
@@ -120,6 +130,7 @@ impl<'a> Walk<'a> {
             buckets,
             next,
             portion: PORTION,
+            divided: 0,
             open: Vec::new(),
             read: Read::default(),
         }
@@ -159,26 +170,43 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         let size = match self.seeks(&self.cut) {
-            true => self.portion,
+            true => self.portion.min(MOST >> self.divided),
             false => self.buckets,
         };
         let end = (self.next + size).min(self.buckets);
-        let portion = self.next..end;
-        let task = Task::Digest {
-            cut: self.cut,
-            buckets: vec![portion],
-        };
         let began = Instant::now();
-        let done = self.work(&task).await;
+        let done = self.portion(self.next..end).await;
         let (fewest, most) = PORTIONS;
         if done.is_err() || began.elapsed() > SOON * 2 {
             self.portion = (self.portion / 2).max(fewest);
         } else if began.elapsed() < SOON / 2 {
             self.portion = (self.portion * 2).min(most);
         }
-        let found = done?;
+        done?;
         self.next = end;
-        Ok(Some(found))
+        Ok(Some(Vec::new()))
+    }
+
+    /// Compares some of the first buckets.
+    async fn portion(&mut self, buckets: Range<u64>) -> Result<(), SideError> {
+        let cut = self.cut.finer(self.divided);
+        let parts = self.cut.within(&cut, buckets.clone());
+        let (left, right) = self.digests(&cut, std::slice::from_ref(&parts)).await?;
+        let users =
+            |side: &[(u64, Digest)]| side.iter().map(|(_, digest)| digest.count).sum::<u64>();
+        let (on_left, on_right) = (users(&left), users(&right));
+        self.read.left += on_left;
+        self.read.right += on_right;
+        let differing = differing(&left, &right);
+        let asked = parts.end - parts.start;
+        let differ = differing.len() as u64;
+        if differ * SELDOM < asked {
+            self.divided = self.divided.saturating_sub(1);
+        } else if differ * OFTEN > asked && on_left.max(on_right) > asked * SMALL {
+            self.divided = (self.divided + 1).min(self.cut.shift.min(MOST.ilog2()));
+        }
+        self.plan(cut, differing);
+        Ok(())
     }
 
     fn seeks(&self, cut: &Cut) -> bool {
@@ -188,20 +216,8 @@ impl<'a> Walk<'a> {
     async fn work(&mut self, task: &Task) -> Result<Vec<Difference>, SideError> {
         match task {
             Task::Digest { cut, buckets } => {
-                let (left, right) = tokio::try_join!(
-                    self.left.digest(cut, buckets),
-                    self.right.digest(cut, buckets)
-                )?;
-                self.read.bytes += left.bytes + right.bytes;
-                if *cut == self.cut {
-                    let users = |answer: &Answer<(u64, Digest)>| -> u64 {
-                        answer.items.iter().map(|(_, digest)| digest.count).sum()
-                    };
-                    self.read.left += users(&left);
-                    self.read.right += users(&right);
-                }
-                let differing = differing(&left.items, &right.items);
-                self.plan(*cut, differing);
+                let (left, right) = self.digests(cut, buckets).await?;
+                self.plan(*cut, differing(&left, &right));
                 Ok(Vec::new())
             }
             Task::List { cut, buckets } => {
@@ -211,6 +227,20 @@ impl<'a> Walk<'a> {
                 Ok(differences(left.items, right.items))
             }
         }
+    }
+
+    /// The digests of both sides.
+    async fn digests(
+        &mut self,
+        cut: &Cut,
+        buckets: &[Range<u64>],
+    ) -> Result<(Digests, Digests), SideError> {
+        let (left, right) = tokio::try_join!(
+            self.left.digest(cut, buckets),
+            self.right.digest(cut, buckets)
+        )?;
+        self.read.bytes += left.bytes + right.bytes;
+        Ok((left.items, right.items))
     }
 
     /// What is to be asked about buckets that differ.

@@ -220,6 +220,55 @@ async fn a_hundred_of_a_million_take_less_than_a_megabyte() -> Result<()> {
     Ok(())
 }
 
+/// Counts the users it has looked at.
+struct Counted(Copy, AtomicUsize);
+
+#[async_trait]
+impl Side for Counted {
+    async fn extent(&self) -> Result<Extent, SideError> {
+        self.0.extent().await
+    }
+
+    fn seeks(&self, cut: &Cut) -> bool {
+        self.0.seeks(cut)
+    }
+
+    async fn digest(
+        &self,
+        cut: &Cut,
+        buckets: &[Range<u64>],
+    ) -> Result<Answer<(u64, Digest)>, SideError> {
+        let answer = self.0.digest(cut, buckets).await?;
+        let users: u64 = answer.items.iter().map(|(_, digest)| digest.count).sum();
+        self.1.fetch_add(users as usize, Ordering::Relaxed);
+        Ok(answer)
+    }
+
+    async fn list(&self, cut: &Cut, buckets: &[Range<u64>]) -> Result<Answer<Entry>, SideError> {
+        let answer = self.0.list(cut, buckets).await?;
+        self.1.fetch_add(answer.items.len(), Ordering::Relaxed);
+        Ok(answer)
+    }
+}
+
+#[tokio::test]
+async fn where_many_differ_few_users_are_looked_at_twice() -> Result<()> {
+    let left = Copy::of(1..=1_000_000);
+    let mut right = left.clone();
+    for n in 0..10_000 {
+        right.tamper(n * 99 + 1);
+    }
+    let counted = Counted(right, AtomicUsize::new(0));
+    let (found, _) = walk(&left, &counted).await?;
+    let looked_at = counted.1.into_inner();
+    ensure!(
+        found.len() == 10_000 && looked_at < 1_300_000,
+        "{} found, {looked_at} looked at",
+        found.len()
+    );
+    Ok(())
+}
+
 /// Answers all but every third question.
 struct Shaky(Copy, AtomicUsize);
 

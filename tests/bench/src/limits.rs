@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use async_nats::jetstream::{self, Message, consumer::PullConsumer, message::PublishMessage};
+use async_nats::jetstream::{
+    self, Message,
+    consumer::{AckPolicy, PullConsumer, pull},
+    message::PublishMessage,
+};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use futures_util::StreamExt as _;
@@ -81,6 +85,14 @@ enum Limit {
         #[arg(long)]
         prefix: String,
     },
+    /// Read every message of a stream once, and tell how long it took.
+    Scan {
+        #[arg(long)]
+        stream: String,
+        /// How many there are.
+        #[arg(long)]
+        messages: u64,
+    },
     /// Publish an outbox: select, publish, mark; and tell how long it took.
     Relay(MainDatabase),
     /// Publish a table, and tell how long it took.
@@ -116,13 +128,13 @@ struct Source {
 /// What a bare loop that ends by itself writes then.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Published {
-    /// From the first publish to the last PubAck.
+    /// From the first message to the last, or its PubAck.
     pub seconds: f64,
 }
 
 /// Runs one bare loop; those that pull never end by themselves.
 pub(crate) async fn run(args: LimitArgs) -> Result<()> {
-    let client = async_nats::connect(&args.nats).await;
+    let client = usersync_stack::connect(&args.nats).await;
     let jetstream = jetstream::new(client.with_context(|| format!("connecting to {}", args.nats))?);
     match args.limit {
         Limit::Ack(source) => acknowledge(&jetstream, &source).await,
@@ -133,8 +145,9 @@ pub(crate) async fn run(args: LimitArgs) -> Result<()> {
             source,
             server,
             url,
-        } => upserts::drain(pull(&jetstream, &source).await?, server, &url).await,
+        } => upserts::drain(pulled(&jetstream, &source).await?, server, &url).await,
         Limit::Republish { source, prefix } => republish(&jetstream, &source, &prefix).await,
+        Limit::Scan { stream, messages } => scan(&jetstream, &stream, messages).await,
         Limit::Relay(MainDatabase { server, url }) => {
             tell(main_db::relay(&jetstream, server, &url).await?)
         }
@@ -150,7 +163,7 @@ pub(crate) async fn run(args: LimitArgs) -> Result<()> {
 }
 
 /// The messages of the consumer, once it exists.
-async fn pull(
+async fn pulled(
     jetstream: &jetstream::Context,
     source: &Source,
 ) -> Result<impl futures_util::Stream<Item = Result<Message>> + Unpin + use<>> {
@@ -172,7 +185,7 @@ async fn ack(message: &Message) -> Result<()> {
 }
 
 async fn acknowledge(jetstream: &jetstream::Context, source: &Source) -> Result<()> {
-    let mut messages = pull(jetstream, source).await?;
+    let mut messages = pulled(jetstream, source).await?;
     while let Some(message) = messages.next().await {
         ack(&message?).await?;
     }
@@ -189,7 +202,7 @@ async fn post(
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().build()?;
     let free = Arc::new(Semaphore::new(tasks));
-    let mut messages = pull(jetstream, source).await?;
+    let mut messages = pulled(jetstream, source).await?;
     while let Some(message) = messages.next().await {
         let message = message?;
         let permit = Arc::clone(&free).acquire_owned().await?;
@@ -215,7 +228,7 @@ async fn post(
 
 async fn set(jetstream: &jetstream::Context, source: &Source, redis: &str) -> Result<()> {
     let connection = redis_connection(redis).await?;
-    let messages = pull(jetstream, source).await?;
+    let messages = pulled(jetstream, source).await?;
     let work = messages.for_each_concurrent(SETS, |message| {
         let connection = connection.clone();
         async move {
@@ -231,7 +244,7 @@ async fn set(jetstream: &jetstream::Context, source: &Source, redis: &str) -> Re
 async fn spawn_set(jetstream: &jetstream::Context, source: &Source, redis: &str) -> Result<()> {
     let connection = redis_connection(redis).await?;
     let free = Arc::new(Semaphore::new(SETS));
-    let mut messages = pull(jetstream, source).await?;
+    let mut messages = pulled(jetstream, source).await?;
     while let Some(message) = messages.next().await {
         let permit = Arc::clone(&free).acquire_owned().await?;
         let connection = connection.clone();
@@ -265,7 +278,7 @@ async fn set_one(mut connection: MultiplexedConnection, message: Result<Message>
 }
 
 async fn republish(jetstream: &jetstream::Context, source: &Source, prefix: &str) -> Result<()> {
-    let messages = pull(jetstream, source).await?;
+    let messages = pulled(jetstream, source).await?;
     let work = messages.for_each_concurrent(WINDOW, |message| async move {
         let done = async {
             let message = message?;
@@ -288,6 +301,23 @@ fn user_of(event: &[u8]) -> Option<&str> {
         .ok()?
         .split_once("\"user_id\":")?;
     after.split([',', '}']).next()
+}
+
+async fn scan(jetstream: &jetstream::Context, stream: &str, messages: u64) -> Result<()> {
+    let began = Instant::now();
+    let stream = jetstream.get_stream_no_info(stream).await?;
+    let config = pull::Config {
+        ack_policy: AckPolicy::None,
+        memory_storage: true,
+        ..pull::Config::default()
+    };
+    let consumer: PullConsumer = stream.create_consumer(config).await?;
+    let pulling = consumer.stream().max_messages_per_batch(WINDOW);
+    let mut read = pulling.messages().await?;
+    for _ in 0..messages {
+        read.next().await.context("the stream ended early")??;
+    }
+    tell(began.elapsed().as_secs_f64())
 }
 
 async fn publish(

@@ -26,6 +26,8 @@ const ONCE: Duration = Duration::from_secs(600);
 pub(crate) struct MainDb {
     server: Server,
     url: String,
+    bare_url: String,
+    secret: String,
     pool: Pool,
     _running: Running,
 }
@@ -71,10 +73,10 @@ impl MainDb {
         };
         let secret = rig.dir().join("password");
         std::fs::write(&secret, password).context("writing the password")?;
+        let secret = format!("file:{}", secret.display());
         let settings = format!(
-            "[sources.main]\nurl = \"{bare_url}\"\nsecret = \"file:{}\"\ncolumns = {{ username = \"username\", \
-             email = \"email\", status = \"status\", phone = \"data.phone\", updated_at = \"data.updated_at\" }}\n",
-            secret.display()
+            "[sources.main]\nurl = \"{bare_url}\"\nsecret = \"{secret}\"\ncheck = {{ load = 1.0 }}\ncolumns = {{ username = \"username\", \
+             email = \"email\", status = \"status\", phone = \"data.phone\", updated_at = \"data.updated_at\" }}\n"
         );
         std::fs::write(rig.dir().join("usersync.toml"), settings)
             .context("writing the settings")?;
@@ -82,6 +84,8 @@ impl MainDb {
             server,
             pool: Pool::open(server, &url).await?,
             url,
+            bare_url,
+            secret,
             _running: running,
         };
         let (time, number) = match server {
@@ -103,6 +107,16 @@ impl MainDb {
             main.run("ANALYZE users").await?;
         }
         Ok(main)
+    }
+
+    /// Where the server is, without its password.
+    pub(crate) fn bare_url(&self) -> &str {
+        &self.bare_url
+    }
+
+    /// Where the password is, as settings name it.
+    pub(crate) fn secret(&self) -> &str {
+        &self.secret
     }
 
     /// Runs a statement.
@@ -138,7 +152,7 @@ impl MainDb {
         let log = rig.dir().join(format!("{name}.log"));
         let program = tools::binary("usersync-scheduler", Profile::own())?;
         let launch = Launch::new(name, program, log).args(args);
-        let launch = launch.args(["--nats-url", &rig.nats_url(), "--config"]);
+        let launch = launch.nats(rig.nats(), "scheduler").arg("--config");
         launch.arg(rig.dir().join("usersync.toml")).spawn()
     }
 

@@ -24,7 +24,7 @@ pub(crate) struct Options {
     /// A short look: one run of fewer events and shorter loads. Too short for figures to rely on
     #[arg(long)]
     quick: bool,
-    /// intake-cold and load with 1,000,000 users instead of 200,000
+    /// intake-cold, load and check-states with 1,000,000 users instead of 200,000
     #[arg(long)]
     full: bool,
     /// Also write the rows to this file, as JSON
@@ -47,7 +47,7 @@ impl Options {
         self.events.unwrap_or(usual)
     }
 
-    /// Users of `intake-cold` and `load-…`.
+    /// Users of `intake-cold`, `load-…` and `check-states`.
     pub(crate) fn cold_users(&self) -> u64 {
         match (self.full, self.quick) {
             (true, _) => 1_000_000,

@@ -1,6 +1,7 @@
 //! The benchmarks, one file each, and the taking of turns.
 
 mod check;
+mod check_states;
 mod end_to_end;
 mod http_ingest;
 mod intake;
@@ -61,6 +62,8 @@ pub(crate) enum Benchmark {
     Check,
     /// Everybody that Redis holds, in digests
     CheckRedis,
+    /// The states against a table of the main database, and a target against the states, nothing different
+    CheckStates,
     /// A full outbox in MariaDB is published; from commit to event at 200 changes/s
     RelayMysql,
     /// The same in PostgreSQL
@@ -101,6 +104,7 @@ impl Benchmark {
             Self::HttpIngestArray => http_ingest::array(options, &name).await,
             Self::Check => check::tables(options, &name).await,
             Self::CheckRedis => check::redis(options, &name).await,
+            Self::CheckStates => check_states::run(options, &name).await,
             Self::RelayMysql => relay::run(options, &name, Server::Mysql).await,
             Self::RelayPostgres => relay::run(options, &name, Server::Postgres).await,
             Self::LoadMysql => load::run(options, &name, Server::Mysql).await,

@@ -152,7 +152,7 @@ async fn a_repair_that_races_a_newer_write_never_wins() -> Result<()> {
     };
     let (stack, bus) = all_alike(&main).await?;
     let mut watched = watched(&bus).await?;
-    let _scheduler = main.spawn_scheduler("scheduler", &["--nats-url", &stack.nats.url()])?;
+    let _scheduler = main.spawn_scheduler("scheduler", Some(&stack.nats), &[])?;
 
     let end = Instant::now() + LENGTH;
     let writers = (0..WRITERS).map(|_| {

@@ -18,7 +18,7 @@ use crate::{
 
 /// A scheduler that knows the main database.
 fn scheduler(main: &Main, stack: &Stack, name: &str) -> Result<Process> {
-    main.spawn_scheduler(name, &["--nats-url", &stack.nats.url()])
+    main.spawn_scheduler(name, Some(&stack.nats), &[])
 }
 
 /// How many states have ever been written.

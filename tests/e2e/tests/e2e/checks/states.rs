@@ -51,10 +51,9 @@ pub(super) async fn add_staff(main: &Main, check: &str) -> Result<()> {
 
 /// The report of `usersync-scheduler check --target gateway --once`.
 pub(super) async fn once(main: &Main, stack: &Stack, more: &[&str]) -> Result<Report> {
-    let nats = stack.nats.url();
     let args = ["check", "--target", "gateway", "--once", "--json"];
-    let args = [&args, &["--nats-url", &nats][..], more].concat();
-    let said = main.scheduler("check", &args).await?;
+    let args = [&args, more].concat();
+    let said = main.scheduler("check", Some(&stack.nats), &args).await?;
     // The log goes to the same file, and so did earlier reports.
     let report = said.rfind("{\n  \"target\"").map_or("", |at| &said[at..]);
     serde_json::from_str(report).with_context(|| said.clone())
@@ -186,21 +185,13 @@ async fn rows_that_can_be_no_users_are_counted_and_never_shown() -> Result<()> {
             let report = once(&main, &stack, more).await?;
             ensure!(report.unusable == unusable, "{more:?}: {report:?}");
         }
-        let nats = stack.nats.url();
-        let args = [
-            "check",
-            "--target",
-            "gateway",
-            "--once",
-            "--nats-url",
-            &nats,
-        ];
-        let table = main.scheduler("table", &args).await?;
+        let args = ["check", "--target", "gateway", "--once"];
+        let table = main.scheduler("table", Some(&stack.nats), &args).await?;
         ensure!(table.contains("2 rows can't be users"), "{table}");
 
         let address = format!("127.0.0.1:{}", free_port()?);
-        let running = ["--nats-url", &nats, "--listen", &address];
-        let _scheduler = main.spawn_scheduler("running", &running)?;
+        let listen = ["--listen", &address];
+        let _scheduler = main.spawn_scheduler("running", Some(&stack.nats), &listen)?;
         let report = check(&bus, "gateway", json!({})).await?;
         ensure!(report.unusable == 2 && report.drifted() == 0, "{report:?}");
         eventually(LATER, async || {
@@ -348,8 +339,7 @@ async fn the_states_are_checked_by_themselves_braked_and_approved() -> Result<()
     for user in 1..=120 {
         forget(&bus, user).await?;
     }
-    let nats = stack.nats.url();
-    let _scheduler = main.spawn_scheduler("scheduler", &["--nats-url", &nats])?;
+    let _scheduler = main.spawn_scheduler("scheduler", Some(&stack.nats), &[])?;
     let braked = ended(&bus, "gateway", None).await?;
     ensure!(
         braked.stage == Stage::Braked && counts(&braked)[0] == 120,
