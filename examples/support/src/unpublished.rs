@@ -3,6 +3,10 @@
 //! An event is added in the transaction of its change and removed once it is stored in the
 //! stream. So no change goes unannounced, whatever fails in between; at worst an event is
 //! published twice under the same id, which counts once.
+//!
+//! It isn't the outbox of docs/OUTBOX.md, which is for the owner of the users: its triggers tell of every mapped
+//! member of a row, and the database is what states are checked against. These services hold copies that may be
+//! behind, so they tell of what they have changed and nothing else.
 
 use std::{sync::Arc, time::Duration};
 

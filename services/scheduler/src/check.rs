@@ -2,21 +2,23 @@
 //! has what still differs repaired. The copy is a target's, or the states themselves.
 
 mod copy;
+mod journal;
 mod repair;
+mod settle;
 mod sides;
 mod states;
 mod table;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail, ensure};
-use futures_util::{StreamExt, TryStreamExt, stream};
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use tokio::{sync::watch, time::sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
-    check::{Checked, Class, Policy, Report, Request, Stage},
+    check::{Checked, Class, Report, Request, Stage},
     state::State,
     subjects::GATEWAY_TARGET,
     target::TargetName,
@@ -25,9 +27,12 @@ use usersync_core::{
 use usersync_digest::{Place, RowHash, Scanned, Side, Walk};
 use usersync_targets::{Holdings, Rule, Unchecked, Verdict};
 
+pub(crate) use self::journal::{Entries, Journal, Progress};
+
 use self::{
     copy::Copy,
-    sides::{Seen, Sides},
+    journal::Mark,
+    sides::{Seen, Sides, Unusable},
     states::{Reader, States},
     table::{Pass, Table},
 };
@@ -38,29 +43,17 @@ const STATES: &str = "states";
 /// Why the states can't be checked.
 const NO_SOURCE: &str = "the states can't be checked: no main database is configured; give the scheduler a settings \
      file (--config) with [sources.NAME], as the gateway has it (docs/OUTBOX.md)";
-/// Repairs under way at once.
-const WINDOW: usize = 256;
 /// Users looked at again at once.
 const CHUNK: usize = 512;
 /// Users who differ and are waited for at the end of a check, at most; more are only counted.
 const WAITING: usize = 50_000;
+/// How many of them another scheduler is told of: with those under repair they fit into a value of the bucket.
+const CARRIED: usize = 128;
 /// How long a check waits before it looks at them again, at first and at most.
 const SOON: Duration = Duration::from_millis(200);
 const LATER: Duration = Duration::from_secs(3);
 /// How often a paused check looks whether it may go on.
 const PAUSED: Duration = Duration::from_secs(1);
-
-/// How far a check is.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Progress {
-    /// What it has found so far.
-    pub report: Option<Report>,
-    /// Which of the main databases is being compared.
-    #[serde(default)]
-    pub pass: usize,
-    /// Where another scheduler can go on, and what had been found up to there.
-    pub resume: Option<(Place, Report)>,
-}
 
 /// How a check ended.
 pub(crate) enum End {
@@ -70,60 +63,33 @@ pub(crate) enum End {
     Interrupted(Box<Progress>),
 }
 
-/// Checks `name` until it is done, or `stop` says otherwise; `progress` is where it goes on and what it tells of itself.
+/// Checks `name` until it is done, or `stop` says otherwise; it goes on where `journal` says, and tells it how far it is.
 pub(crate) async fn run(
     scheduler: &Scheduler,
     name: &str,
     request: &Request,
-    progress: watch::Sender<Progress>,
+    journal: Journal,
     stop: CancellationToken,
 ) -> End {
-    let begun = Instant::now();
-    let Progress {
-        report,
-        pass,
-        resume,
-    } = progress.borrow().clone();
-    let report = match &resume {
-        Some((_, report)) => Some(report.clone()),
-        // Those before it are done.
-        None => report.filter(|_| pass > 0),
-    };
-    let report = report.unwrap_or_else(|| Report {
-        target: name.to_owned(),
-        against: against(scheduler, name),
-        stage: Stage::Running,
-        dry_run: request.dry_run,
-        started: Timestamp::now(),
-        seconds: 0.0,
-        users: 0,
-        found: Default::default(),
-        pending: 0,
-        bytes: 0,
-        error: None,
-    });
-    let before = report.seconds;
+    let first = || Report::new(name, against(scheduler, name), request.dry_run);
+    let (mark, mending) = journal.last().resumed(first);
     let mut check = Check {
         scheduler,
         request,
-        begun,
-        before,
-        pass,
-        resume,
-        progress,
-        report,
-        waiting: Vec::new(),
+        begun: Instant::now(),
+        before: mark.report.seconds,
+        journal,
+        report: mark.report.clone(),
+        waiting: mark.waiting.clone(),
+        mark,
+        mending,
         brake: 0,
     };
     let done = stop.run_until_cancelled(check.all(name)).await;
     match done {
-        None => {
-            check.tell();
-            End::Interrupted(Box::new(check.progress.borrow().clone()))
-        }
+        None => End::Interrupted(Box::new(check.progress())),
         Some(done) => {
-            let mut report = check.report;
-            report.seconds = before + begun.elapsed().as_secs_f64();
+            let mut report = check.progress().report.unwrap_or(check.report);
             match done {
                 Ok(()) if report.stage == Stage::Running => report.stage = Stage::Done,
                 Ok(()) => {}
@@ -144,13 +110,14 @@ struct Check<'a> {
     begun: Instant,
     /// Seconds it had taken before it was resumed.
     before: f64,
-    /// Which of the main databases is being compared.
-    pass: usize,
-    resume: Option<(Place, Report)>,
-    progress: watch::Sender<Progress>,
+    journal: Journal,
     report: Report,
+    /// Where another scheduler would go on.
+    mark: Mark,
     /// Users who differ, and whose newest state was on its way when they were looked at.
-    waiting: Vec<UserId>,
+    waiting: BTreeSet<UserId>,
+    /// Users who are being repaired, and how they differed.
+    mending: BTreeMap<UserId, Class>,
     /// How many users may be changed without asking.
     brake: u64,
 }
@@ -178,13 +145,16 @@ impl Check<'_> {
         ensure!(!scheduler.sources.is_empty(), NO_SOURCE);
         let mut tables = Vec::new();
         for (name, config) in &scheduler.sources {
-            tables.push(Table::open(name, config).await?);
+            tables.push(Table::open(name, config, self.request).await?);
         }
-        while let Some((sides, table)) = Pass::over(scheduler, &tables, self.pass) {
+        while let Some((sides, table)) = Pass::over(scheduler, &tables, self.mark.pass) {
             self.brake = sides.check().brake(self.users().await?);
+            self.look_again(&sides).await?;
             if let Some(user) = &self.request.user_id {
                 self.report.users = 1;
+                let unusable = self.report.unusable;
                 self.look(&sides, vec![user.clone()]).await?;
+                self.note_unusable(unusable, &sides);
             } else {
                 let held = States::new(scheduler.states.clone(), |state| {
                     table.hash_of_state(&state)
@@ -195,7 +165,7 @@ impl Check<'_> {
             if self.report.stage == Stage::Braked {
                 break;
             }
-            (self.pass, self.resume) = (self.pass + 1, None);
+            self.mark_at(self.mark.pass + 1, None);
         }
         Ok(())
     }
@@ -219,6 +189,7 @@ impl Check<'_> {
             states: &self.scheduler.states,
             holdings: holdings.as_deref().ok(),
         };
+        self.look_again(&copy).await?;
         if let Some(user) = &self.request.user_id {
             self.report.users = 1;
             self.look(&copy, vec![user.clone()]).await?;
@@ -244,11 +215,12 @@ impl Check<'_> {
         meant: &dyn Side,
         held: &dyn Side,
     ) -> anyhow::Result<()> {
-        let mut walk = match &self.resume {
-            Some((place, _)) => Walk::resumed(meant, held, *place),
+        let mut walk = match self.mark.place {
+            Some(place) => Walk::resumed(meant, held, place),
             None => Walk::new(meant, held).await?,
         };
         let (users, bytes) = (self.report.users, self.report.bytes);
+        let unusable = self.report.unusable;
         loop {
             self.wait_while_paused(sides.name()).await?;
             let asked = Instant::now();
@@ -259,10 +231,11 @@ impl Check<'_> {
             let read = walk.read();
             self.report.users = users + read.left.max(read.right);
             self.report.bytes = bytes + read.bytes;
+            self.note_unusable(unusable, sides);
             let mut users = Vec::new();
             for difference in found {
                 match difference.id.parse() {
-                    Ok(user) if self.is_asked_for(&user) => users.push(user),
+                    Ok(user) if self.request.covers(&user) => users.push(user),
                     Ok(_) => {}
                     // Nobody of ours has such an id.
                     Err(_) => self.report.found.entry(Class::Orphan).or_default().users += 1,
@@ -272,10 +245,10 @@ impl Check<'_> {
             if self.report.stage == Stage::Braked {
                 return Ok(());
             }
-            self.tell();
             if let Some(place) = walk.place() {
-                self.resume = Some((place, self.report.clone()));
+                self.mark_at(self.mark.pass, Some(place));
             }
+            self.tell();
             let load = sides.check().load;
             sleep(busy.mul_f64((1.0 - load) / load)).await;
         }
@@ -289,7 +262,7 @@ impl Check<'_> {
             let state = reader.next().await?;
             let ended = state.is_none();
             let user = state.map(|state| state.user_id);
-            users.extend(user.filter(|user| self.is_asked_for(user)));
+            users.extend(user.filter(|user| self.request.covers(user)));
             if ended || users.len() == CHUNK {
                 self.wait_while_paused(sides.name()).await?;
                 self.report.users += users.len() as u64;
@@ -303,7 +276,9 @@ impl Check<'_> {
     }
 
     /// Looks again at `users`: who really differs is noted and repaired, who may still be on the way is waited for.
-    async fn look(&mut self, sides: &dyn Sides, users: Vec<UserId>) -> anyhow::Result<()> {
+    async fn look(&mut self, sides: &dyn Sides, mut users: Vec<UserId>) -> anyhow::Result<()> {
+        // Their turn comes.
+        users.retain(|user| !self.waiting.contains(user));
         for users in users.chunks(CHUNK) {
             let seen = sides.look(users).await?;
             self.settle(sides, users, &seen).await?;
@@ -311,60 +286,17 @@ impl Check<'_> {
                 return Ok(());
             }
             for (user, seen) in users.iter().zip(seen) {
-                if seen == Seen::Pending {
-                    self.look_later(user);
+                match seen {
+                    Seen::Pending => self.look_later(user),
+                    // The scheduler before had begun to repair them, and has.
+                    Seen::Alike => {
+                        if let Some(class) = self.mending.remove(user) {
+                            self.report.note(class, user, true);
+                        }
+                    }
+                    Seen::Drift(..) => {}
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// Notes those who differ, and has them repaired unless that would be too many.
-    async fn settle(
-        &mut self,
-        sides: &dyn Sides,
-        users: &[UserId],
-        seen: &[Seen],
-    ) -> anyhow::Result<()> {
-        let check = sides.check();
-        let repairs = |class: Class| !self.request.dry_run && check.policy(class) == Policy::Repair;
-        let differing = users
-            .iter()
-            .zip(seen)
-            .filter_map(|(user, seen)| match seen {
-                Seen::Drift(class, remedy) => Some((user, *class, remedy)),
-                Seen::Alike | Seen::Pending => None,
-            });
-        let more = differing.clone().filter(|(_, class, _)| repairs(*class));
-        let more = more.count() as u64;
-        let repaired: u64 = self.report.found.values().map(|found| found.repaired).sum();
-        let most = self.brake;
-        let braked = !self.request.approved && repaired + more > most;
-        let scheduler = self.scheduler;
-        // Whether each is repaired, and `None` where something newer came: that is no drift.
-        let mending = stream::iter(differing).map(async |(user, class, remedy)| {
-            let repaired = match !braked && repairs(class) {
-                false => Some(false),
-                true => {
-                    let done = remedy.apply(scheduler, sides.name(), user).await?;
-                    done.then_some(true)
-                }
-            };
-            anyhow::Ok((user, class, repaired))
-        });
-        let mended: Vec<_> = mending.buffered(WINDOW).try_collect().await?;
-        for (user, class, repaired) in mended {
-            match repaired {
-                Some(repaired) => self.report.note(class, user, repaired),
-                None => self.look_later(user),
-            }
-        }
-        if braked {
-            self.report.stage = Stage::Braked;
-            self.report.error = Some(format!(
-                "more than {most} users would be changed; look at the sample, then approve it: nats req usersync.check.approve '{{\"target\":\"{}\"}}'",
-                sides.name()
-            ));
         }
         Ok(())
     }
@@ -381,9 +313,15 @@ impl Check<'_> {
 
     fn look_later(&mut self, user: &UserId) {
         match self.waiting.len() < WAITING {
-            true => self.waiting.push(user.clone()),
+            true => _ = self.waiting.insert(user.clone()),
             false => self.report.pending += 1,
         }
+    }
+
+    /// Looks at those it waits for.
+    async fn look_again(&mut self, sides: &dyn Sides) -> anyhow::Result<()> {
+        let users = std::mem::take(&mut self.waiting);
+        self.look(sides, users.into_iter().collect()).await
     }
 
     /// Waits for those who were still on the way.
@@ -395,11 +333,11 @@ impl Check<'_> {
             }
             sleep(pause).await;
             pause = (2 * pause).min(LATER);
-            let users = std::mem::take(&mut self.waiting);
-            self.look(sides, users).await?;
+            self.look_again(sides).await?;
             self.tell();
         }
         self.report.pending += std::mem::take(&mut self.waiting).len() as u64;
+        self.mending.clear();
         Ok(())
     }
 
@@ -411,24 +349,41 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn is_asked_for(&self, user: &UserId) -> bool {
-        let Request { from, to, .. } = self.request;
-        match user {
-            UserId::Number(number) => {
-                from.is_none_or(|from| *number >= from) && to.is_none_or(|to| *number <= to)
-            }
-            UserId::Text(_) => from.is_none() && to.is_none(),
+    /// Notes what the sides had that could be no user, beside as many rows as were known `before`.
+    fn note_unusable(&mut self, before: u64, sides: &dyn Sides) {
+        let Unusable { rows, because } = sides.unusable();
+        self.report.unusable = before + rows;
+        self.report.unusable_because = self.report.unusable_because.take().or(because);
+    }
+
+    /// Says that everybody before this place has been looked at.
+    fn mark_at(&mut self, pass: usize, place: Option<Place>) {
+        // Who waits comes along, unless that would be too much for one value of the bucket.
+        if self.waiting.len() <= CARRIED {
+            self.mark = Mark {
+                pass,
+                place,
+                report: self.report.clone(),
+                waiting: self.waiting.clone(),
+            };
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        let report = Report {
+            seconds: self.before + self.begun.elapsed().as_secs_f64(),
+            ..self.report.clone()
+        };
+        Progress {
+            report: Some(report),
+            mark: Some(self.mark.clone()),
+            mending: self.mending.clone(),
         }
     }
 
     /// Tells how far it is.
-    fn tell(&mut self) {
-        self.report.seconds = self.before + self.begun.elapsed().as_secs_f64();
-        self.progress.send_replace(Progress {
-            report: Some(self.report.clone()),
-            pass: self.pass,
-            resume: self.resume.clone(),
-        });
+    fn tell(&self) {
+        self.journal.tell(self.progress());
     }
 }
 

@@ -12,12 +12,13 @@ use async_nats::jetstream::{
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::interval;
 use usersync_core::{
     check::Request,
     subjects::{self, CHECKS_BUCKET},
 };
 
-use crate::check::Progress;
+use crate::check::{Entries, Progress};
 
 /// A claim that hasn't been renewed for this long belongs to a scheduler that is gone.
 pub(crate) const LOST: Duration = Duration::from_secs(30);
@@ -72,8 +73,8 @@ impl Claim {
             Some(entry) => {
                 let held: Option<Record> = serde_json::from_slice(&entry.value).ok();
                 if let Some(held) = held {
-                    let live = age(held.renewed) < LOST && held.scheduler != scheduler;
-                    if live {
+                    // Also where it is this scheduler's: it may do several checks at once.
+                    if age(held.renewed) < LOST {
                         return Ok(None);
                     }
                     if held.request == *request {
@@ -102,11 +103,40 @@ impl Claim {
         &self.record.progress
     }
 
-    /// Says that the check goes on, and how far it is.
+    /// Keeps the claim while `work` goes on: stores what is in its journal now and then, and then calls `kept` with it;
+    /// and at once where the work waits for that.
     ///
     /// # Errors
-    /// When the bucket can't be asked, or somebody else has the claim by now.
-    pub(crate) async fn renew(&mut self, progress: Progress) -> anyhow::Result<()> {
+    /// When the bucket can't be asked, or somebody else has the claim by now. Then somebody else may be at it, so the
+    /// work is given up.
+    pub(crate) async fn during<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+        mut entries: Entries,
+        every: Duration,
+        mut kept: impl AsyncFnMut(&Progress),
+    ) -> anyhow::Result<T> {
+        let mut work = std::pin::pin!(work);
+        let mut renew = interval(every);
+        loop {
+            tokio::select! {
+                end = &mut work => return Ok(end),
+                _ = renew.tick() => {
+                    let now = entries.newest();
+                    self.renew(now.clone()).await?;
+                    kept(&now).await;
+                }
+                asked = entries.asked() => {
+                    self.renew(entries.newest()).await?;
+                    // The work may have ended meanwhile.
+                    let _ = asked.send(());
+                }
+            }
+        }
+    }
+
+    /// Says that the check goes on, and how far it is.
+    async fn renew(&mut self, progress: Progress) -> anyhow::Result<()> {
         self.record.progress = progress;
         self.record.renewed = Timestamp::now();
         let value = text(&self.record)?;

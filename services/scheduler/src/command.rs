@@ -9,10 +9,7 @@ use anyhow::{Context as _, bail};
 use async_nats::jetstream;
 use clap::Args;
 use futures_util::StreamExt;
-use tokio::{
-    sync::watch,
-    time::{interval, timeout},
-};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::Health,
@@ -23,7 +20,7 @@ use usersync_core::{
 };
 
 use crate::{
-    check::{self, End, Progress},
+    check::{self, End, Journal, Progress},
     claim::Claim,
     reports,
     scheduler::{self, Scheduler, Sources},
@@ -136,19 +133,10 @@ impl Check {
         let mut claim = claim.with_context(|| {
             format!("{target} is being checked right now; wait for it, or leave --once out")
         })?;
-        let (progress, mut seen) = watch::channel(claim.progress().clone());
-        let mut work = std::pin::pin!(check::run(&scheduler, target, request, progress, stop));
-        let mut renew = interval(RENEW);
-        let end = loop {
-            tokio::select! {
-                end = &mut work => break end,
-                _ = renew.tick() => {
-                    let now: Progress = seen.borrow_and_update().clone();
-                    now.report.iter().for_each(tell);
-                    claim.renew(now).await?;
-                }
-            }
-        };
+        let (journal, entries) = Journal::new(claim.progress().clone());
+        let work = check::run(&scheduler, target, request, journal, stop);
+        let kept = async |now: &Progress| now.report.iter().for_each(tell);
+        let end = claim.during(work, entries, RENEW, kept).await?;
         match end {
             End::Done(report) => {
                 reports::publish(&scheduler, &report).await?;
@@ -257,6 +245,12 @@ fn table(report: &Report) -> String {
         text += &format!(
             "{} differ and are still on their way: look at the backlog\n",
             report.pending
+        );
+    }
+    if let Some(reason) = &report.unusable_because {
+        text += &format!(
+            "{} rows can't be users and were left out (the first: {reason})\n",
+            report.unusable
         );
     }
     if let Some(error) = &report.error {

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::{sync::watch, time::interval};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     check::Request,
@@ -14,7 +13,7 @@ use usersync_core::{
 };
 
 use crate::{
-    check::{self, End, Progress},
+    check::{self, End, Journal, Progress},
     claim::Claim,
     reports,
     scheduler::Scheduler,
@@ -84,28 +83,15 @@ async fn serve(
     let Some(mut claim) = claim else {
         return Ok(AckKind::Nak(Some(AGAIN)));
     };
-    let (progress, mut seen) = watch::channel(claim.progress().clone());
-    let stop = shutdown.child_token();
-    let mut work = std::pin::pin!(check::run(
-        scheduler,
-        target,
-        &request,
-        progress,
-        stop.clone()
-    ));
-    let mut renew = interval(RENEW.min(ACK_WAIT / 3));
-    let end = loop {
-        tokio::select! {
-            end = &mut work => break end,
-            _ = renew.tick() => {
-                let now: Progress = seen.borrow_and_update().clone();
-                reports::show(scheduler, &now).await;
-                // Without the claim somebody else may be at it by now.
-                claim.renew(now).await?;
-                answer(message, AckKind::Progress).await;
-            }
-        }
+    let (journal, entries) = Journal::new(claim.progress().clone());
+    let work = check::run(scheduler, target, &request, journal, shutdown);
+    let kept = async |now: &Progress| {
+        answer(message, AckKind::Progress).await;
+        reports::show(scheduler, now).await;
     };
+    let end = claim
+        .during(work, entries, RENEW.min(ACK_WAIT / 3), kept)
+        .await?;
     match end {
         End::Done(report) => {
             reports::publish(scheduler, &report).await?;

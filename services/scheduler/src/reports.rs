@@ -44,6 +44,16 @@ pub(crate) async fn publish(scheduler: &Scheduler, report: &Report) -> anyhow::R
         .collect();
     let (target, users, seconds) = (&report.target, report.users, report.seconds);
     let (found, against) = (found.join(", "), &report.against);
+    if report.unusable > 0 {
+        let (rows, reason) = (report.unusable, report.unusable_because.as_deref());
+        tracing::warn!(
+            target,
+            against,
+            rows,
+            reason,
+            "rows that can't be users are left out; this is why the first can't"
+        );
+    }
     match report.stage {
         Stage::Failed => {
             let error = report.error.as_deref();
@@ -114,6 +124,7 @@ fn count(report: &Report) {
         counter!("usersync_repairs_total", "target" => target.clone(), "class" => label)
             .increment(found.repaired);
     }
+    counter!("usersync_unusable_rows_total", "target" => target.clone()).increment(report.unusable);
     histogram!("usersync_check_seconds", "target" => target.clone()).record(report.seconds);
     if matches!(report.stage, Stage::Done | Stage::Braked) {
         let now = Timestamp::now().as_second() as f64;
@@ -135,6 +146,10 @@ fn describe() {
     describe_counter!(
         "usersync_repairs_total",
         "Repairs that checks have asked for, by class of what differed"
+    );
+    describe_counter!(
+        "usersync_unusable_rows_total",
+        "Rows of main databases that checks left out, for they can't be users"
     );
     describe_histogram!("usersync_check_seconds", "How long checks took");
     describe_gauge!(

@@ -242,6 +242,17 @@ pub struct Request {
 }
 
 impl Request {
+    /// Whether `user` is in the range of ids asked for.
+    pub fn covers(&self, user: &UserId) -> bool {
+        let Self { from, to, .. } = self;
+        match user {
+            UserId::Number(number) => {
+                from.is_none_or(|from| *number >= from) && to.is_none_or(|to| *number <= to)
+            }
+            UserId::Text(_) => from.is_none() && to.is_none(),
+        }
+    }
+
     /// Reads the body of a request.
     ///
     /// # Errors
@@ -297,6 +308,12 @@ pub struct Report {
     /// Users who differed and were still being delivered when the check ended: no drift yet.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pending: u64,
+    /// Rows of the main database that can't be users: their ids or values are none that usersync takes. They are left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unusable: u64,
+    /// Why, for the first of them; never what it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unusable_because: Option<String>,
     /// Bytes of digests and lists that were read.
     pub bytes: u64,
     /// Why it failed, or what to do.
@@ -317,12 +334,32 @@ pub struct Found {
 }
 
 impl Report {
+    /// Of a check that begins now.
+    pub fn new(target: impl Into<String>, against: impl Into<String>, dry_run: bool) -> Self {
+        Self {
+            target: target.into(),
+            against: against.into(),
+            stage: Stage::Running,
+            dry_run,
+            started: Timestamp::now(),
+            seconds: 0.0,
+            users: 0,
+            found: BTreeMap::new(),
+            pending: 0,
+            unusable: 0,
+            unusable_because: None,
+            bytes: 0,
+            error: None,
+        }
+    }
+
     /// Notes one user who differs.
     pub fn note(&mut self, class: Class, user_id: &UserId, repaired: bool) {
         let found = self.found.entry(class).or_default();
         found.users += 1;
         found.repaired += u64::from(repaired);
-        if found.sample.len() < SAMPLE {
+        // A check that was resumed may find whom it has named already.
+        if found.sample.len() < SAMPLE && !found.sample.contains(user_id) {
             found.sample.push(user_id.clone());
         }
     }
@@ -402,19 +439,7 @@ mod tests {
 
     #[test]
     fn a_report_counts_all_and_names_some() {
-        let mut report = Report {
-            target: "t".to_owned(),
-            against: "main".to_owned(),
-            stage: Stage::Running,
-            dry_run: false,
-            started: Timestamp::UNIX_EPOCH,
-            seconds: 0.0,
-            users: 0,
-            found: BTreeMap::new(),
-            pending: 0,
-            bytes: 0,
-            error: None,
-        };
+        let mut report = Report::new("t", "main", false);
         for user in 0..30 {
             report.note(Class::Stale, &UserId::from(user), user % 2 == 0);
         }

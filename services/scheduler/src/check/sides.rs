@@ -19,6 +19,23 @@ pub(crate) enum Seen {
     Pending,
 }
 
+/// Rows that can't be users.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unusable {
+    /// How many.
+    pub rows: u64,
+    /// Why the first of them can't, without what it holds.
+    pub because: Option<String>,
+}
+
+impl Unusable {
+    /// Counts one more.
+    pub(crate) fn note(&mut self, reason: String) {
+        self.rows += 1;
+        self.because.get_or_insert(reason);
+    }
+}
+
 /// What a check compares.
 #[async_trait(?Send)]
 pub(crate) trait Sides {
@@ -27,6 +44,11 @@ pub(crate) trait Sides {
 
     /// What follows from a difference, and how much the check may ask of the databases.
     fn check(&self) -> &Check;
+
+    /// What the sides had that could be no user, when they were read last.
+    fn unusable(&self) -> Unusable {
+        Unusable::default()
+    }
 
     /// Looks at everybody again, for a digest is a hint; in the same order.
     ///

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::PoisonError,
     time::Duration,
 };
 
@@ -19,7 +20,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use usersync_core::{
-    check::{Check, Class, Policy},
+    check::{Check, Class, Policy, Request},
     event::Event,
     load,
     member::Member,
@@ -33,7 +34,7 @@ use usersync_source::{Database, Layout, SourceConfig, SourceName};
 
 use super::{
     repair::{Remedy, now_us, tombstone},
-    sides::{Seen, Sides},
+    sides::{Seen, Sides, Unusable},
 };
 use crate::{
     load::rows::{self, Rows},
@@ -56,6 +57,10 @@ pub(crate) struct Table {
     /// Whether changes wait in an outbox.
     outbox: bool,
     database: Mutex<Database>,
+    /// Who is asked for.
+    request: Request,
+    /// What was in the way when the table was read last.
+    unusable: std::sync::Mutex<Unusable>,
 }
 
 impl Table {
@@ -63,7 +68,11 @@ impl Table {
     ///
     /// # Errors
     /// When it can't be asked, or isn't as the settings say.
-    pub(crate) async fn open(name: &SourceName, config: &SourceConfig) -> anyhow::Result<Self> {
+    pub(crate) async fn open(
+        name: &SourceName,
+        config: &SourceConfig,
+        request: &Request,
+    ) -> anyhow::Result<Self> {
         let source = || format!("source {name}");
         let mut database = Database::connect(config).await.with_context(source)?;
         let layout = database.layout(false).await.with_context(source)?;
@@ -78,6 +87,8 @@ impl Table {
             layout,
             outbox,
             database: Mutex::new(database),
+            request: request.clone(),
+            unusable: Default::default(),
         })
     }
 
@@ -88,8 +99,11 @@ impl Table {
         (!state.deleted).then(|| hash(&state.user_id, digest))
     }
 
-    /// What the rows of these users say; `None` of a row that no event can tell of.
-    async fn rows(&self, users: &[UserId]) -> anyhow::Result<HashMap<UserId, Option<Event>>> {
+    /// What the rows of these users say; of a row that no event can tell of, why.
+    async fn rows(
+        &self,
+        users: &[UserId],
+    ) -> anyhow::Result<HashMap<UserId, Result<Event, String>>> {
         let ids: Vec<String> = users.iter().map(UserId::to_string).collect();
         let ids: Vec<String> = ids
             .into_iter()
@@ -106,11 +120,10 @@ impl Table {
         let mut rows = HashMap::new();
         for row in found {
             match rows::of_document(&self.name, &row.document.unwrap_or_default()) {
-                Ok(event) => _ = rows.insert(event.user_id.clone(), Some(event)),
+                Ok(event) => _ = rows.insert(event.user_id.clone(), Ok(event)),
                 Err(reason) => {
-                    tracing::warn!(source = %self.name, reason, "a row can't be compared: it is no user");
                     if let Ok(user) = row.id.parse() {
-                        rows.entry(user).or_insert(None);
+                        rows.entry(user).or_insert(Err(reason));
                     }
                 }
             }
@@ -135,21 +148,37 @@ impl Table {
         Ok(waiting.into_iter().collect())
     }
 
+    /// Whether a row is, as the table spells its id.
+    fn is_asked_for(&self, id: &str) -> bool {
+        // What isn't even an id lies in no range.
+        let user = id.parse().unwrap_or_else(|_| UserId::Text(id.into()));
+        self.request.covers(&user)
+    }
+
+    fn found(&self, unusable: Unusable) {
+        *self.unusable.lock().unwrap_or_else(PoisonError::into_inner) = unusable;
+    }
+
     async fn read(&self, each: Each<'_>) -> anyhow::Result<u64> {
         let database = Database::connect(&self.config).await?;
         let mut rows = Rows::read(database, self.layout.clone());
-        let mut bytes = 0;
+        let (mut bytes, mut unusable) = (0, Unusable::default());
         while let Some(page) = rows.next().await? {
             for row in page {
                 bytes += row.document.len() as u64;
-                // What no event can tell of is in no state either.
-                if let Ok(event) = rows::event(&self.name, &row) {
-                    let digest = load::digest_of_row(&event, &self.members);
-                    let id = event.user_id.to_string();
-                    each(&id, hash(&event.user_id, Some(digest)));
+                match rows::event(&self.name, &row) {
+                    Ok(event) => {
+                        let digest = load::digest_of_row(&event, &self.members);
+                        let id = event.user_id.to_string();
+                        each(&id, hash(&event.user_id, Some(digest)));
+                    }
+                    // What no event can tell of is in no state either.
+                    Err(reason) if self.is_asked_for(&row.id) => unusable.note(reason),
+                    Err(_) => {}
                 }
             }
         }
+        self.found(unusable);
         Ok(bytes)
     }
 }
@@ -235,10 +264,11 @@ impl<'a> Pass<'a> {
     ) -> anyhow::Result<Vec<(usize, u64, Class, Remedy)>> {
         let rows = self.table.rows(users).await?;
         let (mut found, mut orphans) = (Vec::new(), Vec::new());
+        let mut unusable = Unusable::default();
         let now = now_us();
         for (place, (user, (seq, state))) in users.iter().zip(states).enumerate() {
             match (rows.get(user), state) {
-                (Some(Some(row)), state) => {
+                (Some(Ok(row)), state) => {
                     let class = if seq == 0 {
                         Class::Missing
                     } else {
@@ -252,8 +282,13 @@ impl<'a> Pass<'a> {
                 (None, Some(state)) if self.first && !state.deleted => {
                     orphans.push((place, seq, state));
                 }
-                (Some(None) | None, _) => {}
+                (Some(Err(reason)), _) => unusable.note(reason.clone()),
+                (None, _) => {}
             }
+        }
+        // Otherwise the table is read from one end to the other.
+        if self.table.request.user_id.is_some() {
+            self.table.found(unusable);
         }
         for table in self.tables.iter().skip(1) {
             let asked: Vec<UserId> = orphans
@@ -280,6 +315,11 @@ impl Sides for Pass<'_> {
 
     fn check(&self) -> &Check {
         &self.check
+    }
+
+    fn unusable(&self) -> Unusable {
+        let unusable = self.table.unusable.lock();
+        unusable.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn look(&self, users: &[UserId]) -> anyhow::Result<Vec<Seen>> {

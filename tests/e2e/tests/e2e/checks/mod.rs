@@ -2,6 +2,9 @@
 
 mod kinds;
 mod queue;
+mod races;
+mod resumed;
+mod several;
 mod states;
 
 use anyhow::{Context as _, Result, ensure};

@@ -12,7 +12,7 @@ use super::{check, counts, created, ended, report};
 use crate::support::{Bus, LATER};
 
 /// Redis as the only target, checked as `check` says.
-async fn redis_checked(check: &str, schedulers: usize) -> Result<(Stack, Bus)> {
+pub(super) async fn redis_checked(check: &str, schedulers: usize) -> Result<(Stack, Bus)> {
     let entry = format!("[redis-cache]\ncheck = {check}\n");
     let stack = Stack::builder()
         .examples(false)

@@ -10,7 +10,7 @@ use usersync_core::{
     check::{Report, Stage},
     subjects::USER_STATE,
 };
-use usersync_stack::{Signal, Stack, eventually, http};
+use usersync_stack::{Metrics, Signal, Stack, eventually, free_port, http};
 
 use super::{check, counts, ended};
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A main database with `users` who are all in the states, checked as `check` says.
-async fn taken_in(main: &Main, users: u64, check: &str) -> Result<(Stack, Bus)> {
+pub(super) async fn taken_in(main: &Main, users: u64, check: &str) -> Result<(Stack, Bus)> {
     add(main, &format!("[sources.main.check]\n{check}\n"))?;
     main.install().await?;
     let stack = main.stack(1).await?;
@@ -30,13 +30,27 @@ async fn taken_in(main: &Main, users: u64, check: &str) -> Result<(Stack, Bus)> 
 }
 
 /// More settings.
-fn add(main: &Main, settings: &str) -> Result<()> {
+pub(super) fn add(main: &Main, settings: &str) -> Result<()> {
     let text = std::fs::read_to_string(main.settings())?;
     Ok(std::fs::write(main.settings(), text + settings)?)
 }
 
+/// A second main database, the table `staff` beside the first one, with users 1, 501 and 502 and no outbox.
+pub(super) async fn add_staff(main: &Main, check: &str) -> Result<()> {
+    main.run("CREATE TABLE staff (id BIGINT PRIMARY KEY, username VARCHAR(100))")
+        .await?;
+    main.run("INSERT INTO staff VALUES (1, 'user-1'), (501, 'ann'), (502, 'bob')")
+        .await?;
+    let (access, table) = (main.access(), "table = \"staff\"\noutbox = false");
+    let check = format!("[sources.staff.check]\n{check}");
+    add(
+        main,
+        &format!("[sources.staff]\n{access}\n{table}\n{check}\n"),
+    )
+}
+
 /// The report of `usersync-scheduler check --target gateway --once`.
-async fn once(main: &Main, stack: &Stack, more: &[&str]) -> Result<Report> {
+pub(super) async fn once(main: &Main, stack: &Stack, more: &[&str]) -> Result<Report> {
     let args = ["check", "--target", "gateway", "--once", "--json"];
     let args = [&args, more].concat();
     let said = main.scheduler("check", Some(&stack.nats), &args).await?;
@@ -46,7 +60,7 @@ async fn once(main: &Main, stack: &Stack, more: &[&str]) -> Result<Report> {
 }
 
 /// Removes a state, as if it had never been.
-async fn forget(bus: &Bus, user: u64) -> Result<()> {
+pub(super) async fn forget(bus: &Bus, user: u64) -> Result<()> {
     let states: jetstream::stream::Stream<()> =
         bus.jetstream().get_stream_no_info(USER_STATE).await?;
     let purge = states.purge().filter(format!("user.state.{user}"));
@@ -55,13 +69,13 @@ async fn forget(bus: &Bus, user: u64) -> Result<()> {
 }
 
 /// Changes a state behind everybody's back.
-async fn tamper(bus: &Bus, user: u64, change: impl FnOnce(&mut Value)) -> Result<()> {
+pub(super) async fn tamper(bus: &Bus, user: u64, change: impl FnOnce(&mut Value)) -> Result<()> {
     let mut state = bus.state(user).await?;
     change(&mut state);
     bus.put_state(&state).await
 }
 
-fn repaired(report: &Report) -> u64 {
+pub(super) fn repaired(report: &Report) -> u64 {
     report.found.values().map(|found| found.repaired).sum()
 }
 
@@ -131,6 +145,73 @@ async fn every_difference_is_found_and_mended() -> Result<()> {
         let alike = once(&main, &stack, &[]).await?;
         ensure!(counts(&alike) == [0; 4], "{alike:?}");
         main.equals_the_states(&stack).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_that_can_be_no_users_are_counted_and_never_shown() -> Result<()> {
+    for main in [Main::mariadb().await?, Main::postgres().await?] {
+        let (stack, bus) = taken_in(&main, 20, "every = \"0s\"").await?;
+        let report = once(&main, &stack, &[]).await?;
+        ensure!(
+            report.unusable == 0 && report.unusable_because.is_none(),
+            "{report:?}"
+        );
+        // An id out of range, and a user who is longer than an event may be.
+        main.run("INSERT INTO people (uid, username) VALUES (-7171717, 'mallory')")
+            .await?;
+        main.run("UPDATE people SET city = REPEAT('x', 300000) WHERE uid = 5")
+            .await?;
+        main.until_published().await?;
+        bus.until_taken_in().await?;
+        // One that differs has both sides read again.
+        forget(&bus, 9).await?;
+
+        let report = once(&main, &stack, &[]).await?;
+        ensure!(report.unusable == 2, "{report:?}");
+        let because = report.unusable_because.as_deref().unwrap_or_default();
+        ensure!(because.starts_with("/user_id: must be"), "{report:?}");
+        ensure!(
+            counts(&report) == [1, 0, 0, 0] && report.users == 19,
+            "{report:?}"
+        );
+        for (more, unusable) in [
+            (["--user", "5"].as_slice(), 1),
+            (&["--user", "6"], 0),
+            (&["--from", "1", "--to", "10"], 1),
+            (&["--from", "6", "--to", "10"], 0),
+        ] {
+            let report = once(&main, &stack, more).await?;
+            ensure!(report.unusable == unusable, "{more:?}: {report:?}");
+        }
+        let args = ["check", "--target", "gateway", "--once"];
+        let table = main.scheduler("table", Some(&stack.nats), &args).await?;
+        ensure!(table.contains("2 rows can't be users"), "{table}");
+
+        let address = format!("127.0.0.1:{}", free_port()?);
+        let listen = ["--listen", &address];
+        let _scheduler = main.spawn_scheduler("running", Some(&stack.nats), &listen)?;
+        let report = check(&bus, "gateway", json!({})).await?;
+        ensure!(report.unusable == 2 && report.drifted() == 0, "{report:?}");
+        eventually(LATER, async || {
+            let url = format!("http://{address}/metrics");
+            let metrics = Metrics::parse(&http::get_text(&http::client(), &url).await?)?;
+            let rows = metrics.sum("usersync_unusable_rows_total", &[("target", "gateway")]);
+            ensure!(rows == 2.0, "{rows} rows");
+            Ok(())
+        })
+        .await?;
+        for log in ["check", "table", "running"] {
+            let said = std::fs::read_to_string(main.dir.path().join(format!("{log}.log")))?;
+            ensure!(
+                said.contains("rows that can't be users are left out"),
+                "{said}"
+            );
+            ensure!(
+                !said.contains("mallory") && !said.contains("7171717") && !said.contains("xxx")
+            );
+        }
     }
     Ok(())
 }
@@ -338,20 +419,7 @@ async fn the_outbox_of_basic_server_is_checked_too() -> Result<()> {
 async fn whoever_is_in_another_main_database_is_no_orphan() -> Result<()> {
     let main = Main::mariadb().await?;
     let (stack, bus) = taken_in(&main, 20, "every = \"0s\"").await?;
-    main.run("CREATE TABLE staff (id BIGINT PRIMARY KEY, username VARCHAR(100))")
-        .await?;
-    main.run("INSERT INTO staff VALUES (1, 'user-1'), (501, 'ann'), (502, 'bob')")
-        .await?;
-    let text = std::fs::read_to_string(main.settings())?;
-    let access: Vec<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("url") || line.starts_with("secret"))
-        .collect();
-    let staff = "table = \"staff\"\noutbox = false";
-    add(
-        &main,
-        &format!("[sources.staff]\n{}\n{staff}\n", access.join("\n")),
-    )?;
+    add_staff(&main, "").await?;
     let told = [
         ("user.created", json!({"user_id": 501, "username": "ann"})),
         ("user.created", json!({"user_id": 9_000, "username": "eve"})),
