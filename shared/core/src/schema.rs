@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn the_schema_has_the_keys_that_an_entry_has() {
         let entry = json!({
-            "name": "t", "url": "http://h/x", "method": "POST", "concurrency": 1, "batch": 2, "linger": "5ms",
+            "name": "t", "url": "http://h/x", "allow_networks": ["loopback"], "method": "POST", "concurrency": 1, "batch": 2, "linger": "5ms",
             "rate_limit": 5, "filter": "true", "read_url": "http://h/{id}", "headers": {"X-A": "b"},
             "secret": "env:S", "note": "n", "table": {"name": "users"},
             "retry": {"permanent_status": [409], "transient_status": ["X"]},

@@ -11,6 +11,7 @@ use crate::{
     check::Check,
     fields::Fields,
     header_text::{self, HeaderText},
+    network::Network,
     retry::{Breaker, Retry},
     secret::SecretRef,
     subjects::GATEWAY_TARGET,
@@ -78,6 +79,11 @@ pub struct TargetConfig {
     pub name: TargetName,
     /// Where it is; the scheme picks the kind.
     pub url: Url,
+    /// Networks it may be in beside those that every target may be in: `loopback`, `private`, an address or a range such
+    /// as `10.0.0.0/8`. Workers bound it by their setting `egress.limit`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub allow_networks: Vec<Network>,
     /// How it is written to: POST, PUT or PATCH for HTTP, SET for Redis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,

@@ -85,9 +85,8 @@ impl<'a> HttpHoldings<'a> {
         *request.method_mut() = reqwest::Method::POST;
         *request.url_mut() = below(&caller.url, what);
         *request.timeout_mut() = Some(PATIENCE);
-        let sent = self.target.client.execute(request).await;
-        let response =
-            sent.map_err(|error| Refused::Failed(Failure::new(answer::describe(&error))))?;
+        let sent = self.target.client.send(request).await;
+        let response = sent.map_err(|error| Refused::Failed(error.into()))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let body = answer::read(response, ANSWER_BYTES).await;
         let body = body.map_err(|error| Refused::Failed(Failure::new(answer::describe(&error))))?;
