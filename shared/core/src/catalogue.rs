@@ -224,9 +224,17 @@ fn expected(key: &str) -> &'static str {
             "expected a table of include, exclude, rename, compute, mask and mask_key, such as { exclude = [\"data.password_hash\"] }"
         }
         "headers" => "expected a table of texts",
-        "secret" => "expected a reference, `env:NAME` or `file:PATH`, never the secret itself",
+        "auth" => {
+            "expected one of { bearer = \"env:TOKEN\" }, { basic = { user, password } } and { oauth2 = { token_url, client_id, client_secret, scope, audience } }, secrets as references"
+        }
+        "tls" => {
+            "expected a table of ca, cert and key, each a reference to PEM, such as { ca = \"file:/etc/ca.pem\" }"
+        }
+        "secret" | "previous_secret" => {
+            "expected a reference, `env:NAME` or `file:PATH`, never the secret itself"
+        }
         _ => {
-            "is no key of a target; expected one of url, allow_networks, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, fields, table, verify, read_url, suppress_unchanged, results, headers, secret, note"
+            "is no key of a target; expected one of url, allow_networks, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, fields, table, verify, read_url, suppress_unchanged, results, headers, secret, previous_secret, auth, tls, note"
         }
     }
 }

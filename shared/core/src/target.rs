@@ -8,6 +8,7 @@ use url::Url;
 use utoipa::ToSchema;
 
 use crate::{
+    auth::{Auth, Tls},
     check::Check,
     fields::Fields,
     header_text::{self, HeaderText},
@@ -160,6 +161,15 @@ pub struct TargetConfig {
     /// Redis, by reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretRef>,
+    /// The secret that signed HTTP calls before `secret` did: while both are set, calls carry both signatures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_secret: Option<SecretRef>,
+    /// What HTTP calls are let in by: `bearer`, `basic` or `oauth2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+    /// Certificates for HTTPS, as references to PEM: a private authority, a client's certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
     /// For people: why it is disabled, whom to ask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -291,6 +301,32 @@ impl TargetConfig {
         problems.extend(self.check.problems());
         problems.extend(self.fields.problems());
         problems.extend(self.table.iter().flat_map(Table::problems));
+        problems.extend(self.misplaced());
+        problems.extend(self.auth.iter().flat_map(Auth::problems));
+        problems.extend(self.tls.iter().flat_map(Tls::problems));
+        problems
+    }
+
+    /// What doesn't go together with the URL, or with another key.
+    fn misplaced(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let http = matches!(self.url.scheme(), "http" | "https");
+        for (key, there) in [
+            ("previous_secret", self.previous_secret.is_some()),
+            ("auth", self.auth.is_some()),
+            ("tls", self.tls.is_some()),
+        ] {
+            if there && !http {
+                problems.push(format!("{key}: only HTTP targets have it"));
+            }
+        }
+        if self.previous_secret.is_some() && self.secret.is_none() {
+            problems.push("secret: expected beside previous_secret".to_owned());
+        }
+        let mut names = self.headers.keys();
+        if self.auth.is_some() && names.any(|name| name.eq_ignore_ascii_case("authorization")) {
+            problems.push("auth: headers.Authorization says it already".to_owned());
+        }
         problems
     }
 }
@@ -365,6 +401,69 @@ mod tests {
             assert!(found.contains(part), "no {part:?} in {found}");
         }
         assert!(!found.contains("hunter2"), "{found}");
+    }
+
+    #[test]
+    fn auth_and_tls_go_with_http_and_with_each_other() {
+        let problems = |mut entry: serde_json::Value| {
+            entry["name"] = json!("t");
+            let entry: TargetConfig = serde_json::from_value(entry).unwrap();
+            entry.problems().join("; ")
+        };
+        let oauth2 =
+            |url| json!({"oauth2": {"token_url": url, "client_id": "c", "client_secret": "env:S"}});
+        for auth in [
+            json!({"bearer": "env:T"}),
+            json!({"basic": {"user": "u", "password": "file:/p"}}),
+            oauth2("https://id/token"),
+        ] {
+            assert_eq!(problems(json!({"url": "https://h", "auth": auth})), "");
+        }
+        for (entry, key) in [
+            (
+                json!({"url": "redis://h", "auth": {"bearer": "env:T"}}),
+                "auth: only",
+            ),
+            (json!({"url": "mysql://h/d", "tls": {}}), "tls: only"),
+            (
+                json!({"url": "http://h", "previous_secret": "env:T"}),
+                "secret: expected",
+            ),
+            (
+                json!({"url": "http://h", "auth": {"bearer": "env:T"}, "headers": {"authorization": "env:T"}}),
+                "auth: headers",
+            ),
+            (
+                json!({"url": "http://h", "auth": {"basic": {"user": "a:b", "password": "env:T"}}}),
+                "auth.basic.user: ",
+            ),
+            (
+                json!({"url": "http://h", "auth": oauth2("ftp://id/")}),
+                "auth.oauth2.token_url: ",
+            ),
+            (
+                json!({"url": "http://h", "auth": oauth2("http://u@id/")}),
+                "auth.oauth2.token_url: ",
+            ),
+            (
+                json!({"url": "http://h", "tls": {"cert": "file:/c"}}),
+                "tls.key: ",
+            ),
+            (
+                json!({"url": "http://h", "tls": {"key": "file:/c"}}),
+                "tls.cert: ",
+            ),
+        ] {
+            let found = problems(entry.clone());
+            assert!(found.starts_with(key), "{entry}: {found}");
+        }
+        for plain in [
+            json!({"bearer": "hunter2"}),
+            json!({"basic": {"user": "u", "password": "hunter2"}}),
+        ] {
+            let entry = json!({"name": "t", "url": "http://h", "auth": plain});
+            assert!(serde_json::from_value::<TargetConfig>(entry).is_err());
+        }
     }
 
     #[test]

@@ -161,8 +161,11 @@ pub enum ConfigError {
         error: SecretError,
     },
     /// The signing secret has the wrong form. It is not repeated here.
-    #[error("secret: expected `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks)")]
-    SecretForm,
+    #[error("{0}: expected `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks)")]
+    SecretForm(&'static str),
+    /// A certificate or a key can't be read. It is not repeated here.
+    #[error("{0}: expected PEM; cert and key have to fit each other")]
+    Pem(&'static str),
     /// Users are to be disabled where nothing says so.
     #[error(
         "table.columns: on_delete or on_out_of_scope is `disable`, and no column holds `status` or `data.status`"

@@ -39,7 +39,8 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap) -> Outcome {
 /// What a call that got no answer means for the users in it.
 pub(super) fn unanswered(error: Unanswered) -> Outcome {
     let at_fault = match &error {
-        Unanswered::Refused(_) => true,
+        Unanswered::Refused(_) | Unanswered::NoToken(_) => true,
+        Unanswered::Late => false,
         Unanswered::Failed(error) => error.is_connect(),
     };
     match at_fault {
@@ -50,10 +51,12 @@ pub(super) fn unanswered(error: Unanswered) -> Outcome {
 
 impl From<Unanswered> for Failure {
     fn from(error: Unanswered) -> Self {
-        Self::new(match error {
-            Unanswered::Refused(refused) => refused.to_string(),
-            Unanswered::Failed(error) => describe(&error),
-        })
+        match error {
+            Unanswered::Refused(refused) => Self::new(refused.to_string()),
+            Unanswered::NoToken(failure) => failure,
+            Unanswered::Failed(error) => Self::new(describe(&error)),
+            Unanswered::Late => Self::new("timed out"),
+        }
     }
 }
 

@@ -6,17 +6,16 @@ mod call;
 mod client;
 mod holdings;
 mod read_back;
+mod signer;
+mod token;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::{Method, Request, Url};
-use secrecy::ExposeSecret;
-use standardwebhooks::Webhook;
 use usersync_core::target::TargetConfig;
-use usersync_digest::Key;
 
-use self::{call::Caller, client::HttpClient, holdings::HttpHoldings};
+use self::{call::Caller, client::HttpClient, holdings::HttpHoldings, signer::Signer};
 use crate::{
     ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked, table,
     way::Way,
@@ -37,8 +36,6 @@ pub(crate) struct HttpTarget {
     verify: bool,
     /// The members it is told.
     members: Vec<&'static str>,
-    /// The key of its digests.
-    key: Option<Key>,
 }
 
 /// What can be said of an entry without its secrets.
@@ -81,16 +78,7 @@ fn no_user(url: &Url) -> Result<(), ConfigError> {
 impl HttpTarget {
     pub(crate) fn new(config: &TargetConfig, way: Way) -> Result<Self, ConfigError> {
         let method = method(config)?;
-        let (signer, key) = match &config.secret {
-            None => (None, None),
-            Some(reference) => {
-                let secret = reference.resolve().map_err(ConfigError::secret)?;
-                let secret = secret.expose_secret();
-                let signer = Webhook::new(secret).map_err(|_| ConfigError::SecretForm)?;
-                let key = Key::of_webhook(secret).ok_or(ConfigError::SecretForm)?;
-                (Some(signer), Some(key))
-            }
-        };
+        let signer = Signer::new(config)?;
         no_user(&config.url)?;
         let limits = Limits::of(config, CONCURRENCY, 1);
         let read_url = read_back::template(config)?;
@@ -112,7 +100,6 @@ impl HttpTarget {
                 .into_iter()
                 .filter(|member| table::is_told(&config.fields, member))
                 .collect(),
-            key,
         })
     }
 
