@@ -214,9 +214,9 @@ fn target_and_user(tokens: &str) -> Option<(TargetName, UserId)> {
 pub fn seq_of_refused(subject: &str) -> Option<u64> {
     let tokens = subject.strip_prefix("user.dead.")?;
     let (target, seq) = tokens.split_once('.')?;
-    (target == GATEWAY_TARGET)
-        .then(|| seq.parse().ok())
-        .flatten()
+    let number = seq.parse().ok().filter(|_| target == GATEWAY_TARGET);
+    // One subject for each: "017" and "+17" are none.
+    number.filter(|number: &u64| number.to_string() == seq)
 }
 
 /// Names of headers that are our own.
