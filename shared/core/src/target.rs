@@ -404,69 +404,6 @@ mod tests {
     }
 
     #[test]
-    fn auth_and_tls_go_with_http_and_with_each_other() {
-        let problems = |mut entry: serde_json::Value| {
-            entry["name"] = json!("t");
-            let entry: TargetConfig = serde_json::from_value(entry).unwrap();
-            entry.problems().join("; ")
-        };
-        let oauth2 =
-            |url| json!({"oauth2": {"token_url": url, "client_id": "c", "client_secret": "env:S"}});
-        for auth in [
-            json!({"bearer": "env:T"}),
-            json!({"basic": {"user": "u", "password": "file:/p"}}),
-            oauth2("https://id/token"),
-        ] {
-            assert_eq!(problems(json!({"url": "https://h", "auth": auth})), "");
-        }
-        for (entry, key) in [
-            (
-                json!({"url": "redis://h", "auth": {"bearer": "env:T"}}),
-                "auth: only",
-            ),
-            (json!({"url": "mysql://h/d", "tls": {}}), "tls: only"),
-            (
-                json!({"url": "http://h", "previous_secret": "env:T"}),
-                "secret: expected",
-            ),
-            (
-                json!({"url": "http://h", "auth": {"bearer": "env:T"}, "headers": {"authorization": "env:T"}}),
-                "auth: headers",
-            ),
-            (
-                json!({"url": "http://h", "auth": {"basic": {"user": "a:b", "password": "env:T"}}}),
-                "auth.basic.user: ",
-            ),
-            (
-                json!({"url": "http://h", "auth": oauth2("ftp://id/")}),
-                "auth.oauth2.token_url: ",
-            ),
-            (
-                json!({"url": "http://h", "auth": oauth2("http://u@id/")}),
-                "auth.oauth2.token_url: ",
-            ),
-            (
-                json!({"url": "http://h", "tls": {"cert": "file:/c"}}),
-                "tls.key: ",
-            ),
-            (
-                json!({"url": "http://h", "tls": {"key": "file:/c"}}),
-                "tls.cert: ",
-            ),
-        ] {
-            let found = problems(entry.clone());
-            assert!(found.starts_with(key), "{entry}: {found}");
-        }
-        for plain in [
-            json!({"bearer": "hunter2"}),
-            json!({"basic": {"user": "u", "password": "hunter2"}}),
-        ] {
-            let entry = json!({"name": "t", "url": "http://h", "auth": plain});
-            assert!(serde_json::from_value::<TargetConfig>(entry).is_err());
-        }
-    }
-
-    #[test]
     fn a_target_needs_only_name_and_url() {
         let target: TargetConfig =
             serde_json::from_value(json!({"name": "t", "url": "http://localhost/x"})).unwrap();

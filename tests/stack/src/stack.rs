@@ -285,6 +285,7 @@ impl Stack {
                 "usersync-worker",
                 &format!("worker-{target}-{number}"),
             )?
+            .env("USERSYNC_CONFIG", self.settings())
             .args(["--target", target, "--nats-url", &self.nats.url()])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(["--log-format", "human", "--targets"])
