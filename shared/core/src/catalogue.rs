@@ -54,7 +54,7 @@ pub fn load(path: Option<&Path>) -> Result<Catalogue, Vec<String>> {
 
 /// The same without a look at what the entries hold, but for where they are: files are written by who runs the
 /// service, so one that says nothing of networks, and whose URL can only mean this machine or this network, may be
-/// there (ADR 24).
+/// there (ADR 25).
 ///
 /// # Errors
 /// When a file can't be read, or isn't what its ending says.

@@ -1,6 +1,6 @@
 //! Where this process lets targets be: what every target may reach, and what an entry may add for itself.
 //!
-//! Entries are written by more people than settings are, so they never get more than the settings say (ADR 24).
+//! Entries are written by more people than settings are, so they never get more than the settings say (ADR 25).
 
 use std::net::IpAddr;
 

@@ -19,6 +19,7 @@ pub mod member;
 pub mod nats;
 pub mod network;
 pub mod pull;
+mod refusals;
 pub mod registry;
 pub mod retry;
 pub mod schema;
