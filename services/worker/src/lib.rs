@@ -4,7 +4,7 @@
 //! user, and lets `breaker`, `pace` and `throttle` say when the next call begins. A `parcel` carries
 //! one batch: `newest` finds the states, `settle` decides what follows, `letters` clears
 //! a dead letter after a later success. `hand_back` is how a worker that stops gives up what it holds. `freshness` guards order between
-//! workers, `unchanged` skips what the target has. `board`, `desk` and `results` tell people.
+//! workers, `unchanged` skips what the target has. `board`, `desk`, `recent` and `results` tell people.
 //! Nothing here knows HTTP, Redis or SQL; that is `usersync_targets`.
 
 mod board;
@@ -21,6 +21,7 @@ mod meters;
 mod newest;
 mod pace;
 mod parcel;
+mod recent;
 mod results;
 mod route;
 mod settings;

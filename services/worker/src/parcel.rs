@@ -87,11 +87,15 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
     for ((((item, content, stored_us), delivery), outcome), ruling) in results {
         note(&route, &item, &delivery, content, &outcome);
         if ruling == Ruling::Hold {
+            route.meters.held.increment(1);
+            if let Some(class) = settle::class_of(&outcome) {
+                route.recent().failed(class, Instant::now());
+            }
             carried.held.push(item);
             continue;
         }
         if let Outcome::Delivered { guarded } = outcome {
-            if matches!(item.tasks.as_slice(), [Task::Live(_)]) {
+            if item.only_live() && route.is_change(stored_us) {
                 let micros = now_us.saturating_sub(stored_us);
                 let latency = Duration::from_micros(micros);
                 route.meters.sync_seconds.record(latency);

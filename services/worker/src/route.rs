@@ -15,6 +15,7 @@ use crate::{
     failures::Failures,
     letters::Letters,
     meters::Meters,
+    recent::Recent,
     results::Results,
     unchanged::Unchanged,
 };
@@ -40,10 +41,13 @@ pub(crate) struct Route {
     breaker: Mutex<Breaker>,
     unchanged: Mutex<Unchanged>,
     failures: Mutex<Failures>,
+    recent: Mutex<Recent>,
     /// The consumer sequence since which no other worker can have been handed anything.
     alone_since: AtomicU64,
     /// The consumer sequence up to which messages may have waited for the target to come back.
     held_up_to: AtomicU64,
+    /// What was stored before this, in unix microseconds, is a back-fill.
+    filled_from_us: AtomicU64,
 }
 
 impl Route {
@@ -62,8 +66,10 @@ impl Route {
             breaker: Mutex::new(Breaker::new(config.breaker.clone(), Instant::now())),
             unchanged: Mutex::new(Unchanged::new(config.suppress_unchanged)),
             failures: Mutex::default(),
+            recent: Mutex::new(Recent::new(Instant::now())),
             alone_since: AtomicU64::new(0),
             held_up_to: AtomicU64::new(0),
+            filled_from_us: AtomicU64::new(0),
             config,
             rule,
             driver,
@@ -84,6 +90,20 @@ impl Route {
 
     pub(crate) fn failures(&self) -> MutexGuard<'_, Failures> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what was stored then, in unix microseconds, reaches the target because it changed, and not
+    /// because the target is being filled.
+    pub(crate) fn is_change(&self, stored_us: u64) -> bool {
+        stored_us >= self.filled_from_us.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_filled_from_us(&self, created_us: u64) {
+        self.filled_from_us.store(created_us, Ordering::Relaxed);
     }
 
     /// The consumer sequence since which this worker is alone, as far as is known.

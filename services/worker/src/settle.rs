@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
 use jiff::Timestamp;
+use tokio::time::Instant;
 use usersync_core::{
     dead_letter::{Class, DeadLetter, Same},
     retry::Retry,
@@ -68,6 +69,7 @@ pub(crate) async fn settle(
         Ending::Outcome(outcome) => return failed(route, item, version, outcome, took).await,
     };
     counter.increment(1);
+    route.recent().succeeded(Instant::now());
     log(route, item, version, name, took, None);
     route.failures().ended(&item.user_id);
     if let Err(error) = route.letters.clear(&item.user_id, version).await {
@@ -89,6 +91,9 @@ async fn failed(
 ) -> Option<Duration> {
     let (target, retry) = (&route.config.name, &route.config.retry);
     let attempts = item.attempts();
+    if let Some(class) = class_of(outcome) {
+        route.recent().failed(class, Instant::now());
+    }
     match decide(outcome, attempts, retry, fastrand::f64() * 2.0 - 1.0) {
         Verdict::Acknowledge => {
             acknowledge(item.messages(), AckKind::Ack).await;
@@ -170,6 +175,16 @@ async fn acknowledge(messages: impl Iterator<Item = &Message>, kind: AckKind) {
             // Not lost: the server hands it out again.
             tracing::warn!(%error, "can't acknowledge; the message will come again");
         }
+    }
+}
+
+/// What kind of failure it is, `None` for a success.
+pub(crate) fn class_of(outcome: &Outcome) -> Option<Class> {
+    match outcome {
+        Outcome::Delivered { .. } | Outcome::AlreadyNewer => None,
+        Outcome::Permanent(_) => Some(Class::Permanent),
+        Outcome::Transient(_) => Some(Class::Transient),
+        Outcome::Fault(_) | Outcome::Gone(_) => Some(Class::TargetFault),
     }
 }
 

@@ -25,8 +25,10 @@ pub(crate) struct Throttle {
 pub(crate) enum Admission {
     /// A call with up to this many users.
     Call(usize),
-    /// Nothing before this.
+    /// Nothing before this, for the batch to fill.
     Wait(Instant),
+    /// Nothing before this, by the target's rate limit.
+    Limited(Instant),
     /// Nobody is waiting.
     Nobody,
 }
@@ -66,7 +68,7 @@ impl Throttle {
             && let Ok(Err(not_until)) = limiter.check_n(count)
         {
             let wait = not_until.wait_time_from(self.clock.now());
-            return Admission::Wait(now + wait.max(Duration::from_millis(1)));
+            return Admission::Limited(now + wait.max(Duration::from_millis(1)));
         }
         self.waiting = None;
         Admission::Call(users)
@@ -104,7 +106,7 @@ mod tests {
         let mut throttle = Throttle::new(NonZeroU32::new(100), 50, Duration::ZERO);
         let now = Instant::now();
         assert_eq!(throttle.admit(500, now), Admission::Call(10));
-        let Admission::Wait(until) = throttle.admit(500, now) else {
+        let Admission::Limited(until) = throttle.admit(500, now) else {
             panic!("more than a tenth of a second's worth at once");
         };
         let wait = until - now;

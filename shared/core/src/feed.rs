@@ -40,10 +40,12 @@ pub struct Feed {
     opened: Instant,
     /// Since the last sign of life.
     silences: u32,
+    /// When the consumer was made, in unix microseconds.
+    created_us: u64,
 }
 
 enum State {
-    Opening(BoxFuture<'static, Pull>),
+    Opening(BoxFuture<'static, (Pull, u64)>),
     Open(Box<Pull>),
 }
 
@@ -57,7 +59,14 @@ impl Feed {
             state,
             opened: Instant::now(),
             silences: 0,
+            created_us: 0,
         }
+    }
+
+    /// When the consumer was made, in unix microseconds; 0 until it has been found. What the stream held
+    /// before then is a back-fill.
+    pub fn created_us(&self) -> u64 {
+        self.created_us
     }
 
     /// The next message, asking for more where there is `room` for it. Never ends; dropping the
@@ -66,7 +75,8 @@ impl Feed {
         loop {
             let pull = match &mut self.state {
                 State::Opening(opening) => {
-                    let pull = opening.await;
+                    let (pull, created_us) = opening.await;
+                    self.created_us = created_us;
                     self.state = State::Open(Box::new(pull));
                     self.opened = Instant::now();
                     continue;
@@ -147,16 +157,16 @@ impl Source {
         format!("{} {}", self.stream, self.consumer)
     }
 
-    /// Waits for the consumer and opens an inbox for it.
-    async fn open(self) -> Pull {
+    /// Waits for the consumer and opens an inbox for it; says when it was made, in unix microseconds.
+    async fn open(self) -> (Pull, u64) {
         let part = self.part();
         let mut said = false;
         loop {
             match self.try_open().await {
-                Ok(pull) => {
+                Ok(opened) => {
                     self.health.up(&part);
                     tracing::info!(consumer = part, "pulling");
-                    return pull;
+                    return opened;
                 }
                 Err(error) => {
                     let error = format!("{error:#}");
@@ -176,9 +186,11 @@ impl Source {
         }
     }
 
-    async fn try_open(&self) -> anyhow::Result<Pull> {
+    async fn try_open(&self) -> anyhow::Result<(Pull, u64)> {
         let stream = self.jetstream.get_stream_no_info(self.stream).await?;
-        stream.consumer_info(&self.consumer).await?;
-        Pull::open(&self.jetstream, self.stream, &self.consumer, EXPIRES).await
+        let info = stream.consumer_info(&self.consumer).await?;
+        let created_us = info.created.unix_timestamp_nanos() / 1_000;
+        let pull = Pull::open(&self.jetstream, self.stream, &self.consumer, EXPIRES).await?;
+        Ok((pull, u64::try_from(created_us).unwrap_or_default()))
     }
 }

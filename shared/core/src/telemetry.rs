@@ -47,7 +47,7 @@ pub fn init_logs(filter: &str, format: Option<LogFormat>) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Starts recording metrics; the handle renders them.
+/// Starts recording metrics, those of the process itself (`process_*`) too; the handle renders them.
 ///
 /// # Errors
 /// When a recorder is already installed in this process.
@@ -56,10 +56,14 @@ pub fn init_metrics(shutdown: CancellationToken) -> anyhow::Result<PrometheusHan
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
         .install_recorder()?;
     let upkeep = handle.clone();
+    let process = metrics_process::Collector::default();
+    process.describe();
+    process.collect();
     tokio::spawn(async move {
         let mut every = tokio::time::interval(Duration::from_secs(1));
         while shutdown.run_until_cancelled(every.tick()).await.is_some() {
             upkeep.run_upkeep();
+            process.collect();
         }
     });
     Ok(handle)

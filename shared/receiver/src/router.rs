@@ -58,6 +58,10 @@ impl Default for Options {
 /// # Errors
 /// [`InvalidSecret`] when a secret can't be used.
 pub fn router<S: UserStore>(store: S, options: Options) -> Result<Router, InvalidSecret> {
+    metrics::describe_counter!(
+        "usersync_receiver_deliveries_total",
+        "Users and refused calls that reached a service with the receiver kit, by what became of them"
+    );
     let signatures = Signatures::new(&options.secrets)?;
     let limit = DefaultBodyLimit::max(options.max_body);
     let receiver = Arc::new(Receiver {

@@ -13,6 +13,11 @@ pub const REDIS_MINIMUM: (u32, u32) = (7, 0);
 /// The oldest MariaDB that is tested.
 pub const MARIADB_MINIMUM: (u32, u32) = (10, 6);
 
+/// The oldest Prometheus that is tested.
+pub const PROMETHEUS_MINIMUM: (u32, u32) = (2, 40);
+/// The oldest Alertmanager that is tested.
+pub const ALERTMANAGER_MINIMUM: (u32, u32) = (0, 25);
+
 /// How our own binaries were built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
@@ -82,6 +87,30 @@ pub fn redis_server() -> Result<PathBuf> {
 /// When there is none, with the command that installs it.
 pub fn mariadbd() -> Result<PathBuf> {
     find("mariadbd", MARIADB_MINIMUM)
+}
+
+/// A Prometheus that is new enough: from PATH, else from `.tools/bin`.
+///
+/// # Errors
+/// When there is none, with the command that installs it.
+pub fn prometheus() -> Result<PathBuf> {
+    find("prometheus", PROMETHEUS_MINIMUM)
+}
+
+/// The tool that checks and tests what Prometheus is given.
+///
+/// # Errors
+/// As [`prometheus`].
+pub fn promtool() -> Result<PathBuf> {
+    find("promtool", PROMETHEUS_MINIMUM)
+}
+
+/// An Alertmanager that is new enough: from PATH, else from `.tools/bin`.
+///
+/// # Errors
+/// As [`prometheus`].
+pub fn alertmanager() -> Result<PathBuf> {
+    find("alertmanager", ALERTMANAGER_MINIMUM)
 }
 
 /// The folder with PostgreSQL's programs in `.tools`: 16 with pgvector.

@@ -9,6 +9,7 @@ pub(crate) mod extract;
 mod openapi;
 mod refused;
 mod repairs;
+mod status;
 mod targets;
 mod users;
 
@@ -25,7 +26,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use metrics::{counter, histogram};
+use metrics::{counter, describe_counter, describe_histogram, histogram};
 use tower_http::request_id::{
     MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer,
 };
@@ -45,6 +46,11 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes of the API.
 pub(crate) fn router(control: Arc<Control>) -> Router {
+    describe_counter!(
+        "usersync_http_requests_total",
+        "Requests to the gateway's API"
+    );
+    describe_histogram!("usersync_http_request_seconds", "How long they took");
     let (router, document) = described().split_for_parts();
     let document = Arc::new(document);
     router
@@ -97,6 +103,7 @@ fn described() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(checks::show, checks::run))
         .routes(routes!(checks::pause))
         .routes(routes!(checks::resume))
+        .routes(routes!(status::show))
 }
 
 /// A fresh id for requests that bring none.

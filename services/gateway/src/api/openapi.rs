@@ -20,6 +20,7 @@ use utoipa::OpenApi;
         (name = "repairs", description = "Deliveries asked for"),
         (name = "checks", description = "Targets compared with the newest states"),
         (name = "breakers", description = "Targets that are left alone for a while"),
+        (name = "status", description = "How everything stands"),
         (name = "admin", description = "How this gateway is"),
     )
 )]

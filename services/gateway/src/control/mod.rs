@@ -9,13 +9,16 @@ pub(crate) mod changes;
 pub(crate) mod checks;
 pub(crate) mod dead_letters;
 pub(crate) mod jobs;
+pub(crate) mod letters;
 pub(crate) mod preview;
 pub(crate) mod refused;
 pub(crate) mod repairs;
 mod scan;
 pub(crate) mod standing;
+pub(crate) mod status;
 pub(crate) mod targets;
 pub(crate) mod users;
+mod workers;
 
 use std::{
     collections::HashMap,
@@ -50,6 +53,7 @@ pub(crate) struct Control {
     registry: OnceCell<Registry>,
     /// What the kinds say of each entry, by name: the revision it was said of, and the problem.
     verdicts: Mutex<HashMap<String, (u64, Option<String>)>>,
+    letters: letters::Counted,
     jobs: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -83,6 +87,7 @@ impl Control {
             egress,
             registry: OnceCell::new(),
             verdicts: Mutex::default(),
+            letters: letters::Counted::default(),
             jobs: TaskTracker::new(),
             shutdown,
         })

@@ -3,13 +3,10 @@
 //! Nobody writes down each delivery. How a task stands follows from what is there anyway: the
 //! consumers, waiting repairs, dead letters, and what workers remember of failures.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
-use async_nats::{
-    StatusCode,
-    jetstream::{message::StreamMessage, stream::DirectGetErrorKind},
-};
-use futures_util::{StreamExt, TryStreamExt, future::join_all};
+use async_nats::jetstream::{message::StreamMessage, stream::DirectGetErrorKind};
+use futures_util::{TryStreamExt, future::join_all};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use usersync_core::{
@@ -25,11 +22,9 @@ use super::{
     breakers::{self, Breaker},
     dead_letters, nats,
     standing::{Queue, queues},
+    workers,
 };
 use crate::problem::Problem;
-
-/// How long workers may take to say what they know.
-const WORKERS: Duration = Duration::from_millis(150);
 
 /// A request that names a user.
 #[derive(Debug, Deserialize)]
@@ -230,7 +225,8 @@ impl Known<'_> {
         if repair.is_none() && !above_floor {
             return Ok(task);
         }
-        let answers = ask_workers(self.control, name, user).await?;
+        let question = (subjects::worker_task(name), user.to_string());
+        let answers: Vec<Memory> = workers::ask(self.control, [question]).await?;
         let failed = answers
             .iter()
             .filter(|memory| memory.attempts > 0)
@@ -285,34 +281,6 @@ async fn existing(control: &Control, stream: &str, filter: &str) -> anyhow::Resu
         .map_ok(|(subject, _)| subject)
         .try_collect()
         .await?)
-}
-
-/// What the workers of a target know of a user; none when there are no workers.
-async fn ask_workers(
-    control: &Control,
-    target: &TargetName,
-    user_id: &UserId,
-) -> Result<Vec<Memory>, Problem> {
-    let client = control.jetstream.client();
-    let inbox = client.new_inbox();
-    let mut answers = client.subscribe(inbox.clone()).await.map_err(nats)?;
-    let body = serde_json::to_vec(&user_id.to_string()).map_err(nats)?;
-    client
-        .publish_with_reply(subjects::worker_task(target), inbox, body.into())
-        .await
-        .map_err(nats)?;
-    let mut known = Vec::new();
-    let listen = async {
-        while let Some(answer) = answers.next().await {
-            if answer.status == Some(StatusCode::NO_RESPONDERS) {
-                return;
-            }
-            known.extend(serde_json::from_slice::<Memory>(&answer.payload).ok());
-        }
-    };
-    // How many workers there are, nobody knows: all that can be done is to wait a little.
-    let _ = tokio::time::timeout(WORKERS, listen).await;
-    Ok(known)
 }
 
 fn time_of(message: &StreamMessage) -> Timestamp {

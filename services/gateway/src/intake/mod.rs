@@ -19,7 +19,9 @@ use std::{
 use async_nats::jetstream;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
-use metrics::{Gauge, counter, gauge, histogram};
+use metrics::{
+    Gauge, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 use moka::sync::Cache;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
@@ -302,6 +304,18 @@ fn arrival(raw: &InOrder) -> Result<(UserId, Event), InvalidEvent> {
 }
 
 fn meters() -> Meters {
+    describe_gauge!(
+        "usersync_intake_active",
+        "1 in the gateway that merges events into states, 0 in those that stand by"
+    );
+    describe_counter!(
+        "usersync_intake_events_total",
+        "Events taken in: changed a state, known already, came after_delete, or refused"
+    );
+    describe_histogram!(
+        "usersync_intake_seconds",
+        "Processing time of intake: from an event's being stored to its state's being stored"
+    );
     let result =
         |result: &'static str| counter!("usersync_intake_events_total", "result" => result);
     Meters {

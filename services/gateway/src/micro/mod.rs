@@ -21,8 +21,8 @@ use usersync_core::subjects;
 use crate::{
     api::extract::parse,
     control::{
-        Control, breakers, changes, checks, dead_letters, jobs, preview, refused, repairs, targets,
-        users,
+        Control, breakers, changes, checks, dead_letters, jobs, preview, refused, repairs, status,
+        targets, users,
     },
     problem::Problem,
 };
@@ -84,6 +84,9 @@ where
 /// Everything that can be asked for.
 fn operations() -> Vec<Operation> {
     vec![
+        operation("status", "", "{}", |control, Nothing {}| async move {
+            status::status(&control).await
+        }),
         operation("targets", "list", "{}", |control, Nothing {}| async move {
             targets::list(&control).await
         }),
@@ -298,7 +301,7 @@ async fn start(client: Client) -> Result<Service, async_nats::Error> {
     client
         .service_builder()
         .description(
-            "The control plane of usersync: targets, users, dead letters, repairs, breakers, checks",
+            "The control plane of usersync: targets, users, dead letters, repairs, breakers, checks, status",
         )
         .queue_group(subjects::CONTROL)
         .start(subjects::CONTROL, env!("CARGO_PKG_VERSION"))

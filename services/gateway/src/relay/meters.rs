@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
 use usersync_source::{Lag, SourceName};
 
 use super::window::Window;
@@ -23,6 +26,7 @@ pub(super) struct Meters {
 
 impl Meters {
     pub(super) fn new(source: &SourceName) -> Self {
+        describe();
         let source = source.to_string();
         let rows = |result: &'static str| counter!("usersync_outbox_rows_total", "source" => source.clone(), "result" => result);
         let meters = Self {
@@ -69,4 +73,32 @@ impl Meters {
         self.oldest.set(lag.oldest.as_secs_f64());
         self.rows_failed.set(lag.failed as f64);
     }
+}
+
+/// What docs/METRICS.md says of each, too.
+fn describe() {
+    describe_gauge!(
+        "usersync_outbox_active",
+        "1 in the gateway that relays this outbox, 0 in those that stand by"
+    );
+    describe_counter!(
+        "usersync_outbox_rows_total",
+        "Rows of the outbox that were published as events, or failed, for they make no event"
+    );
+    describe_gauge!(
+        "usersync_outbox_unpublished",
+        "Rows that wait to be published, in the gateway that relays"
+    );
+    describe_gauge!(
+        "usersync_outbox_oldest_seconds",
+        "Outbox lag: for how long the oldest of them has been waiting"
+    );
+    describe_gauge!(
+        "usersync_outbox_failed",
+        "Rows in the outbox that make no event and wait for somebody to look"
+    );
+    describe_histogram!(
+        "usersync_outbox_latency_seconds",
+        "From a row's being written to its event's being stored"
+    );
 }

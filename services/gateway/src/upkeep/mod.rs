@@ -1,9 +1,10 @@
 //! What a gateway does for the targets by itself: files into KV, KV into consumers, the backstop for
-//! dead letters, and the end of targets that are gone. Several gateways may do it side by side.
+//! dead letters, the end of targets that are gone, and gauges of how all stand. Several gateways may do it side by side.
 
 mod backstop;
 mod consumers;
 mod files;
+mod gauges;
 mod gone;
 pub(crate) mod seed;
 
@@ -51,6 +52,7 @@ pub(crate) async fn run(control: Arc<Control>, shutdown: CancellationToken) {
             files::follow(&control),
             gone::follow(&control),
             backstop::run(&control),
+            gauges::run(&control),
         )
     };
     shutdown.run_until_cancelled(work).await;

@@ -13,6 +13,7 @@ mod kinds;
 mod lost_states;
 mod merging;
 mod model;
+mod monitoring;
 mod outbox;
 mod permissions;
 mod redis_target;

@@ -86,7 +86,7 @@ async fn every_command_of_the_page_does_what_it_says() -> Result<()> {
     let endpoints = answer("micro info usersync")[0]["endpoints"]
         .as_array()
         .map(Vec::len);
-    assert_eq!(endpoints, Some(30));
+    assert_eq!(endpoints, Some(31));
     for part in ["users.show", "last-for user.state.42"] {
         let data = &answer(part)["data"];
         assert_eq!(data, &json!({"phone": "555", "city": "Ulm"}), "{part}");
@@ -97,6 +97,7 @@ async fn every_command_of_the_page_does_what_it_says() -> Result<()> {
         (&json!("redis-cache"), &json!("dead"))
     );
     let expectations = [
+        ("usersync.status", "/targets/0/breaker", json!("open")),
         ("targets.list", "/targets/0/name", json!("redis-cache")),
         ("targets.schema", "/required", json!(["url"])),
         ("/audit\"},\"dry_run\":true", "/dry_run", json!(true)),

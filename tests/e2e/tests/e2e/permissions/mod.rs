@@ -240,6 +240,10 @@ const TABLE: &[(Try<'_>, &[&str])] = &[
     ),
     // The control plane.
     (
+        Try::Request("usersync.status", "{}"),
+        &["operator", "viewer"],
+    ),
+    (
         Try::Request("usersync.targets.list", "{}"),
         &["operator", "viewer"],
     ),

@@ -1,0 +1,148 @@
+//! One screen for everything: by command, over HTTP and over NATS the same.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use usersync_stack::{Stack, eventually, tools};
+
+use crate::support::{Api, Bus, Recorder, SOON, answer, only};
+
+/// What `usersync-gateway status` prints for the operator, or another role of nats.conf that has its own inbox.
+async fn shown(stack: &Stack, role: &str, args: &[&str]) -> Result<String> {
+    let program = tools::binary("usersync-gateway", tools::Profile::own())?;
+    let mut command = tokio::process::Command::new(program);
+    command
+        .args(["--nats-url", &stack.nats.url(), "status"])
+        .args(args)
+        .env("USERSYNC_NATS__USER", role)
+        .env(
+            "USERSYNC_NATS__PASSWORD",
+            format!("file:{}", stack.nats.password_file(role).display()),
+        );
+    if role != "operator" {
+        command.env("USERSYNC_NATS__INBOX_PREFIX", format!("_INBOX_{role}"));
+    }
+    let output = tokio::time::timeout(SOON, command.kill_on_drop(true).output()).await??;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn of<'a>(status: &'a Value, target: &str) -> Result<&'a Value> {
+    let targets = status["targets"].as_array().context("no targets")?;
+    let found = targets.iter().find(|one| one["target"] == target);
+    found.with_context(|| format!("no {target} in {status}"))
+}
+
+#[tokio::test]
+async fn the_status_tells_of_each_target_what_is_wrong_with_it() -> Result<()> {
+    let fine = Recorder::start(async |_| answer(200)).await?;
+    let refusing = Recorder::start(async |_| answer(422)).await?;
+    let failing = Recorder::start(async |_| answer(503)).await?;
+    let patient = "retry = { base = \"10m\", cap = \"20m\" }";
+    let nobody = "[down]\nurl = \"http://127.0.0.1:9/\"\n[paused]\nurl = \"http://127.0.0.1:9/\"\nenabled = false\n";
+    let catalogue = fine.target("fine", "")
+        + &refusing.target("refusing", "")
+        + &failing.target("failing", patient)
+        + &fine.target("lonely", "")
+        + nobody;
+    let stack = only(catalogue).workers("lonely", 0).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    for id in 1..=3 {
+        let user = json!({"user_id": id, "username": "zaphod", "email": "z@example.com"});
+        bus.publish("user.created", user).await?;
+    }
+    let api = Api::of(&stack).await?;
+    let status = eventually(SOON, async || {
+        let status = api.get("/v1/status").await?;
+        for (target, state) in [
+            ("fine", "ok"),
+            ("refusing", "failing"),
+            ("failing", "failing"),
+            ("lonely", "no-worker"),
+            ("down", "down"),
+            ("paused", "paused"),
+        ] {
+            let found = of(&status, target)?;
+            ensure!(
+                found["state"] == state,
+                "{target} should be {state}: {found}"
+            );
+        }
+        ensure!(of(&status, "refusing")?["dead_letters"] == 3, "{status}");
+        ensure!(
+            of(&status, "fine")?["rate"].as_f64() > Some(0.0),
+            "{status}"
+        );
+        Ok(status)
+    })
+    .await?;
+    assert_eq!(
+        (&status["users"], &status["events_pending"]),
+        (&json!(3), &json!(0))
+    );
+    let fine = of(&status, "fine")?;
+    assert_eq!((&fine["pending"], &fine["workers"]), (&json!(0), &json!(1)));
+    assert_eq!(
+        (&fine["error_rate"], &fine["last_error"]),
+        (&json!(0.0), &json!(null))
+    );
+    let refusing = of(&status, "refusing")?;
+    assert_eq!(refusing["last_error"]["class"], "permanent");
+    assert_eq!(refusing["error_rate"], 1.0);
+    let failing = of(&status, "failing")?;
+    assert_eq!(
+        (&failing["pending"], &failing["breaker"]),
+        (&json!(3), &json!("closed"))
+    );
+    assert!(failing["oldest_seconds"].as_f64() > Some(0.0), "{failing}");
+    let lonely = of(&status, "lonely")?;
+    assert_eq!(
+        (&lonely["pending"], &lonely["workers"]),
+        (&json!(3), &json!(0))
+    );
+    let down = of(&status, "down")?;
+    assert_eq!(down["last_error"]["class"], "target-fault");
+    assert_ne!(down["breaker"], "closed");
+
+    // The same by every way, and nothing personal by any.
+    let names = |status: &Value| -> Vec<Value> {
+        let targets = status["targets"].as_array().cloned().unwrap_or_default();
+        targets
+            .iter()
+            .map(|target| target["target"].clone())
+            .collect()
+    };
+    let asked = api.request("usersync.status", json!({})).await;
+    let asked = asked.map_err(|(code, text)| anyhow::anyhow!("{code} {text}"))?;
+    let printed: Value = serde_json::from_str(&shown(&stack, "viewer", &["--json"]).await?)?;
+    let screen = shown(&stack, "operator", &[]).await?;
+    for other in [&asked, &printed] {
+        assert_eq!(names(other), names(&status));
+        assert_eq!(of(other, "refusing")?["dead_letters"], 3);
+    }
+    let line = screen.lines().find(|line| line.starts_with("lonely"));
+    assert!(
+        line.is_some_and(|line| line.contains("no-worker")),
+        "{screen}"
+    );
+    for text in [status.to_string(), asked.to_string(), screen] {
+        assert!(!text.contains("zaphod") && !text.contains("z@"), "{text}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_status_without_a_gateway_says_so() -> Result<()> {
+    let stack = only("").start().await?;
+    stack.gateway().kill9().await;
+    let error = eventually(SOON, async || {
+        let shown = shown(&stack, "operator", &[]).await;
+        shown.err().context("the dead gateway still answers")
+    })
+    .await?;
+    assert!(
+        error.to_string().contains("is usersync-gateway running?"),
+        "{error}"
+    );
+    Ok(())
+}
