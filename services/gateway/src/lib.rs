@@ -56,7 +56,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         .max_ack_inflight(10_000);
     let jetstream = context.build(client.clone());
     let files = upkeep::Files::read(settings.common.targets.clone())?;
-    let control = Control::new(jetstream.clone(), files, shutdown.clone());
+    let control = Control::new(
+        jetstream.clone(),
+        files,
+        settings.common.egress.clone(),
+        shutdown.clone(),
+    );
     let router = api::router(control.clone()).merge(admin::router(health.clone(), metrics));
     let http = tokio::spawn(admin::serve(listener, router, shutdown.clone()));
     let micro = micro::serve(client.clone(), control.clone(), shutdown.clone());

@@ -180,7 +180,7 @@ impl Check<'_> {
         );
         self.brake = config.check.brake(self.users().await?);
         let rule = Rule::compile(&config)?;
-        let driver = usersync_targets::connect(&config)?;
+        let driver = usersync_targets::connect(&config, &self.scheduler.egress)?;
         let holdings = driver.holdings().await;
         let copy = Copy {
             config: &config,

@@ -92,7 +92,10 @@ impl Check {
         };
         let checking = async {
             match self.once {
-                true => self.here(jetstream, sources, &request, stop.clone()).await,
+                true => {
+                    self.here(jetstream, sources, common, &request, stop.clone())
+                        .await
+                }
                 false => self.elsewhere(&jetstream, &request).await,
             }
         };
@@ -121,10 +124,12 @@ impl Check {
         &self,
         jetstream: jetstream::Context,
         sources: Sources,
+        common: &Common,
         request: &Request,
         stop: CancellationToken,
     ) -> anyhow::Result<Report> {
-        let scheduler = scheduler::open(jetstream, sources, Health::default());
+        let scheduler =
+            scheduler::open(jetstream, sources, common.egress.clone(), Health::default());
         let scheduler = timeout(SILENCE, scheduler).await;
         let scheduler: Scheduler =
             scheduler.context("there are no streams of usersync; start usersync-gateway first")?;

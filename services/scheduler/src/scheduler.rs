@@ -10,6 +10,7 @@ use usersync_core::{
     admin::{self, Health},
     check::Check,
     common::Common,
+    egress::Egress,
     nats,
     registry::Registry,
     streams, subjects, telemetry,
@@ -36,6 +37,8 @@ pub(crate) struct Scheduler {
     pub registry: Registry,
     /// The main databases the states are compared with.
     pub sources: Sources,
+    /// Where targets may be.
+    pub egress: Egress,
     /// How everything stands.
     pub health: Health,
 }
@@ -47,6 +50,7 @@ impl Scheduler {
         states: Stream,
         registry: Registry,
         sources: Sources,
+        egress: Egress,
         health: Health,
     ) -> Self {
         // The last, random part is enough to tell schedulers apart.
@@ -57,6 +61,7 @@ impl Scheduler {
             states,
             registry,
             sources,
+            egress,
             health,
         }
     }
@@ -91,7 +96,12 @@ pub(crate) async fn run(
         .ack_timeout(nats::REQUEST_TIMEOUT);
     let jetstream = context.build(client.clone());
     if let Some(scheduler) = shutdown
-        .run_until_cancelled(open(jetstream.clone(), sources, health))
+        .run_until_cancelled(open(
+            jetstream.clone(),
+            sources,
+            common.egress.clone(),
+            health,
+        ))
         .await
     {
         let states = states_check(&scheduler.sources).cloned();
@@ -110,6 +120,7 @@ pub(crate) async fn run(
 pub(crate) async fn open(
     jetstream: jetstream::Context,
     sources: Sources,
+    egress: Egress,
     health: Health,
 ) -> Scheduler {
     streams::wait_for_stream(&jetstream, subjects::USER_CHECK).await;
@@ -126,7 +137,7 @@ pub(crate) async fn open(
         }
         tokio::time::sleep(AGAIN).await;
     };
-    Scheduler::new(jetstream, states, registry, sources, health)
+    Scheduler::new(jetstream, states, registry, sources, egress, health)
 }
 
 /// When the states are checked by themselves: as the first source says that says so. One check is about all of them.

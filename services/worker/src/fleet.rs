@@ -14,6 +14,7 @@ use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::Health,
+    egress::Egress,
     registry::{Entries, Registry},
     streams, subjects,
     target::{TargetConfig, TargetName},
@@ -54,6 +55,8 @@ pub(crate) struct Fleet {
     pub routes: Routes,
     /// The targets to serve; empty for every enabled one.
     pub names: BTreeSet<TargetName>,
+    /// Where they may be.
+    pub egress: Egress,
 }
 
 /// An entry, and its revision in the bucket.
@@ -183,7 +186,7 @@ impl Fleet {
                 continue;
             };
             self.board.serves(&name, revision);
-            match set_up(&config) {
+            match set_up(&config, &self.egress) {
                 Ok((rule, driver)) => {
                     let (jetstream, states) = (self.jetstream.clone(), states.clone());
                     let route = Arc::new(Route::new(config, rule, driver, jetstream, states));
@@ -215,9 +218,9 @@ impl Fleet {
     }
 }
 
-fn set_up(config: &TargetConfig) -> Result<(Rule, Box<dyn Target>), String> {
+fn set_up(config: &TargetConfig, egress: &Egress) -> Result<(Rule, Box<dyn Target>), String> {
     let rule = Rule::compile(config).map_err(|error| error.to_string())?;
-    let driver = usersync_targets::connect(config).map_err(|error| error.to_string())?;
+    let driver = usersync_targets::connect(config, egress).map_err(|error| error.to_string())?;
     Ok((rule, driver))
 }
 

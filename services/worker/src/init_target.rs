@@ -24,7 +24,8 @@ pub async fn init_target(
             known.join(", ")
         )
     })?;
-    let driver = usersync_targets::connect(target).with_context(|| format!("target {name}"))?;
+    let driver = usersync_targets::connect(target, &settings.common.egress)
+        .with_context(|| format!("target {name}"))?;
     let statements = driver
         .ddl()
         .await

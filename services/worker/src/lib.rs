@@ -95,6 +95,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         board,
         routes,
         names: settings.names,
+        egress: settings.common.egress,
     };
     fleet.run(shutdown).await;
     posting.await.context("the board panicked")?;
@@ -133,7 +134,7 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     }
     let served = targets.values().filter(|target| settings.serves(target));
     for target in served {
-        match usersync_targets::connect(target) {
+        match usersync_targets::connect(target, &settings.common.egress) {
             Ok(driver) => match driver.probe().await {
                 Ok(()) => tracing::info!(target = %target.name, "the target answers"),
                 Err(failure) => failed.push(format!("target {}: {failure}", target.name)),

@@ -2,13 +2,18 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use config::{Config, File, FileFormat};
-use serde_json::json;
+use serde_json::{Value, json};
+use url::Url;
 
-use crate::target::{TargetConfig, TargetName};
+use crate::{
+    network::Kind,
+    target::{TargetConfig, TargetName},
+};
 
 /// The three targets of the original system.
 const SHIPPED: &str = include_str!("targets.toml");
@@ -17,7 +22,7 @@ const SHIPPED: &str = include_str!("targets.toml");
 pub type Catalogue = BTreeMap<TargetName, TargetConfig>;
 
 /// Every entry as the files have it: an object of a target's keys, by name.
-pub type Tables = BTreeMap<String, serde_json::Value>;
+pub type Tables = BTreeMap<String, Value>;
 
 /// Loads a catalogue file, or a directory of them merged in the order of their names.
 ///
@@ -47,7 +52,9 @@ pub fn load(path: Option<&Path>) -> Result<Catalogue, Vec<String>> {
     }
 }
 
-/// The same without a look at what the entries hold.
+/// The same without a look at what the entries hold, but for where they are: files are written by who runs the
+/// service, so one that says nothing of networks, and whose URL can only mean this machine or this network, may be
+/// there (ADR 25).
 ///
 /// # Errors
 /// When a file can't be read, or isn't what its ending says.
@@ -62,7 +69,27 @@ pub fn tables(path: Option<&Path>) -> Result<Tables, Vec<String>> {
         }
     }
     let read = builder.build().and_then(Config::try_deserialize);
-    read.map_err(|error| vec![format!("{}: {error}", origin(path))])
+    let mut tables: Tables = read.map_err(|error| vec![format!("{}: {error}", origin(path))])?;
+    for members in tables.values_mut().filter_map(Value::as_object_mut) {
+        let url = members.get("url").and_then(Value::as_str);
+        if url.is_some_and(is_near) && !members.contains_key("allow_networks") {
+            let near = json!([Kind::Loopback.to_string(), Kind::Private.to_string()]);
+            members.insert("allow_networks".to_owned(), near);
+        }
+    }
+    Ok(tables)
+}
+
+/// Whether what `url` names is never on the internet, whoever answers for names there: an address, a name without a
+/// dot such as `localhost` or a container's, one below `.localhost` or `.internal`, or no host at all.
+fn is_near(url: &str) -> bool {
+    let Ok(url) = url.parse::<Url>() else {
+        return false;
+    };
+    let host = url.host_str().unwrap_or_default();
+    let literal = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    literal || !host.contains('.') || host.ends_with(".localhost") || host.ends_with(".internal")
 }
 
 fn origin(path: Option<&Path>) -> String {
@@ -102,8 +129,8 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>, Vec<String>> {
 ///
 /// # Errors
 /// Every problem found, each beginning with the key. Never quotes a value: it may be a secret.
-pub fn entry(name: &str, table: serde_json::Value) -> Result<TargetConfig, Vec<String>> {
-    let serde_json::Value::Object(mut members) = table else {
+pub fn entry(name: &str, table: Value) -> Result<TargetConfig, Vec<String>> {
+    let Value::Object(mut members) = table else {
         return Err(vec!["url: expected a table with at least `url`".to_owned()]);
     };
     // The name is the entry's key; one that repeats it does no harm.
@@ -125,11 +152,11 @@ pub fn entry(name: &str, table: serde_json::Value) -> Result<TargetConfig, Vec<S
 
 /// Keys that are unknown or don't fit, tried one at a time so that all are found. Never quotes a
 /// value: it may be a secret.
-fn misfits(name: &str, members: &serde_json::Map<String, serde_json::Value>) -> Vec<String> {
+fn misfits(name: &str, members: &serde_json::Map<String, Value>) -> Vec<String> {
     if let Err(error) = name.parse::<TargetName>() {
         return vec![format!("name: {error}")];
     }
-    let fits = |key: &str, value: serde_json::Value| {
+    let fits = |key: &str, value: Value| {
         let mut alone = json!({ "name": name, "url": "http://localhost" });
         alone[key] = value;
         serde_json::from_value::<TargetConfig>(alone).is_ok()
@@ -171,6 +198,9 @@ fn expected(key: &str) -> &'static str {
         "url" => {
             "expected a URL such as http://host/path, redis://host:6379 or postgres://user@host/database"
         }
+        "allow_networks" => {
+            "expected a list of public, loopback, private, link-local, shared, addresses and ranges such as 10.0.0.0/8"
+        }
         "method" => "expected a method such as POST",
         "enabled" | "verify" | "suppress_unchanged" | "results" => "expected true or false",
         "timeout" => "expected a duration such as 10s",
@@ -194,9 +224,17 @@ fn expected(key: &str) -> &'static str {
             "expected a table of include, exclude, rename, compute, mask and mask_key, such as { exclude = [\"data.password_hash\"] }"
         }
         "headers" => "expected a table of texts",
-        "secret" => "expected a reference, `env:NAME` or `file:PATH`, never the secret itself",
+        "auth" => {
+            "expected one of { bearer = \"env:TOKEN\" }, { basic = { user, password } } and { oauth2 = { token_url, client_id, client_secret, scope, audience } }, secrets as references"
+        }
+        "tls" => {
+            "expected a table of ca, cert and key, each a reference to PEM, such as { ca = \"file:/etc/ca.pem\" }"
+        }
+        "secret" | "previous_secret" => {
+            "expected a reference, `env:NAME` or `file:PATH`, never the secret itself"
+        }
         _ => {
-            "is no key of a target; expected one of url, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, fields, table, verify, read_url, suppress_unchanged, results, headers, secret, note"
+            "is no key of a target; expected one of url, allow_networks, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, fields, table, verify, read_url, suppress_unchanged, results, headers, secret, previous_secret, auth, tls, note"
         }
     }
 }
@@ -235,6 +273,37 @@ mod tests {
                 target.name
             );
         }
+    }
+
+    #[test]
+    fn a_file_may_mean_this_machine_and_this_network_without_saying_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.toml");
+        let near = [
+            "http://localhost:1/",
+            "redis://10.0.0.1",
+            "http://auth:8207/",
+            "http://[::1]/",
+            "http://a.internal/",
+        ];
+        let far = [
+            "http://hooks.example.com/",
+            "http://localhost.example.com/",
+            "http://10.0.0.1.example.com/",
+        ];
+        for (urls, expected) in [(&near[..], 2), (&far[..], 0)] {
+            for url in urls {
+                std::fs::write(&path, format!("[t]\nurl = '{url}'")).unwrap();
+                let target = load(Some(&path)).unwrap().into_values().next().unwrap();
+                assert_eq!(target.allow_networks.len(), expected, "{url}");
+            }
+        }
+        std::fs::write(&path, "[t]\nurl = 'http://localhost/'\nallow_networks = []").unwrap();
+        let target = load(Some(&path)).unwrap().into_values().next().unwrap();
+        assert_eq!(target.allow_networks, []);
+        // Only a file's word counts for so much.
+        let target = entry("t", json!({"url": "http://localhost/"})).unwrap();
+        assert_eq!(target.allow_networks, []);
     }
 
     #[test]
@@ -287,7 +356,7 @@ mod tests {
         }
     }
 
-    fn entry_of(mut keys: serde_json::Value) -> Result<TargetConfig, Vec<String>> {
+    fn entry_of(mut keys: Value) -> Result<TargetConfig, Vec<String>> {
         keys["url"] = json!("http://h/");
         entry("t", keys)
     }

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{
     catalogue::{self, Catalogue},
+    egress::Egress,
     nats,
     settings::Reader,
     telemetry::LogFormat,
@@ -46,6 +47,8 @@ pub struct Common {
     pub targets: Option<PathBuf>,
     /// Every target that is known.
     pub catalogue: Catalogue,
+    /// Where targets may be.
+    pub egress: Egress,
     /// The tracing filter.
     pub log: String,
     /// How log lines look.
@@ -66,6 +69,7 @@ impl Common {
             listen,
             "an address and port such as 127.0.0.1:8090",
         );
+        let egress = Egress::read(reader);
         let path: Option<PathBuf> =
             reader.optional("targets", "the path of a catalogue file or directory");
         let catalogue = catalogue::load(path.as_deref()).unwrap_or_else(|problems| {
@@ -85,6 +89,7 @@ impl Common {
             listen,
             targets: path,
             catalogue,
+            egress,
             log,
             log_format,
         }

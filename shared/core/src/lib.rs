@@ -2,11 +2,13 @@
 //! plumbing (settings, NATS, telemetry, lifecycle). Knows no driver of any target.
 
 pub mod admin;
+pub mod auth;
 pub mod buckets;
 pub mod catalogue;
 pub mod check;
 pub mod common;
 pub mod dead_letter;
+pub mod egress;
 pub mod event;
 pub mod feed;
 pub mod fields;
@@ -15,6 +17,7 @@ pub mod lanes;
 pub mod load;
 pub mod member;
 pub mod nats;
+pub mod network;
 pub mod pull;
 mod refusals;
 pub mod registry;

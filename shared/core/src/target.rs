@@ -8,9 +8,11 @@ use url::Url;
 use utoipa::ToSchema;
 
 use crate::{
+    auth::{Auth, Tls},
     check::Check,
     fields::Fields,
     header_text::{self, HeaderText},
+    network::Network,
     retry::{Breaker, Retry},
     secret::SecretRef,
     subjects::GATEWAY_TARGET,
@@ -78,6 +80,11 @@ pub struct TargetConfig {
     pub name: TargetName,
     /// Where it is; the scheme picks the kind.
     pub url: Url,
+    /// Networks it may be in beside those that every target may be in: `loopback`, `private`, an address or a range such
+    /// as `10.0.0.0/8`. Workers bound it by their setting `egress.limit`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub allow_networks: Vec<Network>,
     /// How it is written to: POST, PUT or PATCH for HTTP, SET for Redis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
@@ -154,6 +161,15 @@ pub struct TargetConfig {
     /// Redis, by reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretRef>,
+    /// The secret that signed HTTP calls before `secret` did: while both are set, calls carry both signatures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_secret: Option<SecretRef>,
+    /// What HTTP calls are let in by: `bearer`, `basic` or `oauth2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+    /// Certificates for HTTPS, as references to PEM: a private authority, a client's certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
     /// For people: why it is disabled, whom to ask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -285,6 +301,32 @@ impl TargetConfig {
         problems.extend(self.check.problems());
         problems.extend(self.fields.problems());
         problems.extend(self.table.iter().flat_map(Table::problems));
+        problems.extend(self.misplaced());
+        problems.extend(self.auth.iter().flat_map(Auth::problems));
+        problems.extend(self.tls.iter().flat_map(Tls::problems));
+        problems
+    }
+
+    /// What doesn't go together with the URL, or with another key.
+    fn misplaced(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let http = matches!(self.url.scheme(), "http" | "https");
+        for (key, there) in [
+            ("previous_secret", self.previous_secret.is_some()),
+            ("auth", self.auth.is_some()),
+            ("tls", self.tls.is_some()),
+        ] {
+            if there && !http {
+                problems.push(format!("{key}: only HTTP targets have it"));
+            }
+        }
+        if self.previous_secret.is_some() && self.secret.is_none() {
+            problems.push("secret: expected beside previous_secret".to_owned());
+        }
+        let mut names = self.headers.keys();
+        if self.auth.is_some() && names.any(|name| name.eq_ignore_ascii_case("authorization")) {
+            problems.push("auth: headers.Authorization says it already".to_owned());
+        }
         problems
     }
 }

@@ -24,9 +24,14 @@ mod sql;
 mod standing;
 mod table;
 mod trouble;
+mod way;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use usersync_core::{secret::SecretError, target::TargetConfig};
+use usersync_core::{egress::Egress, secret::SecretError, target::TargetConfig};
+
+use self::way::{System, Way};
 
 pub use check::{
     Field, Holdings, Unchecked,
@@ -36,6 +41,7 @@ pub use delivery::{Action, Delivery};
 pub use outcome::{Failure, Outcome, reclassify};
 pub use rule::{Rule, RuleError, Skip, Verdict};
 pub use standing::Standing;
+pub use way::Names;
 
 /// Something that holds a copy of the users.
 #[async_trait]
@@ -155,8 +161,11 @@ pub enum ConfigError {
         error: SecretError,
     },
     /// The signing secret has the wrong form. It is not repeated here.
-    #[error("secret: expected `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks)")]
-    SecretForm,
+    #[error("{0}: expected `whsec_` and 24 to 64 bytes in base64 (Standard Webhooks)")]
+    SecretForm(&'static str),
+    /// A certificate or a key can't be read. It is not repeated here.
+    #[error("{0}: expected PEM; cert and key have to fit each other")]
+    Pem(&'static str),
     /// Users are to be disabled where nothing says so.
     #[error(
         "table.columns: on_delete or on_out_of_scope is `disable`, and no column holds `status` or `data.status`"
@@ -187,28 +196,42 @@ pub fn check(config: &TargetConfig) -> Result<(), String> {
         "http" | "https" => http::check(config),
         _ => {
             let secret = None;
-            connect(&TargetConfig {
+            let bare = TargetConfig {
                 secret,
                 ..config.clone()
-            })
-            .map(|_| ())
+            };
+            connect(&bare, &Egress::default()).map(|_| ())
         }
     };
     fits.map_err(|error| error.to_string())
 }
 
-/// Makes the target that `config` describes; connections are opened when first needed.
+/// Makes the target that `config` describes; connections are opened when first needed, to where it may be by its
+/// entry and `egress`.
 ///
 /// # Errors
 /// When the entry doesn't fit its kind: the error names the key and what is expected.
-pub fn connect(config: &TargetConfig) -> Result<Box<dyn Target>, ConfigError> {
+pub fn connect(config: &TargetConfig, egress: &Egress) -> Result<Box<dyn Target>, ConfigError> {
+    connect_by(config, egress, Arc::new(System))
+}
+
+/// The same with others than this machine's resolver to ask for addresses.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_by(
+    config: &TargetConfig,
+    egress: &Egress,
+    names: Arc<dyn Names>,
+) -> Result<Box<dyn Target>, ConfigError> {
+    let way = Way::new(egress.of(config), names);
     match config.url.scheme() {
-        "http" | "https" => Ok(Box::new(http::HttpTarget::new(config)?)),
-        "redis" | "rediss" => Ok(Box::new(redis::RedisTarget::new(config)?)),
-        "mysql" | "mariadb" => Ok(Box::new(mysql::target(config)?)),
-        "postgres" | "postgresql" => Ok(Box::new(postgres::target(config)?)),
+        "http" | "https" => Ok(Box::new(http::HttpTarget::new(config, way)?)),
+        "redis" | "rediss" => Ok(Box::new(redis::RedisTarget::new(config, way)?)),
+        "mysql" | "mariadb" => Ok(Box::new(mysql::target(config, way)?)),
+        "postgres" | "postgresql" => Ok(Box::new(postgres::target(config, way)?)),
         "neo4j" | "neo4j+s" | "neo4j+ssc" | "bolt" | "bolt+s" | "bolt+ssc" => {
-            Ok(Box::new(neo4j::Neo4jTarget::new(config)?))
+            Ok(Box::new(neo4j::Neo4jTarget::new(config, way)?))
         }
         other => Err(ConfigError::UnknownScheme(other.to_owned())),
     }

@@ -5,19 +5,19 @@
 
 mod columns;
 mod errors;
+mod server;
 
-use std::{collections::HashMap, str::FromStr, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
-use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row as _,
-    mysql::{MySqlArguments, MySqlConnectOptions, MySqlRow},
+    AssertSqlSafe, Connection, Executor, MySqlConnection, Row as _,
+    mysql::{MySqlArguments, MySqlRow},
     query::Query,
 };
-use url::Url;
 use usersync_core::target::{Table, TargetConfig};
 use usersync_digest::{Stored, sql::Flavour};
 
+pub(crate) use self::server::{MySql, server};
 use self::{
     columns::column,
     errors::{row_trouble, trouble},
@@ -30,56 +30,16 @@ use crate::{
     password, rows,
     sql::SqlTarget,
     trouble::Trouble,
+    way::Way,
 };
 
 const SERVER: &str = "MySQL";
 /// What the answer to a statement carries as "last insert id" when it refused a row; no real id.
 const REFUSED: u64 = i64::MAX as u64;
-/// What is written is no change of the table's own, should it have an outbox. Values that don't fit are errors,
-/// whatever the server's own mode. Locks are held on the rows written only: gap locks, which the stricter default
-/// takes, make batches collide.
-const SESSION: &str = "SET @usersync_apply = 1, SESSION sql_mode = 'STRICT_ALL_TABLES,\
-    ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION', \
-    SESSION innodb_lock_wait_timeout = ";
-const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
-
-/// How MySQL and MariaDB are spoken to.
-pub(crate) struct MySql {
-    options: MySqlConnectOptions,
-    session: String,
-}
-
 /// A target that is a table in MySQL or MariaDB.
-pub(crate) fn target(config: &TargetConfig) -> Result<SqlTarget<MySql>, ConfigError> {
+pub(crate) fn target(config: &TargetConfig, way: Way) -> Result<SqlTarget<MySql>, ConfigError> {
     let password = password::of(config)?;
-    SqlTarget::new(config, server(&config.url, password, config.timeout)?)
-}
-
-/// The server at `url`; locks are waited for no longer than `patience`.
-pub(crate) fn server(
-    url: &Url,
-    password: Option<SecretString>,
-    patience: Duration,
-) -> Result<MySql, ConfigError> {
-    let mut url = url.clone();
-    // The driver knows one name; changing it can't fail between names of the same sort.
-    let _ = url.set_scheme("mysql");
-    let options = MySqlConnectOptions::from_str(url.as_str());
-    let mut options = options
-        .map_err(|_| ConfigError::Url("expected mysql://USER@HOST:PORT/DATABASE".to_owned()))?;
-    if url.path().len() < 2 {
-        return Err(ConfigError::Url(
-            "it names no database; expected mysql://USER@HOST:PORT/DATABASE".to_owned(),
-        ));
-    }
-    if let Some(password) = password {
-        options = options.password(password.expose_secret());
-    }
-    let patience = patience.as_secs().max(1);
-    Ok(MySql {
-        options: options.disable_statement_logging(),
-        session: format!("{SESSION}{patience}"),
-    })
+    SqlTarget::new(config, server(&config.url, password, config.timeout, way)?)
 }
 
 impl Dialect for MySql {
@@ -87,11 +47,7 @@ impl Dialect for MySql {
     const FLAVOUR: Flavour = Flavour::MySql;
 
     async fn connect(&self) -> Result<MySqlConnection, Trouble> {
-        let mut connection = self.options.connect().await.map_err(trouble)?;
-        let session = AssertSqlSafe(self.session.as_str());
-        connection.execute(session).await.map_err(trouble)?;
-        connection.execute(ISOLATION).await.map_err(trouble)?;
-        Ok(connection)
+        self.open().await
     }
 
     async fn ping(&self, connection: &mut MySqlConnection) -> Result<(), Trouble> {

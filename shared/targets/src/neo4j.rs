@@ -6,6 +6,7 @@ mod errors;
 mod holdings;
 mod property;
 mod row;
+mod server;
 mod transaction;
 
 use std::{
@@ -14,8 +15,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use neo4rs::{ConfigBuilder, Graph, Query};
-use secrecy::ExposeSecret;
+use neo4rs::{Graph, Query};
 use serde_json::Value;
 use tokio::sync::Mutex;
 use usersync_core::{
@@ -26,9 +26,10 @@ use usersync_core::{
 use usersync_digest::Scanned;
 
 use self::{
-    errors::{trouble, unreadable},
+    errors::unreadable,
     holdings::Neo4jHoldings,
     row::{Row, list},
+    server::Server,
     transaction::{rolled_back, transact},
 };
 use crate::{
@@ -36,6 +37,7 @@ use crate::{
     connections::Connections,
     password, portions, table,
     trouble::{Blame, Trouble},
+    way::Way,
 };
 
 const CONCURRENCY: usize = 4;
@@ -49,7 +51,7 @@ const TURNS: u32 = 4;
 
 /// Nodes in a Neo4j database.
 pub(crate) struct Neo4jTarget {
-    config: neo4rs::Config,
+    server: Server,
     /// Each of one connection: the driver's own pool would give back one that was cut off, with answers still
     /// to come on it, or one whose failed transaction still holds locks.
     connections: Connections<Graph>,
@@ -65,35 +67,11 @@ pub(crate) struct Neo4jTarget {
 }
 
 impl Neo4jTarget {
-    pub(crate) fn new(config: &TargetConfig) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: &TargetConfig, way: Way) -> Result<Self, ConfigError> {
         let (table, password) = (table::table(config)?, password::of(config)?);
         let limits = Limits::of(config, CONCURRENCY, BATCH);
-        let expected = || ConfigError::Url("expected neo4j://USER@HOST:PORT/DATABASE".to_owned());
-        let user = match config.url.username() {
-            "" => "neo4j",
-            user => user,
-        };
-        let database = match config.url.path().trim_matches('/') {
-            "" => "neo4j",
-            database => database,
-        };
-        let mut address = config.url.clone();
-        address.set_username("").map_err(|()| expected())?;
-        address.set_path("");
-        let built = ConfigBuilder::default()
-            .uri(address)
-            .user(user)
-            .password(
-                password
-                    .as_ref()
-                    .map_or("", |password| password.expose_secret()),
-            )
-            .db(database)
-            .fetch_size(1_000)
-            .max_connections(1)
-            .build();
         Ok(Self {
-            config: built.map_err(|_| expected())?,
+            server: Server::new(&config.url, password, way)?,
             // One more for those who only look.
             connections: Connections::new(limits.concurrency + 1),
             fits: Mutex::new(None),
@@ -133,11 +111,9 @@ impl Neo4jTarget {
         let lease = self.connections.lease().await;
         let graph = match lease.idle() {
             Some((graph, _)) => graph,
-            None => {
-                let opened = Graph::connect(self.config.clone()).await;
-                opened.map_err(|error| trouble(&error))?
-            }
+            None => self.server.open().await?,
         };
+        self.server.check().await?;
         let answered = transact(&graph, query, read).await;
         let usable = match &answered {
             Ok(_) => true,

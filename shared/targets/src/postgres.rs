@@ -18,7 +18,7 @@ use std::{
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row as _,
-    postgres::{PgConnectOptions, PgRow},
+    postgres::{PgConnectOptions, PgRow, PgSslMode},
 };
 use url::Url;
 use usersync_core::target::{Table, TargetConfig};
@@ -32,6 +32,7 @@ use crate::{
     password, rows,
     sql::SqlTarget,
     trouble::Trouble,
+    way::{Blocked, Way, first},
 };
 
 const SERVER: &str = "PostgreSQL";
@@ -39,16 +40,21 @@ const SERVER: &str = "PostgreSQL";
 /// How PostgreSQL is spoken to.
 pub(crate) struct Postgres {
     options: PgConnectOptions,
+    way: Way,
 }
 
 /// A target that is a table in PostgreSQL.
-pub(crate) fn target(config: &TargetConfig) -> Result<SqlTarget<Postgres>, ConfigError> {
+pub(crate) fn target(config: &TargetConfig, way: Way) -> Result<SqlTarget<Postgres>, ConfigError> {
     let password = password::of(config)?;
-    SqlTarget::new(config, server(&config.url, password)?)
+    SqlTarget::new(config, server(&config.url, password, way)?)
 }
 
 /// The server at `url`.
-pub(crate) fn server(url: &Url, password: Option<SecretString>) -> Result<Postgres, ConfigError> {
+pub(crate) fn server(
+    url: &Url,
+    password: Option<SecretString>,
+    way: Way,
+) -> Result<Postgres, ConfigError> {
     let expected = "expected postgres://USER@HOST:PORT/DATABASE";
     let options = PgConnectOptions::from_str(url.as_str());
     let mut options = options.map_err(|_| ConfigError::Url(expected.to_owned()))?;
@@ -63,7 +69,24 @@ pub(crate) fn server(url: &Url, password: Option<SecretString>) -> Result<Postgr
     let options = options
         .application_name("usersync")
         .disable_statement_logging();
-    Ok(Postgres { options })
+    Ok(Postgres { options, way })
+}
+
+impl Postgres {
+    /// Connects to an address that was looked at; by name where the server must prove that it is that name's.
+    async fn open(&self) -> Result<PgConnection, Trouble> {
+        let options = &self.options;
+        if options.get_socket().is_some() || options.get_host().starts_with('/') {
+            self.way.check_local().map_err(Blocked::from)?;
+            return options.connect().await.map_err(trouble);
+        }
+        let addresses = self.way.to(options.get_host(), options.get_port()).await?;
+        if matches!(options.get_ssl_mode(), PgSslMode::VerifyFull) {
+            return options.connect().await.map_err(trouble);
+        }
+        let connected = first(addresses, |host| options.clone().host(host)).await;
+        connected.map_err(trouble)
+    }
 }
 
 impl Dialect for Postgres {
@@ -71,7 +94,7 @@ impl Dialect for Postgres {
     const FLAVOUR: Flavour = Flavour::Postgres;
 
     async fn connect(&self) -> Result<PgConnection, Trouble> {
-        self.options.connect().await.map_err(trouble)
+        self.open().await
     }
 
     async fn ping(&self, connection: &mut PgConnection) -> Result<(), Trouble> {

@@ -38,6 +38,14 @@ impl Trouble {
         }
     }
 
+    /// There is no way to the server.
+    pub(crate) fn unreachable(failure: Failure) -> Self {
+        Self {
+            lost: true,
+            ..Self::misfit(failure)
+        }
+    }
+
     /// A call took too long.
     pub(crate) fn late() -> Self {
         Self {

@@ -102,7 +102,7 @@ pub(crate) fn target(url: &str, secret: Option<&str>) -> Result<Box<dyn Target>>
     }
     let config = catalogue::entry("bench", entry);
     let config = config.map_err(|problems| anyhow::anyhow!(problems.join("; ")))?;
-    usersync_targets::connect(&config).context("the target")
+    usersync_targets::connect(&config, &usersync_stack::egress()).context("the target")
 }
 
 /// The environment variable that holds the target's password.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::builder::Recipe;
 use crate::{
     Directory, Endpoints, Metrics, NatsServer, Process, RedisServer, Service, StackBuilder,
-    catalogue, free_port,
+    catalogue, egress, free_port,
 };
 
 /// How long our services and the servers may take to stop before they are killed.
@@ -73,6 +73,8 @@ impl Stack {
     /// Writes [`Stack::settings`].
     pub(crate) fn write_settings(&self) -> Result<()> {
         let mut text = format!("[nats]\nurl = {:?}\n", self.nats.url());
+        let allow: Vec<String> = egress().allow.into_iter().map(String::from).collect();
+        text += &format!("\n[egress]\nallow = {allow:?}\n");
         if self.endpoints.basic_server.is_some() {
             let database = self.dir().join("basic-server.db");
             text += &format!(
@@ -285,6 +287,7 @@ impl Stack {
                 "usersync-worker",
                 &format!("worker-{target}-{number}"),
             )?
+            .env("USERSYNC_CONFIG", self.settings())
             .nats(&self.nats, "worker")
             .args(["--target", target])
             .args(["--listen", &format!("127.0.0.1:{port}")])

@@ -114,7 +114,7 @@ pub(crate) async fn put(control: &Control, put: Put) -> Result<Saved, Problem> {
     let Put { name, entry, .. } = put;
     let (config, mut warnings) = check(&name, entry.clone()).await?;
     if put.test {
-        let tested = probe(&config).await?;
+        let tested = probe(control, &config).await?;
         if !tested.reachable {
             let reason = tested.reason.unwrap_or_default();
             let detail =

@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use usersync_core::{
+    egress::Egress,
     registry::{Entry, Registry},
     target::{TargetConfig, TargetName},
 };
@@ -47,6 +48,8 @@ pub(crate) struct Control {
     pub jetstream: jetstream::Context,
     /// How the catalogue files stand.
     pub files: Files,
+    /// Where targets may be, for connection tests.
+    egress: Egress,
     registry: OnceCell<Registry>,
     /// What the kinds say of each entry, by name: the revision it was said of, and the problem.
     verdicts: Mutex<HashMap<String, (u64, Option<String>)>>,
@@ -75,11 +78,13 @@ impl Control {
     pub(crate) fn new(
         jetstream: jetstream::Context,
         files: Files,
+        egress: Egress,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
             jetstream,
             files,
+            egress,
             registry: OnceCell::new(),
             verdicts: Mutex::default(),
             letters: letters::Counted::default(),
@@ -164,7 +169,8 @@ impl Control {
 /// Takes a while, for certificates are read: done aside, where anything else is to go on.
 pub(crate) fn fits(config: &TargetConfig) -> Result<Vec<String>, String> {
     Rule::check(config).map_err(|error| error.to_string())?;
-    match usersync_targets::connect(config) {
+    // Nothing is connected to here, so where the target may be doesn't matter.
+    match usersync_targets::connect(config, &Egress::default()) {
         Ok(_) => Ok(Vec::new()),
         Err(ConfigError::Secret { key, error }) => {
             let warning = format!("{key}: this gateway can't read it, workers must: {error}");

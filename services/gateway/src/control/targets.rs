@@ -113,13 +113,16 @@ async fn view(control: &Control, name: String, entry: Entry, standing: &Standing
 /// Asks the target whether it answers, as this gateway reaches it.
 pub(crate) async fn test(control: &Control, named: Named) -> Result<Tested, Problem> {
     let (config, problem) = control.running(&named.name).await?;
-    let tested = probe(&config).await?;
+    let tested = probe(control, &config).await?;
     Ok(Tested { problem, ..tested })
 }
 
-pub(super) async fn probe(config: &Arc<TargetConfig>) -> Result<Tested, Problem> {
-    let made = config.clone();
-    let driver = aside(move || usersync_targets::connect(&made)).await;
+pub(super) async fn probe(
+    control: &Control,
+    config: &Arc<TargetConfig>,
+) -> Result<Tested, Problem> {
+    let (made, egress) = (config.clone(), control.egress.clone());
+    let driver = aside(move || usersync_targets::connect(&made, &egress)).await;
     let driver = driver.and_then(|made| made.map_err(|error| error.to_string()));
     let driver = driver.map_err(|problem| wrong_key(&problem))?;
     let started = std::time::Instant::now();

@@ -17,6 +17,7 @@ use crate::{
     mysql::{self, MySql},
     postgres::{self, Postgres},
     trouble::Trouble,
+    way::Way,
 };
 
 /// How long looking at the table may take.
@@ -60,8 +61,12 @@ impl MainDatabase {
     pub fn new(table: MainTable) -> Result<Self, ConfigError> {
         let password = table.password.clone();
         let server = match table.url.scheme() {
-            "mysql" | "mariadb" => Server::MySql(mysql::server(&table.url, password, LOOK)?),
-            "postgres" | "postgresql" => Server::Postgres(postgres::server(&table.url, password)?),
+            "mysql" | "mariadb" => {
+                Server::MySql(mysql::server(&table.url, password, LOOK, Way::free())?)
+            }
+            "postgres" | "postgresql" => {
+                Server::Postgres(postgres::server(&table.url, password, Way::free())?)
+            }
             "sqlite" => Server::Sqlite,
             _ => {
                 let expected = "expected mysql, mariadb, postgres, postgresql or sqlite";

@@ -10,6 +10,7 @@ use reqwest::{
     header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
 };
 
+use super::client::Unanswered;
 use crate::{Failure, Outcome};
 
 /// `Retry-After` is taken up to this.
@@ -36,11 +37,26 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap) -> Outcome {
 }
 
 /// What a call that got no answer means for the users in it.
-pub(super) fn unanswered(error: &reqwest::Error) -> Outcome {
-    let failure = Failure::new(describe(error));
-    match error.is_connect() {
-        true => Outcome::Fault(failure),
-        false => Outcome::Transient(failure),
+pub(super) fn unanswered(error: Unanswered) -> Outcome {
+    let at_fault = match &error {
+        Unanswered::Refused(_) | Unanswered::NoToken(_) => true,
+        Unanswered::Late => false,
+        Unanswered::Failed(error) => error.is_connect(),
+    };
+    match at_fault {
+        true => Outcome::Fault(error.into()),
+        false => Outcome::Transient(error.into()),
+    }
+}
+
+impl From<Unanswered> for Failure {
+    fn from(error: Unanswered) -> Self {
+        match error {
+            Unanswered::Refused(refused) => Self::new(refused.to_string()),
+            Unanswered::NoToken(failure) => failure,
+            Unanswered::Failed(error) => Self::new(describe(&error)),
+            Unanswered::Late => Self::new("timed out"),
+        }
     }
 }
 

@@ -52,9 +52,9 @@ impl HttpTarget {
             Ok(request) => request,
             Err(failure) => return all(Outcome::Permanent(failure)),
         };
-        let response = match self.client.execute(request).await {
+        let response = match self.client.send(request).await {
             Ok(response) => response,
-            Err(error) => return all(answer::unanswered(&error)),
+            Err(error) => return all(answer::unanswered(error)),
         };
         let (status, headers) = (response.status(), response.headers().clone());
         let body = answer::read(response, ANSWER_BYTES).await;
@@ -67,7 +67,7 @@ impl HttpTarget {
         let outcomes = match body {
             Ok(Body::Whole(body)) => items(status, &headers, &body, part),
             Ok(Body::TooLong) => Err("the target's answer is too long"),
-            Err(error) => return all(answer::unanswered(&error)),
+            Err(error) => return all(answer::unanswered(error.into())),
         };
         match outcomes {
             Ok(outcomes) => Some(outcomes),

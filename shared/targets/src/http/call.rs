@@ -11,7 +11,6 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use standardwebhooks::Webhook;
 use usersync_core::{
     event::{Change, EventType},
     header_text::HeaderText,
@@ -19,6 +18,7 @@ use usersync_core::{
     user_id::UserId,
 };
 
+use super::signer::Signer;
 use crate::{Action, ConfigError, Delivery, Failure};
 
 const SOURCE: HeaderName = HeaderName::from_static("x-sync-source");
@@ -90,13 +90,13 @@ fn is_keep(data: &Change<Value>) -> bool {
 pub(super) struct Caller {
     pub(super) method: Method,
     pub(super) url: Url,
-    pub(super) signer: Option<Webhook>,
+    pub(super) signer: Option<Signer>,
 }
 
 impl Caller {
     /// One user.
     pub(super) fn single(&self, delivery: &Delivery) -> Result<Request, Failure> {
-        let mut request = self.request(&delivery.task_id, &Body::of(delivery))?;
+        let mut request = self.request(&delivery.task_id, &Body::of(delivery), Signer::sign)?;
         let headers = request.headers_mut();
         headers.insert(TASK_ID, value(&delivery.task_id)?);
         headers.insert(VERSION, HeaderValue::from(delivery.version));
@@ -110,10 +110,16 @@ impl Caller {
     /// Several users, as an array. Task ids and versions are inside.
     pub(super) fn several(&self, batch: &[Delivery]) -> Result<Request, Failure> {
         let bodies: Vec<_> = batch.iter().map(Body::of).collect();
-        self.request(&batch_id(batch), &bodies)
+        self.request(&batch_id(batch), &bodies, Signer::sign)
     }
 
-    pub(super) fn request(&self, id: &str, body: &impl Serialize) -> Result<Request, Failure> {
+    /// `sign` is how the signer signs.
+    pub(super) fn request(
+        &self,
+        id: &str,
+        body: &impl Serialize,
+        sign: fn(&Signer, &str, i64, &[u8]) -> Option<String>,
+    ) -> Result<Request, Failure> {
         let body = serde_json::to_vec(body);
         let body = body.map_err(|_| Failure::new("the user can't be written as JSON"))?;
         let mut request = Request::new(self.method.clone(), self.url.clone());
@@ -122,9 +128,8 @@ impl Caller {
         let header = value(id)?;
         if let Some(signer) = &self.signer {
             let now = Timestamp::now().as_second();
-            let signature = signer
-                .sign(id, now, &body)
-                .map_err(|_| Failure::new("the call can't be signed"))?;
+            let signature = sign(signer, id, now, &body);
+            let signature = signature.ok_or(Failure::new("the call can't be signed"))?;
             headers.insert(WEBHOOK_ID, header.clone());
             headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now));
             headers.insert(WEBHOOK_SIGNATURE, value(&signature)?);

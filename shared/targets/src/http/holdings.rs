@@ -15,6 +15,7 @@ use usersync_digest::{
 use super::{
     HttpTarget,
     answer::{self, Body},
+    signer::Signer,
 };
 use crate::{Action, Delivery, Failure, Holdings, Outcome, Unchecked, shown};
 
@@ -43,7 +44,7 @@ impl<'a> HttpHoldings<'a> {
             Some(_) => Unchecked::OneByOne(why),
             None => Unchecked::Never(why),
         };
-        let Some(key) = &target.key else {
+        let Some(Signer { key, .. }) = &target.caller.signer else {
             return Err(instead("digests need a secret"));
         };
         let holdings = Self { target, key };
@@ -81,13 +82,13 @@ impl<'a> HttpHoldings<'a> {
         let failed = |reason: &'static str| Refused::Failed(Failure::new(reason));
         let caller = &self.target.caller;
         let id = format!("{what}-{}", Timestamp::now().as_nanosecond());
-        let mut request = caller.request(&id, question).map_err(Refused::Failed)?;
+        let request = caller.request(&id, question, Signer::sign_with_current);
+        let mut request = request.map_err(Refused::Failed)?;
         *request.method_mut() = reqwest::Method::POST;
         *request.url_mut() = below(&caller.url, what);
         *request.timeout_mut() = Some(PATIENCE);
-        let sent = self.target.client.execute(request).await;
-        let response =
-            sent.map_err(|error| Refused::Failed(Failure::new(answer::describe(&error))))?;
+        let sent = self.target.client.send(request).await;
+        let response = sent.map_err(|error| Refused::Failed(error.into()))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let body = answer::read(response, ANSWER_BYTES).await;
         let body = body.map_err(|error| Refused::Failed(Failure::new(answer::describe(&error))))?;

@@ -3,21 +3,22 @@
 mod answer;
 mod batch;
 mod call;
+mod client;
 mod holdings;
 mod read_back;
+mod signer;
+mod token;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reqwest::{Client, Method, Url, redirect};
-use secrecy::ExposeSecret;
-use standardwebhooks::Webhook;
+use reqwest::{Method, Request, Url};
 use usersync_core::target::TargetConfig;
-use usersync_digest::Key;
 
-use self::{call::Caller, holdings::HttpHoldings};
+use self::{call::Caller, client::HttpClient, holdings::HttpHoldings, signer::Signer};
 use crate::{
     ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked, table,
+    way::Way,
 };
 
 const CONCURRENCY: usize = 1_000;
@@ -26,7 +27,7 @@ const ANSWER_BYTES: usize = 64 * 1024;
 
 /// A target that takes `POST`, `PUT` or `PATCH`.
 pub(crate) struct HttpTarget {
-    client: Client,
+    client: HttpClient,
     caller: Caller,
     limits: Limits,
     timeout: Duration,
@@ -35,8 +36,6 @@ pub(crate) struct HttpTarget {
     verify: bool,
     /// The members it is told.
     members: Vec<&'static str>,
-    /// The key of its digests.
-    key: Option<Key>,
 }
 
 /// What can be said of an entry without its secrets.
@@ -77,32 +76,14 @@ fn no_user(url: &Url) -> Result<(), ConfigError> {
 }
 
 impl HttpTarget {
-    pub(crate) fn new(config: &TargetConfig) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: &TargetConfig, way: Way) -> Result<Self, ConfigError> {
         let method = method(config)?;
-        let (signer, key) = match &config.secret {
-            None => (None, None),
-            Some(reference) => {
-                let secret = reference.resolve().map_err(ConfigError::secret)?;
-                let secret = secret.expose_secret();
-                let signer = Webhook::new(secret).map_err(|_| ConfigError::SecretForm)?;
-                let key = Key::of_webhook(secret).ok_or(ConfigError::SecretForm)?;
-                (Some(signer), Some(key))
-            }
-        };
+        let signer = Signer::new(config)?;
         no_user(&config.url)?;
         let limits = Limits::of(config, CONCURRENCY, 1);
         let read_url = read_back::template(config)?;
-        // Only the first call in a process installs it; later ones find it there.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
-            .user_agent(concat!("usersync/", env!("CARGO_PKG_VERSION")))
-            .default_headers(call::headers(config)?)
-            .redirect(redirect::Policy::none())
-            .timeout(config.timeout)
-            .connect_timeout(config.timeout.min(Duration::from_secs(5)))
-            .pool_max_idle_per_host(limits.concurrency)
-            .build()
-            .map_err(|error| ConfigError::Url(answer::describe(&error)))?;
+        let headers = call::headers(config)?;
+        let client = HttpClient::new(config, headers, limits.concurrency, way)?;
         let caller = Caller {
             method,
             url: config.url.clone(),
@@ -119,7 +100,6 @@ impl HttpTarget {
                 .into_iter()
                 .filter(|member| table::is_told(&config.fields, member))
                 .collect(),
-            key,
         })
     }
 
@@ -128,14 +108,14 @@ impl HttpTarget {
             Ok(request) => request,
             Err(failure) => return Outcome::Permanent(failure),
         };
-        match self.client.execute(request).await {
+        match self.client.send(request).await {
             Ok(response) => {
                 let outcome = answer::classify(response.status(), response.headers());
                 // The status has said it all; what follows only frees the connection.
                 let _ = answer::read(response, ANSWER_BYTES).await;
                 outcome
             }
-            Err(error) => answer::unanswered(&error),
+            Err(error) => answer::unanswered(error),
         }
     }
 }
@@ -155,8 +135,8 @@ impl Target for HttpTarget {
 
     /// Any answer shows that it is there, but one that says that it can't be used. It need not know HEAD.
     async fn probe(&self) -> Result<(), Failure> {
-        let answered = self.client.head(self.caller.url.clone()).send().await;
-        let response = answered.map_err(|error| Failure::new(answer::describe(&error)))?;
+        let request = Request::new(Method::HEAD, self.caller.url.clone());
+        let response = self.client.send(request).await.map_err(Failure::from)?;
         let status = response.status();
         match answer::classify(status, response.headers()) {
             Outcome::Transient(_) if status.as_u16() == 501 => Ok(()),

@@ -1,7 +1,7 @@
 //! What an HTTP target shows of a user, compared with what it was told.
 
 use futures_util::{StreamExt, stream::FuturesOrdered};
-use reqwest::{StatusCode, Url};
+use reqwest::{Method, Request, StatusCode, Url};
 use serde_json::Value;
 use usersync_core::target::TargetConfig;
 
@@ -59,14 +59,17 @@ impl HttpTarget {
 
     async fn read_one(&self, template: &str, delivery: &Delivery) -> Standing {
         let url = template.replace(ID, &delivery.user_id.to_string());
-        let response = match self.client.get(url).send().await {
+        let Ok(url) = url.parse() else {
+            return unreadable("`read_url` is none with this user's id in it");
+        };
+        let response = match self.client.send(Request::new(Method::GET, url)).await {
             Ok(response) => response,
-            Err(error) => return Standing::Unknown(answer::unanswered(&error)),
+            Err(error) => return Standing::Unknown(answer::unanswered(error)),
         };
         let (status, headers) = (response.status(), response.headers().clone());
         let body = match answer::read(response, DOCUMENT_BYTES).await {
             Ok(body) => body,
-            Err(error) => return Standing::Unknown(answer::unanswered(&error)),
+            Err(error) => return Standing::Unknown(answer::unanswered(error.into())),
         };
         let missing = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
         if missing {

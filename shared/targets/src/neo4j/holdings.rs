@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use neo4rs::{Graph, Query};
+use neo4rs::Query;
 use serde_json::Value;
 use usersync_core::event::Change;
 use usersync_digest::{Each, Row, RowHash, Scan, Scanned, Side, SideError, canonical};
@@ -50,8 +50,7 @@ impl<'a> Neo4jHoldings<'a> {
     async fn all(&self, each: Each<'_>) -> Result<u64, Trouble> {
         let failed = |error| trouble(&error);
         // A connection of its own, which nobody has to trust afterwards.
-        let graph = in_time(Graph::connect(self.target.config.clone())).await?;
-        let graph = graph.map_err(failed)?;
+        let graph = in_time(self.target.server.open()).await??;
         let mut transaction = in_time(graph.start_txn()).await?.map_err(failed)?;
         let mut nodes = in_time(transaction.execute(self.query()))
             .await?

@@ -5,7 +5,7 @@
 use std::{future::Future, time::Duration};
 
 use async_trait::async_trait;
-use redis::{RedisError, aio::ConnectionManager};
+use redis::{RedisError, aio::MultiplexedConnection};
 use usersync_core::user_id::UserId;
 use usersync_digest::{Each, Row, RowHash, Scan, Scanned, Side, SideError};
 
@@ -63,13 +63,13 @@ fn scan(cursor: u64) -> redis::Cmd {
     scan
 }
 
-async fn first(connection: &mut ConnectionManager) -> Result<Keys, RedisError> {
+async fn first(connection: &mut MultiplexedConnection) -> Result<Keys, RedisError> {
     in_time(scan(0).query_async(connection)).await
 }
 
 /// The documents of `keys`, and the keys that follow, unless `cursor` says that there are none.
 async fn next(
-    connection: &mut ConnectionManager,
+    connection: &mut MultiplexedConnection,
     keys: &[Vec<u8>],
     cursor: u64,
 ) -> Result<(Vec<Option<Vec<u8>>>, u64, Vec<Vec<u8>>), RedisError> {

@@ -6,22 +6,25 @@
 mod document;
 mod holdings;
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use redis::{
-    Client, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError, Script,
-    aio::{ConnectionManager, ConnectionManagerConfig},
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError,
+    Script, aio::MultiplexedConnection,
 };
 use secrecy::ExposeSecret;
-use tokio::sync::OnceCell;
 use usersync_core::{target::TargetConfig, user_id::UserId};
 use usersync_digest::Scanned;
 
 use self::holdings::RedisHoldings;
 use crate::{
     Action, ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked,
-    password, shown,
+    password, shown, way::Way,
 };
 
 const CONCURRENCY: usize = 4;
@@ -32,9 +35,9 @@ const SECONDS: u32 = 86_400;
 /// A target that holds documents under `user:<id>`.
 pub(crate) struct RedisTarget {
     client: Client,
-    patience: ConnectionManagerConfig,
-    /// Opened with the first call, then shared by all and kept open.
-    connection: OnceCell<ConnectionManager>,
+    settings: AsyncConnectionConfig,
+    /// Opened with the first call, then shared by all and kept open until it breaks.
+    connection: Mutex<Option<MultiplexedConnection>>,
     script: Script,
     timeout: Duration,
     limits: Limits,
@@ -50,7 +53,7 @@ struct Entry {
 }
 
 impl RedisTarget {
-    pub(crate) fn new(config: &TargetConfig) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: &TargetConfig, way: Way) -> Result<Self, ConfigError> {
         if let Some(found) = config.method.as_deref().filter(|method| *method != "SET") {
             return Err(ConfigError::Method {
                 found: found.to_owned(),
@@ -58,16 +61,14 @@ impl RedisTarget {
             });
         }
         let client = Client::open(who(config)?).map_err(unfit)?;
-        let patience = ConnectionManagerConfig::new()
+        let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(config.timeout.min(Duration::from_secs(5))))
             .set_response_timeout(Some(config.timeout))
-            // The worker tries again; a driver that does so for as long as a call may take would make an
-            // outage look like a slow server.
-            .set_number_of_retries(0);
+            .set_dns_resolver(way);
         Ok(Self {
             client,
-            patience,
-            connection: OnceCell::new(),
+            settings,
+            connection: Mutex::new(None),
             timeout: config.timeout,
             script: Script::new(include_str!("write.lua")),
             limits: Limits::of(config, CONCURRENCY, BATCH),
@@ -122,14 +123,34 @@ impl RedisTarget {
         call: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, RedisError> {
         let answered = tokio::time::timeout(self.timeout, call).await;
-        answered.unwrap_or_else(|_| Err(late()))
+        let answered = answered.unwrap_or_else(|_| Err(late()));
+        if answered
+            .as_ref()
+            .is_err_and(RedisError::is_unrecoverable_error)
+        {
+            self.held_connection().take();
+        }
+        answered
     }
 
-    async fn connection(&self) -> Result<ConnectionManager, RedisError> {
-        let open = async || {
-            ConnectionManager::new_lazy_with_config(self.client.clone(), self.patience.clone())
-        };
-        self.connection.get_or_try_init(open).await.cloned()
+    /// The connection, opened where there is none that works.
+    async fn connection(&self) -> Result<MultiplexedConnection, RedisError> {
+        if let Some(connection) = &*self.held_connection() {
+            return Ok(connection.clone());
+        }
+        let settings = &self.settings;
+        let opened = self
+            .client
+            .get_multiplexed_async_connection_with_config(settings);
+        let opened = opened.await?;
+        // Others may have opened one meanwhile: the first stays.
+        Ok(self.held_connection().get_or_insert(opened).clone())
+    }
+
+    fn held_connection(&self) -> MutexGuard<'_, Option<MultiplexedConnection>> {
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -74,7 +74,7 @@ pub(crate) fn connect(peer: &dyn Peer, place: &str, more: Value) -> Result<Box<d
 /// The target that `entry` with `more` keys describes.
 pub(crate) fn open(entry: Value, more: Value) -> Result<Box<dyn Target>> {
     let config = config(entry, more)?;
-    usersync_targets::connect(&config).context("connecting")
+    usersync_targets::connect(&config, &usersync_stack::egress()).context("connecting")
 }
 
 /// The entry with more keys, as a catalogue would read it.

@@ -461,7 +461,7 @@ fn a_password_in_a_url_is_refused_and_not_repeated() -> Result<()> {
         "bolt+s://ann:hunter2@host/users",
     ] {
         let config = config(json!({"url": url}), json!({}))?;
-        let error = usersync_targets::connect(&config)
+        let error = usersync_targets::connect(&config, &usersync_stack::egress())
             .err()
             .context("it is taken")?;
         let text = error.to_string();

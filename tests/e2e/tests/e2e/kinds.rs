@@ -8,7 +8,7 @@ use usersync_core::{
     fields::Members,
     target::TargetConfig,
 };
-use usersync_stack::RedisServer;
+use usersync_stack::{RedisServer, egress};
 use usersync_targets::{Action, ConfigError, Delivery, Failure, Outcome, Target, connect};
 
 use crate::support::{Recorder, answer};
@@ -20,7 +20,7 @@ fn driver(url: &str, mut keys: Value) -> Result<Box<dyn Target>, ConfigError> {
     keys["name"] = json!("t");
     keys["url"] = json!(url);
     let config: TargetConfig = serde_json::from_value(keys).expect("a valid entry");
-    connect(&config)
+    connect(&config, &egress())
 }
 
 fn delivery(user: u64, version: u64, action: Action) -> Delivery {

@@ -447,7 +447,7 @@ async fn a_worker_for_an_unknown_target_names_the_known_ones_and_waits() -> Resu
     .await?;
     let bus = Bus::connect(&stack).await?;
     let bucket = bus.jetstream.get_key_value(TARGETS_BUCKET).await?;
-    let entry = json!({ "url": recorder.url() });
+    let entry = json!({ "url": recorder.url(), "allow_networks": ["loopback"] });
     bucket.put("shop", entry.to_string().into()).await?;
     worker.until_ready().await?;
     bus.publish("user.created", change(7, 1)).await?;
@@ -472,7 +472,8 @@ async fn a_worker_of_all_targets_follows_the_bucket_at_once() -> Result<()> {
     bus.until_taken_in().await?;
     let bucket = bus.jetstream.get_key_value(TARGETS_BUCKET).await?;
     let put = async |name: &str, path: &str| {
-        let entry = json!({ "url": format!("{}{path}", recorder.url()) });
+        let entry =
+            json!({ "url": format!("{}{path}", recorder.url()), "allow_networks": ["loopback"] });
         anyhow::Ok(bucket.put(name, entry.to_string().into()).await?)
     };
     let until_called = async |path: &str| {

@@ -1,0 +1,87 @@
+//! How MySQL and MariaDB are reached, and the session that follows.
+
+use std::{str::FromStr, time::Duration};
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Executor, MySqlConnection,
+    mysql::{MySqlConnectOptions, MySqlSslMode},
+};
+use url::Url;
+
+use super::errors::trouble;
+use crate::{
+    ConfigError,
+    trouble::Trouble,
+    way::{Blocked, Way, first},
+};
+
+/// What is written is no change of the table's own, should it have an outbox. Values that don't fit are errors,
+/// whatever the server's own mode. Locks are held on the rows written only: gap locks, which the stricter default
+/// takes, make batches collide.
+const SESSION: &str = "SET @usersync_apply = 1, SESSION sql_mode = 'STRICT_ALL_TABLES,\
+    ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION', \
+    SESSION innodb_lock_wait_timeout = ";
+const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
+
+/// How MySQL and MariaDB are spoken to.
+pub(crate) struct MySql {
+    options: MySqlConnectOptions,
+    session: String,
+    way: Way,
+}
+
+/// The server at `url`; locks are waited for no longer than `patience`.
+pub(crate) fn server(
+    url: &Url,
+    password: Option<SecretString>,
+    patience: Duration,
+    way: Way,
+) -> Result<MySql, ConfigError> {
+    let mut url = url.clone();
+    // The driver knows one name; changing it can't fail between names of the same sort.
+    let _ = url.set_scheme("mysql");
+    let options = MySqlConnectOptions::from_str(url.as_str());
+    let mut options = options
+        .map_err(|_| ConfigError::Url("expected mysql://USER@HOST:PORT/DATABASE".to_owned()))?;
+    if url.path().len() < 2 {
+        return Err(ConfigError::Url(
+            "it names no database; expected mysql://USER@HOST:PORT/DATABASE".to_owned(),
+        ));
+    }
+    if let Some(password) = password {
+        options = options.password(password.expose_secret());
+    }
+    let patience = patience.as_secs().max(1);
+    Ok(MySql {
+        options: options.disable_statement_logging(),
+        session: format!("{SESSION}{patience}"),
+        way,
+    })
+}
+
+impl MySql {
+    /// Opens a connection and its session.
+    pub(super) async fn open(&self) -> Result<MySqlConnection, Trouble> {
+        let mut connection = self.reach().await?;
+        let session = AssertSqlSafe(self.session.as_str());
+        connection.execute(session).await.map_err(trouble)?;
+        connection.execute(ISOLATION).await.map_err(trouble)?;
+        Ok(connection)
+    }
+
+    /// Connects to an address that was looked at; by name where the server must prove that it is that name's.
+    async fn reach(&self) -> Result<MySqlConnection, Trouble> {
+        let options = &self.options;
+        if options.get_socket().is_some() {
+            self.way.check_local().map_err(Blocked::from)?;
+            return options.connect().await.map_err(trouble);
+        }
+        let addresses = self.way.to(options.get_host(), options.get_port()).await?;
+        if matches!(options.get_ssl_mode(), MySqlSslMode::VerifyIdentity) {
+            return options.connect().await.map_err(trouble);
+        }
+        let connected = first(addresses, |host| options.clone().host(host)).await;
+        connected.map_err(trouble)
+    }
+}
