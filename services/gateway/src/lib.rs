@@ -1,9 +1,10 @@
 //! The gateway: events in over HTTP and NATS, states out.
 //!
 //! `intake` merges events into states, `relay` brings in those that main databases write. `control` is the control plane; `api` (HTTP) and `micro`
-//! (NATS) are its doors, `upkeep` what a gateway does for the targets by itself. Streams and
+//! (NATS) are its doors, `access` says who may come through the first, `upkeep` what a gateway does for the targets by itself. Streams and
 //! consumers are made here from the one definition in `usersync_core::streams`.
 
+mod access;
 mod api;
 mod control;
 mod intake;
@@ -13,7 +14,7 @@ mod relay;
 mod settings;
 mod upkeep;
 
-use std::{io::Write, time::Duration};
+use std::{io::Write, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream;
@@ -27,8 +28,10 @@ use usersync_core::{
 
 use usersync_source::Database;
 
+use access::Access;
+pub use access::KeyCommand;
 use control::Control;
-pub use settings::{Flags, Settings};
+pub use settings::{Command, Flags, Settings};
 
 /// How long requests may still take when intake has ended on shutdown.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
@@ -55,7 +58,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let jetstream = context.build(client.clone());
     let files = upkeep::Files::read(settings.common.targets.clone())?;
     let control = Control::new(jetstream.clone(), files, shutdown.clone());
-    let router = api::router(control.clone()).merge(admin::router(health.clone(), metrics));
+    let access = Access::begin(&settings.http, shutdown.clone())?;
+    let router = api::router(control.clone(), Arc::new(access))
+        .merge(admin::router(health.clone(), metrics));
     let http = tokio::spawn(admin::serve(listener, router, shutdown.clone()));
     let micro = micro::serve(client.clone(), control.clone(), shutdown.clone());
     let micro = tokio::spawn(micro);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use usersync_core::{service, telemetry};
-use usersync_gateway::{Flags, Settings};
+use usersync_gateway::{Command, Flags, Settings};
 
 /// A fifth of the work is allocating: messages, JSON, headers.
 #[global_allocator]
@@ -14,6 +14,12 @@ fn main() -> ExitCode {
         Ok(flags) => flags,
         Err(status) => return status,
     };
+    if let Some(Command::Key(key)) = &flags.command {
+        return match key.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => service::fail(&error),
+        };
+    }
     let settings = match Settings::read(&flags) {
         Ok(settings) => settings,
         Err(problems) => return service::fail(&problems.into()),

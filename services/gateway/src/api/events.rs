@@ -10,7 +10,7 @@ use async_nats::jetstream::{
 use axum::{
     Json,
     body::Bytes,
-    extract::{State, rejection::BytesRejection},
+    extract::{Extension, State, rejection::BytesRejection},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
@@ -21,7 +21,11 @@ use usersync_core::event::{self, Envelope, Event, InvalidEvent, MAX_EVENT_BYTES}
 use uuid::Uuid;
 
 use super::cloud_event;
-use crate::{control::Control, problem::Problem};
+use crate::{
+    access::{Caller, Visitor},
+    control::Control,
+    problem::Problem,
+};
 
 /// The most events in one request.
 const MOST_EVENTS: usize = 1_000;
@@ -94,6 +98,7 @@ pub(super) struct Items {
     ))]
 pub(super) async fn publish(
     State(control): State<Arc<Control>>,
+    Extension(Visitor(caller)): Extension<Visitor>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
@@ -112,7 +117,9 @@ pub(super) async fn publish(
         .get("traceparent")
         .and_then(|value| value.to_str().ok());
     match document {
-        Value::Array(documents) => publish_all(&control.jetstream, documents, traceparent).await,
+        Value::Array(documents) => {
+            publish_all(&control.jetstream, &caller, documents, traceparent).await
+        }
         document => {
             if body.len() > MAX_EVENT_BYTES {
                 let detail = format!(
@@ -121,7 +128,8 @@ pub(super) async fn publish(
                 );
                 return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
             }
-            let sent = send(&control.jetstream, document, traceparent).await?;
+            let event = parse(document, &caller)?;
+            let sent = send(&control.jetstream, event, traceparent).await?;
             let accepted = sent.stored().await?;
             Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
         }
@@ -131,6 +139,7 @@ pub(super) async fn publish(
 /// Publishes in order, all under way before the first PubAck is awaited.
 async fn publish_all(
     jetstream: &jetstream::Context,
+    caller: &Caller,
     documents: Vec<Value>,
     traceparent: Option<&str>,
 ) -> Result<Response, Problem> {
@@ -143,7 +152,10 @@ async fn publish_all(
     }
     let mut sent = Vec::with_capacity(documents.len());
     for document in documents {
-        sent.push(send(jetstream, document, traceparent).await);
+        sent.push(match parse(document, caller) {
+            Ok(event) => send(jetstream, event, traceparent).await,
+            Err(problem) => Err(problem),
+        });
     }
     let mut items = Items {
         accepted: 0,
@@ -206,10 +218,9 @@ impl Sent {
 
 async fn send(
     jetstream: &jetstream::Context,
-    document: Value,
+    event: Event,
     traceparent: Option<&str>,
 ) -> Result<Sent, Problem> {
-    let event = parse(document)?;
     let payload = serde_json::to_vec(&event)
         .map_err(|_| InvalidEvent::new("", "can't be written as JSON"))?;
     if payload.len() > MAX_EVENT_BYTES {
@@ -231,7 +242,8 @@ async fn send(
     Ok(Sent { id: event.id, ack })
 }
 
-fn parse(document: Value) -> Result<Event, InvalidEvent> {
+/// Reads one event, which must be of a source that `caller` speaks for.
+fn parse(document: Value, caller: &Caller) -> Result<Event, Problem> {
     let document = if cloud_event::is_cloud_event(&document) {
         cloud_event::into_event(document)?
     } else {
@@ -242,7 +254,19 @@ fn parse(document: Value) -> Result<Event, InvalidEvent> {
         id: Some(Uuid::now_v7().to_string()),
         timestamp: Some(Timestamp::now()),
     };
-    Event::from_value(document, envelope)
+    let mut event = Event::from_value(document, envelope)?;
+    match &event.source {
+        Some(source) if !caller.speaks_for(source) => {
+            let detail = format!("the key of {} isn't bound to this source", caller.name);
+            return Err(Problem {
+                pointer: Some("/source".into()),
+                ..Problem::new(StatusCode::FORBIDDEN, detail)
+            });
+        }
+        Some(_) => {}
+        None => event.source = caller.source().map(str::to_owned),
+    }
+    Ok(event)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

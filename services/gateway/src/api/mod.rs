@@ -35,7 +35,11 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use usersync_core::admin::AdminApi;
 
-use crate::{control::Control, problem::Problem};
+use crate::{
+    access::{Access, guard},
+    control::Control,
+    problem::Problem,
+};
 
 /// The largest request body, in bytes.
 const BODY_BYTES: usize = 8 * 1024 * 1024;
@@ -44,8 +48,9 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes of the API.
-pub(crate) fn router(control: Arc<Control>) -> Router {
-    let (router, document) = described().split_for_parts();
+pub(crate) fn router(control: Arc<Control>, access: Arc<Access>) -> Router {
+    let (router, mut document) = described().split_for_parts();
+    openapi::secure(&mut document);
     let document = Arc::new(document);
     router
         .route(
@@ -59,6 +64,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
                 "this path takes another method",
             )
         })
+        .layer(middleware::from_fn_with_state(access, guard))
         .layer(middleware::from_fn(measure))
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
