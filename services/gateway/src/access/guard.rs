@@ -1,6 +1,6 @@
 //! Lets a request in, or says why not, before anything of its body is read.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     extract::{Request, State},
@@ -9,12 +9,32 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{Access, Caller, Scope};
+use super::{
+    Access, Caller, Scope,
+    limits::{Limits, Refusal, Standing},
+};
 use crate::problem::Problem;
 
 /// Who is in, for handlers that ask.
 #[derive(Clone)]
-pub(crate) struct Visitor(pub(crate) Arc<Caller>);
+pub(crate) struct Visitor {
+    pub(crate) caller: Arc<Caller>,
+    /// `None` where no key is asked for: then nobody can be told from anybody else.
+    limits: Option<Arc<Limits>>,
+}
+
+impl Visitor {
+    /// Takes so many events of each source, or refuses the request.
+    pub(crate) fn events(
+        &self,
+        sources: BTreeMap<Option<String>, u32>,
+    ) -> Result<Option<Standing>, Refusal> {
+        match &self.limits {
+            Some(limits) => limits.events(&self.caller, sources),
+            None => Ok(None),
+        }
+    }
+}
 
 /// The scope that a request needs; `None` for what everybody may know.
 pub(crate) fn scope_of(method: &Method, path: &str) -> Option<Scope> {
@@ -36,16 +56,30 @@ pub(crate) async fn guard(
         Ok(caller) => caller,
         Err(refusal) => return *refusal,
     };
-    request.extensions_mut().insert(Visitor(caller));
-    next.run(request).await
+    let limits = caller.as_ref().map(|_| access.limits.clone());
+    let standing = caller.as_ref().map(|caller| access.limits.request(caller));
+    let standing = match standing.transpose() {
+        Ok(standing) => standing,
+        Err(refusal) => return refusal.into_response(),
+    };
+    request.extensions_mut().insert(Visitor {
+        caller: caller.unwrap_or_else(|| access.anyone.clone()),
+        limits,
+    });
+    let mut response = next.run(request).await;
+    if let Some(standing) = standing {
+        standing.tell(response.headers_mut());
+    }
+    response
 }
 
-fn admit(access: &Access, request: &Request) -> Result<Arc<Caller>, Box<Response>> {
+/// Who calls; `None` where that doesn't matter.
+fn admit(access: &Access, request: &Request) -> Result<Option<Arc<Caller>>, Box<Response>> {
     let (Some(callers), Some(scope)) = (
         &access.callers,
         scope_of(request.method(), request.uri().path()),
     ) else {
-        return Ok(access.anyone.clone());
+        return Ok(None);
     };
     let key = bearer(request.headers()).ok_or_else(|| {
         let detail = "a key is needed: send `Authorization: Bearer KEY`";
@@ -61,7 +95,7 @@ fn admit(access: &Access, request: &Request) -> Result<Arc<Caller>, Box<Response
         refusal(StatusCode::UNAUTHORIZED, detail, challenge.to_owned())
     })?;
     if caller.may(scope) {
-        return Ok(caller);
+        return Ok(Some(caller));
     }
     let scope = scope.as_str();
     Err(refusal(

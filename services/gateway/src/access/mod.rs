@@ -2,6 +2,7 @@
 
 mod caller;
 mod guard;
+mod limits;
 mod new_key;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -12,6 +13,7 @@ use usersync_core::settings::{Problems, Reader};
 
 pub(crate) use caller::{Caller, Callers, Scope};
 pub(crate) use guard::{Visitor, guard, scope_of};
+use limits::{Limits, Rates};
 pub use new_key::KeyCommand;
 
 /// How often the file with keys is looked at.
@@ -26,6 +28,8 @@ pub struct Settings {
     callers: Callers,
     /// A file with more callers, which may change.
     file: Option<PathBuf>,
+    /// How much each caller may ask for.
+    rates: Rates,
 }
 
 impl Settings {
@@ -34,6 +38,7 @@ impl Settings {
         let open = reader.get("http.open", false, "true or false");
         let file: Option<PathBuf> = reader.optional("http.keys_file", "the path of a file");
         let callers = Callers::read(reader);
+        let rates = Rates::read(reader);
         if let Some(Err(problems)) = file.as_ref().map(read_file) {
             problems
                 .0
@@ -44,6 +49,7 @@ impl Settings {
             open,
             callers,
             file,
+            rates,
         };
         if settings.asks_for_keys() && open {
             reader.problem(
@@ -72,6 +78,7 @@ pub(crate) struct Access {
     /// `None` where no key is asked for.
     callers: Option<watch::Receiver<Callers>>,
     anyone: Arc<Caller>,
+    limits: Arc<Limits>,
 }
 
 impl Access {
@@ -96,6 +103,7 @@ impl Access {
         Ok(Self {
             callers,
             anyone: Arc::new(Caller::anyone()),
+            limits: Arc::new(Limits::new(settings.rates)),
         })
     }
 }

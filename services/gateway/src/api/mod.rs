@@ -4,6 +4,7 @@ mod breakers;
 mod checks;
 mod cloud_event;
 mod dead_letters;
+mod document;
 mod events;
 pub(crate) mod extract;
 mod openapi;

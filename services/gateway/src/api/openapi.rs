@@ -64,6 +64,10 @@ pub(super) fn secure(document: &mut Described) {
                     "403",
                     "The key hasn't this scope, or isn't bound to this source",
                 ),
+                (
+                    "429",
+                    "The caller asks for too much: send it again after Retry-After",
+                ),
             ] {
                 let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem")));
                 let refused = ResponseBuilder::new()

@@ -1,10 +1,16 @@
 //! Who may use the HTTP API: keys, scopes, sources, and what a gateway without keys refuses.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use reqwest::{Method, header};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use usersync_stack::{Directory, Stack, eventually, http, tools};
 
 use crate::{
@@ -304,5 +310,128 @@ async fn without_keys_only_this_machine_is_served_unless_it_is_said_to_be_open()
         assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
         assert!(said.contains(says), "{args:?}: {said}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_asks_for_too_much_is_told_when_to_come_back() -> Result<()> {
+    let loud = new_key(&["--scope", "publish", "--name", "loud"])?;
+    let quiet = new_key(&["--scope", "publish", "--name", "quiet"])?;
+    let env = [
+        ("USERSYNC_HTTP__LIMIT__REQUESTS", "20"),
+        ("USERSYNC_HTTP__LIMIT__EVENTS", "2"),
+    ];
+    let gateway = Guarded::start(&(loud.entry + &quiet.entry), &env).await?;
+    let one = json!({"type": "user.created", "user_id": 1, "source": "a"});
+    let first = gateway.post(&loud.key, one.clone()).await;
+    assert_eq!(first.status, 202, "{first:?}");
+    let policies: Vec<_> = first.headers.get_all("ratelimit-policy").iter().collect();
+    assert_eq!(
+        policies,
+        ["\"events\";q=1000;w=500", "\"requests\";q=20;w=1"]
+    );
+
+    let array = |source: &str| {
+        let event = |user| json!({"type": "user.created", "user_id": user, "source": source});
+        Value::Array((0..1_000).map(event).collect())
+    };
+    let before = seq(&gateway).await?;
+    let more = gateway.post(&loud.key, array("a")).await;
+    more.is_problem(429, "", "a source's events are used up");
+    assert!(more.header("retry-after").parse::<u64>()? >= 1);
+    assert!(
+        more.header("ratelimit").starts_with("\"events\";r=0;t="),
+        "{more:?}"
+    );
+    assert_eq!(
+        seq(&gateway).await?,
+        before,
+        "an array is taken as a whole or not at all"
+    );
+    let others = gateway.post(&loud.key, array("b")).await;
+    assert_eq!(others.status, 202, "another source: {:?}", others.body);
+
+    let mut refused = None;
+    for _ in 0..200 {
+        let answer = gateway.post(&loud.key, Value::Null).await;
+        match answer.status {
+            422 => {}
+            _ => refused = Some(answer),
+        }
+    }
+    let refused = refused.context("200 requests at once are all taken, of 20 a second")?;
+    refused.is_problem(429, "", "a caller's requests are used up");
+    assert_eq!(refused.header("retry-after"), "1");
+    let answer = gateway.post(&quiet.key, one).await;
+    assert_eq!(answer.status, 202, "another caller: {answer:?}");
+    let metrics = gateway.stack.gateway_metrics().await?;
+    for limit in ["requests", "events"] {
+        let labels = [("caller", "loud"), ("limit", limit)];
+        assert!(
+            metrics.sum("usersync_http_limited_total", &labels) >= 1.0,
+            "{limit}"
+        );
+    }
+    Ok(())
+}
+
+/// The sequence of the last event stored.
+async fn seq(gateway: &Guarded) -> Result<u64> {
+    let client = async_nats::connect(gateway.stack.nats.url()).await?;
+    let events = async_nats::jetstream::new(client);
+    let events = events.get_stream("USER_EVENTS").await?;
+    Ok(events.get_info().await?.state.last_sequence)
+}
+
+/// Ten times what it may: a loud caller is refused early, so that another hardly notices.
+#[tokio::test]
+async fn a_loud_caller_slows_no_other() -> Result<()> {
+    const LIMIT: u64 = 50;
+    let loud = new_key(&["--scope", "publish", "--name", "loud"])?;
+    let quiet = new_key(&["--scope", "publish", "--name", "quiet"])?;
+    let env = [("USERSYNC_HTTP__LIMIT__REQUESTS", "50")];
+    let gateway = Guarded::start(&(loud.entry + &quiet.entry), &env).await?;
+    let event = |user: u64| json!({"type": "user.updated", "user_id": user, "data": {"a": "x".repeat(10_000)}});
+    let p99 = async || {
+        let mut times = Vec::new();
+        for number in 0..150 {
+            // Within its own limit.
+            tokio::time::sleep(Duration::from_millis(22)).await;
+            let started = Instant::now();
+            let answer = gateway.post(&quiet.key, event(number)).await;
+            times.push(started.elapsed());
+            ensure!(answer.status == 202, "{answer:?}");
+        }
+        times.sort_unstable();
+        Ok::<_, anyhow::Error>(times[times.len() * 99 / 100 - 1])
+    };
+    let stop = CancellationToken::new();
+    let burst = async {
+        let mut every = tokio::time::interval(Duration::from_secs(1) / (10 * LIMIT as u32));
+        let mut answers = [0_u32; 2];
+        while stop.run_until_cancelled(every.tick()).await.is_some() {
+            let answer = gateway.post(&loud.key, event(1_000)).await;
+            answers[usize::from(answer.status == 429)] += 1;
+        }
+        Ok::<_, anyhow::Error>(answers)
+    };
+    // Other programs share this machine: the best of a few rounds counts.
+    let mut seen = Vec::new();
+    let measured = async {
+        for _ in 0..4 {
+            seen.push(p99().await?);
+        }
+        stop.cancel();
+        Ok::<_, anyhow::Error>(())
+    };
+    let alone = p99().await?;
+    let ((), [taken, refused]) = tokio::try_join!(measured, burst)?;
+    assert!(refused > 3 * taken, "{refused} of {taken} are refused");
+    let best = seen.iter().min().context("no round")?;
+    let most = (alone + alone / 2).max(alone + Duration::from_millis(5));
+    assert!(
+        *best <= most,
+        "99 of 100 within {seen:?} beside a loud caller, within {alone:?} alone"
+    );
     Ok(())
 }
