@@ -10,6 +10,7 @@ mod bench;
 mod ci;
 mod demo;
 mod run;
+mod sbom;
 mod setup;
 mod terminal;
 mod test;
@@ -28,6 +29,7 @@ enum Command {
     Test(test::Test),
     Ci(ci::Ci),
     Bench(bench::Bench),
+    Sbom(sbom::Sbom),
     Setup(setup::Setup),
 }
 
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Test(command) => command.run(),
         Command::Ci(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Sbom(command) => command.run(),
         Command::Setup(command) => command.run(),
     };
     match done {

@@ -164,6 +164,7 @@ impl Stop {
 pub(crate) fn stack(build: &Build) -> StackBuilder {
     Stack::builder()
         .profile(build.profile())
+        .nats_conf(&tools::nats_conf())
         .standard_ports()
         .schedulers(1)
 }
@@ -252,6 +253,12 @@ fn show(stack: &Stack) {
         .examples
         .values()
         .for_each(|example| service("example ", example));
+    println!(
+        "  {:<28} export NATS_URL={} NATS_USER=operator NATS_PASSWORD=\"$(cat {})\"",
+        "for the nats CLI",
+        stack.nats.url(),
+        stack.nats.password_file("operator").display()
+    );
     println!("  {:<28} {}", "data and logs", stack.dir().display());
     println!("  {:<28} {}", "targets", stack.catalogue().display());
     println!("Ctrl-C stops it.");

@@ -18,6 +18,15 @@ pub struct Common {
     )]
     pub nats_url: String,
 
+    /// The user to connect to NATS as; `publisher` with this project's nats.conf.
+    #[arg(long, env = "NATS_USER", requires = "nats_password")]
+    nats_user: Option<String>,
+
+    /// Where its password is: `env:NAME` or `file:PATH`.
+    // Text, because clap would repeat what doesn't parse, and that may be the secret itself.
+    #[arg(long, value_name = "REF", requires = "nats_user")]
+    nats_password: Option<String>,
+
     /// What to log, as a tracing filter: `info`, `debug,async_nats=warn`.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log: String,
@@ -29,10 +38,13 @@ impl Common {
     /// # Errors
     /// When the NATS address can't be used.
     pub async fn publisher(&self, service: &str, health: &Health) -> anyhow::Result<Publisher> {
+        let password = self.nats_password.as_deref().map(str::parse).transpose();
         let settings = nats::Settings {
             url: self.nats_url.clone(),
-            user: None,
-            password: None,
+            user: self.nats_user.clone(),
+            password: password.context("--nats-password")?,
+            nkey: None,
+            inbox_prefix: Some("_INBOX_publisher".to_owned()),
             credentials: None,
             ca: None,
         };

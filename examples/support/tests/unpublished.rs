@@ -26,10 +26,9 @@ async fn what_was_written_while_nobody_listened_is_published_in_order_per_user()
         attempt: Duration::from_millis(40),
         ..Retry::default()
     };
-    let publisher = Publisher::connect(&server.url(), "test")
-        .await
-        .unwrap()
-        .with_retry(retry);
+    let url = server.url_as("publisher").unwrap();
+    let client = usersync_stack::connect(&url);
+    let publisher = Publisher::new(jetstream::new(client.await.unwrap()), "test").with_retry(retry);
     let unpublished = Unpublished::new(pool.clone(), publisher.clone());
     for step in 0..3 {
         let mut change = database::write(&pool).await.unwrap();
@@ -53,7 +52,7 @@ async fn what_was_written_while_nobody_listened_is_published_in_order_per_user()
         subjects: vec!["user.*".to_owned()],
         ..Default::default()
     };
-    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = jetstream::new(usersync_stack::connect(&server.test_url()).await.unwrap());
     let stream = jetstream.create_stream(config).await.unwrap();
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(unpublished.clone().run(shutdown.clone()));

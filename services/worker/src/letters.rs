@@ -11,7 +11,7 @@ use async_nats::jetstream::{
     self,
     consumer::{DeliverPolicy, push},
     context::PublishErrorKind,
-    stream::LastRawMessageErrorKind,
+    stream::DirectGetErrorKind,
 };
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -66,8 +66,11 @@ impl Letters {
 
     async fn read(&self) -> anyhow::Result<()> {
         let stream = self.jetstream.get_stream_no_info(subjects::USER_DEAD);
+        let inbox = self.jetstream.client().new_inbox();
         let config = push::OrderedConfig {
-            deliver_subject: self.jetstream.client().new_inbox(),
+            // Named, because only then the filter is part of the request, where permissions see it.
+            name: inbox.rsplit('.').next().map(str::to_owned),
+            deliver_subject: inbox,
             filter_subject: subjects::dead_letters_of(&self.target),
             deliver_policy: DeliverPolicy::LastPerSubject,
             headers_only: true,
@@ -138,8 +141,12 @@ impl Letters {
         };
         let letter = match letter {
             Some(letter) if letter.seq > 0 => Some(letter),
+            Some(_) => {
+                let stored = self.ask(user).await?;
+                Some(stored.context("USER_DEAD doesn't show yet what was stored just now")?)
+            }
             None if complete => None,
-            _ => self.ask(user).await?,
+            None => self.ask(user).await?,
         };
         let Some(letter) = letter.filter(|letter| letter.version <= version) else {
             return Ok(());
@@ -162,20 +169,20 @@ impl Letters {
         Ok(())
     }
 
-    /// The letter as the stream has it now.
+    /// The letter as the stream has it now; a replica that lags may not have it yet.
     async fn ask(&self, user: &UserId) -> anyhow::Result<Option<Letter>> {
         let subject = subjects::dead_letter(&self.target, user);
         let stream = self
             .jetstream
             .get_stream_no_info(subjects::USER_DEAD)
             .await?;
-        match stream.get_last_raw_message_by_subject(&subject).await {
+        match stream.direct_get_last_for_subject(subject).await {
             Ok(stored) if dead_letter::is_cleared(&stored.headers) => Ok(None),
             Ok(stored) => Ok(Some(Letter {
                 seq: stored.sequence,
                 version: dead_letter::version_of(&stored.headers),
             })),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

@@ -8,7 +8,7 @@ use async_nats::{
         self,
         context::PublishErrorKind,
         message::{PublishMessage, StreamMessage},
-        stream::LastRawMessageErrorKind,
+        stream::DirectGetErrorKind,
     },
 };
 use jiff::Timestamp;
@@ -100,7 +100,8 @@ impl DeadLetter {
         let stream = jetstream.get_stream_no_info(subjects::USER_DEAD).await?;
         let payload = bytes::Bytes::from(serde_json::to_vec(self)?);
         loop {
-            let expected = match stream.get_last_raw_message_by_subject(&subject).await {
+            // A replica that lags is found out when storing, and asked again.
+            let expected = match stream.direct_get_last_for_subject(subject.as_str()).await {
                 Ok(stored) => {
                     let version = version_of(&stored.headers);
                     let keep = version == self.version
@@ -111,7 +112,7 @@ impl DeadLetter {
                     }
                     stored.sequence
                 }
-                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
+                Err(error) if error.kind() == DirectGetErrorKind::NotFound => 0,
                 Err(error) => return Err(error.into()),
             };
             let message = PublishMessage::build()

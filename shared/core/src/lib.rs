@@ -16,6 +16,7 @@ pub mod load;
 pub mod member;
 pub mod nats;
 pub mod pull;
+mod refusals;
 pub mod registry;
 pub mod retry;
 pub mod schema;

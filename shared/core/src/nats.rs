@@ -3,10 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use async_nats::{Client, ConnectOptions, Event, ServerAddr, jetstream};
+use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, ServerAddr, jetstream};
 use secrecy::ExposeSecret;
 
-use crate::{admin::Health, secret::SecretRef, settings::Reader};
+use crate::{admin::Health, refusals::Refusals, secret::SecretRef, settings::Reader};
 
 /// How long one request to the server may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -18,8 +18,12 @@ pub struct Settings {
     pub url: String,
     /// User name, for a server that asks for one.
     pub user: Option<String>,
-    /// Where the password is.
+    /// Where the password is; read again at every connect, so that it may change meanwhile.
     pub password: Option<SecretRef>,
+    /// Where the seed of an nkey is (`SU…`), instead of a user name.
+    pub nkey: Option<SecretRef>,
+    /// What replies are subscribed under, where it isn't the role's own: `_INBOX_worker_shop`.
+    pub inbox_prefix: Option<String>,
     /// A credentials file (JWT and seed).
     pub credentials: Option<PathBuf>,
     /// A CA certificate (PEM) to trust for `tls://`.
@@ -37,6 +41,8 @@ impl Settings {
             url: reader.get("nats.url", "nats://127.0.0.1:4222".to_owned(), url),
             user: reader.optional("nats.user", "a user name"),
             password: reader.optional("nats.password", reference),
+            nkey: reader.optional("nats.nkey", reference),
+            inbox_prefix: reader.optional("nats.inbox_prefix", "one token such as _INBOX_worker"),
             credentials: reader.optional("nats.credentials", "the path of a credentials file"),
             ca: reader.optional("nats.ca", "the path of a CA certificate in PEM form"),
         };
@@ -50,8 +56,25 @@ impl Settings {
         if settings.user.is_some() != settings.password.is_some() {
             reader.report("nats.user, nats.password: expected both or none");
         }
-        if let Some(Err(error)) = settings.password.as_ref().map(SecretRef::resolve) {
-            reader.report(format!("nats.password: {error}"));
+        let ways = [
+            settings.user.is_some(),
+            settings.nkey.is_some(),
+            settings.credentials.is_some(),
+        ];
+        if ways.into_iter().filter(|way| *way).count() > 1 {
+            reader.report("nats.user, nats.nkey, nats.credentials: expected one of them");
+        }
+        for (key, secret) in [
+            ("nats.password", &settings.password),
+            ("nats.nkey", &settings.nkey),
+        ] {
+            if let Some(Err(error)) = secret.as_ref().map(SecretRef::resolve) {
+                reader.report(format!("{key}: {error}"));
+            }
+        }
+        let prefix = settings.inbox_prefix.as_deref().unwrap_or("_INBOX");
+        if prefix.is_empty() || prefix.contains([' ', '.', '*', '>']) {
+            reader.problem("nats.inbox_prefix", "one token such as _INBOX_worker");
         }
         for (key, path) in [
             ("nats.credentials", &settings.credentials),
@@ -65,16 +88,19 @@ impl Settings {
     }
 
     async fn options(&self, name: &str) -> anyhow::Result<ConnectOptions> {
-        let mut options = ConnectOptions::new()
+        let mut options = match (&self.user, &self.password) {
+            (Some(user), Some(password)) => by_password(user.clone(), password.clone()),
+            _ => ConnectOptions::new(),
+        };
+        options = options
             .name(name)
             .ping_interval(Duration::from_secs(10))
             .request_timeout(Some(REQUEST_TIMEOUT))
-            // One prefix per role, so that permissions can keep inboxes apart.
-            .custom_inbox_prefix(format!("_INBOX_{}", name.replace('-', "_")))
+            .custom_inbox_prefix(self.inbox_prefix(name))
             .subscription_capacity(256 * 1024);
-        if let (Some(user), Some(password)) = (&self.user, &self.password) {
-            let password = password.resolve().context("nats.password")?;
-            options = options.user_and_password(user.clone(), password.expose_secret().to_owned());
+        if let Some(seed) = &self.nkey {
+            let seed = seed.resolve().context("nats.nkey")?;
+            options = options.nkey(seed.expose_secret().to_owned());
         }
         if let Some(path) = &self.credentials {
             let read = || format!("nats.credentials: can't read {}", path.display());
@@ -86,6 +112,13 @@ impl Settings {
         Ok(options)
     }
 
+    /// One prefix per role, so that permissions can keep inboxes apart: `_INBOX_worker` for `usersync-worker`.
+    fn inbox_prefix(&self, name: &str) -> String {
+        let role = name.trim_start_matches("usersync-");
+        let own = || format!("_INBOX_{}", role.replace('.', "_"));
+        self.inbox_prefix.clone().unwrap_or_else(own)
+    }
+
     fn servers(&self) -> Vec<String> {
         self.url
             .split(',')
@@ -94,15 +127,18 @@ impl Settings {
     }
 }
 
-/// Connects in the background and keeps trying for ever; `health` part `nats` says how it stands.
+/// Connects in the background and keeps trying for ever; `health` part `nats` says how it stands, and
+/// `permissions` what was refused lately.
 ///
 /// # Errors
 /// When the settings themselves are unusable: a bad URL, an unreadable file.
 pub async fn connect(settings: &Settings, name: &str, health: &Health) -> anyhow::Result<Client> {
     let (seen, url) = (health.clone(), redacted(&settings.url));
     seen.down("nats", format!("connecting to {url}"));
+    let refusals = Refusals::new(health.clone());
+    let refused = refusals.clone();
     let on_event = move |event| {
-        let (seen, url) = (seen.clone(), url.clone());
+        let (seen, url, refused) = (seen.clone(), url.clone(), refused.clone());
         async move {
             match event {
                 Event::Connected => {
@@ -114,9 +150,11 @@ pub async fn connect(settings: &Settings, name: &str, health: &Health) -> anyhow
                     seen.down("nats", format!("reconnecting to {url}"));
                 }
                 Event::Closed => seen.down("nats", "closed"),
-                // The only place where a missing permission shows.
-                Event::ServerError(error) => tracing::error!(%error, "NATS refused something"),
-                Event::ClientError(error) => tracing::warn!(%error, "NATS client"),
+                Event::ServerError(error) => refused.saw(&error),
+                Event::ClientError(error) => {
+                    tracing::warn!(%error, "NATS client");
+                    seen.down("nats", format!("connecting to {url}: {error}"));
+                }
                 Event::SlowConsumer(_) => {
                     tracing::warn!("NATS subscription is slow; messages will be redelivered")
                 }
@@ -130,7 +168,10 @@ pub async fn connect(settings: &Settings, name: &str, health: &Health) -> anyhow
         .retry_on_initial_connect()
         .event_callback(on_event);
     let client = options.connect(settings.servers()).await;
-    client.with_context(|| format!("nats.url: can't use {}", redacted(&settings.url)))
+    let client =
+        client.with_context(|| format!("nats.url: can't use {}", redacted(&settings.url)))?;
+    refusals.of(&client);
+    Ok(client)
 }
 
 /// Connects once and asks JetStream for an answer: what `--check` does.
@@ -165,6 +206,20 @@ pub async fn flush(client: &Client) {
             "NATS can't be reached to send the last acknowledgements; messages will come again"
         );
     }
+}
+
+/// Options that ask for the password whenever the client connects.
+fn by_password(user: String, password: SecretRef) -> ConnectOptions {
+    ConnectOptions::with_auth_callback(move |_nonce| {
+        let (user, password) = (user.clone(), password.clone());
+        async move {
+            let password = password.resolve().map_err(AuthError::new)?;
+            let mut auth = Auth::new();
+            auth.username = Some(user);
+            auth.password = Some(password.expose_secret().to_owned());
+            Ok(auth)
+        }
+    })
 }
 
 /// `url` without user and password.

@@ -54,10 +54,25 @@ impl Publisher {
     /// # Errors
     /// [`ConnectError`] when `url` is no address or the client can't start.
     pub async fn connect(url: &str, source: impl Into<String>) -> Result<Self, ConnectError> {
+        Self::connect_with(ConnectOptions::new(), url, source).await
+    }
+
+    /// The same for a server that asks who one is: with
+    /// `ConnectOptions::with_user_and_password("publisher".into(), password)` for example. Replies come under
+    /// `_INBOX_publisher`, as this project's nats.conf allows.
+    ///
+    /// # Errors
+    /// As [`Publisher::connect`].
+    pub async fn connect_with(
+        options: ConnectOptions,
+        url: &str,
+        source: impl Into<String>,
+    ) -> Result<Self, ConnectError> {
         let source = source.into();
         let address: ServerAddr = url.parse().map_err(ConnectError::Address)?;
-        let options = ConnectOptions::new()
+        let options = options
             .name(&source)
+            .custom_inbox_prefix("_INBOX_publisher")
             .retry_on_initial_connect()
             .ping_interval(Duration::from_secs(10))
             .event_callback(|event| async move { tracing::info!(%event, "NATS connection") });

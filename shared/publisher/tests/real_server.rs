@@ -24,8 +24,10 @@ impl Nats {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let server = NatsServer::start(dir.path()).await.unwrap();
-        let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
-        let publisher = Publisher::connect(&server.url(), "test").await.unwrap();
+        let jetstream = jetstream::new(usersync_stack::connect(&server.test_url()).await.unwrap());
+        let url = server.url_as("publisher").unwrap();
+        let client = usersync_stack::connect(&url);
+        let publisher = Publisher::new(jetstream::new(client.await.unwrap()), "test");
         Self {
             _server: server,
             _dir: dir,

@@ -134,7 +134,7 @@ pub(crate) struct Published {
 
 /// Runs one bare loop; those that pull never end by themselves.
 pub(crate) async fn run(args: LimitArgs) -> Result<()> {
-    let client = async_nats::connect(&args.nats).await;
+    let client = usersync_stack::connect(&args.nats).await;
     let jetstream = jetstream::new(client.with_context(|| format!("connecting to {}", args.nats))?);
     match args.limit {
         Limit::Ack(source) => acknowledge(&jetstream, &source).await,

@@ -152,7 +152,7 @@ impl MainDb {
         let log = rig.dir().join(format!("{name}.log"));
         let program = tools::binary("usersync-scheduler", Profile::own())?;
         let launch = Launch::new(name, program, log).args(args);
-        let launch = launch.args(["--nats-url", &rig.nats_url(), "--config"]);
+        let launch = launch.nats(rig.nats(), "scheduler").arg("--config");
         launch.arg(rig.dir().join("usersync.toml")).spawn()
     }
 

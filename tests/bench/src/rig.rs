@@ -32,7 +32,7 @@ impl Rig {
     pub(crate) async fn start() -> Result<Self> {
         let directory = Directory::temporary()?;
         let nats = NatsServer::start(directory.path()).await?;
-        let client = async_nats::connect(nats.url())
+        let client = usersync_stack::connect(&nats.test_url())
             .await
             .context("connecting to the benchmark's NATS server")?;
         let jetstream = jetstream::new(client);
@@ -50,9 +50,14 @@ impl Rig {
         self.directory.path()
     }
 
-    /// Where clients connect.
+    /// Where the bare loops connect, who may do everything.
     pub(crate) fn nats_url(&self) -> String {
-        self.nats.url()
+        self.nats.test_url()
+    }
+
+    /// The server, for our binaries.
+    pub(crate) fn nats(&self) -> &NatsServer {
+        &self.nats
     }
 
     /// A stream by its name.
@@ -164,7 +169,8 @@ impl Rig {
         let log = self.dir().join(format!("{binary}.log"));
         let launch = Launch::new(binary, tools::binary(binary, Profile::own())?, log)
             .current_dir(self.dir())
-            .args(["--nats-url", &self.nats.url(), "--listen", &address])
+            .nats(&self.nats, binary.trim_start_matches("usersync-"))
+            .args(["--listen", &address])
             .args(["--log-format", "human"])
             .args(args);
         Service::spawn(launch, format!("http://{address}"))

@@ -57,7 +57,7 @@ pub struct StackBuilder {
     examples: bool,
     targets: Option<Catalogue>,
     targets_file: Option<PathBuf>,
-    nats_conf: PathBuf,
+    nats_conf: Option<PathBuf>,
     recipe: Recipe,
 }
 
@@ -82,7 +82,7 @@ impl Default for StackBuilder {
             examples: true,
             targets: None,
             targets_file: None,
-            nats_conf: tools::nats_conf(),
+            nats_conf: None,
             recipe: Recipe {
                 profile: Profile::own(),
                 gateway_args: Vec::new(),
@@ -153,9 +153,9 @@ impl StackBuilder {
         self
     }
 
-    /// Another configuration for the NATS server than the project's.
+    /// Another configuration for the NATS server, or the project's without the user of a test.
     pub fn nats_conf(mut self, conf: &Path) -> Self {
-        self.nats_conf = conf.to_owned();
+        self.nats_conf = Some(conf.to_owned());
         self
     }
 
@@ -206,9 +206,10 @@ impl StackBuilder {
             }
         };
 
-        let nats = NatsServer::builder(dir)
-            .conf(&self.nats_conf)
-            .port(port(4222)?);
+        let mut nats = NatsServer::builder(dir).port(port(4222)?);
+        if let Some(conf) = &self.nats_conf {
+            nats = nats.conf(conf);
+        }
         let (nats, redis) =
             tokio::try_join!(nats.start(), RedisServer::start_on(dir, port(6379)?))?;
 

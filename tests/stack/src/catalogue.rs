@@ -1,8 +1,6 @@
 //! The target catalogue of a stack: the shipped targets at the ports of this stack, and their secrets.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -10,7 +8,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use usersync_core::catalogue::{self, Catalogue};
 use usersync_core::secret::SecretRef;
 
-use crate::Endpoints;
+use crate::{Endpoints, secret};
 
 /// Where a stack keeps the secret that signs calls to `target`; `file:PATH` refers to it.
 pub(crate) fn secret_file(dir: &Path, target: &str) -> PathBuf {
@@ -38,7 +36,7 @@ pub(crate) fn write(
     let shipped = shipped(dir, endpoints)?;
     for target in shipped.values() {
         if let Some(SecretRef::File(path)) = &target.secret {
-            ensure_secret(path)?;
+            secret::ensure(path, |random| format!("whsec_{}", BASE64.encode(random)))?;
         }
     }
     write("10-shipped.json", serde_json::to_string_pretty(&shipped)?)?;
@@ -79,28 +77,6 @@ fn shipped(dir: &Path, endpoints: &Endpoints) -> Result<Catalogue> {
     Ok(targets)
 }
 
-/// Makes a secret unless the directory has it from an earlier run. Only its owner may read it.
-fn ensure_secret(path: &Path) -> Result<()> {
-    if path.exists() {
-        return Ok(());
-    }
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-    }
-    let mut random = [0; 24];
-    File::open("/dev/urandom")
-        .and_then(|mut source| source.read_exact(&mut random))
-        .context("reading /dev/urandom")?;
-    let mut file = OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("creating {}", path.display()))?;
-    writeln!(file, "whsec_{}", BASE64.encode(random))
-        .with_context(|| format!("writing {}", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,17 +89,6 @@ mod tests {
             user_service: Some(4),
             unified_auth: Some(5),
         }
-    }
-
-    #[test]
-    fn a_secret_is_made_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = secret_file(dir.path(), "unified-auth");
-        ensure_secret(&path).unwrap();
-        let secret = fs::read_to_string(&path).unwrap();
-        assert_eq!(secret.trim().len(), "whsec_".len() + 32);
-        ensure_secret(&path).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), secret);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
 
-use crate::Process;
+use crate::{NatsServer, Process};
 
 /// `setpriv` from util-linux has the kernel kill a child whose parent dies, even by SIGKILL. Where it is
 /// missing (other systems than Linux, very small containers) a killed parent leaves its children behind.
@@ -72,6 +72,15 @@ impl Launch {
         self.env
             .push((key.as_ref().to_owned(), value.as_ref().to_owned()));
         self
+    }
+
+    /// Has one of our binaries connect to `server` as a role of `nats.conf`.
+    #[must_use]
+    pub fn nats(self, server: &NatsServer, role: &str) -> Self {
+        let password = format!("file:{}", server.password_file(role).display());
+        self.env("USERSYNC_NATS__URL", server.url())
+            .env("USERSYNC_NATS__USER", role)
+            .env("USERSYNC_NATS__PASSWORD", password)
     }
 
     /// Runs it in another working directory.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::{Launch, Process, free_port, http, tools};
+use crate::roles::{self, Roles, TEST};
+use crate::{Launch, Process, Signal, free_port, http, tools};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
@@ -17,20 +18,24 @@ pub struct NatsServer {
     process: Process,
     port: u16,
     monitor_port: u16,
+    conf: PathBuf,
+    roles: Roles,
+    test: String,
 }
 
 /// What to start a [`NatsServer`] with.
 #[derive(Debug)]
 pub struct NatsBuilder {
     dir: PathBuf,
-    conf: PathBuf,
+    conf: Option<PathBuf>,
     port: Option<u16>,
     monitor_port: Option<u16>,
     args: Vec<OsString>,
 }
 
 impl NatsServer {
-    /// Starts one with the project's `nats.conf`, on free ports, with its store and log in `dir`.
+    /// Starts one with the project's `nats.conf` and the user of [`NatsServer::test_url`], on free ports, with its
+    /// store and log in `dir`.
     ///
     /// # Errors
     /// When it is not installed, or not ready in time: with the end of its log.
@@ -51,7 +56,7 @@ impl NatsServer {
     pub fn builder(dir: &Path) -> NatsBuilder {
         NatsBuilder {
             dir: dir.to_owned(),
-            conf: tools::nats_conf(),
+            conf: None,
             port: None,
             monitor_port: None,
             args: Vec::new(),
@@ -62,6 +67,41 @@ impl NatsServer {
     #[must_use]
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// The same with user and password of a test, who may do everything.
+    #[must_use]
+    pub fn test_url(&self) -> String {
+        format!("nats://{}@127.0.0.1:{}", self.test, self.port)
+    }
+
+    /// The same with user and password of a role, for clients that take them nowhere else.
+    ///
+    /// # Errors
+    /// When the password file can't be read.
+    pub fn url_as(&self, role: &str) -> Result<String> {
+        let login = self.roles.login(role)?;
+        Ok(format!("nats://{login}@127.0.0.1:{}", self.port))
+    }
+
+    /// The file with the password of a role of `nats.conf`.
+    #[must_use]
+    pub fn password_file(&self, role: &str) -> PathBuf {
+        self.roles.file(role)
+    }
+
+    /// Its configuration file; without one of its own a copy of the project's, which a test may change.
+    #[must_use]
+    pub fn conf(&self) -> &Path {
+        &self.conf
+    }
+
+    /// Has it read its configuration file again (SIGHUP).
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn reload(&self) -> Result<()> {
+        self.process.signal(Signal::SIGHUP)
     }
 
     /// The port of [`NatsServer::url`].
@@ -118,10 +158,10 @@ impl NatsServer {
 }
 
 impl NatsBuilder {
-    /// Another configuration than the project's. It must not set `store_dir`, which is given as a flag.
+    /// Another configuration, or the project's as it is, without the user of a test. It must not set `store_dir`, which is given as a flag.
     #[must_use]
     pub fn conf(mut self, conf: &Path) -> Self {
-        self.conf = conf.to_owned();
+        self.conf = Some(conf.to_owned());
         self
     }
 
@@ -153,23 +193,32 @@ impl NatsBuilder {
     pub async fn start(self) -> Result<NatsServer> {
         let port = self.port.map_or_else(free_port, Ok)?;
         let monitor_port = self.monitor_port.map_or_else(free_port, Ok)?;
-        let launch = Launch::new(
-            "nats-server",
-            tools::nats_server()?,
-            self.dir.join("nats.log"),
-        )
-        .arg("-c")
-        .arg(&self.conf)
-        .arg("-sd")
-        .arg(self.dir.join("nats"))
-        .args(["-a", "127.0.0.1", "-p", &port.to_string()])
-        .args(["-m", &monitor_port.to_string()])
-        .args(self.args);
+        let roles = Roles::of(&self.dir)?;
+        let conf = match self.conf {
+            Some(conf) => conf,
+            None => roles::conf_of_tests(&self.dir)?,
+        };
+        let launch = roles
+            .given_to(Launch::new(
+                "nats-server",
+                tools::nats_server()?,
+                self.dir.join("nats.log"),
+            ))?
+            .arg("-c")
+            .arg(&conf)
+            .arg("-sd")
+            .arg(self.dir.join("nats"))
+            .args(["-a", "127.0.0.1", "-p", &port.to_string()])
+            .args(["-m", &monitor_port.to_string()])
+            .args(self.args);
         let server = NatsServer {
             process: launch.spawn()?,
             launch,
             port,
             monitor_port,
+            conf,
+            test: roles.login(TEST)?,
+            roles,
         };
         server.until_ready().await?;
         Ok(server)

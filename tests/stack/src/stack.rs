@@ -234,6 +234,8 @@ impl Stack {
                 "url": self.nats.url(),
                 "pid": self.nats.process().pid(),
                 "monitor": self.nats.monitor_url(),
+                "user": "operator",
+                "password_file": self.nats.password_file("operator"),
             },
             "redis": { "url": self.redis.url(), "pid": self.redis.process().pid() },
             "gateway": services(&self.gateways),
@@ -261,7 +263,7 @@ impl Stack {
         let launch = self
             .recipe
             .launch(self.dir(), "usersync-gateway", &name)?
-            .args(["--nats-url", &self.nats.url()])
+            .nats(&self.nats, "gateway")
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(["--log-format", "human", "--targets"])
             .arg(&self.catalogue)
@@ -283,7 +285,8 @@ impl Stack {
                 "usersync-worker",
                 &format!("worker-{target}-{number}"),
             )?
-            .args(["--target", target, "--nats-url", &self.nats.url()])
+            .nats(&self.nats, "worker")
+            .args(["--target", target])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(["--log-format", "human", "--targets"])
             .arg(&self.catalogue)
@@ -304,7 +307,7 @@ impl Stack {
             .launch(self.dir(), "usersync-scheduler", &name)?
             // Where the main database is, when the examples run.
             .env("USERSYNC_CONFIG", self.settings())
-            .args(["--nats-url", &self.nats.url()])
+            .nats(&self.nats, "scheduler")
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(["--log-format", "human"]);
         let service = Service::spawn(launch, format!("http://127.0.0.1:{port}"))?;
@@ -334,8 +337,11 @@ impl Stack {
                 }
             } else {
                 let secret = format!("file:{}", self.secret_file(name).display());
-                let nats = self.nats.url();
-                launch = launch.args(["--nats-url", &nats, "--secret", &secret]);
+                let password = self.nats.password_file("publisher");
+                launch = launch
+                    .args(["--nats-url", &self.nats.url(), "--nats-user", "publisher"])
+                    .arg(format!("--nats-password=file:{}", password.display()))
+                    .args(["--secret", &secret]);
             }
             let service = Service::spawn(launch, format!("http://{address}"))?;
             self.examples.insert(name.to_owned(), service);

@@ -15,9 +15,9 @@ use usersync_stack::{
 async fn nats_keeps_its_data_through_a_kill() -> Result<()> {
     let dir = Directory::temporary()?;
     let mut server = NatsServer::start(dir.path()).await?;
-    let url = server.url();
+    let url = server.test_url();
 
-    let context = jetstream::new(async_nats::connect(&url).await?);
+    let context = jetstream::new(usersync_stack::connect(&url).await?);
     let config = stream::Config {
         name: "KEPT".to_owned(),
         subjects: vec!["kept.*".to_owned()],
@@ -36,9 +36,9 @@ async fn nats_keeps_its_data_through_a_kill() -> Result<()> {
     assert!(!server.process().is_running());
     server.restart().await?;
     assert_ne!(server.process().pid(), pid);
-    assert_eq!(server.url(), url);
+    assert_eq!(server.test_url(), url);
 
-    let context = jetstream::new(async_nats::connect(&url).await?);
+    let context = jetstream::new(usersync_stack::connect(&url).await?);
     let info = context.get_stream("KEPT").await?.get_info().await?;
     assert_eq!(info.state.messages, 100);
     server.stop(Duration::from_secs(10)).await

@@ -7,7 +7,9 @@ use crate::terminal;
 /// Prints commands that can be pasted.
 pub(super) fn print(stack: &Stack) {
     let style = terminal::stdout();
-    let nats = format!("nats -s {}", stack.nats.url());
+    let nats = format!("nats -s {} --user operator", stack.nats.url());
+    let password = stack.nats.password_file("operator");
+    let nats = format!("{nats} --password \"$(cat {})\"", password.display());
     let gateway = stack.gateway().url();
     let user_service = stack.example("user-service").url();
     let basic_server = stack.example("basic-server").url();
@@ -39,7 +41,9 @@ pub(super) fn print(stack: &Stack) {
         (
             "one more worker, which shares the load with the one that runs:",
             vec![format!(
-                "cargo run -p usersync-worker -- --target unified-auth --nats-url {} --targets {}",
+                "USERSYNC_NATS__USER=worker USERSYNC_NATS__PASSWORD=file:{} cargo run -p usersync-worker -- \
+                 --target unified-auth --nats-url {} --targets {}",
+                stack.nats.password_file("worker").display(),
                 stack.nats.url(),
                 stack.catalogue().display()
             )],

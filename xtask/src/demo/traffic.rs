@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use async_nats::jetstream;
+use async_nats::{ConnectOptions, jetstream};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
@@ -49,7 +49,13 @@ pub(super) struct Traffic {
 
 impl Traffic {
     pub(super) async fn new(stack: &Stack) -> Result<Self> {
-        let nats = async_nats::connect(stack.nats.url())
+        let password = stack.nats.password_file("publisher");
+        let password = std::fs::read_to_string(&password)
+            .with_context(|| format!("reading {}", password.display()))?;
+        let publisher = ("publisher".to_owned(), password.trim().to_owned());
+        let nats = ConnectOptions::with_user_and_password(publisher.0, publisher.1)
+            .custom_inbox_prefix("_INBOX_publisher")
+            .connect(stack.nats.url())
             .await
             .context("connecting to NATS")?;
         Ok(Self {

@@ -5,7 +5,12 @@ mod guard;
 mod limits;
 mod new_key;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +44,7 @@ impl Settings {
         let file: Option<PathBuf> = reader.optional("http.keys_file", "the path of a file");
         let callers = Callers::read(reader);
         let rates = Rates::read(reader);
-        if let Some(Err(problems)) = file.as_ref().map(read_file) {
+        if let Some(Err(problems)) = file.as_deref().map(read_file) {
             problems
                 .0
                 .into_iter()
@@ -140,7 +145,7 @@ async fn follow(
 }
 
 /// The callers in a file: tables as in the settings.
-fn read_file(file: &PathBuf) -> Result<Callers, Problems> {
+fn read_file(file: &Path) -> Result<Callers, Problems> {
     let mut reader = Reader::of_file(Some(file));
     let callers = Callers::read(&mut reader);
     reader.finish()?;

@@ -77,8 +77,6 @@ pub(super) async fn read(
             break;
         }
     }
-    // The server would forget it by itself.
-    drop(messages);
-    let _ = states.delete_consumer(&consumer.cached_info().name).await;
+    // The server forgets the consumer by itself; a scheduler needs no right to delete one.
     Ok(parts)
 }

@@ -381,7 +381,7 @@ async fn who_asks_for_too_much_is_told_when_to_come_back() -> Result<()> {
 
 /// The sequence of the last event stored.
 async fn seq(gateway: &Guarded) -> Result<u64> {
-    let client = async_nats::connect(gateway.stack.nats.url()).await?;
+    let client = usersync_stack::connect(&gateway.stack.nats.test_url()).await?;
     let events = async_nats::jetstream::new(client);
     let events = events.get_stream("USER_EVENTS").await?;
     Ok(events.get_info().await?.state.last_sequence)

@@ -12,7 +12,10 @@ async fn a_python_client_publishes_events_and_reads_states_and_dead_letters() {
     let intake = Intake::start().await;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/independent_client.py");
     let mut python = tools::python();
-    let output = python.arg(script).arg(intake.stack.nats.url()).output();
+    let output = python
+        .arg(script)
+        .arg(intake.stack.nats.url_as("operator").unwrap())
+        .output();
     let output = output.expect("python3 can't be run; see: cargo xtask setup");
     let problem = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "the Python client: {problem}");

@@ -50,7 +50,9 @@ impl Intake {
     pub(crate) async fn with_gateways(count: usize) -> Self {
         let builder = Stack::builder().gateways(count).examples(false);
         let stack = builder.workers("redis-cache", 0).start().await.unwrap();
-        let client = async_nats::connect(stack.nats.url()).await.unwrap();
+        let client = usersync_stack::connect(&stack.nats.test_url())
+            .await
+            .unwrap();
         Self {
             stack,
             jetstream: jetstream::new(client),
@@ -72,7 +74,8 @@ impl Intake {
         let program = tools::binary(binary, tools::Profile::own()).unwrap();
         let log = self.stack.dir().join("logs").join(format!("{name}.log"));
         Launch::new(name, program, log)
-            .args(["--nats-url", &self.stack.nats.url(), "--targets"])
+            .nats(&self.stack.nats, binary.trim_start_matches("usersync-"))
+            .arg("--targets")
             .arg(self.stack.catalogue())
     }
 

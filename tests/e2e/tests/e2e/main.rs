@@ -15,6 +15,7 @@ mod lost_states;
 mod merging;
 mod model;
 mod outbox;
+mod permissions;
 mod redis_target;
 mod refusals;
 mod rules;

@@ -37,10 +37,9 @@ fn add(main: &Main, settings: &str) -> Result<()> {
 
 /// The report of `usersync-scheduler check --target gateway --once`.
 async fn once(main: &Main, stack: &Stack, more: &[&str]) -> Result<Report> {
-    let nats = stack.nats.url();
     let args = ["check", "--target", "gateway", "--once", "--json"];
-    let args = [&args, &["--nats-url", &nats][..], more].concat();
-    let said = main.scheduler("check", &args).await?;
+    let args = [&args, more].concat();
+    let said = main.scheduler("check", Some(&stack.nats), &args).await?;
     // The log goes to the same file, and so did earlier reports.
     let report = said.rfind("{\n  \"target\"").map_or("", |at| &said[at..]);
     serde_json::from_str(report).with_context(|| said.clone())
@@ -259,8 +258,7 @@ async fn the_states_are_checked_by_themselves_braked_and_approved() -> Result<()
     for user in 1..=120 {
         forget(&bus, user).await?;
     }
-    let nats = stack.nats.url();
-    let _scheduler = main.spawn_scheduler("scheduler", &["--nats-url", &nats])?;
+    let _scheduler = main.spawn_scheduler("scheduler", Some(&stack.nats), &[])?;
     let braked = ended(&bus, "gateway", None).await?;
     ensure!(
         braked.stage == Stage::Braked && counts(&braked)[0] == 120,

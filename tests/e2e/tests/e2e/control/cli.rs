@@ -50,7 +50,7 @@ async fn every_command_of_the_page_does_what_it_says() -> Result<()> {
     let stack = stack().await?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/cli.py");
     let mut python = tools::python();
-    python.arg(script).arg(stack.nats.url());
+    python.arg(script).arg(stack.nats.url_as("operator")?);
     python
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -220,7 +220,9 @@ async fn the_cli_itself_understands_every_command() -> Result<()> {
         let endless = line.starts_with("nats sub") || line.contains(" watch ");
         let mut shell = tokio::process::Command::new("sh");
         shell.args(["-c", &format!("exec {command}")]);
-        shell.env("NATS_URL", stack.nats.url()).kill_on_drop(true);
+        shell
+            .env("NATS_URL", stack.nats.url_as("operator")?)
+            .kill_on_drop(true);
         let ended =
             tokio::time::timeout(if endless { A_MOMENT } else { SOON }, shell.output()).await;
         match ended {

@@ -6,15 +6,19 @@ use anyhow::{Result, ensure};
 use futures_util::future::join;
 use serde_json::{Value, json};
 use usersync_core::subjects::{USER_EVENTS, USER_STATE};
-use usersync_stack::eventually;
+use usersync_stack::{NatsServer, eventually};
 
 use super::{Main, Server, states};
 use crate::support::{Bus, SOON};
 
 /// The report of a load that ends well.
-async fn load(main: &Main, name: &str, nats: &str, more: &[&str]) -> Result<Value> {
-    let args = [&["load", "--json", "--nats-url", nats], more].concat();
-    let said = main.scheduler(name, &args).await?;
+async fn load(main: &Main, name: &str, nats: &NatsServer, more: &[&str]) -> Result<Value> {
+    let args = [&["load", "--json"], more].concat();
+    report(&main.scheduler(name, Some(nats), &args).await?)
+}
+
+/// The report among what was said.
+fn report(said: &str) -> Result<Value> {
     // The log goes to the same file.
     let report = said.find("{\n").map_or("", |at| &said[at..]);
     Ok(serde_json::from_str(report)?)
@@ -49,12 +53,12 @@ async fn a_load_brings_in_everybody_and_the_second_finds_them_equal() -> Result<
         fill(&main, 900).await?;
         main.run("INSERT INTO people (uid, username) VALUES (-1, 'nobody')")
             .await?;
-        let nats = stack.nats.url();
         // Streams are the gateway's to make: the load waits for them.
-        let dry_run = load(&main, "dry", &nats, &["--dry-run"]);
-        let (early, gateway) = join(dry_run, stack.add_gateway()).await;
-        gateway?;
-        let early = early?;
+        let dry_run = ["load", "--json", "--dry-run"];
+        let dry_run = main.spawn_scheduler("dry", Some(&stack.nats), &dry_run)?;
+        stack.add_gateway().await?;
+        let nats = &stack.nats;
+        let early = report(&main.said("dry", &dry_run).await?)?;
         ensure!(
             counts(&early) == [900, 0, 0, 0] && early["unusable"] == 1,
             "{early}"
@@ -62,7 +66,7 @@ async fn a_load_brings_in_everybody_and_the_second_finds_them_equal() -> Result<
         let bus = Bus::connect(&stack).await?;
         ensure!(bus.count(USER_STATE).await? == 0, "a dry run wrote");
 
-        let first = load(&main, "first", &nats, &["--rate", "5000"]).await?;
+        let first = load(&main, "first", nats, &["--rate", "5000"]).await?;
         ensure!(counts(&first) == [900, 0, 0, 0], "{first}");
         let state = bus.state(7).await?;
         ensure!(
@@ -75,7 +79,7 @@ async fn a_load_brings_in_everybody_and_the_second_finds_them_equal() -> Result<
             state["event"]["source"] == "main" && state["event_seq"] == 0,
             "{state}"
         );
-        let second = load(&main, "second", &nats, &[]).await?;
+        let second = load(&main, "second", nats, &[]).await?;
         ensure!(counts(&second) == [0, 0, 900, 0], "{second}");
 
         // One is another there, one is gone there, one is unknown here, one only partly known.
@@ -98,7 +102,7 @@ async fn a_load_brings_in_everybody_and_the_second_finds_them_equal() -> Result<
         )
         .await?;
         bus.until_taken_in().await?;
-        let third = load(&main, "third", &nats, &[]).await?;
+        let third = load(&main, "third", nats, &[]).await?;
         ensure!(counts(&third) == [1, 2, 898, 1], "{third}");
         let one = bus.state(1).await?;
         ensure!(
@@ -124,9 +128,9 @@ async fn a_load_that_was_killed_goes_on() -> Result<()> {
     let main = Main::mariadb().await?;
     let stack = Main::bare_stack(1).await?;
     fill(&main, 2_000).await?;
-    let nats = stack.nats.url();
+    let nats = &stack.nats;
     let bus = Bus::connect(&stack).await?;
-    let slow = main.spawn_scheduler("slow", &["load", "--rate", "500", "--nats-url", &nats])?;
+    let slow = main.spawn_scheduler("slow", Some(nats), &["load", "--rate", "500"])?;
     eventually(SOON, async || {
         let done = bus.count(USER_STATE).await?;
         ensure!(done > 200, "{done} states");
@@ -136,7 +140,7 @@ async fn a_load_that_was_killed_goes_on() -> Result<()> {
     slow.kill9().await;
     let done = bus.count(USER_STATE).await?;
     ensure!(done < 2_000);
-    let rest = load(&main, "rest", &nats, &[]).await?;
+    let rest = load(&main, "rest", nats, &[]).await?;
     ensure!(
         rest["equal"].as_u64() >= Some(done) && rest["users"] == 2_000,
         "{done} were done: {rest}"
@@ -154,8 +158,8 @@ async fn rows_in_hand_never_overwrite_newer_events() -> Result<()> {
     main.install().await?;
     let stack = main.stack(1).await?;
     let bus = Bus::connect(&stack).await?;
-    let nats = stack.nats.url();
-    let slow = load(&main, "slow", &nats, &["--rate", "100"]);
+    let nats = &stack.nats;
+    let slow = load(&main, "slow", nats, &["--rate", "100"]);
     let change = async {
         eventually(SOON, async || {
             let done = bus.count(USER_STATE).await?;
@@ -184,14 +188,14 @@ async fn a_load_never_overwrites_a_newer_event() -> Result<()> {
     main.install().await?;
     let stack = main.stack(1).await?;
     let bus = Bus::connect(&stack).await?;
-    let nats = stack.nats.url();
+    let nats = &stack.nats;
     fill(&main, 300).await?;
     main.equals_the_states(&stack).await?;
     let over = Cell::new(false);
     let loads = async {
         let mut found = 0;
         for number in 0..4 {
-            let report = load(&main, &format!("load{number}"), &nats, &[]).await;
+            let report = load(&main, &format!("load{number}"), nats, &[]).await;
             found += report?["users"].as_u64().unwrap_or(0);
         }
         over.set(true);
@@ -254,7 +258,7 @@ async fn a_load_is_the_way_back_when_the_states_are_lost() -> Result<()> {
     let events = bus.jetstream.get_stream(USER_EVENTS).await?;
     events.purge().keep(10).await?;
     let ready = format!("{}/readyz", stack.gateway().url());
-    let nats = stack.nats.url();
+    let nats = &stack.nats;
     let back = async {
         eventually(SOON, async || {
             let answer = usersync_stack::http::client().get(&ready).send();
@@ -266,7 +270,7 @@ async fn a_load_is_the_way_back_when_the_states_are_lost() -> Result<()> {
             Ok(())
         })
         .await?;
-        load(&main, "load", &nats, &[]).await
+        load(&main, "load", nats, &[]).await
     };
     // It becomes ready by itself once the states are back.
     let (restarted, report) = join(stack.gateways[0].restart(), back).await;

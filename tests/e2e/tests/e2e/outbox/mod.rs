@@ -26,7 +26,7 @@ use usersync_core::{
     user_id::UserId,
 };
 use usersync_stack::{
-    Directory, Launch, MariaDbServer, PostgresServer, Process, Stack, eventually, tools,
+    Directory, Launch, MariaDbServer, NatsServer, PostgresServer, Process, Stack, eventually, tools,
 };
 
 use crate::support::{Bus, LATER, SOON};
@@ -128,16 +128,35 @@ impl Main {
     }
 
     /// Starts the scheduler; its output is in `NAME.log`.
-    pub(crate) fn spawn_scheduler(&self, name: &str, args: &[&str]) -> Result<Process> {
+    pub(crate) fn spawn_scheduler(
+        &self,
+        name: &str,
+        nats: Option<&NatsServer>,
+        args: &[&str],
+    ) -> Result<Process> {
         let program = tools::binary("usersync-scheduler", tools::Profile::own())?;
         let log = self.dir.path().join(format!("{name}.log"));
-        let launch = Launch::new("usersync-scheduler", program, log).args(args);
+        let mut launch = Launch::new("usersync-scheduler", program, log).args(args);
+        if let Some(nats) = nats {
+            launch = launch.nats(nats, "scheduler");
+        }
         launch.arg("--config").arg(self.settings()).spawn()
     }
 
     /// Runs the scheduler to its end; what it said.
-    pub(crate) async fn scheduler(&self, name: &str, args: &[&str]) -> Result<String> {
-        let status = self.spawn_scheduler(name, args)?.wait_exit(LATER).await?;
+    pub(crate) async fn scheduler(
+        &self,
+        name: &str,
+        nats: Option<&NatsServer>,
+        args: &[&str],
+    ) -> Result<String> {
+        let process = self.spawn_scheduler(name, nats, args)?;
+        self.said(name, &process).await
+    }
+
+    /// What a scheduler that was started under `name` has said in the end.
+    pub(crate) async fn said(&self, name: &str, process: &Process) -> Result<String> {
+        let status = process.wait_exit(LATER).await?;
         let said = std::fs::read_to_string(self.dir.path().join(format!("{name}.log")))?;
         ensure!(status.success(), "{status}: {said}");
         Ok(said)
@@ -145,7 +164,9 @@ impl Main {
 
     /// Makes the outbox, as people do.
     pub(crate) async fn install(&self) -> Result<()> {
-        let said = self.scheduler("install", &["outbox", "install"]).await?;
+        let said = self
+            .scheduler("install", None, &["outbox", "install"])
+            .await?;
         ensure!(
             said.contains("made the outbox of `people`: username=username"),
             "{said}"

@@ -69,7 +69,7 @@ async fn a_row_that_can_never_be_published_holds_nobody_back() -> Result<()> {
         .await?;
     main.equals_the_states(&stack).await?;
     let said = main
-        .scheduler("status", &["outbox", "status", "--json"])
+        .scheduler("status", None, &["outbox", "status", "--json"])
         .await?;
     let standing: serde_json::Value = serde_json::from_str(&said)?;
     ensure!(

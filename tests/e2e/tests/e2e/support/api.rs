@@ -37,7 +37,7 @@ impl Api {
         Ok(Self {
             client: http::client(),
             base: gateway.url().to_owned(),
-            nats: async_nats::connect(stack.nats.url()).await?,
+            nats: usersync_stack::connect(&stack.nats.test_url()).await?,
         })
     }
 

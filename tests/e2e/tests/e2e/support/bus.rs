@@ -38,7 +38,7 @@ impl DeadLetter {
 
 impl Bus {
     pub(crate) async fn connect(stack: &Stack) -> Result<Self> {
-        let client = async_nats::connect(stack.nats.url()).await?;
+        let client = usersync_stack::connect(&stack.nats.test_url()).await?;
         Ok(Self {
             jetstream: jetstream::new(client),
         })
