@@ -1,9 +1,11 @@
 //! The gateway: events in over HTTP and NATS, states out.
 //!
 //! `intake` merges events into states, `relay` brings in those that main databases write. `control` is the control plane; `api` (HTTP) and `micro`
-//! (NATS) are its doors, `command` shows what they answer, `upkeep` what a gateway does for the targets by itself. Streams and
+//! (NATS) are its doors, `access` says who may come through the first, `command` shows what they answer, `upkeep` what a gateway does
+//! for the targets by itself. Streams and
 //! consumers are made here from the one definition in `usersync_core::streams`.
 
+mod access;
 mod api;
 mod command;
 mod control;
@@ -14,7 +16,7 @@ mod relay;
 mod settings;
 mod upkeep;
 
-use std::{io::Write, time::Duration};
+use std::{io::Write, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream;
@@ -28,6 +30,8 @@ use usersync_core::{
 
 use usersync_source::Database;
 
+use access::Access;
+pub use access::KeyCommand;
 pub use command::StatusCommand;
 use control::Control;
 pub use settings::{Command, Flags, Settings};
@@ -62,7 +66,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         settings.common.egress.clone(),
         shutdown.clone(),
     );
-    let router = api::router(control.clone()).merge(admin::router(health.clone(), metrics));
+    let access = Access::begin(&settings.http, shutdown.clone())?;
+    let router = api::router(control.clone(), Arc::new(access))
+        .merge(admin::router(health.clone(), metrics));
     let http = tokio::spawn(admin::serve(listener, router, shutdown.clone()));
     let micro = micro::serve(client.clone(), control.clone(), shutdown.clone());
     let micro = tokio::spawn(micro);

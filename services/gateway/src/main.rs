@@ -14,6 +14,12 @@ fn main() -> ExitCode {
         Ok(flags) => flags,
         Err(status) => return status,
     };
+    if let Some(Command::Key(key)) = &flags.command {
+        return match key.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => service::fail(&error),
+        };
+    }
     let settings = match Settings::read(&flags) {
         Ok(settings) => settings,
         Err(problems) => return service::fail(&problems.into()),
@@ -33,7 +39,8 @@ fn main() -> ExitCode {
             Some(Command::Status(status)) => {
                 usersync_gateway::status(status, &settings, shutdown).await
             }
-            None => usersync_gateway::run(settings, shutdown).await,
+            // Keys are made above, without any settings.
+            Some(Command::Key(_)) | None => usersync_gateway::run(settings, shutdown).await,
         }
     })
 }

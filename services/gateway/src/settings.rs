@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
 };
 
 use clap::{Parser, Subcommand};
@@ -12,7 +13,10 @@ use usersync_core::{
 };
 use usersync_source::{SourceConfig, SourceName};
 
-use crate::command::StatusCommand;
+use crate::{
+    access::{self, KeyCommand},
+    command::StatusCommand,
+};
 
 /// Takes user events in, over NATS (`user.*`) and HTTP, and keeps the newest state of every user.
 ///
@@ -24,7 +28,8 @@ use crate::command::StatusCommand;
     version,
     after_help = "\
 Examples:
-  usersync-gateway --listen 0.0.0.0:8090 --nats-url nats://nats:4222
+  usersync-gateway key new --scope publish --source basic-server >> keys.toml
+  usersync-gateway --listen 0.0.0.0:8090 --keys keys.toml --nats-url nats://nats:4222
   usersync-gateway --print-streams USER_EVENTS > events.json && nats stream add --config events.json
   usersync-gateway --config /etc/usersync/gateway.toml --check
   usersync-gateway status --watch"
@@ -42,6 +47,12 @@ pub struct Flags {
     /// Go on from the events that are left although USER_STATE is empty and older events are gone [setting intake.accept_empty_state]
     #[arg(long)]
     pub accept_empty_state: bool,
+    /// File with the keys of callers, re-read when it changes [setting http.keys_file]
+    #[arg(long, value_name = "FILE")]
+    pub keys: Option<PathBuf>,
+    /// Ask nobody for a key, also on an address that other machines reach [setting http.open]
+    #[arg(long)]
+    pub open: bool,
     /// What to do instead of being a gateway.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -52,6 +63,9 @@ pub struct Flags {
 pub enum Command {
     /// Show how everything stands, a line per target
     Status(StatusCommand),
+    /// Keys of those who call the HTTP API
+    #[command(subcommand)]
+    Key(KeyCommand),
 }
 
 /// The gateway's settings.
@@ -65,6 +79,8 @@ pub struct Settings {
     pub accept_empty_state: bool,
     /// The most memory for states kept at hand, in bytes.
     pub cache_bytes: u64,
+    /// Who may use the HTTP API.
+    pub http: access::Settings,
     /// The main databases, whose outboxes this gateway relays.
     pub sources: BTreeMap<SourceName, SourceConfig>,
 }
@@ -99,6 +115,9 @@ impl Settings {
         if !(1..=65_536).contains(&cache_mib) {
             reader.problem("intake.cache_mib", "a number of mebibytes from 1 to 65536");
         }
+        reader.flag("http.keys_file", flags.keys.as_ref());
+        reader.flag("http.open", flags.open.then_some(true));
+        let http = access::Settings::read(&mut reader, common.listen);
         let sources = usersync_source::read(&mut reader);
         reader.leave(&["target"]);
         reader.finish()?;
@@ -107,6 +126,7 @@ impl Settings {
             replicas,
             accept_empty_state,
             cache_bytes: cache_mib << 20,
+            http,
             sources,
         })
     }

@@ -226,6 +226,7 @@ impl Settings {
             "streams.replicas",
             "intake.accept_empty_state",
             "intake.cache_mib",
+            "http",
         ]);
         let work = flags
             .command

@@ -106,6 +106,7 @@ impl Settings {
             "streams.replicas",
             "intake.accept_empty_state",
             "intake.cache_mib",
+            "http",
             "sources",
         ]);
         let given: Option<PathBuf> = reader.optional("targets", "a path");

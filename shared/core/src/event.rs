@@ -158,6 +158,10 @@ pub struct Envelope {
 pub const MAX_EVENT_BYTES: usize = 256 * 1024;
 /// The deepest nesting of arrays and objects taken, the event itself included.
 pub const MAX_EVENT_DEPTH: usize = 32;
+/// The most members of one object.
+pub const MAX_EVENT_MEMBERS: usize = 1_000;
+/// The most items of one array.
+pub const MAX_EVENT_ITEMS: usize = 10_000;
 const MAX_ID_CHARS: usize = 128;
 const MAX_NAME_CHARS: usize = 320;
 
@@ -183,9 +187,7 @@ impl Event {
     /// # Errors
     /// [`InvalidEvent`] when the document is no object or breaks the contract.
     pub fn from_value(value: Value, envelope: Envelope) -> Result<Self, InvalidEvent> {
-        if depth(&value, 0) > MAX_EVENT_DEPTH {
-            return Err(too_deep());
-        }
+        within_limits(&value, 0)?;
         let Value::Object(mut members) = value else {
             return Err(InvalidEvent::new("", "an event must be a JSON object"));
         };
@@ -259,23 +261,25 @@ fn too_deep() -> InvalidEvent {
     InvalidEvent::new("", reason)
 }
 
-/// How deep `value` nests; stops descending soon after the limit.
-fn depth(value: &Value, level: usize) -> usize {
-    if level > MAX_EVENT_DEPTH {
-        return level;
-    }
+/// Refuses what nests too deep or is too wide. `level` is how deep `value` itself lies.
+fn within_limits(value: &Value, level: usize) -> Result<(), InvalidEvent> {
     match value {
+        Value::Array(_) | Value::Object(_) if level == MAX_EVENT_DEPTH => Err(too_deep()),
+        Value::Array(items) if items.len() > MAX_EVENT_ITEMS => Err(InvalidEvent::new(
+            "",
+            format!("an array has more than {MAX_EVENT_ITEMS} items"),
+        )),
+        Value::Object(members) if members.len() > MAX_EVENT_MEMBERS => Err(InvalidEvent::new(
+            "",
+            format!("an object has more than {MAX_EVENT_MEMBERS} members"),
+        )),
         Value::Array(items) => items
             .iter()
-            .map(|item| depth(item, level + 1))
-            .max()
-            .unwrap_or(level + 1),
+            .try_for_each(|item| within_limits(item, level + 1)),
         Value::Object(members) => members
             .values()
-            .map(|item| depth(item, level + 1))
-            .max()
-            .unwrap_or(level + 1),
-        _ => level,
+            .try_for_each(|item| within_limits(item, level + 1)),
+        _ => Ok(()),
     }
 }
 
@@ -417,6 +421,27 @@ mod tests {
         for (pointer, value) in cases {
             let error = parse(value.clone()).expect_err(&value.to_string());
             assert_eq!(error.pointer, pointer, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_nests_too_deep_or_is_too_wide_is_refused_and_all_else_taken() {
+        let nested = |levels| (0..levels).fold(json!(1), |inner, _| json!([inner]));
+        let array = |items| json!(vec![0; items]);
+        let object = |members| {
+            (0..members)
+                .map(|at: usize| (at.to_string(), json!(0)))
+                .collect()
+        };
+        // The event itself is one level.
+        for (most, less) in [
+            (nested(MAX_EVENT_DEPTH), nested(MAX_EVENT_DEPTH - 1)),
+            (array(MAX_EVENT_ITEMS + 1), array(MAX_EVENT_ITEMS)),
+            (object(MAX_EVENT_MEMBERS + 1), object(MAX_EVENT_MEMBERS)),
+        ] {
+            assert!(parse(json!({"user_id": 1, "data": less})).is_ok());
+            let error = parse(json!({"user_id": 1, "data": most})).unwrap_err();
+            assert!(error.reason.contains("than"), "{error}");
         }
     }
 

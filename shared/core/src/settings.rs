@@ -45,13 +45,21 @@ impl std::error::Error for Problems {}
 impl Reader {
     /// Layers `file` (TOML, YAML or JSON by its ending) and the environment.
     pub fn new(file: Option<&Path>) -> Self {
+        let mut reader = Self::of_file(file);
+        let figment = std::mem::take(&mut reader.figment);
+        reader.figment = figment.merge(Env::prefixed(ENV_PREFIX).split("__"));
+        reader
+    }
+
+    /// `file` alone, for one that the settings refer to.
+    pub fn of_file(file: Option<&Path>) -> Self {
         let mut problems = Vec::new();
         let mut figment = Figment::new();
         if let Some(path) = file {
             match path.extension().and_then(|ending| ending.to_str()) {
                 _ if !path.is_file() => {
                     problems.push(format!(
-                        "{}: no such file; expected the settings file that --config names",
+                        "{}: no such file; expected a file of settings",
                         path.display()
                     ));
                 }
@@ -70,7 +78,6 @@ impl Reader {
                 )),
             }
         }
-        figment = figment.merge(Env::prefixed(ENV_PREFIX).split("__"));
         Self {
             figment,
             problems,

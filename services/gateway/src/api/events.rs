@@ -1,6 +1,6 @@
 //! `POST /v1/events`: one event or an array, answered when JetStream has stored them.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_nats::jetstream::{
     self,
@@ -10,21 +10,28 @@ use async_nats::jetstream::{
 use axum::{
     Json,
     body::Bytes,
-    extract::{State, rejection::BytesRejection},
+    extract::{Extension, State, rejection::BytesRejection},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
-use usersync_core::event::{self, Envelope, Event, InvalidEvent, MAX_EVENT_BYTES};
+use serde_json::{Value, value::RawValue};
+use usersync_core::event::{Envelope, Event, InvalidEvent, MAX_EVENT_BYTES};
 use uuid::Uuid;
 
-use super::cloud_event;
-use crate::{control::Control, problem::Problem};
+use super::{
+    cloud_event,
+    document::{self, Documents},
+};
+use crate::{
+    access::{Caller, Visitor},
+    control::Control,
+    problem::Problem,
+};
 
-/// The most events in one request.
-const MOST_EVENTS: usize = 1_000;
+/// How many events of an array are parsed before another request has its turn: everything runs on one thread.
+const PARSED_AT_ONCE: usize = 16;
 
 /// One stored event.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -79,6 +86,7 @@ pub(super) struct Items {
 
 /// Publish one event, or an array of at most 1,000
 ///
+/// All are under way before the first PubAck is awaited.
 /// 202 when every event is stored; for an array 207 when only some are, 422 when none is.
 #[utoipa::path(post, operation_id = "events.publish", path = "/v1/events", tag = "events",
     request_body(description = "An event, an array of events, or CloudEvents 1.0; see docs/EVENTS.md", content(
@@ -94,6 +102,7 @@ pub(super) struct Items {
     ))]
 pub(super) async fn publish(
     State(control): State<Arc<Control>>,
+    Extension(visitor): Extension<Visitor>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
@@ -102,49 +111,64 @@ pub(super) async fn publish(
         let detail = "the content type must be application/json or application/cloudevents+json";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
-    let document: Value = serde_json::from_slice(&body).map_err(|error| {
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            format!("the body {}", event::not_json(&error).reason),
-        )
-    })?;
+    let (events, one) = match Documents::of(&body)? {
+        Documents::One(document) => (vec![Ok(parse(document, &visitor.caller)?)], true),
+        Documents::Many(documents) => (parse_all(&documents, &visitor.caller).await, false),
+    };
+    let standing = match visitor.events(count(&events)) {
+        Ok(standing) => standing,
+        Err(refusal) => return Ok(refusal.into_response()),
+    };
     let traceparent = headers
         .get("traceparent")
         .and_then(|value| value.to_str().ok());
-    match document {
-        Value::Array(documents) => publish_all(&control.jetstream, documents, traceparent).await,
-        document => {
-            if body.len() > MAX_EVENT_BYTES {
-                let detail = format!(
-                    "the event has {} bytes; at most {MAX_EVENT_BYTES} are taken",
-                    body.len()
-                );
-                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
-            }
-            let sent = send(&control.jetstream, document, traceparent).await?;
-            let accepted = sent.stored().await?;
-            Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
-        }
+    let mut sent = Vec::with_capacity(events.len());
+    for event in events {
+        sent.push(match event {
+            Ok(event) => send(&control.jetstream, event, traceparent).await,
+            Err(problem) => Err(problem),
+        });
     }
+    let mut response = match sent.pop() {
+        Some(sent) if one => {
+            let accepted = sent?.stored().await?;
+            (StatusCode::ACCEPTED, Json(accepted)).into_response()
+        }
+        last => {
+            sent.extend(last);
+            stored(sent).await
+        }
+    };
+    if let Some(standing) = standing {
+        standing.tell(response.headers_mut());
+    }
+    Ok(response)
 }
 
-/// Publishes in order, all under way before the first PubAck is awaited.
-async fn publish_all(
-    jetstream: &jetstream::Context,
-    documents: Vec<Value>,
-    traceparent: Option<&str>,
-) -> Result<Response, Problem> {
-    if documents.len() > MOST_EVENTS {
-        let detail = format!(
-            "the array has {} events; at most {MOST_EVENTS} are taken",
-            documents.len()
-        );
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+/// How many valid events there are of each source.
+fn count(events: &[Result<Event, Problem>]) -> BTreeMap<Option<String>, u32> {
+    let mut sources = BTreeMap::new();
+    for event in events.iter().flatten() {
+        *sources.entry(event.source.clone()).or_default() += 1;
     }
-    let mut sent = Vec::with_capacity(documents.len());
-    for document in documents {
-        sent.push(send(jetstream, document, traceparent).await);
+    sources
+}
+
+/// Parses every document, letting other requests in between.
+async fn parse_all(documents: &[&RawValue], caller: &Caller) -> Vec<Result<Event, Problem>> {
+    let mut events = Vec::with_capacity(documents.len());
+    for some in documents.chunks(PARSED_AT_ONCE) {
+        let parsed = some
+            .iter()
+            .map(|text| document::item(text).and_then(|document| parse(document, caller)));
+        events.extend(parsed);
+        tokio::task::yield_now().await;
     }
+    events
+}
+
+/// What becomes of an array whose events are all under way.
+async fn stored(sent: Vec<Result<Sent, Problem>>) -> Response {
     let mut items = Items {
         accepted: 0,
         refused: 0,
@@ -177,7 +201,7 @@ async fn publish_all(
         (0, _) => StatusCode::UNPROCESSABLE_ENTITY,
         _ => StatusCode::MULTI_STATUS,
     };
-    Ok((status, Json(items)).into_response())
+    (status, Json(items)).into_response()
 }
 
 /// An event on its way into the stream.
@@ -206,10 +230,9 @@ impl Sent {
 
 async fn send(
     jetstream: &jetstream::Context,
-    document: Value,
+    event: Event,
     traceparent: Option<&str>,
 ) -> Result<Sent, Problem> {
-    let event = parse(document)?;
     let payload = serde_json::to_vec(&event)
         .map_err(|_| InvalidEvent::new("", "can't be written as JSON"))?;
     if payload.len() > MAX_EVENT_BYTES {
@@ -231,7 +254,8 @@ async fn send(
     Ok(Sent { id: event.id, ack })
 }
 
-fn parse(document: Value) -> Result<Event, InvalidEvent> {
+/// Reads one event, which must be of a source that `caller` speaks for.
+fn parse(document: Value, caller: &Caller) -> Result<Event, Problem> {
     let document = if cloud_event::is_cloud_event(&document) {
         cloud_event::into_event(document)?
     } else {
@@ -242,7 +266,19 @@ fn parse(document: Value) -> Result<Event, InvalidEvent> {
         id: Some(Uuid::now_v7().to_string()),
         timestamp: Some(Timestamp::now()),
     };
-    Event::from_value(document, envelope)
+    let mut event = Event::from_value(document, envelope)?;
+    match &event.source {
+        Some(source) if !caller.speaks_for(source) => {
+            let detail = format!("the key of {} isn't bound to this source", caller.name);
+            return Err(Problem {
+                pointer: Some("/source".into()),
+                ..Problem::new(StatusCode::FORBIDDEN, detail)
+            });
+        }
+        Some(_) => {}
+        None => event.source = caller.source().map(str::to_owned),
+    }
+    Ok(event)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

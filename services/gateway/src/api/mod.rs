@@ -4,6 +4,7 @@ mod breakers;
 mod checks;
 mod cloud_event;
 mod dead_letters;
+mod document;
 mod events;
 pub(crate) mod extract;
 mod openapi;
@@ -36,7 +37,11 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use usersync_core::admin::AdminApi;
 
-use crate::{control::Control, problem::Problem};
+use crate::{
+    access::{Access, guard},
+    control::Control,
+    problem::Problem,
+};
 
 /// The largest request body, in bytes.
 const BODY_BYTES: usize = 8 * 1024 * 1024;
@@ -45,13 +50,18 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes of the API.
-pub(crate) fn router(control: Arc<Control>) -> Router {
+pub(crate) fn router(control: Arc<Control>, access: Arc<Access>) -> Router {
     describe_counter!(
         "usersync_http_requests_total",
         "Requests to the gateway's API"
     );
     describe_histogram!("usersync_http_request_seconds", "How long they took");
-    let (router, document) = described().split_for_parts();
+    describe_counter!(
+        "usersync_http_limited_total",
+        "Requests and events refused because a caller had too many"
+    );
+    let (router, mut document) = described().split_for_parts();
+    openapi::secure(&mut document);
     let document = Arc::new(document);
     router
         .route(
@@ -65,6 +75,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
                 "this path takes another method",
             )
         })
+        .layer(middleware::from_fn_with_state(access, guard))
         .layer(middleware::from_fn(measure))
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))

@@ -1,6 +1,19 @@
 //! The OpenAPI document: what the routes say of themselves, and the routes every binary has.
 
-use utoipa::OpenApi;
+use axum::http::Method;
+use utoipa::{
+    OpenApi,
+    openapi::{
+        Components, ContentBuilder, OpenApi as Described, PathItem, Ref, ResponseBuilder,
+        path::Operation,
+        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    },
+};
+
+use crate::access::scope_of;
+
+/// The name of the one security scheme.
+const SCHEME: &str = "key";
 
 /// What holds for the whole document.
 #[derive(OpenApi)]
@@ -25,3 +38,56 @@ use utoipa::OpenApi;
     )
 )]
 pub(super) struct Document;
+
+/// Adds what the guard asks for: the scheme, the scope of every operation, and its refusals.
+pub(super) fn secure(document: &mut Described) {
+    let key = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some(
+            "A key with the scope that the operation names: docs/SECURITY.md. A gateway without keys, on a loopback \
+             address, asks for none.",
+        ))
+        .build();
+    document
+        .components
+        .get_or_insert_with(Components::new)
+        .add_security_scheme(SCHEME, SecurityScheme::Http(key));
+    let paths = document.paths.paths.iter_mut();
+    for (path, item) in paths.filter(|(path, _)| path.starts_with("/v1/")) {
+        for (method, operation) in operations(item) {
+            let Some(scope) = scope_of(&method, path) else {
+                continue;
+            };
+            operation.security = Some(vec![SecurityRequirement::new(SCHEME, [scope.as_str()])]);
+            for (status, description) in [
+                ("401", "No key, or none that is known"),
+                (
+                    "403",
+                    "The key hasn't this scope, or isn't bound to this source",
+                ),
+                (
+                    "429",
+                    "The caller asks for too much: send it again after Retry-After",
+                ),
+            ] {
+                let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem")));
+                let refused = ResponseBuilder::new()
+                    .description(description)
+                    .content("application/problem+json", problem.build());
+                let responses = &mut operation.responses.responses;
+                responses.insert(status.to_owned(), refused.build().into());
+            }
+        }
+    }
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
+    let all = [
+        (Method::GET, &mut item.get),
+        (Method::PUT, &mut item.put),
+        (Method::POST, &mut item.post),
+        (Method::DELETE, &mut item.delete),
+    ];
+    all.into_iter()
+        .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}

@@ -1,5 +1,6 @@
 //! usersync end to end: our own binaries, real servers on free ports, one stack per test.
 
+mod access;
 mod breaker;
 mod checks;
 mod control;

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where its set-up fails")]
 
 use serde_json::json;
-use usersync_core::event::MAX_EVENT_BYTES;
+use usersync_core::event::{MAX_EVENT_BYTES, MAX_EVENT_ITEMS, MAX_EVENT_MEMBERS};
 use usersync_core::subjects::{self, USER_DEAD, USER_EVENTS, header};
 
 use crate::intake::{Intake, header_of};
@@ -51,6 +51,15 @@ fn nested(levels: usize) -> String {
         "[".repeat(levels),
         "]".repeat(levels)
     )
+}
+
+fn wide_array() -> String {
+    json!({"user_id": 1, "data": vec![0; MAX_EVENT_ITEMS + 1]}).to_string()
+}
+
+fn wide_object() -> String {
+    let members = (0..=MAX_EVENT_MEMBERS).map(|member| (member.to_string(), json!(0)));
+    json!({"user_id": 1, "data": serde_json::Map::from_iter(members)}).to_string()
 }
 
 fn cases() -> Vec<Case> {
@@ -153,6 +162,20 @@ fn cases() -> Vec<Case> {
             "at most 262144",
         ),
         case("deep", CREATED, nested(40), "", "nested deeper than 32"),
+        case(
+            "long array",
+            CREATED,
+            wide_array(),
+            "",
+            "more than 10000 items",
+        ),
+        case(
+            "wide object",
+            CREATED,
+            wide_object(),
+            "",
+            "more than 1000 members",
+        ),
         case(
             "username of another kind",
             CREATED,
@@ -298,7 +321,7 @@ async fn over_http_every_invalid_event_is_answered_with_its_problem() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 15);
+    assert_eq!(checked, 17);
     assert_eq!(intake.size(USER_EVENTS).await, (0, 0), "nothing was stored");
 
     let answer = intake.post_raw("text/plain", "{}").await;

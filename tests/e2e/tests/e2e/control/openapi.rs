@@ -57,6 +57,16 @@ async fn every_path_of_the_document_is_served() -> Result<()> {
     let document = api.get("/v1/openapi.json").await?;
     let paths = document["paths"].as_object().context("no paths")?;
     for (path, item) in paths {
+        for (method, operation) in item.as_object().context("no item")? {
+            let scope = &operation["security"][0]["key"][0];
+            let expected = match (path.as_str(), method.as_str()) {
+                ("/healthz" | "/readyz" | "/metrics", _) => Value::Null,
+                ("/v1/events", "post") => "publish".into(),
+                (_, "get") => "read".into(),
+                _ => "operate".into(),
+            };
+            assert_eq!(scope, &expected, "{method} {path}");
+        }
         for method in item.as_object().context("no item")?.keys() {
             let real = path
                 .replace("{name}", "nobody")
