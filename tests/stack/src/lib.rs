@@ -21,6 +21,7 @@
 mod arcadedb;
 mod builder;
 mod catalogue;
+mod certificates;
 mod directory;
 pub mod http;
 mod launch;
@@ -41,6 +42,7 @@ mod wait;
 
 pub use arcadedb::ArcadeDbServer;
 pub use builder::{Endpoints, StackBuilder};
+pub use certificates::Certificates;
 pub use directory::Directory;
 pub use launch::Launch;
 pub use mariadb::MariaDbServer;
