@@ -20,6 +20,7 @@ const HERE: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// A private authority and its certificates in a directory, all PEM: `ca.pem`, and `NAME.pem` with `NAME-key.pem` of
 /// `server`, `client`, `expired` and `wrong-host`.
+#[derive(Debug)]
 pub struct Certificates {
     dir: PathBuf,
     authority: Issuer<'static, KeyPair>,

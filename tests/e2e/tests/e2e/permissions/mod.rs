@@ -2,6 +2,7 @@
 
 mod changed;
 mod peer;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -271,6 +272,8 @@ async fn stack() -> Result<Stack> {
     let user = user.replace("$USERSYNC_WORKER_SHOP_PASSWORD", SHOP_PASSWORD);
     edit(&stack.nats, "  users: [\n", &format!("  users: [\n{user}"))?;
     stack.nats.reload()?;
+    // Who connects meanwhile may be refused.
+    connect(&stack.nats, SHOP).await?;
     Ok(stack)
 }
 
