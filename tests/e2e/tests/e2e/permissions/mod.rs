@@ -1,7 +1,9 @@
 //! What each role of nats.conf may do and may not, tried with a real client; and what happens when that changes.
 
 mod changed;
+mod logins;
 mod peer;
+mod store;
 mod tls;
 
 use std::collections::BTreeMap;
