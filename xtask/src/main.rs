@@ -7,6 +7,7 @@
 )]
 
 mod bench;
+mod certs;
 mod ci;
 mod demo;
 mod run;
@@ -30,6 +31,7 @@ enum Command {
     Ci(ci::Ci),
     Bench(bench::Bench),
     Sbom(sbom::Sbom),
+    Certs(certs::Certs),
     Setup(setup::Setup),
 }
 
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Ci(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Sbom(command) => command.run(),
+        Command::Certs(command) => command.run(),
         Command::Setup(command) => command.run(),
     };
     match done {

@@ -46,7 +46,7 @@ impl Common {
             nkey: None,
             inbox_prefix: Some("_INBOX_publisher".to_owned()),
             credentials: None,
-            ca: None,
+            tls: nats::Tls::default(),
         };
         let client = nats::connect(&settings, service, health).await?;
         Ok(Publisher::new(jetstream::new(client), service))

@@ -1,11 +1,16 @@
 //! Connecting to NATS: one way for every binary, with its state visible in health and logs.
 
+mod failures;
+mod tls;
+
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, ServerAddr, jetstream};
 use secrecy::ExposeSecret;
 
+use self::failures::Failures;
+pub use self::tls::Tls;
 use crate::{admin::Health, refusals::Refusals, secret::SecretRef, settings::Reader};
 
 /// How long one request to the server may take.
@@ -26,8 +31,8 @@ pub struct Settings {
     pub inbox_prefix: Option<String>,
     /// A credentials file (JWT and seed).
     pub credentials: Option<PathBuf>,
-    /// A CA certificate (PEM) to trust for `tls://`.
-    pub ca: Option<PathBuf>,
+    /// Whom to trust, and who we are, for `tls://`.
+    pub tls: Tls,
 }
 
 impl Settings {
@@ -44,7 +49,7 @@ impl Settings {
             nkey: reader.optional("nats.nkey", reference),
             inbox_prefix: reader.optional("nats.inbox_prefix", "one token such as _INBOX_worker"),
             credentials: reader.optional("nats.credentials", "the path of a credentials file"),
-            ca: reader.optional("nats.ca", "the path of a CA certificate in PEM form"),
+            tls: Tls::read(reader),
         };
         if settings
             .servers()
@@ -76,13 +81,9 @@ impl Settings {
         if prefix.is_empty() || prefix.contains([' ', '.', '*', '>']) {
             reader.problem("nats.inbox_prefix", "one token such as _INBOX_worker");
         }
-        for (key, path) in [
-            ("nats.credentials", &settings.credentials),
-            ("nats.ca", &settings.ca),
-        ] {
-            if path.as_ref().is_some_and(|path| !path.is_file()) {
-                reader.problem(key, "a file that exists");
-            }
+        let credentials = settings.credentials.as_ref();
+        if credentials.is_some_and(|path| !path.is_file()) {
+            reader.problem("nats.credentials", "a file that exists");
         }
         settings
     }
@@ -106,10 +107,7 @@ impl Settings {
             let read = || format!("nats.credentials: can't read {}", path.display());
             options = options.credentials_file(path).await.with_context(read)?;
         }
-        if let Some(path) = &self.ca {
-            options = options.add_root_certificates(path.clone());
-        }
-        Ok(options)
+        Ok(self.tls.of(&self.servers(), options))
     }
 
     /// One prefix per role, so that permissions can keep inboxes apart: `_INBOX_worker` for `usersync-worker`.
@@ -137,8 +135,11 @@ pub async fn connect(settings: &Settings, name: &str, health: &Health) -> anyhow
     seen.down("nats", format!("connecting to {url}"));
     let refusals = Refusals::new(health.clone());
     let refused = refusals.clone();
+    let failures = Failures::default();
+    let failed = failures.clone();
     let on_event = move |event| {
         let (seen, url, refused) = (seen.clone(), url.clone(), refused.clone());
+        let failed = failed.clone();
         async move {
             match event {
                 Event::Connected => {
@@ -152,7 +153,8 @@ pub async fn connect(settings: &Settings, name: &str, health: &Health) -> anyhow
                 Event::Closed => seen.down("nats", "closed"),
                 Event::ServerError(error) => refused.saw(&error),
                 Event::ClientError(error) => {
-                    tracing::warn!(%error, "NATS client");
+                    let error = failed.explain(&error);
+                    tracing::warn!(error, "NATS client");
                     seen.down("nats", format!("connecting to {url}: {error}"));
                 }
                 Event::SlowConsumer(_) => {
@@ -162,9 +164,9 @@ pub async fn connect(settings: &Settings, name: &str, health: &Health) -> anyhow
             }
         }
     };
-    let options = settings
-        .options(name)
-        .await?
+    let options = settings.options(name).await?;
+    let options = failures
+        .of(options)
         .retry_on_initial_connect()
         .event_callback(on_event);
     let client = options.connect(settings.servers()).await;
@@ -185,8 +187,9 @@ pub async fn check(settings: &Settings, name: &str) -> anyhow::Result<jetstream:
         .await?
         .connection_timeout(REQUEST_TIMEOUT);
     let client = options.connect(settings.servers()).await;
-    let client = client.with_context(|| {
-        format!("can't connect to NATS at {url}; is nats-server running there?")
+    let client = client.map_err(|error| {
+        let hint = tls::hint(&error.to_string()).unwrap_or("is nats-server running there?");
+        anyhow::Error::new(error).context(format!("can't connect to NATS at {url}; {hint}"))
     })?;
     let jetstream = jetstream::new(client);
     let account = jetstream.query_account().await;

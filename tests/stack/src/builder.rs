@@ -58,6 +58,7 @@ pub struct StackBuilder {
     targets: Option<Catalogue>,
     targets_file: Option<PathBuf>,
     nats_conf: Option<PathBuf>,
+    nats_tls: bool,
     recipe: Recipe,
 }
 
@@ -83,6 +84,7 @@ impl Default for StackBuilder {
             targets: None,
             targets_file: None,
             nats_conf: None,
+            nats_tls: false,
             recipe: Recipe {
                 profile: Profile::own(),
                 gateway_args: Vec::new(),
@@ -159,6 +161,13 @@ impl StackBuilder {
         self
     }
 
+    /// Whether NATS has TLS and asks every client for a certificate; it doesn't unless said otherwise. The examples
+    /// have no settings for it.
+    pub fn nats_tls(mut self, tls: bool) -> Self {
+        self.nats_tls = tls;
+        self
+    }
+
     /// More arguments for every gateway.
     pub fn gateway_args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
@@ -206,7 +215,9 @@ impl StackBuilder {
             }
         };
 
-        let mut nats = NatsServer::builder(dir).port(port(4222)?);
+        let mut nats = NatsServer::builder(dir)
+            .port(port(4222)?)
+            .tls(self.nats_tls);
         if let Some(conf) = &self.nats_conf {
             nats = nats.conf(conf);
         }

@@ -78,9 +78,17 @@ impl Launch {
     #[must_use]
     pub fn nats(self, server: &NatsServer, role: &str) -> Self {
         let password = format!("file:{}", server.password_file(role).display());
-        self.env("USERSYNC_NATS__URL", server.url())
+        let launch = self
+            .env("USERSYNC_NATS__URL", server.url())
             .env("USERSYNC_NATS__USER", role)
-            .env("USERSYNC_NATS__PASSWORD", password)
+            .env("USERSYNC_NATS__PASSWORD", password);
+        let Some(certificates) = server.certificates() else {
+            return launch;
+        };
+        launch
+            .env("USERSYNC_NATS__CA", certificates.ca())
+            .env("USERSYNC_NATS__CERT", certificates.cert("client"))
+            .env("USERSYNC_NATS__KEY", certificates.key("client"))
     }
 
     /// Runs it in another working directory.

@@ -21,6 +21,7 @@
 mod arcadedb;
 mod builder;
 mod catalogue;
+mod certificates;
 mod directory;
 mod egress;
 pub mod http;
@@ -43,6 +44,7 @@ mod wait;
 
 pub use arcadedb::ArcadeDbServer;
 pub use builder::{Endpoints, StackBuilder};
+pub use certificates::Certificates;
 pub use directory::Directory;
 pub use egress::egress;
 pub use launch::Launch;

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use async_nats::{Client, ConnectOptions};
 
 use crate::roles::{self, Roles, TEST};
-use crate::{Launch, Process, Signal, free_port, http, tools};
+use crate::{Certificates, Launch, Process, Signal, free_port, http, tools};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
@@ -21,6 +22,7 @@ pub struct NatsServer {
     conf: PathBuf,
     roles: Roles,
     test: String,
+    certificates: Option<Certificates>,
 }
 
 /// What to start a [`NatsServer`] with.
@@ -31,6 +33,8 @@ pub struct NatsBuilder {
     port: Option<u16>,
     monitor_port: Option<u16>,
     args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    tls: bool,
 }
 
 impl NatsServer {
@@ -60,13 +64,41 @@ impl NatsServer {
             port: None,
             monitor_port: None,
             args: Vec::new(),
+            env: Vec::new(),
+            tls: false,
         }
     }
 
-    /// Where clients connect: `nats://127.0.0.1:PORT`.
+    /// Where clients connect: `nats://127.0.0.1:PORT`, or `tls://`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        let scheme = if self.certificates.is_some() {
+            "tls"
+        } else {
+            "nats"
+        };
+        format!("{scheme}://127.0.0.1:{}", self.port)
+    }
+
+    /// The certificates that it and its clients have, if it was started with TLS.
+    #[must_use]
+    pub fn certificates(&self) -> Option<&Certificates> {
+        self.certificates.as_ref()
+    }
+
+    /// Connects as a test, who may do everything.
+    ///
+    /// # Errors
+    /// When the server can't be reached, or refuses.
+    pub async fn connect(&self) -> Result<Client> {
+        let mut options = ConnectOptions::new();
+        if let Some(certificates) = &self.certificates {
+            options = options
+                .require_tls(true)
+                .add_root_certificates(certificates.ca())
+                .add_client_certificate(certificates.cert("client"), certificates.key("client"));
+        }
+        roles::connect_with(&self.test_url(), options).await
     }
 
     /// The same with user and password of a test, who may do everything.
@@ -179,10 +211,24 @@ impl NatsBuilder {
         self
     }
 
+    /// With TLS as `nats.conf` shows it, for clients with a certificate only; everything in `dir/tls`.
+    #[must_use]
+    pub fn tls(mut self, tls: bool) -> Self {
+        self.tls = tls;
+        self
+    }
+
     /// One more argument.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
+        self
+    }
+
+    /// One more environment variable, or another value than the password of a role.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
         self
     }
 
@@ -194,11 +240,16 @@ impl NatsBuilder {
         let port = self.port.map_or_else(free_port, Ok)?;
         let monitor_port = self.monitor_port.map_or_else(free_port, Ok)?;
         let roles = Roles::of(&self.dir)?;
+        let certificates = if self.tls {
+            Some(Certificates::make(&self.dir.join("tls"))?)
+        } else {
+            None
+        };
         let conf = match self.conf {
             Some(conf) => conf,
-            None => roles::conf_of_tests(&self.dir)?,
+            None => roles::conf_of_tests(&self.dir, certificates.as_ref())?,
         };
-        let launch = roles
+        let mut launch = roles
             .given_to(Launch::new(
                 "nats-server",
                 tools::nats_server()?,
@@ -211,6 +262,9 @@ impl NatsBuilder {
             .args(["-a", "127.0.0.1", "-p", &port.to_string()])
             .args(["-m", &monitor_port.to_string()])
             .args(self.args);
+        for (name, value) in self.env {
+            launch = launch.env(name, value);
+        }
         let server = NatsServer {
             process: launch.spawn()?,
             launch,
@@ -219,6 +273,7 @@ impl NatsBuilder {
             conf,
             test: roles.login(TEST)?,
             roles,
+            certificates,
         };
         server.until_ready().await?;
         Ok(server)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use async_nats::{Client, ConnectOptions, ServerAddr};
 
-use crate::{Launch, secret, tools};
+use crate::{Certificates, Launch, secret, tools};
 
 /// Every role of `nats.conf`.
 pub const ROLES: [&str; 6] = [
@@ -75,6 +75,11 @@ impl Roles {
 /// # Errors
 /// When the server can't be reached, or refuses.
 pub async fn connect(url: &str) -> Result<Client> {
+    connect_with(url, ConnectOptions::new()).await
+}
+
+/// The same with more options.
+pub(crate) async fn connect_with(url: &str, options: ConnectOptions) -> Result<Client> {
     let address: ServerAddr = url.parse().context("an address of NATS")?;
     let user = address.username().unwrap_or_default().to_owned();
     let password = address.password().unwrap_or_default().to_owned();
@@ -82,18 +87,40 @@ pub async fn connect(url: &str) -> Result<Client> {
         TEST | "operator" => "_INBOX".to_owned(),
         role => format!("_INBOX_{role}"),
     };
-    let options = ConnectOptions::with_user_and_password(user, password);
+    let options = options.user_and_password(user, password);
     let connected = options.custom_inbox_prefix(inbox).connect(address).await;
     connected.context("connecting to NATS")
 }
 
-/// Writes the project's `nats.conf` into `dir` with the user of the tests beside the roles; answers where.
-pub(crate) fn conf_of_tests(dir: &Path) -> Result<PathBuf> {
-    let shipped = fs::read_to_string(tools::nats_conf()).context("reading nats.conf")?;
+/// Writes the project's `nats.conf` into `dir` with the user of the tests beside the roles, and with the block for TLS
+/// that it shows in use if there are certificates; answers where.
+pub(crate) fn conf_of_tests(dir: &Path, certificates: Option<&Certificates>) -> Result<PathBuf> {
+    let mut shipped = fs::read_to_string(tools::nats_conf()).context("reading nats.conf")?;
+    if let Some(certificates) = certificates {
+        shipped = with_tls(&shipped, certificates)?;
+    }
     let user = format!("  users: [\n    {{ user: {TEST}, password: $USERSYNC_TEST_PASSWORD }}\n");
     let conf = shipped.replacen("  users: [\n", &user, 1);
     ensure!(conf != shipped, "nats.conf has no line `  users: [`");
     let path = dir.join("nats.conf");
     fs::write(&path, conf).with_context(|| format!("writing {}", path.display()))?;
     Ok(path)
+}
+
+/// `conf` with its block for TLS uncommented.
+fn with_tls(conf: &str, certificates: &Certificates) -> Result<String> {
+    let begin = conf
+        .find("# tls {\n")
+        .context("nats.conf has no tls block")?;
+    let end = conf[begin..]
+        .find("\n# }\n")
+        .context("nats.conf's tls block has no end")?;
+    let end = begin + end + "\n# }\n".len();
+    let block: Vec<_> = conf[begin..end]
+        .lines()
+        .map(|line| line.strip_prefix("# ").unwrap_or(line))
+        .collect();
+    let dir = format!("{}/", certificates.dir().display());
+    let block = block.join("\n").replace("/etc/usersync/tls/", &dir);
+    Ok([&conf[..begin], &block, "\n", &conf[end..]].concat())
 }

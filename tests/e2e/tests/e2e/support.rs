@@ -2,6 +2,7 @@
 
 mod api;
 mod bus;
+mod load;
 mod recorder;
 
 use std::time::Duration;
@@ -10,6 +11,7 @@ use usersync_stack::{Stack, StackBuilder};
 
 pub(crate) use api::Api;
 pub(crate) use bus::Bus;
+pub(crate) use load::Load;
 pub(crate) use recorder::{Call, Gate, Recorder, answer};
 
 /// Long enough for anything that happens at once, on a machine that is busy.

@@ -4,132 +4,71 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
-use usersync_stack::{Launch, Profile, Service, Stack, eventually, free_port, http, tools};
+use serde_json::Value;
+use usersync_stack::eventually;
 
 use super::edit;
-use crate::support::{Bus, LATER, Recorder, SOON, answer, only};
+use crate::support::{LATER, Load, SOON};
 
-/// How many users there are, each changed again and again.
-const USERS: u64 = 300;
 const GRACE: Duration = Duration::from_secs(15);
 
-/// A target that is busy for a while with every delivery, its worker, and users on their way.
-struct Load {
-    recorder: Recorder,
-    stack: Stack,
-    bus: Bus,
-}
-
-impl Load {
-    async fn start() -> Result<Self> {
-        let recorder = Recorder::start(async |_| {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            answer(200)
-        })
-        .await?;
-        let stack = only(recorder.target("audit", "")).start().await?;
-        let bus = Bus::connect(&stack).await?;
-        let load = Self {
-            recorder,
-            stack,
-            bus,
-        };
-        load.change(1).await?;
-        eventually(SOON, async || {
-            let arrived = load.recorder.arrived();
-            ensure!(arrived > 20, "{arrived} arrived");
-            Ok(())
-        })
-        .await?;
-        Ok(load)
-    }
-
-    /// Changes every user for the `n`th time.
-    async fn change(&self, n: u64) -> Result<()> {
-        let changes = (1..=USERS).map(|user| {
-            let change = json!({"user_id": user, "username": "ann", "data": {"n": n}});
-            ("user.created", change)
-        });
-        self.bus.publish_all(changes).await
-    }
-
-    /// Waits until the target has the `n`th change of everybody, with nobody given up.
-    async fn has_all_of(&self, n: u64) -> Result<()> {
-        self.bus.until_settled("audit").await?;
-        for user in 1..=USERS {
-            let held = self.recorder.holds(user)["data"]["n"].clone();
-            ensure!(held == n, "user {user}: {held} instead of {n}");
-        }
-        let given_up = self.bus.count("USER_DEAD").await?;
-        ensure!(given_up == 0, "{given_up} dead letters");
+/// Takes `part` out of nats.conf while users are delivered; the worker must say `told`. Then gives it back.
+async fn without(load: &Load, part: &str, told: &str) -> Result<()> {
+    let nats = &load.stack.nats;
+    let before = fs::read_to_string(nats.conf())?;
+    edit(nats, part, "")?;
+    nats.reload()?;
+    load.change(2).await?;
+    eventually(LATER, async || {
+        let seen = load.part("permissions").await?;
+        let clear = seen.as_str().unwrap_or_default();
+        ensure!(
+            clear.contains(told) && clear.contains("nats.conf"),
+            "{seen}"
+        );
         Ok(())
-    }
-
-    fn worker(&self) -> &Service {
-        &self.stack.workers["audit"][0]
-    }
-
-    /// Part of `/readyz` of the worker, null when there is none.
-    async fn part(&self, name: &str) -> Result<Value> {
-        let readyz = format!("{}/readyz", self.worker().url());
-        let told: Value = http::client().get(readyz).send().await?.json().await?;
-        Ok(told["parts"][name].clone())
-    }
-
-    /// Takes `part` out of nats.conf while users are delivered; the worker must say `told`. Then gives it back.
-    async fn without(&self, part: &str, told: &str) -> Result<()> {
-        let nats = &self.stack.nats;
-        let before = fs::read_to_string(nats.conf())?;
-        edit(nats, part, "")?;
-        nats.reload()?;
-        self.change(2).await?;
-        eventually(LATER, async || {
-            let seen = self.part("permissions").await?;
-            let clear = seen.as_str().unwrap_or_default();
-            ensure!(
-                clear.contains(told) && clear.contains("nats.conf"),
-                "{seen}"
-            );
-            Ok(())
-        })
-        .await?;
-        let log = self.worker().process().log_tail();
-        ensure!(log.contains("NATS refused something"), "{log}");
-        self.change(3).await?;
-        fs::write(nats.conf(), before)?;
-        nats.reload()?;
-        self.has_all_of(3).await?;
-        self.worker().until_ready().await?;
-        assert_eq!(self.part("permissions").await?, Value::Null);
-        Ok(())
-    }
+    })
+    .await?;
+    let log = load.worker().process().log_tail();
+    ensure!(log.contains("NATS refused something"), "{log}");
+    load.change(3).await?;
+    fs::write(nats.conf(), before)?;
+    nats.reload()?;
+    load.has_all_of(3).await?;
+    load.worker().until_ready().await?;
+    assert_eq!(load.part("permissions").await?, Value::Null);
+    Ok(())
 }
 
 #[tokio::test]
 async fn a_worker_that_may_not_pull_any_more_says_so_and_goes_on_when_it_may() -> Result<()> {
-    let load = Load::start().await?;
+    let load = Load::start(|stack| stack).await?;
     let pulls =
         r#""$JS.API.CONSUMER.MSG.NEXT.USER_STATE.*", "$JS.API.CONSUMER.MSG.NEXT.USER_REPAIR.*""#;
     let told =
         r#"Permissions Violation for Publish to "$JS.API.CONSUMER.MSG.NEXT.USER_STATE.audit""#;
-    load.without(pulls, told).await
+    without(&load, pulls, told).await
 }
 
 #[tokio::test]
 async fn a_worker_that_may_not_acknowledge_any_more_says_so_and_goes_on_when_it_may() -> Result<()>
 {
-    let load = Load::start().await?;
+    let load = Load::start(|stack| stack).await?;
     let acks = r#""$JS.ACK.USER_STATE.>", "$JS.ACK.*.*.USER_STATE.>","#;
-    load.without(acks, r#"Permissions Violation for Publish to "$JS.ACK."#)
-        .await
+    without(
+        &load,
+        acks,
+        r#"Permissions Violation for Publish to "$JS.ACK."#,
+    )
+    .await
 }
 
 #[tokio::test]
 async fn a_worker_that_may_not_hear_answers_any_more_says_so_and_goes_on_when_it_may() -> Result<()>
 {
-    let load = Load::start().await?;
-    load.without(
+    let load = Load::start(|stack| stack).await?;
+    without(
+        &load,
         r#""_INBOX_worker.>", "#,
         "Permissions Violation for Subscription",
     )
@@ -138,7 +77,7 @@ async fn a_worker_that_may_not_hear_answers_any_more_says_so_and_goes_on_when_it
 
 #[tokio::test]
 async fn a_password_is_rotated_by_two_users_and_no_event_is_lost() -> Result<()> {
-    let mut load = Load::start().await?;
+    let mut load = Load::start(|stack| stack).await?;
     let nats = &load.stack.nats;
     let old =
         "    { user: worker, password: $USERSYNC_WORKER_PASSWORD, permissions: $WORKER_MAY }\n";
@@ -149,28 +88,13 @@ async fn a_password_is_rotated_by_two_users_and_no_event_is_lost() -> Result<()>
 
     let file = load.stack.dir().join("new-password");
     fs::write(&file, "the-new-one\n")?;
-    let listen = format!("127.0.0.1:{}", free_port()?);
-    let log = load.stack.dir().join("logs/second-worker.log");
-    let launch = Launch::new(
-        "second-worker",
-        tools::binary("usersync-worker", Profile::own())?,
-        log,
-    )
-    .nats(nats, "worker")
-    .env("USERSYNC_NATS__USER", "worker-2")
-    .env(
-        "USERSYNC_NATS__PASSWORD",
-        format!("file:{}", file.display()),
-    )
-    .args([
-        "--target",
-        "audit",
-        "--listen",
-        &listen,
-        "--log-format",
-        "human",
-    ]);
-    let second = Service::spawn(launch, format!("http://{listen}"))?;
+    let second = load.another_worker(&[
+        ("USERSYNC_NATS__USER", "worker-2"),
+        (
+            "USERSYNC_NATS__PASSWORD",
+            &format!("file:{}", file.display()),
+        ),
+    ])?;
     second.until_ready().await?;
     load.worker().stop(GRACE).await?;
     load.change(3).await?;
@@ -190,7 +114,7 @@ async fn a_password_is_rotated_by_two_users_and_no_event_is_lost() -> Result<()>
 
 #[tokio::test]
 async fn a_password_in_a_file_may_change_under_a_running_worker() -> Result<()> {
-    let load = Load::start().await?;
+    let load = Load::start(|stack| stack).await?;
     let nats = &load.stack.nats;
     let pid = load.worker().pid();
     fs::write(nats.password_file("worker"), "the-new-one\n")?;

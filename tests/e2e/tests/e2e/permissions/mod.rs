@@ -1,7 +1,10 @@
 //! What each role of nats.conf may do and may not, tried with a real client; and what happens when that changes.
 
 mod changed;
+mod logins;
 mod peer;
+mod store;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -275,6 +278,8 @@ async fn stack() -> Result<Stack> {
     let user = user.replace("$USERSYNC_WORKER_SHOP_PASSWORD", SHOP_PASSWORD);
     edit(&stack.nats, "  users: [\n", &format!("  users: [\n{user}"))?;
     stack.nats.reload()?;
+    // Who connects meanwhile may be refused.
+    connect(&stack.nats, SHOP).await?;
     Ok(stack)
 }
 

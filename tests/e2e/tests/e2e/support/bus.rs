@@ -38,7 +38,7 @@ impl DeadLetter {
 
 impl Bus {
     pub(crate) async fn connect(stack: &Stack) -> Result<Self> {
-        let client = usersync_stack::connect(&stack.nats.test_url()).await?;
+        let client = stack.nats.connect().await?;
         Ok(Self {
             jetstream: jetstream::new(client),
         })
