@@ -113,7 +113,8 @@ impl Rig {
         url: &str,
         settings: &serde_json::Value,
     ) -> Result<TargetConfig> {
-        let mut entry = json!({ "url": url });
+        // Everything runs on this machine.
+        let mut entry = json!({ "url": url, "allow_networks": ["loopback"] });
         for (key, value) in settings.as_object().into_iter().flatten() {
             entry[key] = value.clone();
         }
