@@ -146,9 +146,12 @@ async fn nothing_survives_a_killed_parent() -> Result<()> {
 async fn be_the_parent(file: &str) -> Result<()> {
     // A directory of its own would stay when this process is killed.
     let log = format!("{file}.log");
-    let process = Launch::new("sleeper", "/bin/sleep", log)
-        .arg("60")
+    let process = Launch::new("sleeper", "/bin/sh", log)
+        .args(["-c", "echo up; exec sleep 60"])
         .spawn()?;
+    // The child asks the kernel to die with its parent after it has been started: what is killed before
+    // that leaves it behind.
+    until_it_says(&process, "up").await?;
     let unfinished = format!("{file}.new");
     std::fs::write(&unfinished, process.pid().to_string())?;
     std::fs::rename(unfinished, file)?;
