@@ -22,6 +22,7 @@ mod refusals;
 mod rules;
 mod services;
 mod settings;
+mod signed;
 mod support;
 mod takeover;
 mod watching;
