@@ -8,6 +8,8 @@ mod bulk;
 pub(crate) mod changes;
 pub(crate) mod checks;
 pub(crate) mod dead_letters;
+pub(crate) mod erase;
+mod evidence;
 pub(crate) mod jobs;
 pub(crate) mod letters;
 pub(crate) mod preview;

@@ -17,6 +17,7 @@ mod model;
 mod monitoring;
 mod outbox;
 mod permissions;
+mod personal;
 mod redis_target;
 mod refusals;
 mod rules;
