@@ -1,5 +1,6 @@
 //! Personal data: where it is, that it is nowhere else, and that an erased user is nowhere.
 
+mod canary;
 mod erase;
 
 use std::{
