@@ -20,11 +20,7 @@ use usersync_core::{
 };
 use uuid::Uuid;
 
-use super::{
-    Control, bulk,
-    erase::{Erase, Erasure},
-    nats,
-};
+use super::{Control, bulk, erase::Erase, erasure::Erasure, nats};
 use crate::problem::Problem;
 
 /// How often progress is written down.

@@ -9,6 +9,7 @@ pub(crate) mod changes;
 pub(crate) mod checks;
 pub(crate) mod dead_letters;
 pub(crate) mod erase;
+mod erasure;
 mod evidence;
 pub(crate) mod jobs;
 pub(crate) mod letters;

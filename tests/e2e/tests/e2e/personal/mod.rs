@@ -2,6 +2,7 @@
 
 mod canary;
 mod erase;
+mod search;
 
 use std::{
     fs,
