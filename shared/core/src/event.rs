@@ -118,6 +118,9 @@ pub struct Event {
     /// The service that published it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Of a `Deleted`: the user is erased, so targets that would only disable them delete them too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub erase: bool,
 }
 
 /// Why a document is no valid event, and where.
@@ -230,6 +233,7 @@ impl Event {
             Change::Set(source) => Some(source),
             Change::Keep | Change::Clear => None,
         };
+        let erase = kind == EventType::Deleted && take_flag(&mut members, "erase")?;
         Ok(Self {
             id,
             kind,
@@ -239,6 +243,7 @@ impl Event {
             data: take_data(&mut members)?,
             timestamp,
             source,
+            erase,
         })
     }
 }
@@ -323,6 +328,17 @@ fn take_text(
     }
 }
 
+fn take_flag(members: &mut Map<String, Value>, name: &'static str) -> Result<bool, InvalidEvent> {
+    match members.remove(name) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(flag)) => Ok(flag),
+        Some(_) => Err(InvalidEvent::new(
+            format!("/{name}"),
+            "must be true or false",
+        )),
+    }
+}
+
 /// Takes `data`, with a `status` beside it moved to `data.status`, its one place.
 fn take_data(members: &mut Map<String, Value>) -> Result<Change<Value>, InvalidEvent> {
     let data = members.remove("data");
@@ -381,6 +397,22 @@ mod tests {
     fn status_lives_in_data() {
         let event = parse(json!({"user_id": 1, "status": "locked", "data": {"a": 1}})).unwrap();
         assert_eq!(event.data, Change::Set(json!({"a": 1, "status": "locked"})));
+    }
+
+    #[test]
+    fn only_a_deletion_erases() {
+        let of = |kind, erase: Value| {
+            let envelope = Envelope {
+                kind: Some(kind),
+                ..envelope()
+            };
+            Event::from_value(json!({"user_id": 1, "erase": erase}), envelope)
+        };
+        assert!(of(EventType::Deleted, json!(true)).unwrap().erase);
+        assert!(!of(EventType::Deleted, json!(null)).unwrap().erase);
+        assert!(!of(EventType::Created, json!("yes")).unwrap().erase);
+        let error = of(EventType::Deleted, json!("yes")).unwrap_err();
+        assert_eq!(error.pointer, "/erase");
     }
 
     #[test]

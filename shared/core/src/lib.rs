@@ -26,6 +26,7 @@ pub mod schema;
 pub mod secret;
 pub mod service;
 pub mod settings;
+pub mod signature;
 pub mod state;
 pub mod streams;
 pub mod subjects;

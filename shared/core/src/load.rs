@@ -61,6 +61,7 @@ pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64)
         status,
         data,
         deleted: false,
+        erased: false,
         partial: false,
         version,
         event_seq,

@@ -34,6 +34,9 @@ pub struct State {
     pub data: Value,
     /// A tombstone: the user is gone, and so is all personal data.
     pub deleted: bool,
+    /// Of a tombstone: the user was erased, so targets that would only disable them delete them too.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub erased: bool,
     /// No `user.created` was ever seen: only the members present are known.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub partial: bool,
@@ -94,7 +97,8 @@ pub fn apply(state: &mut Option<State>, event: &Event, at: Position, now_us: u64
         if at.seq <= known.event_seq || known.recent.contains(&event.id) {
             return Applied::Known;
         }
-        if known.deleted && event.kind != EventType::Created {
+        let erases = event.erase && !known.erased;
+        if known.deleted && event.kind != EventType::Created && !erases {
             return Applied::AfterDelete;
         }
     }
@@ -138,6 +142,7 @@ pub fn apply(state: &mut Option<State>, event: &Event, at: Position, now_us: u64
             .map(str::to_owned),
         data: user.data,
         deleted,
+        erased: event.erase,
         partial,
         version,
         event_seq: at.seq,
@@ -336,6 +341,20 @@ mod tests {
             [Changed, Changed, AfterDelete, AfterDelete, Changed]
         );
         assert_eq!(state.unwrap().username.as_deref(), Some("bob"));
+    }
+
+    #[test]
+    fn an_erasure_is_a_deletion_that_counts_once_more() {
+        let erase = || (Deleted, json!({"erase": true, "username": "ann"}));
+        let (state, results) =
+            fold(&[(Created, json!({})), (Deleted, json!({})), erase(), erase()]);
+        use Applied::{AfterDelete, Changed};
+        assert_eq!(results, [Changed, Changed, Changed, AfterDelete]);
+        let state = state.unwrap();
+        assert!(state.deleted && state.erased && state.username.is_none());
+        assert_eq!((state.version, state.event_seq), (1_002, 3));
+        let (state, _) = fold(&[erase(), (Created, json!({}))]);
+        assert!(!state.unwrap().erased);
     }
 
     #[test]

@@ -13,6 +13,9 @@ const SECONDS: [f64; 20] = [
     5.0, 15.0, 60.0, 300.0, 1800.0,
 ];
 
+/// Where the NATS client logs whole answers of the server, users in them: nothing logs a payload, whatever is asked for.
+const WITHOUT_PAYLOADS: &str = "async_nats::jetstream::context=error";
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -28,7 +31,7 @@ pub enum LogFormat {
 /// # Errors
 /// When the filter doesn't parse.
 pub fn init_logs(filter: &str, format: Option<LogFormat>) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)?;
+    let filter = EnvFilter::try_new(filter)?.add_directive(WITHOUT_PAYLOADS.parse()?);
     let on_terminal = std::io::stderr().is_terminal();
     let format = format.unwrap_or(if on_terminal {
         LogFormat::Human

@@ -193,6 +193,7 @@ impl Publisher {
             data: Change::Keep,
             timestamp: Timestamp::now(),
             source: Some(self.source.to_string()),
+            erase: false,
         }
     }
 

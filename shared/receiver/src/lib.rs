@@ -33,9 +33,9 @@ mod store;
 pub use delivery::Delivery;
 pub use problem::{Fault, Problem};
 pub use router::{GUARD_BY_VERSION, GUARD_HEADER, Options, router};
-pub use signature::InvalidSecret;
 pub use store::{Applied, HeldUser, StoreError, UserStore};
 pub use usersync_core::{
     event::{Change, EventType},
+    signature::InvalidSecret,
     user_id::UserId,
 };

@@ -16,13 +16,14 @@ use axum::{
 use secrecy::SecretString;
 use serde::Serialize;
 use serde_json::{Value, json};
+use usersync_core::signature::InvalidSecret;
 use usersync_digest::{Key, http::Question};
 
 use crate::{
     delivery::{Delivery, Posted},
     digests::{self, Unanswered},
     problem::Problem,
-    signature::{InvalidSecret, Signatures},
+    signature::Senders,
     store::{Applied, StoreError, UserStore},
 };
 
@@ -62,11 +63,11 @@ pub fn router<S: UserStore>(store: S, options: Options) -> Result<Router, Invali
         "usersync_receiver_deliveries_total",
         "Users and refused calls that reached a service with the receiver kit, by what became of them"
     );
-    let signatures = Signatures::new(&options.secrets)?;
+    let senders = Senders::new(&options.secrets)?;
     let limit = DefaultBodyLimit::max(options.max_body);
     let receiver = Arc::new(Receiver {
         store,
-        signatures,
+        senders,
         checking: AtomicBool::new(false),
     });
     Ok(Router::new()
@@ -79,7 +80,7 @@ pub fn router<S: UserStore>(store: S, options: Options) -> Result<Router, Invali
 
 struct Receiver<S> {
     store: S,
-    signatures: Signatures,
+    senders: Senders,
     /// Whether all users are being read: one check at a time is load enough.
     checking: AtomicBool,
 }
@@ -142,7 +143,7 @@ impl<S: UserStore> Receiver<S> {
     ) -> Result<(Bytes, Option<&Key>), (&'static str, Problem)> {
         let body =
             body.map_err(|error| ("invalid", Problem::new(error.status(), error.body_text())))?;
-        match self.signatures.verify(&body, headers) {
+        match self.senders.verify(&body, headers) {
             Ok(key) => Ok((body, key)),
             Err(error) => {
                 tracing::warn!(%error, "refused a call: its signature doesn't hold");

@@ -182,9 +182,13 @@ impl Rule {
 
     /// What the target gets of `state`.
     ///
-    /// The filter isn't asked about a deleted user, of whom nothing is left to ask about.
+    /// The filter isn't asked about a deleted user, of whom nothing is left to ask about. One who was erased is not
+    /// only disabled: nothing of them may stay.
     pub fn apply(&self, mut state: State, traceparent: Option<String>) -> Verdict {
         let removal = match (state.deleted, &self.filter) {
+            (true, _) if state.erased && self.on_delete == Removal::Disable => {
+                Some((Removal::Delete, Skip::Deleted))
+            }
             (true, _) => Some((self.on_delete, Skip::Deleted)),
             (false, None) => None,
             (false, Some(filter)) => match filter.holds(&state) {

@@ -68,6 +68,7 @@ pub(crate) fn state(user: u64) -> Result<Bytes> {
         status: None,
         data: json!({"note": ""}),
         deleted: false,
+        erased: false,
         partial: false,
         version: unix_us(),
         event_seq: 0,

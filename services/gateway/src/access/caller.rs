@@ -1,12 +1,21 @@
-//! Callers of the API: what each may do, and the hashes of its keys.
+//! Callers of the API: what each may do and how much, the hashes of its keys, and the secrets it signs with.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, num::NonZeroU32, sync::Arc};
+
+use axum::http::HeaderMap;
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
-use usersync_core::settings::Reader;
+use usersync_core::{
+    secret::SecretRef,
+    settings::Reader,
+    signature::{Signatures, Unproven},
+};
+
+/// The most secrets of a caller: whoever sends something unsigned has us compute as many signatures.
+const MOST_SECRETS: usize = 4;
 
 /// What a key may be used for. None contains another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -75,8 +84,23 @@ pub(crate) struct Caller {
     /// The name in the settings.
     pub(crate) name: String,
     hashes: Vec<Hash>,
+    signatures: Option<Signatures>,
     scopes: Vec<Scope>,
     sources: Vec<String>,
+    /// Its own limits, where it has some.
+    pub(crate) limit: Limit,
+}
+
+/// What a caller may ask for, where that isn't what all may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Limit {
+    /// Requests per second.
+    pub(crate) requests: Option<NonZeroU32>,
+    /// Events per second, for each source.
+    pub(crate) events: Option<NonZeroU32>,
+    /// Events at once.
+    pub(crate) burst: Option<NonZeroU32>,
 }
 
 impl Caller {
@@ -85,8 +109,10 @@ impl Caller {
         Self {
             name: "anyone".to_owned(),
             hashes: Vec::new(),
+            signatures: None,
             scopes: vec![Scope::Publish, Scope::Read, Scope::Operate],
             sources: Vec::new(),
+            limit: Limit::default(),
         }
     }
 
@@ -156,6 +182,26 @@ impl Callers {
         }
         found
     }
+
+    /// Who of those called `name` has signed the request.
+    pub(crate) fn signer(
+        &self,
+        name: &str,
+        body: &[u8],
+        headers: &HeaderMap,
+    ) -> Result<&Arc<Caller>, Unproven> {
+        let mut outcome = Err(Unproven::Signature);
+        for caller in self.0.iter().filter(|caller| caller.name == name) {
+            let Some(signatures) = &caller.signatures else {
+                continue;
+            };
+            outcome = signatures.verify(body, headers).map(|_| caller);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
 }
 
 /// Whether `text` can name a caller.
@@ -173,24 +219,53 @@ fn caller(name: String, mut entry: Map<String, Value>) -> Result<Caller, String>
     }
     let hashes: Vec<String> = take(&mut entry, "hashes")?.unwrap_or_default();
     let hashes: Option<Vec<Hash>> = hashes.iter().map(|text| Hash::parse(text)).collect();
-    let hashes = hashes.filter(|hashes| !hashes.is_empty()).ok_or(
-        ".hashes: expected a list of `sha256:` and 64 hexadecimal digits, as `usersync-gateway key new` prints; \
-         never a key itself",
+    let signatures = secrets(&mut entry)?;
+    let hashes = hashes.filter(|hashes| !hashes.is_empty() || signatures.is_some());
+    let hashes = hashes.ok_or(
+        ".hashes: expected a list of `sha256:` and 64 hexadecimal digits, as `usersync-gateway key new` prints, \
+         or secrets; never a key itself",
     )?;
     let scopes: Vec<Scope> = take(&mut entry, "scopes")?.unwrap_or_default();
     if scopes.is_empty() {
         return Err(".scopes: expected a list of publish, read and operate".to_owned());
     }
+    if signatures.is_some() && !scopes.contains(&Scope::Publish) {
+        return Err(
+            ".scopes: expected publish among them, for nothing else is done by a signature"
+                .to_owned(),
+        );
+    }
     let sources = take(&mut entry, "sources")?.unwrap_or_default();
+    let limit = take(&mut entry, "limit")?.unwrap_or_default();
     match entry.keys().next() {
-        Some(_) => Err(": expected hashes, scopes and sources, and no other key".to_owned()),
+        Some(_) => Err(
+            ": expected hashes, secrets, scopes, sources and limit, and no other key".to_owned(),
+        ),
         None => Ok(Caller {
             name,
             hashes,
+            signatures,
             scopes,
             sources,
+            limit,
         }),
     }
+}
+
+/// The secrets of a caller, followed where they are.
+fn secrets(entry: &mut Map<String, Value>) -> Result<Option<Signatures>, String> {
+    let Some(references) = take::<Vec<SecretRef>>(entry, "secrets")? else {
+        return Ok(None);
+    };
+    if !(1..=MOST_SECRETS).contains(&references.len()) {
+        return Err(format!(".secrets: expected 1 to {MOST_SECRETS} of them"));
+    }
+    let secrets = references.iter().map(SecretRef::resolve);
+    let secrets: Vec<_> = secrets
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!(".secrets: {error}"))?;
+    let signatures = Signatures::new(&secrets).map_err(|error| format!(".secrets: {error}"))?;
+    Ok(Some(signatures))
 }
 
 fn take<T: DeserializeOwned>(
@@ -201,7 +276,9 @@ fn take<T: DeserializeOwned>(
     value.map_err(|_| {
         let expected = match key {
             "hashes" => "a list of texts",
+            "secrets" => "a list of references, `env:NAME` or `file:PATH`, never a secret itself",
             "scopes" => "a list of publish, read and operate",
+            "limit" => "whole numbers, 1 or more: requests and events per second, and burst, events at once",
             _ => "a list of sources that it may publish for",
         };
         format!(".{key}: expected {expected}")
@@ -247,6 +324,9 @@ mod tests {
     #[test]
     fn what_is_wrong_with_an_entry_is_said_without_its_values() {
         let hash = Hash::of("k").to_string();
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         for (place, entry) in [
             (".hashes", json!({"scopes": ["read"]})),
             (".hashes", json!({"hashes": [], "scopes": ["read"]})),
@@ -268,6 +348,27 @@ mod tests {
             (
                 ":",
                 json!({"hashes": [hash], "scopes": ["read"], "hunter2": 1}),
+            ),
+            (
+                ".secrets",
+                json!({"secrets": ["hunter2"], "scopes": ["publish"]}),
+            ),
+            (".secrets", json!({"secrets": [], "scopes": ["publish"]})),
+            (
+                ".secrets",
+                json!({"secrets": ["env:NOBODY_SETS_THIS"], "scopes": ["publish"]}),
+            ),
+            (
+                ".scopes",
+                json!({"secrets": [format!("file:{}", secret.display())], "scopes": ["read"]}),
+            ),
+            (
+                ".limit",
+                json!({"hashes": [hash], "scopes": ["read"], "limit": {"requests": 0}}),
+            ),
+            (
+                ".limit",
+                json!({"hashes": [hash], "scopes": ["read"], "limit": {"hunter2": 1}}),
             ),
         ] {
             let problem = read(entry).unwrap_err();

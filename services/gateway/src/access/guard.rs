@@ -1,19 +1,25 @@
-//! Lets a request in, or says why not, before anything of its body is read.
+//! Lets a request in, or says why not: by a key before anything of its body is read, or by the signature of its body.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use axum::{
+    body::{Body, to_bytes},
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 
+use usersync_core::signature::{Unproven, header as signed};
+
 use super::{
-    Access, Caller, Scope,
+    Access, BODY_BYTES, Caller, Scope,
     limits::{Limits, Refusal, Standing},
 };
 use crate::problem::Problem;
+
+/// The longest id of a signed request: with the caller's name before it and a place behind it, it is an event's id.
+const MOST_ID_CHARS: usize = 80;
 
 /// Who is in, for handlers that ask.
 #[derive(Clone)]
@@ -21,9 +27,22 @@ pub(crate) struct Visitor {
     pub(crate) caller: Arc<Caller>,
     /// `None` where no key is asked for: then nobody can be told from anybody else.
     limits: Option<Arc<Limits>>,
+    /// What a signed request calls itself.
+    message: Option<String>,
 }
 
 impl Visitor {
+    /// The id of the event at a place of a signed request, where the event has none: the same whenever the request is
+    /// sent again, so that JetStream, which knows ids for longer than signatures hold, stores it once. Of other requests none.
+    pub(crate) fn event_id(&self, place: Option<usize>) -> Option<String> {
+        let message = self.message.as_ref()?;
+        let name = &self.caller.name;
+        Some(match place {
+            Some(place) => format!("{name}:{message}:{place}"),
+            None => format!("{name}:{message}"),
+        })
+    }
+
     /// Takes so many events of each source, or refuses the request.
     pub(crate) fn events(
         &self,
@@ -49,11 +68,23 @@ pub(crate) fn scope_of(method: &Method, path: &str) -> Option<Scope> {
 /// The middleware.
 pub(crate) async fn guard(
     State(access): State<Arc<Access>>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
-    let caller = match admit(&access, &request) {
-        Ok(caller) => caller,
+    let admitted = match is_signed(&access, request.headers()) {
+        true => admit_signed(&access, request).await,
+        false => admit(&access, &request).map(|caller| Admitted {
+            caller,
+            message: None,
+            request,
+        }),
+    };
+    let Admitted {
+        caller,
+        message,
+        mut request,
+    } = match admitted {
+        Ok(admitted) => admitted,
         Err(refusal) => return *refusal,
     };
     let limits = caller.as_ref().map(|_| access.limits.clone());
@@ -65,12 +96,83 @@ pub(crate) async fn guard(
     request.extensions_mut().insert(Visitor {
         caller: caller.unwrap_or_else(|| access.anyone.clone()),
         limits,
+        message,
     });
     let mut response = next.run(request).await;
     if let Some(standing) = standing {
         standing.tell(response.headers_mut());
     }
     response
+}
+
+/// A request that may pass.
+struct Admitted {
+    /// `None` where that doesn't matter.
+    caller: Option<Arc<Caller>>,
+    /// What a signed request calls itself.
+    message: Option<String>,
+    request: Request,
+}
+
+/// Whether a request is to be judged by its signature: a key goes before it.
+fn is_signed(access: &Access, headers: &HeaderMap) -> bool {
+    access.callers.is_some()
+        && headers.contains_key(signed::SIGNATURE)
+        && !headers.contains_key(header::AUTHORIZATION)
+}
+
+/// Lets a signed request in. Standard Webhooks signs neither method nor path, so a request that somebody has caught could
+/// be sent elsewhere: only events are taken by signature.
+async fn admit_signed(access: &Access, request: Request) -> Result<Admitted, Box<Response>> {
+    let unproven = |detail: String| {
+        let challenge = "Bearer realm=\"usersync\"".to_owned();
+        refusal(StatusCode::UNAUTHORIZED, detail, challenge)
+    };
+    if scope_of(request.method(), request.uri().path()) != Some(Scope::Publish) {
+        let detail =
+            "a signature is good for POST /v1/events only; send `Authorization: Bearer KEY`";
+        return Err(unproven(detail.to_owned()));
+    }
+    let (parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, BODY_BYTES).await else {
+        let detail = format!("the body is longer than {BODY_BYTES} bytes, or was cut off");
+        let problem = Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail);
+        return Err(Box::new(problem.into_response()));
+    };
+    let proven = match (&access.callers, message_id(&parts.headers)) {
+        (Some(callers), Some(message)) => {
+            let name = named(parts.uri.query().unwrap_or_default());
+            let callers = callers.borrow();
+            let signer = callers.signer(&name, &body, &parts.headers);
+            signer.map(|caller| (caller.clone(), message))
+        }
+        _ => Err(Unproven::Header(signed::ID)),
+    };
+    let (caller, message) = proven.map_err(|error| {
+        unproven(format!(
+            "the signature doesn't hold: {error}; check the secret, the clock, and that `?caller=NAME` names the entry with it"
+        ))
+    })?;
+    Ok(Admitted {
+        caller: Some(caller),
+        message: Some(message),
+        request: Request::from_parts(parts, Body::from(body)),
+    })
+}
+
+/// The caller that the query names.
+fn named(query: &str) -> Cow<'_, str> {
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    let found = pairs.find(|(name, _)| name == "caller");
+    found.map_or(Cow::Borrowed(""), |(_, name)| name)
+}
+
+/// What a signed request calls itself, if that can become part of an event's id.
+fn message_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(signed::ID)?.to_str().ok()?;
+    let fits =
+        (1..=MOST_ID_CHARS).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+    fits.then(|| id.to_owned())
 }
 
 /// Who calls; `None` where that doesn't matter.

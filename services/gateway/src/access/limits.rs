@@ -56,30 +56,34 @@ impl Rates {
 
 /// The buckets of all callers.
 pub(crate) struct Limits {
-    requests: Buckets<String>,
-    events: Buckets<(String, Option<String>)>,
+    rates: Rates,
+    requests: Buckets<(String, Size)>,
+    events: Buckets<(String, Size, Option<String>)>,
 }
+
+/// Of a bucket: what comes in per second, and what it holds. Part of its key, so that another limit is another bucket.
+type Size = (NonZeroU32, NonZeroU32);
 
 impl Limits {
     pub(crate) fn new(rates: Rates) -> Self {
-        let burst = rates
-            .events
-            .max(NonZeroU32::new(LEAST_BURST).unwrap_or(NonZeroU32::MIN));
         for policy in ["requests", "events"] {
             // There from the start, and 0, where no key is asked for.
             counter!("usersync_http_limited_total", "caller" => "anyone", "limit" => policy)
                 .increment(0);
         }
         Self {
-            requests: Buckets::new("requests", Quota::per_second(rates.requests)),
-            events: Buckets::new("events", Quota::per_second(rates.events).allow_burst(burst)),
+            rates,
+            requests: Buckets::new("requests"),
+            events: Buckets::new("events"),
         }
     }
 
     /// Takes one request of `caller`.
     pub(crate) fn request(&self, caller: &Caller) -> Result<Standing, Refusal> {
+        let rate = caller.limit.requests.unwrap_or(self.rates.requests);
+        let size = (rate, rate);
         self.requests
-            .take(caller, caller.name.clone(), NonZeroU32::MIN)
+            .take(caller, (caller.name.clone(), size), size, NonZeroU32::MIN)
     }
 
     /// Takes events of `caller`, so many of each source, all or none of a source. What other sources of a refused
@@ -89,14 +93,16 @@ impl Limits {
         caller: &Caller,
         sources: BTreeMap<Option<String>, u32>,
     ) -> Result<Option<Standing>, Refusal> {
+        let rate = caller.limit.events.unwrap_or(self.rates.events);
+        let least_burst = NonZeroU32::new(LEAST_BURST).unwrap_or(NonZeroU32::MIN);
+        let size = (rate, caller.limit.burst.unwrap_or(rate).max(least_burst));
         let mut least: Option<Standing> = None;
         for (source, count) in sources {
             let Some(count) = NonZeroU32::new(count) else {
                 continue;
             };
-            let taken = self
-                .events
-                .take(caller, (caller.name.clone(), source), count)?;
+            let key = (caller.name.clone(), size, source);
+            let taken = self.events.take(caller, key, size, count)?;
             least = match least {
                 Some(least) if least.remaining <= taken.remaining => Some(least),
                 _ => Some(taken),
@@ -108,19 +114,17 @@ impl Limits {
 
 type Bucket = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
 
-/// Buckets of one size.
+/// Buckets of one kind.
 struct Buckets<K> {
     policy: &'static str,
-    quota: Quota,
     buckets: Cache<K, Arc<Bucket>>,
     clock: DefaultClock,
 }
 
 impl<K: std::hash::Hash + Eq + Send + Sync + 'static> Buckets<K> {
-    fn new(policy: &'static str, quota: Quota) -> Self {
+    fn new(policy: &'static str) -> Self {
         Self {
             policy,
-            quota,
             buckets: Cache::builder()
                 .max_capacity(MOST_BUCKETS)
                 .eviction_policy(EvictionPolicy::lru())
@@ -129,12 +133,19 @@ impl<K: std::hash::Hash + Eq + Send + Sync + 'static> Buckets<K> {
         }
     }
 
-    fn take(&self, caller: &Caller, key: K, count: NonZeroU32) -> Result<Standing, Refusal> {
+    fn take(
+        &self,
+        caller: &Caller,
+        key: K,
+        (rate, burst): Size,
+        count: NonZeroU32,
+    ) -> Result<Standing, Refusal> {
+        let size = Quota::per_second(rate).allow_burst(burst);
         let bucket = self.buckets.get_with(key, || {
-            let bucket = RateLimiter::direct(self.quota);
+            let bucket = RateLimiter::direct(size);
             Arc::new(bucket.with_middleware::<StateInformationMiddleware>())
         });
-        let quota = self.quota.burst_size().get();
+        let quota = burst.get();
         let wait = match bucket.check_n(count) {
             Ok(Ok(state)) => {
                 let remaining = state.remaining_burst_capacity();
@@ -142,21 +153,21 @@ impl<K: std::hash::Hash + Eq + Send + Sync + 'static> Buckets<K> {
                 return Ok(Standing {
                     policy: self.policy,
                     quota,
-                    window: self.quota.burst_size_replenished_in(),
+                    window: size.burst_size_replenished_in(),
                     remaining,
-                    reset: self.quota.replenish_interval() * missing,
+                    reset: size.replenish_interval() * missing,
                 });
             }
             Ok(Err(until)) => until.wait_time_from(self.clock.now()),
             // More than the bucket holds, which no request can ask for.
-            Err(_) => self.quota.burst_size_replenished_in(),
+            Err(_) => size.burst_size_replenished_in(),
         };
         counter!("usersync_http_limited_total", "caller" => caller.name.clone(), "limit" => self.policy)
             .increment(1);
         Err(Refusal(Standing {
             policy: self.policy,
             quota,
-            window: self.quota.burst_size_replenished_in(),
+            window: size.burst_size_replenished_in(),
             remaining: 0,
             reset: wait,
         }))
@@ -269,6 +280,31 @@ mod tests {
         assert!(limits.events(&one, of("b", 1)).is_ok());
         assert!(limits.events(&other, of("a", 1)).is_ok());
         assert!(limits.events(&one, BTreeMap::new()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_caller_with_limits_of_its_own_has_those() {
+        let limits = limits(1, 1);
+        let number = |number| NonZeroU32::new(number);
+        let mut one = Caller::named("one");
+        one.limit = super::super::caller::Limit {
+            requests: number(3),
+            events: number(2_000),
+            burst: number(4_000),
+        };
+        assert_eq!(limits.request(&one).unwrap().quota, 3);
+        let standing = limits.events(&one, of("a", 1)).unwrap().unwrap();
+        assert_eq!(
+            (standing.quota, standing.window),
+            (4_000, Duration::from_secs(2))
+        );
+        assert_eq!(limits.request(&Caller::named("other")).unwrap().quota, 1);
+        // A changed limit holds at once.
+        one.limit.requests = number(5);
+        assert_eq!(limits.request(&one).unwrap().remaining, 4);
+        one.limit.burst = number(1);
+        let standing = limits.events(&one, of("a", LEAST_BURST)).unwrap().unwrap();
+        assert_eq!(standing.quota, LEAST_BURST, "a whole array must fit");
     }
 
     #[test]

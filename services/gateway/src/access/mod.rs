@@ -21,6 +21,8 @@ pub(crate) use guard::{Visitor, guard, scope_of};
 use limits::{Limits, Rates};
 pub use new_key::KeyCommand;
 
+/// The largest request body, in bytes.
+pub(crate) const BODY_BYTES: usize = 8 * 1024 * 1024;
 /// How often the file with keys is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 

@@ -24,11 +24,7 @@ use super::{
     cloud_event,
     document::{self, Documents},
 };
-use crate::{
-    access::{Caller, Visitor},
-    control::Control,
-    problem::Problem,
-};
+use crate::{access::Visitor, control::Control, problem::Problem};
 
 /// How many events of an array are parsed before another request has its turn: everything runs on one thread.
 const PARSED_AT_ONCE: usize = 16;
@@ -87,8 +83,10 @@ pub(super) struct Items {
 /// Publish one event, or an array of at most 1,000
 ///
 /// All are under way before the first PubAck is awaited.
-/// 202 when every event is stored; for an array 207 when only some are, 422 when none is.
+/// 202 when every event is stored; for an array 207 when only some are, 422 when none is. A request may be signed
+/// (Standard Webhooks) instead of having a key; sent again under the same `webhook-id`, it is stored once.
 #[utoipa::path(post, operation_id = "events.publish", path = "/v1/events", tag = "events",
+    params(("caller" = Option<String>, Query, description = "Who signed the request, where it is signed instead of having a key")),
     request_body(description = "An event, an array of events, or CloudEvents 1.0; see docs/EVENTS.md", content(
         (Object = "application/json"), (Object = "application/cloudevents+json"))),
     responses(
@@ -112,8 +110,8 @@ pub(super) async fn publish(
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
     let (events, one) = match Documents::of(&body)? {
-        Documents::One(document) => (vec![Ok(parse(document, &visitor.caller)?)], true),
-        Documents::Many(documents) => (parse_all(&documents, &visitor.caller).await, false),
+        Documents::One(document) => (vec![Ok(parse(document, &visitor, None)?)], true),
+        Documents::Many(documents) => (parse_all(&documents, &visitor).await, false),
     };
     let standing = match visitor.events(count(&events)) {
         Ok(standing) => standing,
@@ -155,12 +153,14 @@ fn count(events: &[Result<Event, Problem>]) -> BTreeMap<Option<String>, u32> {
 }
 
 /// Parses every document, letting other requests in between.
-async fn parse_all(documents: &[&RawValue], caller: &Caller) -> Vec<Result<Event, Problem>> {
+async fn parse_all(documents: &[&RawValue], visitor: &Visitor) -> Vec<Result<Event, Problem>> {
     let mut events = Vec::with_capacity(documents.len());
     for some in documents.chunks(PARSED_AT_ONCE) {
-        let parsed = some
-            .iter()
-            .map(|text| document::item(text).and_then(|document| parse(document, caller)));
+        let begin = events.len();
+        let parsed = some.iter().enumerate().map(|(place, text)| {
+            let document = document::item(text)?;
+            parse(document, visitor, Some(begin + place))
+        });
         events.extend(parsed);
         tokio::task::yield_now().await;
     }
@@ -254,8 +254,9 @@ async fn send(
     Ok(Sent { id: event.id, ack })
 }
 
-/// Reads one event, which must be of a source that `caller` speaks for.
-fn parse(document: Value, caller: &Caller) -> Result<Event, Problem> {
+/// Reads one event, which must be of a source that the caller speaks for; `place` is where in an array it is.
+fn parse(document: Value, visitor: &Visitor, place: Option<usize>) -> Result<Event, Problem> {
+    let caller = &visitor.caller;
     let document = if cloud_event::is_cloud_event(&document) {
         cloud_event::into_event(document)?
     } else {
@@ -263,13 +264,15 @@ fn parse(document: Value, caller: &Caller) -> Result<Event, Problem> {
     };
     let envelope = Envelope {
         kind: None,
-        id: Some(Uuid::now_v7().to_string()),
+        id: visitor
+            .event_id(place)
+            .or_else(|| Some(Uuid::now_v7().to_string())),
         timestamp: Some(Timestamp::now()),
     };
     let mut event = Event::from_value(document, envelope)?;
     match &event.source {
         Some(source) if !caller.speaks_for(source) => {
-            let detail = format!("the key of {} isn't bound to this source", caller.name);
+            let detail = format!("{} isn't bound to this source", caller.name);
             return Err(Problem {
                 pointer: Some("/source".into()),
                 ..Problem::new(StatusCode::FORBIDDEN, detail)

@@ -51,8 +51,21 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
             true => StatusCode::UNPROCESSABLE_ENTITY,
             false => StatusCode::BAD_REQUEST,
         };
+        let error = without_values(&error.to_string());
         Problem::new(status, format!("the body doesn't fit: {error}"))
     })
+}
+
+/// An error of serde without the value that it quotes, which may be a user's.
+fn without_values(error: &str) -> String {
+    let quotes = ["invalid type: ", "invalid value: ", "unknown variant "];
+    let begin = quotes.iter().filter_map(|quote| error.find(quote)).min();
+    match (begin, error.rfind(", expected ")) {
+        (Some(begin), Some(end)) if begin < end => {
+            format!("{}{}", &error[..begin], &error[end + 2..])
+        }
+        _ => error.to_owned(),
+    }
 }
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
@@ -61,7 +74,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let query = Query::from_request_parts(parts, state).await;
         let Query(params) = query.map_err(|rejection| {
-            Problem::bad_request(format!("the query doesn't fit: {}", rejection.body_text()))
+            let error = without_values(&rejection.body_text());
+            Problem::bad_request(format!("the query doesn't fit: {error}"))
         })?;
         Ok(Self(params))
     }
@@ -104,4 +118,36 @@ impl<S: Send + Sync> FromRequestParts<S> for User {
 pub(super) fn parse_user(id: &str) -> Result<UserId, Problem> {
     id.parse()
         .map_err(|error| Problem::bad_request(format!("the user id {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said_without_the_value() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Request {
+            #[serde(rename = "users")]
+            _users: Vec<u8>,
+        }
+        for (body, expected) in [
+            (
+                r#"{"users":"ann, expected b"}"#,
+                "expected a sequence at line 1 column 26",
+            ),
+            (r#"{"users":["ann"]}"#, "expected u8 at line 1 column 15"),
+            (r#"{"users":[-7]}"#, "expected u8 at line 1 column 12"),
+            (
+                r#"{"user":[]}"#,
+                "unknown field `user`, expected `users` at line 1 column 7",
+            ),
+        ] {
+            let refused = parse::<Request>(body.as_bytes()).unwrap_err();
+            assert_eq!(refused.detail, format!("the body doesn't fit: {expected}"));
+        }
+        let query = "class: unknown variant `ann`, expected one of `a`, `b`";
+        assert_eq!(without_values(query), "class: expected one of `a`, `b`");
+    }
 }

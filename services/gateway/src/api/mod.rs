@@ -38,13 +38,11 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use usersync_core::admin::AdminApi;
 
 use crate::{
-    access::{Access, guard},
+    access::{Access, BODY_BYTES, guard},
     control::Control,
     problem::Problem,
 };
 
-/// The largest request body, in bytes.
-const BODY_BYTES: usize = 8 * 1024 * 1024;
 /// How long a request may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -91,6 +89,7 @@ fn described() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(events::publish))
         .routes(routes!(users::show))
         .routes(routes!(users::tasks))
+        .routes(routes!(users::erase))
         .routes(routes!(targets::list))
         .routes(routes!(targets::schema))
         .routes(routes!(targets::show, targets::put, targets::delete))

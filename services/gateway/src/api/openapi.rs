@@ -6,14 +6,20 @@ use utoipa::{
     openapi::{
         Components, ContentBuilder, OpenApi as Described, PathItem, Ref, ResponseBuilder,
         path::Operation,
-        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+        security::{
+            ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+        },
     },
 };
 
-use crate::access::scope_of;
+use usersync_core::signature::header;
 
-/// The name of the one security scheme.
+use crate::access::{Scope, scope_of};
+
+/// The name of the security scheme of every operation.
 const SCHEME: &str = "key";
+/// The name of the one that publishing also takes.
+const SIGNATURE: &str = "signature";
 
 /// What holds for the whole document.
 #[derive(OpenApi)]
@@ -48,17 +54,25 @@ pub(super) fn secure(document: &mut Described) {
              address, asks for none.",
         ))
         .build();
-    document
-        .components
-        .get_or_insert_with(Components::new)
-        .add_security_scheme(SCHEME, SecurityScheme::Http(key));
+    let signature = ApiKeyValue::with_description(
+        header::SIGNATURE,
+        "Standard Webhooks: `v1,` and the base64 of HMAC-SHA256(secret, `id.timestamp.body`), with `webhook-id` and \
+         `webhook-timestamp` beside it, and the caller's name in the query.",
+    );
+    let components = document.components.get_or_insert_with(Components::new);
+    components.add_security_scheme(SCHEME, SecurityScheme::Http(key));
+    let signature = SecurityScheme::ApiKey(ApiKey::Header(signature));
+    components.add_security_scheme(SIGNATURE, signature);
     let paths = document.paths.paths.iter_mut();
     for (path, item) in paths.filter(|(path, _)| path.starts_with("/v1/")) {
         for (method, operation) in operations(item) {
             let Some(scope) = scope_of(&method, path) else {
                 continue;
             };
-            operation.security = Some(vec![SecurityRequirement::new(SCHEME, [scope.as_str()])]);
+            let key = SecurityRequirement::new(SCHEME, [scope.as_str()]);
+            let signed = SecurityRequirement::new::<_, [&str; 0], &str>(SIGNATURE, []);
+            let also = (scope == Scope::Publish).then_some(signed);
+            operation.security = Some([key].into_iter().chain(also).collect());
             for (status, description) in [
                 ("401", "No key, or none that is known"),
                 (

@@ -1,19 +1,22 @@
-//! `/v1/users/{id}`: the newest state of one user, and how the targets stand with them.
+//! `/v1/users/{id}`: the newest state of one user, how the targets stand with them, and their erasure.
 
 use std::sync::Arc;
 
 use axum::{
     Json,
     extract::State,
-    http::header::CONTENT_TYPE,
+    http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
+use serde::Deserialize;
 use usersync_core::state::State as UserState;
 
-use super::extract::User;
+use super::extract::{Params, User};
 use crate::{
     control::{
         Control,
+        erase::{self, Erase},
+        jobs::{Job, JobState},
         users::{self, ById, Tasks},
     },
     problem::Problem,
@@ -54,4 +57,40 @@ pub(super) async fn tasks(
     User(user_id): User,
 ) -> Result<Json<Tasks>, Problem> {
     Ok(Json(users::tasks(&control, ById { user_id }).await?))
+}
+
+/// How to erase.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct How {
+    /// Count and do nothing.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Erase a user
+///
+/// From the streams, where bytes are overwritten, and from every target. What isn't done at once goes on as a job, whose
+/// `erasure` says what was erased where; asked for again, it says how far the targets are by then.
+#[utoipa::path(delete, operation_id = "users.erase", path = "/v1/users/{id}/data", tag = "users",
+    params(("id" = String, Path, description = "The user's id"), How),
+    responses(
+        (status = 200, description = "It is done, as far as the targets are to be had", body = Job),
+        (status = 202, description = "It is under way: see `/v1/repairs/{id}`", body = Job),
+        (status = 400, description = "No user id", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "This user is being erased; the text names the job", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn erase(
+    State(control): State<Arc<Control>>,
+    User(user_id): User,
+    Params(How { dry_run }): Params<How>,
+) -> Result<(StatusCode, Json<Job>), Problem> {
+    let job = erase::start(&control, Erase { user_id, dry_run }).await?;
+    match job.state {
+        JobState::Done => Ok((StatusCode::OK, Json(job))),
+        JobState::Failed => Err(Problem::unavailable(job.error.unwrap_or_default())),
+        _ => Ok((StatusCode::ACCEPTED, Json(job))),
+    }
 }

@@ -5,7 +5,6 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::context::PublishErrorKind;
-use sha2::{Digest, Sha256};
 use tokio::time::{MissedTickBehavior, interval};
 use usersync_core::{
     dead_letter,
@@ -63,15 +62,6 @@ impl Work {
             Self::Repair(target) => Some(target),
             Self::Replay(choice) | Self::Discard(choice) => choice.target.as_ref(),
         }
-    }
-
-    /// The same for work that is equal, in 128 bits: a choice may hold any text.
-    pub(super) fn print(&self) -> String {
-        let hash = Sha256::digest(format!("{self:?}"));
-        hash.iter()
-            .take(16)
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
     }
 
     /// The stream it walks through.

@@ -1,7 +1,7 @@
-//! Repairs, replays and discards in bulk: progress in KV that every gateway can read, equal ones never at once.
+//! Repairs, replays, discards and erasures: progress in KV that every gateway can read, equal ones never at once.
 //!
 //! A job lives in the gateway that was asked for it. One that stops half-way does no harm: it is simply
-//! started again. What it does is in `bulk`.
+//! started again. What it does is in `bulk` and `erase`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use usersync_core::{
     nats::REQUEST_TIMEOUT,
@@ -19,11 +20,7 @@ use usersync_core::{
 };
 use uuid::Uuid;
 
-use super::{
-    Control,
-    bulk::{self, Work},
-    nats,
-};
+use super::{Control, bulk, erase::Erase, erasure::Erasure, nats};
 use crate::problem::Problem;
 
 /// How often progress is written down.
@@ -68,13 +65,13 @@ impl JobState {
 pub(crate) struct Job {
     /// What to ask for.
     pub id: String,
-    /// `repair`, `replay` or `discard`.
+    /// `repair`, `replay`, `discard` or `erase`.
     pub kind: String,
-    /// The target, `null` for the dead letters of all targets.
+    /// The target, `null` where it is about all targets.
     pub target: Option<TargetName>,
     /// How it stands.
     pub state: JobState,
-    /// How many deliveries are asked for, or letters discarded, so far.
+    /// How many deliveries are asked for, letters discarded, or messages looked through so far.
     pub done: u64,
     /// How many it will be at most: what isn't looked at yet may not be among those chosen.
     pub total: u64,
@@ -89,6 +86,55 @@ pub(crate) struct Job {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What an erasure has come to so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erasure: Option<Erasure>,
+}
+
+/// What a job does.
+#[derive(Clone, Debug)]
+pub(super) enum Work {
+    /// Something with many users or letters.
+    Bulk(bulk::Work),
+    /// Erases one user.
+    Erase(Erase),
+}
+
+impl From<bulk::Work> for Work {
+    fn from(work: bulk::Work) -> Self {
+        Self::Bulk(work)
+    }
+}
+
+impl Work {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Bulk(work) => work.kind(),
+            Self::Erase(_) => "erase",
+        }
+    }
+
+    /// The one target it is about.
+    fn target(&self) -> Option<&TargetName> {
+        match self {
+            Self::Bulk(work) => work.target(),
+            Self::Erase(_) => None,
+        }
+    }
+
+    fn erasure(&self) -> Option<Erasure> {
+        match self {
+            Self::Bulk(_) => None,
+            Self::Erase(erase) => Some(Erasure::of(erase)),
+        }
+    }
+
+    /// The same for work that is equal, in 128 bits: a choice may hold any text.
+    fn print(&self) -> String {
+        let hash = Sha256::digest(format!("{self:?}"));
+        let hash = hash.iter().take(16);
+        hash.map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// Every job of the last day.
@@ -108,10 +154,11 @@ pub(crate) struct ById {
 /// Starts a job, and waits a moment for it. `total` is how many messages it will look at.
 pub(super) async fn start(
     control: &Arc<Control>,
-    work: Work,
+    work: impl Into<Work>,
     per_second: u32,
     total: u64,
 ) -> Result<Job, Problem> {
+    let work = work.into();
     if control.shutdown.is_cancelled() {
         return Err(Problem::unavailable(
             "this gateway is stopping; ask another one",
@@ -129,6 +176,7 @@ pub(super) async fn start(
         started: now,
         updated: now,
         error: None,
+        erasure: work.erasure(),
     };
     let bucket = bucket(control).await?;
     let id = job.id.clone();
@@ -324,7 +372,10 @@ impl Record {
 
 /// Runs a job to its end, and says what the end was.
 async fn run(control: Arc<Control>, work: Work, mut record: Record) -> Job {
-    let ended = bulk::run(&control, &work, &mut record).await;
+    let ended = match &work {
+        Work::Bulk(work) => bulk::run(&control, work, &mut record).await,
+        Work::Erase(erase) => erase.run(&control, &mut record).await,
+    };
     let asked = record.job.state;
     record.job.state = match &ended {
         Err(_) => JobState::Failed,

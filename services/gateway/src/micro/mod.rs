@@ -21,8 +21,8 @@ use usersync_core::subjects;
 use crate::{
     api::extract::parse,
     control::{
-        Control, breakers, changes, checks, dead_letters, jobs, preview, refused, repairs, status,
-        targets, users,
+        Control, breakers, changes, checks, dead_letters, erase, jobs, preview, refused, repairs,
+        status, targets, users,
     },
     problem::Problem,
 };
@@ -146,6 +146,12 @@ fn operations() -> Vec<Operation> {
             "targets",
             r#"{"user_id":42}"#,
             |control, by| async move { users::tasks(&control, by).await },
+        ),
+        operation(
+            "users",
+            "erase",
+            r#"{"user_id":42,"dry_run":true}"#,
+            |control, erase| async move { erase::start(&control, erase).await },
         ),
         operation(
             "dead",

@@ -75,6 +75,7 @@ pub(crate) fn tombstone(user: &UserId, before: Option<&State>, now: u64) -> Stat
         status: None,
         data: serde_json::Value::Null,
         deleted: true,
+        erased: false,
         partial: false,
         version: before.map_or(now, |before| now.max(before.version + 1)),
         event_seq: before.map_or(0, |before| before.event_seq),

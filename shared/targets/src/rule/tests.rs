@@ -239,6 +239,24 @@ fn users_who_go_follow_the_rule_for_it() {
 }
 
 #[test]
+fn who_is_erased_is_deleted_and_not_only_disabled() {
+    let erased = json!({"type": "user.deleted", "erase": true});
+    let nobody = json!(["delete", {"email": null}]);
+    for (on_delete, expected) in [
+        ("delete", nobody.clone()),
+        ("disable", nobody),
+        ("ignore", json!("deleted")),
+    ] {
+        let rule = json!({"on_delete": on_delete, "fields": {"include": ["email", "status"]}});
+        let mut expected = expected;
+        if expected.is_array() {
+            expected[1]["status"] = Value::Null;
+        }
+        check(rule, erased.clone(), expected);
+    }
+}
+
+#[test]
 fn fields_are_chosen_computed_masked_and_renamed_in_this_order() {
     let user = json!({"username": "Ann", "email": "ann@example.com",
                       "data": {"phone": "+491771234567", "card": {"no": 4111}, "a": {"b": 1}, "list": [1, 2]}});

@@ -9,14 +9,14 @@ use usersync_stack::{Directory, Launch, PostgresServer, eventually, tools};
 use crate::support::{Bus, SOON, only};
 
 /// A PostgreSQL server and the catalogue's entry for its table `users`.
-struct Database {
+pub(crate) struct Database {
     server: PostgresServer,
     dir: Directory,
-    entry: String,
+    pub(crate) entry: String,
 }
 
 impl Database {
-    async fn start() -> Result<Self> {
+    pub(crate) async fn start() -> Result<Self> {
         let dir = Directory::temporary()?;
         let server = PostgresServer::start(dir.path()).await?;
         let secret = dir.path().join("password");
@@ -32,14 +32,14 @@ impl Database {
         Ok(Self { server, dir, entry })
     }
 
-    async fn client(&self) -> Result<PgPool> {
+    pub(crate) async fn client(&self) -> Result<PgPool> {
         let pool = PgPoolOptions::new().max_connections(1);
         let pool = pool.connect(&self.server.url_with_password()).await;
         pool.context("the test's own client")
     }
 
     /// Runs the worker with `--init-target crm` to its end; what it printed and logged.
-    async fn init(&self, log: &str, more: &[&str]) -> Result<String> {
+    pub(crate) async fn init(&self, log: &str, more: &[&str]) -> Result<String> {
         let catalogue = self.dir.path().join("targets.toml");
         std::fs::write(&catalogue, &self.entry)?;
         let program = tools::binary("usersync-worker", tools::Profile::own())?;
@@ -54,7 +54,7 @@ impl Database {
     }
 
     /// One number out of the table.
-    async fn number(&self, what: &str) -> Result<i64> {
+    pub(crate) async fn number(&self, what: &str) -> Result<i64> {
         let query = format!("SELECT {what} FROM users");
         let number = sqlx::query_scalar(AssertSqlSafe(query));
         Ok(number.fetch_one(&self.client().await?).await?)

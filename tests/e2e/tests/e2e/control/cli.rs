@@ -86,7 +86,7 @@ async fn every_command_of_the_page_does_what_it_says() -> Result<()> {
     let endpoints = answer("micro info usersync")[0]["endpoints"]
         .as_array()
         .map(Vec::len);
-    assert_eq!(endpoints, Some(31));
+    assert_eq!(endpoints, Some(32));
     for part in ["users.show", "last-for user.state.42"] {
         let data = &answer(part)["data"];
         assert_eq!(data, &json!({"phone": "555", "city": "Ulm"}), "{part}");
@@ -121,6 +121,16 @@ async fn every_command_of_the_page_does_what_it_says() -> Result<()> {
             "\"exclude\":[\"username\"]",
             "/members/username",
             Value::Null,
+        ),
+        (
+            "users.erase '{\"user_id\":41,\"dry_run\"",
+            "/erasure/events",
+            json!(1),
+        ),
+        (
+            "users.erase '{\"user_id\":41}'",
+            "/erasure/events",
+            json!(1),
         ),
         ("consumer info USER_STATE", "/name", json!("redis-cache")),
         ("consumer pause", "/paused", json!(true)),
@@ -161,7 +171,7 @@ async fn every_command_of_the_page_does_what_it_says() -> Result<()> {
         (
             "repair.start '{\"target\":\"redis-cache\",\"all\":true,\"dry_run\":true}'",
             "/matched",
-            json!(1),
+            json!(2),
         ),
         ("repair.status", "/state", json!("done")),
         ("kv get user_jobs", "/state", json!("done")),

@@ -157,6 +157,15 @@ const TABLE: &[(Try<'_>, &[&str])] = &[
         Try::Request("$JS.API.STREAM.MSG.DELETE.USER_STATE", r#"{"seq":1}"#),
         NOBODY,
     ),
+    // Erasing a user overwrites events and letters.
+    (
+        Try::Request("$JS.API.STREAM.MSG.DELETE.USER_EVENTS", r#"{"seq":5}"#),
+        &["gateway"],
+    ),
+    (
+        Try::Request("$JS.API.STREAM.MSG.DELETE.USER_DEAD", r#"{"seq":1}"#),
+        &["gateway"],
+    ),
     (
         Try::Request(
             "$JS.API.STREAM.SNAPSHOT.USER_STATE",
@@ -331,6 +340,8 @@ async fn each_role_may_what_it_needs_and_nothing_else() -> Result<()> {
         let event = json!({"user_id": user, "username": "ann"});
         bus.publish("user.created", event).await?;
     }
+    let refused = bus.jetstream().publish("user.dead.gateway.5", "{}".into());
+    refused.await?.await?;
     bus.until_taken_in().await?;
     let other = bus.jetstream().client();
     let before = shape(bus.jetstream()).await?;
