@@ -51,6 +51,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     tracing::info!(http.address = %listener.local_addr()?, "API, health and metrics");
     let health = Health::default();
     health.down("streams", "not created yet");
+    health.down("intake", "not begun yet");
     let stopped = CancellationToken::new();
     let metrics = telemetry::init_metrics(stopped.clone())?;
     let client = nats::connect(&settings.common.nats, "usersync-gateway", &health).await?;
@@ -84,7 +85,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
             health.clone(),
             shutdown.clone(),
         );
-        let upkeep = upkeep::run(control.clone(), shutdown.clone());
+        let upkeep = upkeep::run(
+            control.clone(),
+            settings.clone(),
+            health.clone(),
+            shutdown.clone(),
+        );
         let mut upkeep = tokio::spawn(join(upkeep, relay));
         let intake = intake::Intake::new(jetstream, health, &settings);
         let intake = intake.run(shutdown.clone());

@@ -16,6 +16,7 @@ use usersync_source::{SourceConfig, SourceName};
 use crate::{
     access::{self, KeyCommand},
     command::StatusCommand,
+    upkeep::alerts,
 };
 
 /// Takes user events in, over NATS (`user.*`) and HTTP, and keeps the newest state of every user.
@@ -81,6 +82,8 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Who may use the HTTP API.
     pub http: access::Settings,
+    /// When people are told.
+    pub(crate) alerts: alerts::Settings,
     /// The main databases, whose outboxes this gateway relays.
     pub sources: BTreeMap<SourceName, SourceConfig>,
 }
@@ -118,6 +121,7 @@ impl Settings {
         reader.flag("http.keys_file", flags.keys.as_ref());
         reader.flag("http.open", flags.open.then_some(true));
         let http = access::Settings::read(&mut reader, common.listen);
+        let alerts = alerts::Settings::read(&mut reader);
         let sources = usersync_source::read(&mut reader);
         reader.leave(&["target"]);
         reader.finish()?;
@@ -127,6 +131,7 @@ impl Settings {
             accept_empty_state,
             cache_bytes: cache_mib << 20,
             http,
+            alerts,
             sources,
         })
     }

@@ -128,8 +128,7 @@ impl Check {
         request: &Request,
         stop: CancellationToken,
     ) -> anyhow::Result<Report> {
-        let scheduler =
-            scheduler::open(jetstream, sources, common.egress.clone(), Health::default());
+        let scheduler = scheduler::open(jetstream, sources, common, Health::default());
         let scheduler = timeout(SILENCE, scheduler).await;
         let scheduler: Scheduler =
             scheduler.context("there are no streams of usersync; start usersync-gateway first")?;
@@ -144,7 +143,7 @@ impl Check {
         let end = claim.during(work, entries, RENEW, kept).await?;
         match end {
             End::Done(report) => {
-                reports::publish(&scheduler, &report).await?;
+                reports::publish(&scheduler, request, &report).await?;
                 claim.end().await?;
                 Ok(*report)
             }

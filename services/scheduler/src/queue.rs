@@ -94,7 +94,7 @@ async fn serve(
         .await?;
     match end {
         End::Done(report) => {
-            reports::publish(scheduler, &report).await?;
+            reports::publish(scheduler, &request, &report).await?;
             claim.end().await?;
             Ok(AckKind::Ack)
         }

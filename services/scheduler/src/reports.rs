@@ -1,23 +1,20 @@
-//! What checks have found: the report in `user.check.result.<target>`, metrics, and an alert where there is drift.
+//! What checks have found: the report in `user.check.result.<target>`, metrics, and the alert that there is drift.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::message::PublishMessage;
 use jiff::Timestamp;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use serde_json::json;
 use tokio::time::timeout;
 use usersync_core::{
-    check::{Class, Report, Stage},
+    alert::{self, Alert, Kind},
+    check::{Class, Report, Request, Stage},
     nats::REQUEST_TIMEOUT,
     subjects,
 };
 
 use crate::{check::Progress, scheduler::Scheduler};
 
-/// The kind of alert that says that copies differ.
-const DRIFT: &str = "drift";
 /// How a check may end, as metrics have it.
 const RESULTS: [&str; 4] = ["alike", "drift", "braked", "failed"];
 /// How long showing an interim report may take.
@@ -30,11 +27,16 @@ pub(crate) async fn show(scheduler: &Scheduler, progress: &Progress) {
     }
 }
 
-/// Stores the report of a check that has ended, counts it, and raises the alert if there is drift.
+/// Stores the report of a check that has ended, counts it, and raises the alert if there is drift, or resolves it if a
+/// check of all users has found none.
 ///
 /// # Errors
 /// When it can't be stored.
-pub(crate) async fn publish(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
+pub(crate) async fn publish(
+    scheduler: &Scheduler,
+    request: &Request,
+    report: &Report,
+) -> anyhow::Result<()> {
     store(scheduler, report).await?;
     count(report);
     let found: Vec<_> = report
@@ -61,9 +63,15 @@ pub(crate) async fn publish(scheduler: &Scheduler, report: &Report) -> anyhow::R
         }
         _ if report.drifted() > 0 => {
             tracing::warn!(target, against, users, found, seconds, stage = ?report.stage, "copies differ");
-            alert(scheduler, report).await?;
+            raise(scheduler, report).await?;
         }
-        _ => tracing::info!(target, against, users, seconds, "checked: all alike"),
+        _ => {
+            tracing::info!(target, against, users, seconds, "checked: all alike");
+            if request.is_of_all() {
+                let resolved = |newest: &alert::Newest| newest.raised().map(Alert::resolved);
+                alert::tell(&scheduler.jetstream, Kind::Drift, target, resolved).await?;
+            }
+        }
     }
     Ok(())
 }
@@ -79,28 +87,31 @@ async fn store(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn alert(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
-    let counts: std::collections::BTreeMap<_, _> = report
-        .found
-        .iter()
-        .map(|(class, found)| (class.as_str(), found.users))
-        .collect();
-    let alert = json!({
-        "kind": DRIFT, "target": report.target, "since": report.started, "found": counts,
-        "reason": format!("{} of {} users differ from {}", report.drifted(), report.users, report.against),
-        "stage": report.stage, "note": report.error,
-    });
-    let message = PublishMessage::build()
-        .payload(alert.to_string().into())
-        .message_id(format!("{DRIFT}:{}:{}", report.target, report.started));
-    let sent = scheduler
-        .jetstream
-        .send_publish(subjects::alert(DRIFT, &report.target), message);
-    timeout(REQUEST_TIMEOUT, async { sent.await?.await })
-        .await
-        .context("raising the alert timed out")?
-        .context("raising the alert")?;
-    Ok(())
+async fn raise(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
+    let (target, drifted) = (&report.target, report.drifted());
+    let found = report.found.iter();
+    let reason = format!(
+        "{drifted} of {} users differ from {}",
+        report.users, report.against
+    );
+    let summary = format!("copies at {target} differ: {drifted} users");
+    let alert = Alert {
+        found: Some(found.map(|(class, found)| (*class, found.users)).collect()),
+        reason: Some(reason),
+        stage: Some(report.stage),
+        note: report.error.clone(),
+        ..Alert::raised(
+            Kind::Drift,
+            target,
+            report.started,
+            summary,
+            &scheduler.runbook,
+        )
+    };
+    alert::tell(&scheduler.jetstream, Kind::Drift, target, |newest| {
+        newest.raised().is_none().then(|| alert.clone())
+    })
+    .await
 }
 
 fn count(report: &Report) {

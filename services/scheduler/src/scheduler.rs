@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::{self, Health},
+    alert::Runbook,
     check::Check,
     common::Common,
     egress::Egress,
@@ -39,6 +40,8 @@ pub(crate) struct Scheduler {
     pub sources: Sources,
     /// Where targets may be.
     pub egress: Egress,
+    /// Where people find what to do about an alert.
+    pub runbook: Runbook,
     /// How everything stands.
     pub health: Health,
 }
@@ -50,7 +53,7 @@ impl Scheduler {
         states: Stream,
         registry: Registry,
         sources: Sources,
-        egress: Egress,
+        common: &Common,
         health: Health,
     ) -> Self {
         // The last, random part is enough to tell schedulers apart.
@@ -61,7 +64,8 @@ impl Scheduler {
             states,
             registry,
             sources,
-            egress,
+            egress: common.egress.clone(),
+            runbook: common.runbook.clone(),
             health,
         }
     }
@@ -96,12 +100,7 @@ pub(crate) async fn run(
         .ack_timeout(nats::REQUEST_TIMEOUT);
     let jetstream = context.build(client.clone());
     if let Some(scheduler) = shutdown
-        .run_until_cancelled(open(
-            jetstream.clone(),
-            sources,
-            common.egress.clone(),
-            health,
-        ))
+        .run_until_cancelled(open(jetstream.clone(), sources, common, health))
         .await
     {
         let states = states_check(&scheduler.sources).cloned();
@@ -120,16 +119,20 @@ pub(crate) async fn run(
 pub(crate) async fn open(
     jetstream: jetstream::Context,
     sources: Sources,
-    egress: Egress,
+    common: &Common,
     health: Health,
 ) -> Scheduler {
-    streams::wait_for_stream(&jetstream, subjects::USER_CHECK).await;
-    let states = streams::wait_for_stream(&jetstream, subjects::USER_STATE).await;
+    streams::wait_for_stream(&jetstream, subjects::USER_CHECK, &health).await;
+    let states = streams::wait_for_stream(&jetstream, subjects::USER_STATE, &health).await;
     let mut said = false;
     let registry = loop {
         match Registry::open(&jetstream, usersync_targets::check).await {
-            Ok(registry) => break registry,
+            Ok(registry) => {
+                health.gone(subjects::TARGETS_BUCKET);
+                break registry;
+            }
             Err(error) if !said => {
+                health.down(subjects::TARGETS_BUCKET, format!("{error:#}"));
                 tracing::warn!(error = format!("{error:#}"), "waiting for the targets");
                 said = true;
             }
@@ -137,7 +140,7 @@ pub(crate) async fn open(
         }
         tokio::time::sleep(AGAIN).await;
     };
-    Scheduler::new(jetstream, states, registry, sources, egress, health)
+    Scheduler::new(jetstream, states, registry, sources, common, health)
 }
 
 /// When the states are checked by themselves: as the first source says that says so. One check is about all of them.

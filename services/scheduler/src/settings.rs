@@ -8,6 +8,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use url::Url;
 use usersync_core::{
+    alert,
     common::{Common, CommonFlags},
     member::Member,
     settings::{Problems, Reader},
@@ -227,7 +228,9 @@ impl Settings {
             "intake.accept_empty_state",
             "intake.cache_mib",
             "http",
+            "notify",
         ]);
+        reader.leave(alert::SETTINGS);
         let work = flags
             .command
             .as_ref()

@@ -71,7 +71,8 @@ impl Fleet {
             self.health.down(name.as_ref(), waiting);
         }
         let opening = async {
-            let states = streams::wait_for_stream(&self.jetstream, subjects::USER_STATE).await;
+            let states =
+                streams::wait_for_stream(&self.jetstream, subjects::USER_STATE, &self.health).await;
             (states, self.registry().await)
         };
         let Some((states, registry)) = shutdown.run_until_cancelled(opening).await else {
@@ -157,8 +158,13 @@ impl Fleet {
         let mut said = false;
         loop {
             match Registry::open(&self.jetstream, usersync_targets::check).await {
-                Ok(registry) => return registry,
+                Ok(registry) => {
+                    self.health.gone(subjects::TARGETS_BUCKET);
+                    return registry;
+                }
                 Err(error) if !said => {
+                    self.health
+                        .down(subjects::TARGETS_BUCKET, format!("{error:#}"));
                     tracing::warn!(error = format!("{error:#}"), "waiting for the targets");
                     said = true;
                 }

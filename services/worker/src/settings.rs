@@ -9,6 +9,7 @@ use std::{
 use clap::Parser;
 use serde::Deserialize;
 use usersync_core::{
+    alert,
     catalogue::Catalogue,
     common::{Common, CommonFlags},
     settings::{Problems, Reader},
@@ -107,8 +108,10 @@ impl Settings {
             "intake.accept_empty_state",
             "intake.cache_mib",
             "http",
+            "notify",
             "sources",
         ]);
+        reader.leave(alert::SETTINGS);
         let given: Option<PathBuf> = reader.optional("targets", "a path");
         reader.finish()?;
         Ok(Self {

@@ -12,6 +12,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -19,7 +20,16 @@ use tokio_util::sync::CancellationToken;
 
 /// Which parts of a binary are ready, and what the others wait for.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<String, Option<String>>>>);
+pub struct Health(Arc<Mutex<BTreeMap<String, Part>>>);
+
+/// How one part stands.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Why it is down; `None` while it is up.
+    pub reason: Option<String>,
+    /// Since when it is up or down, whatever the reasons were.
+    pub since: Timestamp,
+}
 
 impl Health {
     /// `part` works.
@@ -39,18 +49,17 @@ impl Health {
     }
 
     fn set(&self, part: &str, reason: Option<String>) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(part.to_owned(), reason);
+        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = parts.get(part);
+        let same = before.filter(|before| before.reason.is_some() == reason.is_some());
+        let since = same.map_or_else(Timestamp::now, |same| same.since);
+        parts.insert(part.to_owned(), Part { reason, since });
     }
 
-    /// Every part, with the reason of those that are down.
-    pub fn parts(&self) -> BTreeMap<String, Option<String>> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    /// Every part.
+    pub fn parts(&self) -> BTreeMap<String, Part> {
+        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.clone()
     }
 }
 
@@ -73,22 +82,27 @@ async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Whether every part is up; the body names each part
+/// Whether every part is up; the body names each part, says what is wrong with it, and since when
 #[utoipa::path(get, path = "/readyz", tag = "admin",
     responses((status = 200, body = Object, description = "Every part is up"), (status = 503, body = Object, description = "Some aren't; the body says why")))]
 async fn readyz(State(health): State<Health>) -> impl IntoResponse {
     let parts = health.parts();
-    let ready = !parts.is_empty() && parts.values().all(Option::is_none);
+    let down = parts.iter().filter(|(_, part)| part.reason.is_some());
+    let since: BTreeMap<_, _> = down
+        .map(|(name, part)| (name.clone(), part.since))
+        .collect();
+    let ready = !parts.is_empty() && since.is_empty();
     let parts: BTreeMap<_, _> = parts
         .into_iter()
-        .map(|(part, reason)| (part, reason.unwrap_or_else(|| "up".to_owned())))
+        .map(|(name, part)| (name, part.reason.unwrap_or_else(|| "up".to_owned())))
         .collect();
     let status = if ready {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(json!({ "ready": ready, "parts": parts })))
+    let answer = json!({ "ready": ready, "parts": parts, "down_since": since });
+    (status, Json(answer))
 }
 
 /// Metrics for Prometheus

@@ -17,8 +17,11 @@ pub const BREAKER_AGE: Duration = Duration::from_secs(120);
 /// How long the progress of a job can be asked for.
 const JOB_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// After how long what a gateway says of an outbox is forgotten: it says so every 5 s.
+const RELAY_AGE: Duration = Duration::from_secs(20);
+
 /// Every bucket, with `replicas` copies.
-fn buckets(replicas: usize) -> Vec<kv::Config> {
+pub(crate) fn all(replicas: usize) -> Vec<kv::Config> {
     let bucket = |name: &str, description: &str| kv::Config {
         bucket: name.to_owned(),
         description: description.to_owned(),
@@ -53,7 +56,14 @@ fn buckets(replicas: usize) -> Vec<kv::Config> {
             "Repairs, replays and discards in bulk: job -> progress as JSON",
         )
     };
-    vec![targets, breakers, checks, jobs]
+    let relays = kv::Config {
+        max_age: RELAY_AGE,
+        ..bucket(
+            subjects::RELAYS_BUCKET,
+            "Outboxes and who relays them: source.gateway -> state as JSON",
+        )
+    };
+    vec![targets, breakers, checks, jobs, relays]
 }
 
 /// The buckets that are missing.
@@ -64,7 +74,7 @@ pub async fn missing_buckets(
     jetstream: &jetstream::Context,
     replicas: usize,
 ) -> anyhow::Result<Vec<kv::Config>> {
-    let mut missing = buckets(replicas);
+    let mut missing = all(replicas);
     let mut found = jetstream.stream_names();
     while let Some(stream) = found.try_next().await.context("asking for the buckets")? {
         missing.retain(|bucket| stream.strip_prefix("KV_") != Some(bucket.bucket.as_str()));

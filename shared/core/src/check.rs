@@ -242,6 +242,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// Whether all users are asked for.
+    pub fn is_of_all(&self) -> bool {
+        self.user_id.is_none() && self.from.is_none() && self.to.is_none()
+    }
+
     /// Whether `user` is in the range of ids asked for.
     pub fn covers(&self, user: &UserId) -> bool {
         let Self { from, to, .. } = self;

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{
+    alert::Runbook,
     catalogue::{self, Catalogue},
     egress::Egress,
     nats,
@@ -49,6 +50,8 @@ pub struct Common {
     pub catalogue: Catalogue,
     /// Where targets may be.
     pub egress: Egress,
+    /// Where people find what to do about an alert.
+    pub runbook: Runbook,
     /// The tracing filter.
     pub log: String,
     /// How log lines look.
@@ -70,6 +73,7 @@ impl Common {
             "an address and port such as 127.0.0.1:8090",
         );
         let egress = Egress::read(reader);
+        let runbook = Runbook::read(reader);
         let path: Option<PathBuf> =
             reader.optional("targets", "the path of a catalogue file or directory");
         let catalogue = catalogue::load(path.as_deref()).unwrap_or_else(|problems| {
@@ -90,6 +94,7 @@ impl Common {
             targets: path,
             catalogue,
             egress,
+            runbook,
             log,
             log_format,
         }

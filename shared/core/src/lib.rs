@@ -2,6 +2,7 @@
 //! plumbing (settings, NATS, telemetry, lifecycle). Knows no driver of any target.
 
 pub mod admin;
+pub mod alert;
 pub mod auth;
 pub mod buckets;
 pub mod catalogue;

@@ -10,7 +10,9 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
 };
 
-use crate::{buckets, subjects, target::TargetConfig};
+use futures_util::TryStreamExt;
+
+use crate::{admin::Health, buckets, subjects, target::TargetConfig};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -247,6 +249,21 @@ pub async fn plan(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Re
     Ok(steps)
 }
 
+/// The streams and buckets that aren't there.
+///
+/// # Errors
+/// When the server can't be asked.
+pub async fn missing(jetstream: &jetstream::Context) -> anyhow::Result<Vec<String>> {
+    let mut missing: Vec<String> = all(1).into_iter().map(|stream| stream.name).collect();
+    let buckets = buckets::all(1).into_iter();
+    missing.extend(buckets.map(|bucket| format!("KV_{}", bucket.bucket)));
+    let mut found = jetstream.stream_names();
+    while let Some(name) = found.try_next().await.context("asking for the streams")? {
+        missing.retain(|missing| *missing != name);
+    }
+    Ok(missing)
+}
+
 /// Creates what is missing, updates what may be updated, and refuses what may not.
 ///
 /// # Errors
@@ -369,17 +386,31 @@ fn updated(found: &Config, wanted: &Config) -> Option<Config> {
     (updated != *found).then_some(updated)
 }
 
-/// Waits until `name` exists, saying so; for those who don't create streams.
-pub async fn wait_for_stream(jetstream: &jetstream::Context, name: &str) -> Stream {
+/// Waits until `name` exists, saying so in `health`, too; for those who don't create streams.
+pub async fn wait_for_stream(
+    jetstream: &jetstream::Context,
+    name: &str,
+    health: &Health,
+) -> Stream {
+    let part = format!("stream {name}");
     let mut said = false;
     loop {
         match jetstream.get_stream(name).await {
-            Ok(stream) => return stream,
-            Err(error) if !said => {
-                tracing::warn!(stream = name, %error, "waiting for the stream; usersync-gateway creates it");
-                said = true;
+            Ok(stream) => {
+                health.gone(&part);
+                return stream;
             }
-            Err(_) => {}
+            Err(error) => {
+                let why = match is_missing(&error) {
+                    true => "missing; usersync-gateway creates it".to_owned(),
+                    false => error.to_string(),
+                };
+                if !said {
+                    tracing::warn!(stream = name, %error, "waiting for the stream; usersync-gateway creates it");
+                    said = true;
+                }
+                health.down(&part, why);
+            }
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }

@@ -31,6 +31,8 @@ pub const BREAKERS_BUCKET: &str = "user_breakers";
 pub const CHECKS_BUCKET: &str = "user_checks";
 /// The KV bucket of repairs, replays and discards in bulk: `<job id>`.
 pub const JOBS_BUCKET: &str = "user_jobs";
+/// The KV bucket of outboxes and who relays them: `<source>.<gateway>`.
+pub const RELAYS_BUCKET: &str = "user_relays";
 /// All states.
 pub const STATES: &str = "user.state.*";
 /// All repairs of all targets.
@@ -158,6 +160,11 @@ pub fn worker_task(target: &TargetName) -> String {
 /// The key of one worker's breaker in [`BREAKERS_BUCKET`].
 pub fn breaker(target: &TargetName, worker: &str) -> String {
     format!("{target}.{worker}")
+}
+
+/// The key in [`RELAYS_BUCKET`] of what one gateway says of a source.
+pub fn relay(source: &str, gateway: &str) -> String {
+    format!("{source}.{gateway}")
 }
 
 /// The key in [`JOBS_BUCKET`] of the id of the job that does what `print` stands for.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use usersync_core::{event::EventType, streams, subjects};
+use usersync_core::{alert::Kind, event::EventType, streams, subjects};
 
 const DOC: &str = include_str!("../../../docs/SUBJECTS.md");
 
@@ -98,12 +98,42 @@ fn every_consumer_is_documented() {
 }
 
 #[test]
+fn every_kind_of_alert_is_documented_with_its_rule() {
+    let rules = include_str!("../../../deploy/prometheus/rules/alerts.yml");
+    let rows = table("Alerts");
+    let kinds: Vec<_> = rows.iter().map(|row| row[0][0].as_str()).collect();
+    let defined: BTreeSet<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+    assert_eq!(kinds.iter().copied().collect::<BTreeSet<_>>(), defined);
+    for row in &rows {
+        let Some(rule) = row[3].first() else { continue };
+        let kind = Kind::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == row[0][0]);
+        let kind = kind.expect("a kind");
+        let rule = rules
+            .split("- alert: ")
+            .find(|text| text.starts_with(&format!("{rule}\n")));
+        let rule = rule.expect("a rule of that name");
+        let severity = serde_json::to_value(kind.severity()).unwrap();
+        assert!(
+            rule.contains(&format!("severity: {}\n", severity.as_str().unwrap())),
+            "{kind}"
+        );
+        assert!(
+            rule.contains(&format!("RUNBOOK.md#{}\n", kind.anchor())),
+            "{kind}"
+        );
+    }
+}
+
+#[test]
 fn every_bucket_is_documented() {
     let defined = [
         subjects::TARGETS_BUCKET,
         subjects::BREAKERS_BUCKET,
         subjects::CHECKS_BUCKET,
         subjects::JOBS_BUCKET,
+        subjects::RELAYS_BUCKET,
     ];
     assert_eq!(
         first_cells("Buckets"),

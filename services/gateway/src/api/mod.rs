@@ -1,5 +1,6 @@
 //! The HTTP API: one file per group of endpoints, every error a problem document (RFC 9457).
 
+mod alerts;
 mod breakers;
 mod checks;
 mod cloud_event;
@@ -113,6 +114,7 @@ fn described() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(checks::show, checks::run))
         .routes(routes!(checks::pause))
         .routes(routes!(checks::resume))
+        .routes(routes!(alerts::list))
         .routes(routes!(status::show))
 }
 

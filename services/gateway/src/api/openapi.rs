@@ -39,6 +39,7 @@ const SIGNATURE: &str = "signature";
         (name = "repairs", description = "Deliveries asked for"),
         (name = "checks", description = "Targets compared with the newest states"),
         (name = "breakers", description = "Targets that are left alone for a while"),
+        (name = "alerts", description = "What is wrong now"),
         (name = "status", description = "How everything stands"),
         (name = "admin", description = "How this gateway is"),
     )

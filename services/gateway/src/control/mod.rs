@@ -3,6 +3,7 @@
 //! A request is a struct that JSON fills, an answer one that becomes JSON, an error a problem
 //! document: so HTTP and NATS can't differ in anything but the way in.
 
+pub(crate) mod alerts;
 pub(crate) mod breakers;
 mod bulk;
 pub(crate) mod changes;
@@ -13,8 +14,10 @@ mod erasure;
 mod evidence;
 pub(crate) mod jobs;
 pub(crate) mod letters;
+pub(crate) mod look;
 pub(crate) mod preview;
 pub(crate) mod refused;
+mod relays;
 pub(crate) mod repairs;
 mod scan;
 pub(crate) mod standing;

@@ -57,7 +57,7 @@ pub(crate) struct Standing {
 }
 
 impl Queue {
-    fn of(info: &consumer::Info) -> Self {
+    pub(crate) fn of(info: &consumer::Info) -> Self {
         Self {
             pending: info.num_pending,
             ack_pending: info.num_ack_pending as u64,

@@ -1,31 +1,23 @@
 //! How everything stands, on one screen: a line per target, for `usersync-gateway status`, HTTP and NATS alike.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use futures_util::future::try_join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use usersync_core::{
-    check::Stage,
-    dead_letter::Class,
-    registry::Entry,
-    subjects::{self, INTAKE, USER_EVENTS},
-    target::TargetName,
-};
+use usersync_core::{check::Stage, dead_letter::Class, registry::Entry, target::TargetName};
 
 use super::{
     Control,
     breakers::Breaker,
-    checks, letters, nats,
-    standing::{Queue, Standing},
-    workers,
+    look::{Look, Target},
+    standing::Queue,
 };
 use crate::problem::Problem;
 
 /// A target whose oldest change waits longer than this is behind.
 const BEHIND: Duration = Duration::from_secs(60);
 /// A target is failing when at least this share of its attempts does.
-const FAILING: f64 = 0.5;
+pub(crate) const FAILING: f64 = 0.5;
 
 /// How everything stands.
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
@@ -117,116 +109,47 @@ pub(crate) struct LastCheck {
     pub drifted: u64,
 }
 
-/// What a worker says of a target.
-#[derive(Clone, Debug, Deserialize)]
-struct Answer {
-    target: TargetName,
-    attempts_per_second: f64,
-    failures_per_second: f64,
-    last_failure: Option<LastError>,
-}
-
 pub(crate) async fn status(control: &Control) -> Result<Status, Problem> {
-    let entries = control.registry().await?.entries().await?;
-    let named: Vec<(TargetName, Entry)> = entries
-        .into_iter()
-        .filter_map(|(name, entry)| Some((name.parse().ok()?, entry)))
-        .collect();
-    let names: Vec<String> = named.iter().map(|(name, _)| name.to_string()).collect();
-    let questions: Vec<_> = named
-        .iter()
-        .map(|(name, _)| (subjects::worker_status(name), String::new()))
-        .collect();
-    let (standing, answers, checks, refused, events) = tokio::try_join!(
-        async { Standing::of_all(control, &names).await.map_err(nats) },
-        async {
-            workers::ask::<Answer>(control, questions)
-                .await
-                .map_err(nats)
-        },
-        checks::list(control),
-        async { letters::refused(control).await.map_err(nats) },
-        async { events_pending(control).await.map_err(nats) },
-    )?;
-    let checks: BTreeMap<_, _> = checks
-        .checks
-        .into_iter()
-        .map(|report| {
-            let check = LastCheck {
-                stage: report.stage,
-                started: report.started,
-                drifted: report.drifted(),
-            };
-            (report.target, check)
-        })
-        .collect();
-    let known = Known {
-        control,
-        standing: &standing,
-        answers: &answers,
-        checks: &checks,
-    };
-    let targets = named
-        .into_iter()
-        .map(|(name, entry)| known.target(name, entry));
+    let look = Look::at(control).await?;
     Ok(Status {
         at: Timestamp::now(),
-        users: standing.users(),
-        events_pending: events,
-        events_refused: refused,
-        targets: try_join_all(targets).await?,
+        users: look.standing.users(),
+        events_pending: look.events_pending,
+        events_refused: look.refused,
+        targets: look
+            .targets
+            .iter()
+            .map(|target| of(target, &look))
+            .collect(),
     })
 }
 
-/// Events that wait for intake.
-pub(crate) async fn events_pending(control: &Control) -> anyhow::Result<u64> {
-    let events = control.stream(USER_EVENTS).await?;
-    let info = events.consumer_info(INTAKE).await?;
-    Ok(info.num_pending + info.num_ack_pending as u64)
-}
-
-struct Known<'a> {
-    control: &'a Control,
-    standing: &'a Standing,
-    answers: &'a [Answer],
-    checks: &'a BTreeMap<String, LastCheck>,
-}
-
-impl Known<'_> {
-    async fn target(&self, target: TargetName, entry: Entry) -> Result<TargetStatus, Problem> {
-        let name = target.as_ref();
-        let answers: Vec<&Answer> = self
-            .answers
-            .iter()
-            .filter(|answer| answer.target == target)
-            .collect();
-        let (live, repairs) = self
-            .standing
-            .oldest(self.control, &target)
-            .await
-            .map_err(nats)?;
-        let sum = |of: fn(&Answer) -> f64| answers.iter().map(|answer| of(answer)).sum::<f64>();
-        let rate = sum(|answer| answer.attempts_per_second);
-        let failures = sum(|answer| answer.failures_per_second);
-        let waiting = |queue: Option<Queue>| queue.map_or(0, |queue| queue.waiting());
-        let failed = answers.iter().filter_map(|answer| answer.last_failure);
-        let mut status = TargetStatus {
-            state: Condition::Ok,
-            workers: answers.len() as u64,
-            pending: waiting(self.standing.live(name)),
-            repairs: waiting(self.standing.repairs(name)),
-            oldest_seconds: live.max(repairs).as_secs_f64(),
-            rate,
-            error_rate: (rate > 0.0).then(|| failures / rate),
-            last_error: failed.max_by_key(|error| error.at),
-            breaker: worst(&self.standing.breakers(name)),
-            dead_letters: self.standing.dead_letters(name),
-            last_check: self.checks.get(name).copied(),
-            target,
-        };
-        status.state = status.condition(&entry);
-        Ok(status)
-    }
+fn of(target: &Target, look: &Look) -> TargetStatus {
+    let (name, standing) = (target.name.as_ref(), &look.standing);
+    let waiting = |queue: Option<Queue>| queue.map_or(0, |queue| queue.waiting());
+    let failed = target.answers.iter();
+    let failed = failed.filter_map(|answer| answer.last_failure);
+    let check = look.checks.get(name).map(|report| LastCheck {
+        stage: report.stage,
+        started: report.started,
+        drifted: report.drifted(),
+    });
+    let mut status = TargetStatus {
+        state: Condition::Ok,
+        workers: target.answers.len() as u64,
+        pending: waiting(standing.live(name)),
+        repairs: waiting(standing.repairs(name)),
+        oldest_seconds: target.oldest.max(target.oldest_repair).as_secs_f64(),
+        rate: target.rate(),
+        error_rate: target.error_rate(),
+        last_error: failed.max_by_key(|error| error.at),
+        breaker: worst(&standing.breakers(name)),
+        dead_letters: standing.dead_letters(name),
+        last_check: check,
+        target: target.name.clone(),
+    };
+    status.state = status.condition(&target.entry);
+    status
 }
 
 impl TargetStatus {

@@ -21,8 +21,8 @@ use usersync_core::subjects;
 use crate::{
     api::extract::parse,
     control::{
-        Control, breakers, changes, checks, dead_letters, erase, jobs, preview, refused, repairs,
-        status, targets, users,
+        Control, alerts, breakers, changes, checks, dead_letters, erase, jobs, preview, refused,
+        repairs, status, targets, users,
     },
     problem::Problem,
 };
@@ -246,6 +246,9 @@ fn operations() -> Vec<Operation> {
             r#"{"target":"t"}"#,
             |control, of| async move { checks::show(&control, of).await },
         ),
+        operation("alerts", "list", "{}", |control, Nothing {}| async move {
+            alerts::list(&control).await
+        }),
         operation("check", "list", "{}", |control, Nothing {}| async move {
             checks::list(&control).await
         }),
@@ -307,7 +310,7 @@ async fn start(client: Client) -> Result<Service, async_nats::Error> {
     client
         .service_builder()
         .description(
-            "The control plane of usersync: targets, users, dead letters, repairs, breakers, checks, status",
+            "The control plane of usersync: targets, users, dead letters, repairs, breakers, checks, alerts, status",
         )
         .queue_group(subjects::CONTROL)
         .start(subjects::CONTROL, env!("CARGO_PKG_VERSION"))

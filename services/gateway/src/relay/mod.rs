@@ -6,6 +6,7 @@
 //! state, never by "behind the last id": a transaction may take the lower id and commit later. A row is
 //! marked only after its PubAck, so it can be published twice, under the same id. See docs/OUTBOX.md.
 
+mod board;
 mod event;
 mod meters;
 mod pace;
@@ -20,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 use usersync_core::admin::Health;
 use usersync_source::{Database, SourceConfig, SourceError, SourceName};
 
+use board::Board;
+pub(crate) use board::{Notice, State};
 use meters::Meters;
 use pace::Pace;
 use stored::Stored;
@@ -45,11 +48,13 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) {
     let mut relays = JoinSet::new();
+    let board = Board::new();
     for (name, config) in sources.into_iter().filter(|(_, config)| config.outbox) {
         let part = format!("source {name}");
         health.down(&part, "connecting");
         let relay = Relay {
             meters: Meters::new(&name),
+            board: board.clone(),
             jetstream: jetstream.clone(),
             health: health.clone(),
             shutdown: shutdown.clone(),
@@ -59,6 +64,7 @@ pub(crate) async fn run(
         };
         relays.spawn(relay.run());
     }
+    relays.spawn(board.run(jetstream, shutdown));
     while let Some(ended) = relays.join_next().await {
         if let Err(panic) = ended
             && let Ok(panic) = panic.try_into_panic()
@@ -78,6 +84,7 @@ struct Relay {
     jetstream: jetstream::Context,
     health: Health,
     meters: Meters,
+    board: Board,
     shutdown: CancellationToken,
 }
 
@@ -91,6 +98,7 @@ impl Relay {
                 break;
             };
             self.meters.idle();
+            self.board.idle(&self.name, State::Down);
             if began.elapsed() > PAUSES.1 {
                 pause = PAUSES.0;
                 said.clear();
@@ -112,6 +120,7 @@ impl Relay {
         let mut database = Database::connect(&self.config).await?;
         let mut said = false;
         while !database.try_lock().await? {
+            self.board.idle(&self.name, State::Standby);
             // Whoever holds it says how the database is.
             self.health.up(&self.part);
             if !said {
@@ -167,7 +176,9 @@ impl Relay {
                 doubtful = trouble.is_some();
             }
             if look_at <= Instant::now() {
-                self.meters.lag(database.lag().await?);
+                let lag = database.lag().await?;
+                self.meters.lag(lag);
+                self.board.relaying(&self.name, lag);
                 look_at = Instant::now() + LOOK_EVERY;
             }
             if prune_at <= Instant::now() && database.prune(PRUNED).await? < u64::from(PRUNED) {

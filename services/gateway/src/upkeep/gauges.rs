@@ -1,85 +1,65 @@
-//! What metrics say of the queues: read from the server every few seconds, so that a scrape asks nobody.
+//! What metrics say of the queues: what a look has found, so that a scrape asks nobody.
 //!
 //! Every gateway says the same, so that one of them is enough; rules take the maximum over gateways.
 
 use std::{collections::BTreeSet, time::Duration};
 
+use async_nats::jetstream::account::Account;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
-use tokio::time::{MissedTickBehavior, timeout};
-use usersync_core::{nats::REQUEST_TIMEOUT, subjects::GATEWAY_TARGET, target::TargetName};
+use usersync_core::{subjects::GATEWAY_TARGET, target::TargetName};
 
-use crate::control::{
-    Control, letters,
-    standing::{Queue, Standing},
-    status,
-};
+use crate::control::{look::Look, standing::Queue};
 
-/// How often the server is asked.
-const EVERY: Duration = Duration::from_secs(5);
+/// The targets whose gauges were set.
+#[derive(Default)]
+pub(super) struct Gauges(BTreeSet<TargetName>);
 
-/// Keeps the gauges for ever.
-pub(super) async fn run(control: &Control) {
-    describe();
-    let mut every = tokio::time::interval(EVERY);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut known = BTreeSet::new();
-    loop {
-        every.tick().await;
-        let set = timeout(4 * REQUEST_TIMEOUT, set(control, &mut known)).await;
-        if let Err(error) = set.map_err(anyhow::Error::from).and_then(|set| set) {
-            let error = format!("{error:#}");
-            tracing::debug!(error, "the gauges of the queues stay as they are");
+impl Gauges {
+    pub(super) fn new() -> Self {
+        describe();
+        Self::default()
+    }
+
+    /// Sets every gauge; those of targets that were removed to zero.
+    pub(super) fn set(&mut self, look: &Look, account: &Account) {
+        gauge!("usersync_users").set(look.standing.users() as f64);
+        gauge!("usersync_intake_pending").set(look.events_pending as f64);
+        gauge!("usersync_dead_letters", "target" => GATEWAY_TARGET).set(look.refused as f64);
+        for target in &look.targets {
+            let name = target.name.to_string();
+            gauge!("usersync_target_enabled", "target" => name.clone())
+                .set(f64::from(u8::from(target.enabled())));
+            gauge!("usersync_dead_letters", "target" => name.clone())
+                .set(look.standing.dead_letters(&name) as f64);
+            counter!("usersync_backstop_dead_letters_total", "target" => name.clone()).increment(0);
+            let (live, repairs) = (look.standing.live(&name), look.standing.repairs(&name));
+            queue(&target.name, "live", live.as_ref(), target.oldest);
+            queue(
+                &target.name,
+                "repairs",
+                repairs.as_ref(),
+                target.oldest_repair,
+            );
         }
+        let there = look.targets.iter().map(|target| target.name.clone());
+        let there: BTreeSet<TargetName> = there.collect();
+        for target in self.0.difference(&there) {
+            let name = target.to_string();
+            gauge!("usersync_target_enabled", "target" => name.clone()).set(0);
+            gauge!("usersync_dead_letters", "target" => name).set(0);
+            queue(target, "live", None, Duration::ZERO);
+            queue(target, "repairs", None, Duration::ZERO);
+        }
+        self.0 = there;
+        gauge!("usersync_nats_storage_bytes").set(account.storage as f64);
+        let limit = storage_limit(account).map_or(f64::INFINITY, |limit| limit as f64);
+        gauge!("usersync_nats_storage_limit_bytes").set(limit);
     }
 }
 
-/// Sets every gauge; those of targets that were removed to zero.
-async fn set(control: &Control, known: &mut BTreeSet<TargetName>) -> anyhow::Result<()> {
-    let entries = control.registry().await?.entries().await?;
-    let standing = Standing::of_all(control, entries.keys()).await?;
-    gauge!("usersync_users").set(standing.users() as f64);
-    gauge!("usersync_intake_pending").set(status::events_pending(control).await? as f64);
-    let refused = letters::refused(control).await?;
-    gauge!("usersync_dead_letters", "target" => GATEWAY_TARGET).set(refused as f64);
-
-    let mut there = BTreeSet::new();
-    for (name, entry) in entries {
-        let Ok(target) = name.parse::<TargetName>() else {
-            continue;
-        };
-        let enabled = entry.config.is_some_and(|config| config.enabled);
-        gauge!("usersync_target_enabled", "target" => name.clone())
-            .set(f64::from(u8::from(enabled)));
-        gauge!("usersync_dead_letters", "target" => name.clone())
-            .set(standing.dead_letters(&name) as f64);
-        counter!("usersync_backstop_dead_letters_total", "target" => name.clone()).increment(0);
-        let (live, repairs) = standing.oldest(control, &target).await?;
-        queue(&target, "live", standing.live(&name).as_ref(), live);
-        queue(
-            &target,
-            "repairs",
-            standing.repairs(&name).as_ref(),
-            repairs,
-        );
-        there.insert(target);
-    }
-    for target in known.difference(&there) {
-        let name = target.to_string();
-        gauge!("usersync_target_enabled", "target" => name.clone()).set(0);
-        gauge!("usersync_dead_letters", "target" => name).set(0);
-        queue(target, "live", None, Duration::ZERO);
-        queue(target, "repairs", None, Duration::ZERO);
-    }
-    *known = there;
-
-    let account = control.jetstream.query_account().await?;
-    gauge!("usersync_nats_storage_bytes").set(account.storage as f64);
-    let limit = match account.limits.max_storage {
-        Some(limit) if limit > 0 => limit as f64,
-        _ => f64::INFINITY,
-    };
-    gauge!("usersync_nats_storage_limit_bytes").set(limit);
-    Ok(())
+/// How many bytes the streams may take; `None` where the account has no limit.
+pub(super) fn storage_limit(account: &Account) -> Option<i64> {
+    account.limits.max_storage.filter(|limit| *limit > 0)
 }
 
 fn queue(target: &TargetName, name: &'static str, queue: Option<&Queue>, oldest: Duration) {

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::message::PublishMessage;
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use serde_json::json;
-use usersync_core::{registry::WriteError, subjects};
+use usersync_core::{
+    alert::{self, Alert, Kind, Runbook},
+    registry::WriteError,
+    subjects,
+};
 
 use crate::control::{
     Control,
@@ -15,15 +17,15 @@ use crate::control::{
     changes,
 };
 
-/// How workers call the state of such a breaker, and people the alert.
+/// How workers call the state of such a breaker.
 const GONE: &str = "gone";
 /// How long to wait before watching again.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Watches the breakers for ever.
-pub(super) async fn follow(control: &Control) {
+pub(super) async fn follow(control: &Control, runbook: &Runbook) {
     loop {
-        if let Err(error) = watch(control).await {
+        if let Err(error) = watch(control, runbook).await {
             let error = format!("{error:#}");
             tracing::warn!(error, bucket = subjects::BREAKERS_BUCKET, "watching again");
             tokio::time::sleep(AGAIN).await;
@@ -31,7 +33,7 @@ pub(super) async fn follow(control: &Control) {
     }
 }
 
-async fn watch(control: &Control) -> anyhow::Result<()> {
+async fn watch(control: &Control, runbook: &Runbook) -> anyhow::Result<()> {
     let bucket = breakers::bucket(control).await?;
     let mut watch = bucket.watch_with_history(">").await?;
     loop {
@@ -39,13 +41,18 @@ async fn watch(control: &Control) -> anyhow::Result<()> {
         let put = Timestamp::from_nanosecond(entry.created.unix_timestamp_nanos());
         let breaker = breakers::read(&entry).filter(|breaker| breaker.state == GONE);
         if let Some(breaker) = breaker {
-            disable(control, &breaker, put.unwrap_or_default()).await?;
+            disable(control, &breaker, put.unwrap_or_default(), runbook).await?;
         }
     }
 }
 
 /// Disables the target unless it is, or its entry has changed since it said so.
-async fn disable(control: &Control, breaker: &Breaker, put: Timestamp) -> anyhow::Result<()> {
+async fn disable(
+    control: &Control,
+    breaker: &Breaker,
+    put: Timestamp,
+    runbook: &Runbook,
+) -> anyhow::Result<()> {
     let registry = control.registry().await?;
     let (name, reason) = (&breaker.target, breaker.reason.as_deref());
     let said = breaker
@@ -79,17 +86,20 @@ async fn disable(control: &Control, breaker: &Breaker, put: Timestamp) -> anyhow
             reason.unwrap_or("410 Gone")
         );
         // Before it is disabled, so that a gateway that dies in between is followed by one that does both.
-        let alert = json!({
-            "kind": GONE, "target": name, "since": said, "reason": reason, "note": note,
-            "worker": breaker.worker, "revision": stored.revision,
-        });
-        let message = PublishMessage::build()
-            .payload(alert.to_string().into())
-            .message_id(format!("{GONE}:{name}:{}", stored.revision));
-        let sent = control
-            .jetstream
-            .send_publish(subjects::alert(GONE, name.as_ref()), message);
-        sent.await?.await?;
+        let summary = format!("{name} says that it is gone for good, and was disabled");
+        let alert = Alert {
+            reason: breaker.reason.clone(),
+            note: Some(note.clone()),
+            worker: Some(breaker.worker.clone()),
+            revision: Some(stored.revision),
+            ..Alert::raised(Kind::Gone, name.as_ref(), said, summary, runbook)
+        };
+        // Once per disabling, also where the last one isn't resolved yet.
+        alert::tell(&control.jetstream, Kind::Gone, name.as_ref(), |newest| {
+            let told = newest.raised().and_then(|raised| raised.revision);
+            (told != alert.revision).then(|| alert.clone())
+        })
+        .await?;
         match changes::disable(registry, name, &entry, &stored, &note).await {
             Ok(true) => {
                 tracing::error!(target = %name, reason, "the target is gone: disabled");

@@ -1,19 +1,21 @@
 //! What a gateway does for the targets by itself: files into KV, KV into consumers, the backstop for
-//! dead letters, the end of targets that are gone, and gauges of how all stand. Several gateways may do it side by side.
+//! dead letters, the end of targets that are gone, gauges of how all stand, and alerts. Several gateways may do it side by side.
 
+pub(crate) mod alerts;
 mod backstop;
 mod consumers;
 mod files;
 mod gauges;
 mod gone;
 pub(crate) mod seed;
+mod watch;
 
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
-use usersync_core::streams;
+use usersync_core::{admin::Health, streams};
 
-use crate::control::Control;
+use crate::{Settings, control::Control};
 
 pub(crate) use files::{Files, FilesStatus};
 
@@ -45,14 +47,20 @@ pub(crate) async fn begin(control: &Control) -> anyhow::Result<()> {
 }
 
 /// Goes on with it until `shutdown`.
-pub(crate) async fn run(control: Arc<Control>, shutdown: CancellationToken) {
+pub(crate) async fn run(
+    control: Arc<Control>,
+    settings: Settings,
+    health: Health,
+    shutdown: CancellationToken,
+) {
+    let runbook = settings.common.runbook;
     let work = async {
         tokio::join!(
             consumers::follow(&control, shutdown.clone()),
             files::follow(&control),
-            gone::follow(&control),
+            gone::follow(&control, &runbook),
             backstop::run(&control),
-            gauges::run(&control),
+            watch::run(&control, &health, settings.alerts, runbook.clone()),
         )
     };
     shutdown.run_until_cancelled(work).await;

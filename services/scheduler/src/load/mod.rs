@@ -105,7 +105,7 @@ async fn load_all(
         .timeout(nats::REQUEST_TIMEOUT)
         .ack_timeout(nats::REQUEST_TIMEOUT);
     let jetstream = context.build(client.clone());
-    streams::wait_for_stream(&jetstream, USER_STATE).await;
+    streams::wait_for_stream(&jetstream, USER_STATE, &Health::default()).await;
     let states = jetstream.get_stream_no_info(USER_STATE).await?;
     let members: Vec<Member> = layout.members().cloned().collect();
 

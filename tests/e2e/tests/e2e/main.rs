@@ -1,6 +1,7 @@
 //! usersync end to end: our own binaries, real servers on free ports, one stack per test.
 
 mod access;
+mod alerts;
 mod breaker;
 mod checks;
 mod control;

@@ -75,7 +75,7 @@ impl Whole {
 }
 
 /// A main database with an outbox, and the settings of a gateway that relays it.
-async fn source(dir: &Path) -> Result<(std::path::PathBuf, SqlitePool)> {
+pub(crate) async fn source(dir: &Path) -> Result<(std::path::PathBuf, SqlitePool)> {
     let file = dir.join("main.db");
     let options = SqliteConnectOptions::new()
         .filename(&file)

@@ -92,6 +92,7 @@ const TABLE: &[(Try<'_>, &[&str])] = &[
         &["gateway", "scheduler"],
     ),
     (Try::Publish("$KV.user_jobs.1"), &["gateway"]),
+    (Try::Publish("$KV.user_relays.main.g1"), &["gateway"]),
     // Others' answers, requests and users.
     (Try::Subscribe("_INBOX.x"), &["operator"]),
     (Try::Subscribe("_INBOX_gateway.x"), &["gateway"]),
@@ -250,7 +251,18 @@ const TABLE: &[(Try<'_>, &[&str])] = &[
         Try::Request("$JS.API.STREAM.MSG.GET.USER_EVENTS", r#"{"seq":1}"#),
         &["gateway", "operator", "viewer"],
     ),
+    (
+        Try::Request(
+            "$JS.API.STREAM.MSG.GET.USER_ALERT",
+            r#"{"last_by_subj":"user.alert.gone.audit"}"#,
+        ),
+        &["gateway", "scheduler", "operator", "viewer"],
+    ),
     // The control plane.
+    (
+        Try::Request("usersync.alerts.list", "{}"),
+        &["operator", "viewer"],
+    ),
     (
         Try::Request("usersync.status", "{}"),
         &["operator", "viewer"],

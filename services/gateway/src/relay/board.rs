@@ -1,0 +1,130 @@
+//! How each gateway stands with each outbox: the KV bucket `user_relays`, which all gateways read to raise alerts.
+//!
+//! A gateway that stands by can't tell whether another relays; the bucket can. What isn't renewed is soon forgotten.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_nats::jetstream;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::time::{MissedTickBehavior, timeout};
+use tokio_util::sync::CancellationToken;
+use usersync_core::{
+    nats::REQUEST_TIMEOUT,
+    subjects::{self, RELAYS_BUCKET},
+};
+use usersync_source::{Lag, SourceName};
+
+/// How often it is renewed.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// What a gateway does with an outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum State {
+    /// It publishes what is in it.
+    Relaying,
+    /// Another one does.
+    Standby,
+    /// It can't.
+    Down,
+}
+
+/// How a gateway stands with an outbox.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Notice {
+    /// What it does.
+    pub state: State,
+    /// For how long the oldest row had been waiting, in seconds, when it looked last.
+    pub oldest_seconds: f64,
+    /// Rows that make no event.
+    pub failed: u64,
+    /// When it looked last.
+    pub looked: Timestamp,
+}
+
+/// This gateway's notices.
+#[derive(Clone)]
+pub(super) struct Board {
+    gateway: String,
+    notices: Arc<Mutex<BTreeMap<String, Notice>>>,
+}
+
+impl Board {
+    pub(super) fn new() -> Self {
+        // The last, random part is enough to tell gateways apart.
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        Self {
+            gateway: id[id.len() - 12..].to_owned(),
+            notices: Arc::default(),
+        }
+    }
+
+    /// This gateway doesn't relay the outbox.
+    pub(super) fn idle(&self, source: &SourceName, state: State) {
+        self.show(source, state, 0.0, 0);
+    }
+
+    /// It does, and this is how far it is behind.
+    pub(super) fn relaying(&self, source: &SourceName, lag: Lag) {
+        self.show(
+            source,
+            State::Relaying,
+            lag.oldest.as_secs_f64(),
+            lag.failed,
+        );
+    }
+
+    fn show(&self, source: &SourceName, state: State, oldest_seconds: f64, failed: u64) {
+        let looked = Timestamp::now();
+        let notice = Notice {
+            state,
+            oldest_seconds,
+            failed,
+            looked,
+        };
+        self.lock().insert(source.to_string(), notice);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Notice>> {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the bucket equal to it until `shutdown`, then takes the notices down.
+    pub(super) async fn run(self, jetstream: jetstream::Context, shutdown: CancellationToken) {
+        let mut every = tokio::time::interval(EVERY);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while shutdown.run_until_cancelled(every.tick()).await.is_some() {
+            self.write(&jetstream, true).await;
+        }
+        self.write(&jetstream, false).await;
+    }
+
+    async fn write(&self, jetstream: &jetstream::Context, there: bool) {
+        let notices = self.lock().clone();
+        let written = async {
+            let bucket = jetstream.get_key_value(RELAYS_BUCKET).await?;
+            for (source, notice) in notices {
+                let key = subjects::relay(&source, &self.gateway);
+                match there {
+                    true => drop(bucket.put(key, serde_json::to_vec(&notice)?.into()).await?),
+                    false => bucket.delete(key).await?,
+                }
+            }
+            anyhow::Ok(())
+        };
+        // It is written again soon, or forgotten.
+        if let Ok(Err(error)) = timeout(REQUEST_TIMEOUT, written).await {
+            let error = format!("{error:#}");
+            tracing::debug!(
+                error,
+                bucket = RELAYS_BUCKET,
+                "can't show how outboxes stand"
+            );
+        }
+    }
+}

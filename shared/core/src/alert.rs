@@ -1,0 +1,414 @@
+//! Alerts: what people should know of, as messages on `user.alert.<kind>.<target>`, raised once and resolved once.
+//!
+//! The newest message of a subject says whether it is raised. Who publishes the next one names the sequence of that
+//! message, so that of several who find the same only one is heard, also after a restart.
+
+use std::{collections::BTreeMap, fmt};
+
+use anyhow::Context as _;
+use async_nats::jetstream::{
+    self,
+    context::PublishErrorKind,
+    message::PublishMessage,
+    stream::{LastRawMessageErrorKind, Stream},
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use utoipa::ToSchema;
+
+use crate::{
+    check::{Class, Stage},
+    nats::REQUEST_TIMEOUT,
+    settings::Reader,
+    subjects::{self, USER_ALERT},
+};
+
+/// Where the run-book is, unless the settings say otherwise.
+pub const RUNBOOK: &str = "docs/RUNBOOK.md";
+/// The other settings of alerts, which only gateways read.
+pub const SETTINGS: &[&str] = &[
+    "alerts.breaker",
+    "alerts.backlog",
+    "alerts.worker",
+    "alerts.failing",
+    "alerts.dead",
+    "alerts.intake",
+    "alerts.outbox",
+    "alerts.storage",
+    "alerts.store_gib",
+];
+/// How often it is tried to be the next to speak of an alert.
+const TRIES: usize = 5;
+/// How many alerts are read at once.
+const READS: usize = 16;
+
+/// What an alert is about.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A target's breaker isn't closed.
+    Breaker,
+    /// Changes wait for a target for long.
+    Backlog,
+    /// Nobody serves a target.
+    Worker,
+    /// Half of the attempts to deliver to a target fail, or more.
+    Failing,
+    /// Users were given up; of target `gateway`: events were refused.
+    Dead,
+    /// The copies at a target differ.
+    Drift,
+    /// A target's check has failed, or is overdue.
+    Check,
+    /// A target has answered "410 Gone" and was disabled.
+    Gone,
+    /// No gateway merges events into states.
+    Intake,
+    /// The outbox of a main database isn't published.
+    Outbox,
+    /// Rows of an outbox make no event.
+    Rows,
+    /// NATS is running out of storage.
+    Storage,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Changes don't arrive.
+    Critical,
+    /// Somebody should look.
+    Warning,
+}
+
+/// Whether it is so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It is.
+    Raised,
+    /// It is no longer.
+    Resolved,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 12] = [
+        Self::Breaker,
+        Self::Backlog,
+        Self::Worker,
+        Self::Failing,
+        Self::Dead,
+        Self::Drift,
+        Self::Check,
+        Self::Gone,
+        Self::Intake,
+        Self::Outbox,
+        Self::Rows,
+        Self::Storage,
+    ];
+
+    /// The token in the subject.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Breaker => "breaker",
+            Self::Backlog => "backlog",
+            Self::Worker => "worker",
+            Self::Failing => "failing",
+            Self::Dead => "dead",
+            Self::Drift => "drift",
+            Self::Check => "check",
+            Self::Gone => "gone",
+            Self::Intake => "intake",
+            Self::Outbox => "outbox",
+            Self::Rows => "rows",
+            Self::Storage => "storage",
+        }
+    }
+
+    /// How bad it is; as the alert of deploy/prometheus/rules/alerts.yml has it, where there is one.
+    pub const fn severity(self) -> Severity {
+        match self {
+            Self::Breaker | Self::Worker | Self::Gone | Self::Intake | Self::Outbox => {
+                Severity::Critical
+            }
+            _ => Severity::Warning,
+        }
+    }
+
+    /// The section of docs/RUNBOOK.md.
+    pub const fn anchor(self) -> &'static str {
+        match self {
+            Self::Breaker => "breaker-open",
+            Self::Backlog => "backlog-old",
+            Self::Worker => "no-worker",
+            Self::Failing => "target-failing",
+            Self::Dead => "dead-letters",
+            Self::Drift => "drift",
+            Self::Check => "check-failed",
+            Self::Gone => "target-gone",
+            Self::Intake => "intake-stopped",
+            Self::Outbox => "outbox-stuck",
+            Self::Rows => "outbox-rows-failed",
+            Self::Storage => "nats-storage",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One alert, raised or resolved. Nothing personal is in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Alert {
+    /// The same for its being raised and its being resolved, and for no other alert.
+    pub id: String,
+    /// What it is about.
+    pub kind: Kind,
+    /// The target, `gateway`, or of `outbox` and `rows` the source.
+    pub target: String,
+    /// Whether it is so.
+    pub status: Status,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Since when it is so.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// Until when it was so; only of a resolved one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub until: Option<Timestamp>,
+    /// What is wrong, in a sentence; of a resolved one what was.
+    pub summary: String,
+    /// What to do about it.
+    pub runbook: String,
+    /// Why, in the words of who found it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What was done about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Of `gone`: the worker that was told so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// Of `gone`: the revision of the entry that was disabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// Of `drift`: how many users differ, by class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<BTreeMap<Class, u64>>,
+    /// Of `drift`: how the check stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+}
+
+/// An alert's newest message.
+#[derive(Clone, Debug, Default)]
+pub struct Newest {
+    /// Its sequence, 0 when there is none: what the next one follows.
+    pub seq: u64,
+    /// What it says, `None` when there is none or it can't be read.
+    pub alert: Option<Alert>,
+}
+
+impl Newest {
+    /// The alert, where it is raised.
+    pub fn raised(&self) -> Option<&Alert> {
+        let alert = self.alert.as_ref();
+        alert.filter(|alert| alert.status == Status::Raised)
+    }
+}
+
+impl Alert {
+    /// One that is raised.
+    pub fn raised(
+        kind: Kind,
+        target: &str,
+        since: Timestamp,
+        summary: impl Into<String>,
+        runbook: &Runbook,
+    ) -> Self {
+        Self {
+            id: format!("{kind}:{target}:{}", since.as_microsecond()),
+            kind,
+            target: target.to_owned(),
+            status: Status::Raised,
+            severity: kind.severity(),
+            since,
+            until: None,
+            summary: summary.into(),
+            runbook: runbook.of(kind),
+            reason: None,
+            note: None,
+            worker: None,
+            revision: None,
+            found: None,
+            stage: None,
+        }
+    }
+
+    /// The same, resolved now.
+    pub fn resolved(&self) -> Self {
+        Self {
+            status: Status::Resolved,
+            until: Some(Timestamp::now()),
+            ..self.clone()
+        }
+    }
+
+    /// Its subject.
+    pub fn subject(&self) -> String {
+        subjects::alert(self.kind.as_str(), &self.target)
+    }
+
+    /// Publishes it, provided that `follows` is still the newest message of its subject; answers whether it was:
+    /// else somebody else has told meanwhile.
+    ///
+    /// # Errors
+    /// When it can't be stored.
+    pub async fn publish(
+        &self,
+        jetstream: &jetstream::Context,
+        follows: u64,
+    ) -> anyhow::Result<bool> {
+        let message = PublishMessage::build()
+            .payload(serde_json::to_vec(self)?.into())
+            .expected_last_subject_sequence(follows);
+        let sent = jetstream.send_publish(self.subject(), message);
+        match timeout(REQUEST_TIMEOUT, async { sent.await?.await }).await {
+            Ok(Ok(_)) => {
+                let (kind, target, status) = (self.kind.as_str(), &self.target, self.status);
+                tracing::warn!(alert = kind, target, ?status, "{}", self.summary);
+                Ok(true)
+            }
+            Ok(Err(error)) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
+            Ok(Err(error)) => Err(error).context("storing an alert"),
+            Err(late) => Err(late).context("storing an alert"),
+        }
+    }
+}
+
+/// Publishes what `next` makes of an alert's newest message, if anything, and again when somebody else was faster.
+///
+/// # Errors
+/// When the server can't be asked.
+pub async fn tell(
+    jetstream: &jetstream::Context,
+    kind: Kind,
+    target: &str,
+    next: impl Fn(&Newest) -> Option<Alert>,
+) -> anyhow::Result<()> {
+    let alerts = jetstream.get_stream_no_info(USER_ALERT).await?;
+    let subject = subjects::alert(kind.as_str(), target);
+    for _ in 0..TRIES {
+        let newest = timeout(REQUEST_TIMEOUT, newest_of(&alerts, &subject)).await??;
+        match next(&newest) {
+            Some(alert) if !alert.publish(jetstream, newest.seq).await? => {}
+            _ => return Ok(()),
+        }
+    }
+    anyhow::bail!("others keep telling of {subject}; it comes again")
+}
+
+/// The newest message of every alert there ever was, as long as the stream keeps them, by kind and target.
+///
+/// # Errors
+/// When the server can't be asked.
+pub async fn all(
+    jetstream: &jetstream::Context,
+) -> anyhow::Result<BTreeMap<(Kind, String), Newest>> {
+    let alerts = jetstream.get_stream_no_info(USER_ALERT).await?;
+    let named = async {
+        let found = alerts.info_with_subjects(subjects::ALERTS).await?;
+        anyhow::Ok(found.try_collect::<Vec<(String, usize)>>().await?)
+    };
+    let named = timeout(REQUEST_TIMEOUT, named).await??;
+    let newest: Vec<Newest> = stream::iter(named)
+        .map(async |(subject, _)| newest_of(&alerts, &subject).await)
+        .buffer_unordered(READS)
+        .try_collect()
+        .await?;
+    let known = newest.into_iter().filter_map(|newest| {
+        let alert = newest.alert.as_ref()?;
+        Some(((alert.kind, alert.target.clone()), newest))
+    });
+    Ok(known.collect())
+}
+
+async fn newest_of(alerts: &Stream<()>, subject: &str) -> anyhow::Result<Newest> {
+    match alerts.get_last_raw_message_by_subject(subject).await {
+        Ok(message) => Ok(Newest {
+            seq: message.sequence,
+            alert: serde_json::from_slice(&message.payload).ok(),
+        }),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+            Ok(Newest::default())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Where people find what to do.
+#[derive(Clone, Debug)]
+pub struct Runbook(String);
+
+impl Runbook {
+    /// Reads the setting `alerts.runbook`.
+    pub fn read(reader: &mut Reader) -> Self {
+        let expected = "the address of the run-book, such as https://wiki/RUNBOOK.md";
+        let base: String = reader.get("alerts.runbook", RUNBOOK.to_owned(), expected);
+        if base.trim().is_empty() || base.contains(['#', ' ']) {
+            reader.problem("alerts.runbook", expected);
+        }
+        Self(base)
+    }
+
+    /// The section about `kind`.
+    pub fn of(&self, kind: Kind) -> String {
+        format!("{}#{}", self.0, kind.anchor())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alert_is_read_as_it_is_written_and_its_id_stays() {
+        let runbook = Runbook("https://wiki/RUNBOOK.md".to_owned());
+        let since = "2026-01-01T00:00:00Z".parse().unwrap();
+        let raised = Alert::raised(Kind::Breaker, "audit", since, "audit is down", &runbook);
+        assert_eq!(raised.subject(), "user.alert.breaker.audit");
+        assert_eq!(raised.runbook, "https://wiki/RUNBOOK.md#breaker-open");
+        let resolved = raised.resolved();
+        assert_eq!((&resolved.id, resolved.since), (&raised.id, since));
+        let text = serde_json::to_string(&resolved).unwrap();
+        assert_eq!(serde_json::from_str::<Alert>(&text).unwrap(), resolved);
+        for kind in Kind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        }
+    }
+
+    #[test]
+    fn every_kind_has_a_section_in_the_run_book() {
+        let book = include_str!("../../../docs/RUNBOOK.md");
+        let headings = book.lines().filter_map(|line| line.strip_prefix("## "));
+        let anchors: Vec<_> = headings
+            .map(|heading| heading.to_lowercase().replace(' ', "-"))
+            .collect();
+        for kind in Kind::ALL {
+            assert!(
+                anchors.iter().any(|anchor| anchor == kind.anchor()),
+                "{kind}"
+            );
+        }
+    }
+}
