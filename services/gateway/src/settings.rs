@@ -81,6 +81,8 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Who may use the HTTP API.
     pub http: access::Settings,
+    /// Where traces go, if anywhere.
+    pub traces: Option<usersync_traces::Settings>,
     /// The main databases, whose outboxes this gateway relays.
     pub sources: BTreeMap<SourceName, SourceConfig>,
 }
@@ -119,6 +121,7 @@ impl Settings {
         reader.flag("http.open", flags.open.then_some(true));
         let http = access::Settings::read(&mut reader, common.listen);
         let sources = usersync_source::read(&mut reader);
+        let traces = usersync_traces::Settings::read(&mut reader);
         reader.leave(&["target"]);
         reader.finish()?;
         Ok(Self {
@@ -127,6 +130,7 @@ impl Settings {
             accept_empty_state,
             cache_bytes: cache_mib << 20,
             http,
+            traces,
             sources,
         })
     }

@@ -227,6 +227,7 @@ impl Settings {
             "intake.accept_empty_state",
             "intake.cache_mib",
             "http",
+            "traces",
         ]);
         let work = flags
             .command

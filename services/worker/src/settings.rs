@@ -78,6 +78,8 @@ impl TryFrom<OneOrMany> for Names {
 pub struct Settings {
     /// What the gateway has too.
     pub common: Common,
+    /// Where traces go, if anywhere.
+    pub traces: Option<usersync_traces::Settings>,
     /// The targets to serve; empty for every enabled one.
     pub names: BTreeSet<TargetName>,
     /// The catalogue files, where `targets` names them; a running worker follows the bucket instead.
@@ -102,6 +104,7 @@ impl Settings {
             (!flags.target.is_empty()).then_some(&flags.target),
         );
         let names = reader.get("target", Names(Vec::new()), "names of targets");
+        let traces = usersync_traces::Settings::read(&mut reader);
         reader.leave(&[
             "streams.replicas",
             "intake.accept_empty_state",
@@ -114,6 +117,7 @@ impl Settings {
         Ok(Self {
             catalogue: given.map(|_| common.catalogue.clone()),
             common,
+            traces,
             names: names.0.into_iter().collect(),
         })
     }

@@ -183,7 +183,7 @@ impl Rule {
     /// What the target gets of `state`.
     ///
     /// The filter isn't asked about a deleted user, of whom nothing is left to ask about.
-    pub fn apply(&self, mut state: State, traceparent: Option<String>) -> Verdict {
+    pub fn apply(&self, mut state: State) -> Verdict {
         let removal = match (state.deleted, &self.filter) {
             (true, _) => Some((self.on_delete, Skip::Deleted)),
             (false, None) => None,
@@ -216,7 +216,7 @@ impl Rule {
             timestamp: state.event.timestamp,
             source: state.event.source,
             members,
-            traceparent,
+            trace: None,
         })
     }
 
