@@ -3,6 +3,7 @@
 mod access;
 mod breaker;
 mod checks;
+mod clocks;
 mod control;
 mod database_targets;
 mod delivery;
