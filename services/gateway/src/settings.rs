@@ -84,6 +84,8 @@ pub struct Settings {
     pub http: access::Settings,
     /// When people are told.
     pub(crate) alerts: alerts::Settings,
+    /// Where traces go, if anywhere.
+    pub traces: Option<usersync_traces::Settings>,
     /// The main databases, whose outboxes this gateway relays.
     pub sources: BTreeMap<SourceName, SourceConfig>,
 }
@@ -123,6 +125,7 @@ impl Settings {
         let http = access::Settings::read(&mut reader, common.listen);
         let alerts = alerts::Settings::read(&mut reader);
         let sources = usersync_source::read(&mut reader);
+        let traces = usersync_traces::Settings::read(&mut reader);
         reader.leave(&["target"]);
         reader.finish()?;
         Ok(Self {
@@ -132,6 +135,7 @@ impl Settings {
             cache_bytes: cache_mib << 20,
             http,
             alerts,
+            traces,
             sources,
         })
     }

@@ -389,7 +389,7 @@ impl Check<'_> {
 
 /// What a target answers for the user of `state` when it holds what it is meant to; `None` when that is nothing.
 fn expected(rule: &Rule, holdings: &dyn Holdings, state: State) -> Option<RowHash> {
-    match rule.apply(state, None) {
+    match rule.apply(state) {
         Verdict::Send(delivery) => holdings.expected(&delivery),
         Verdict::Skip { .. } | Verdict::Refused(_) => None,
     }

@@ -228,7 +228,7 @@ impl Settings {
             "intake.accept_empty_state",
             "intake.cache_mib",
             "http",
-            "notify",
+            "traces",
         ]);
         reader.leave(alert::SETTINGS);
         let work = flags

@@ -20,6 +20,7 @@ use usersync_core::{
     target::{TargetConfig, TargetName},
 };
 use usersync_targets::{Rule, Target};
+use usersync_traces::Traces;
 
 use crate::{board::Board, courier::Courier, route::Route};
 
@@ -57,6 +58,8 @@ pub(crate) struct Fleet {
     pub names: BTreeSet<TargetName>,
     /// Where they may be.
     pub egress: Egress,
+    /// What records spans.
+    pub traces: Traces,
 }
 
 /// An entry, and its revision in the bucket.
@@ -195,7 +198,9 @@ impl Fleet {
             match set_up(&config, &self.egress) {
                 Ok((rule, driver)) => {
                     let (jetstream, states) = (self.jetstream.clone(), states.clone());
-                    let route = Arc::new(Route::new(config, rule, driver, jetstream, states));
+                    let traces = self.traces.clone();
+                    let route = Route::new(config, rule, driver, jetstream, states, traces);
+                    let route = Arc::new(route);
                     let stop = shutdown.child_token();
                     let served = self.serve(route, stop.clone());
                     let follow = async {

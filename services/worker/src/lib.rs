@@ -42,6 +42,7 @@ use usersync_core::{
     target::TargetConfig,
     telemetry,
 };
+use usersync_traces::Traces;
 
 use crate::{
     board::Board,
@@ -70,6 +71,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         admin::router(health.clone(), metrics),
         served.clone(),
     ));
+    let traces = Traces::start(settings.traces.as_ref(), "usersync-worker")?;
     let client = nats::connect(&settings.common.nats, "usersync-worker", &health).await?;
     let context = jetstream::context::ContextBuilder::new()
         .timeout(nats::REQUEST_TIMEOUT)
@@ -96,6 +98,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         routes,
         names: settings.names,
         egress: settings.common.egress,
+        traces: traces.clone(),
     };
     fleet.run(shutdown).await;
     posting.await.context("the board panicked")?;
@@ -106,6 +109,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         );
     }
     nats::flush(&client).await;
+    traces.end().await;
     served.cancel();
     http.await.context("the health server panicked")?
 }

@@ -5,7 +5,7 @@ use async_nats::{
     jetstream::{Message, stream::DirectGetErrorKind},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use usersync_core::{state::State, subjects};
+use usersync_core::{state::State, subjects, trace::TraceContext};
 use usersync_targets::{Failure, Outcome};
 
 use crate::{route::Route, task::Item};
@@ -13,7 +13,7 @@ use crate::{route::Route, task::Item};
 /// What is known of a user before delivery.
 pub(crate) enum Newest {
     /// This is to be delivered, with its trace context.
-    State(Box<State>, Option<String>),
+    State(Box<State>, Option<TraceContext>),
     /// There is nothing to deliver: a newer state is on its way, or the target has it.
     Nothing,
     /// The newest state can't be had now, or not at all.
@@ -86,11 +86,8 @@ async fn ask(route: &Route, item: &Item) -> Newest {
 fn parse(payload: &[u8], headers: Option<&HeaderMap>) -> Newest {
     match serde_json::from_slice(payload) {
         Ok(state) => {
-            let traceparent = headers.and_then(|headers| headers.get("traceparent"));
-            Newest::State(
-                Box::new(state),
-                traceparent.map(|value| value.as_str().to_owned()),
-            )
+            let header = |name: &str| Some(headers?.get(name)?.as_str());
+            Newest::State(Box::new(state), TraceContext::read(header))
         }
         Err(error) => {
             let place = format!("line {} column {}", error.line(), error.column());

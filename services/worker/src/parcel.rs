@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use usersync_core::{streams::ACK_WAIT, user_id::UserId};
 use usersync_targets::{Delivery, Outcome, Verdict};
+use usersync_traces::{Span, SpanKind};
 
 use crate::{
     breaker::Ruling,
@@ -51,6 +52,7 @@ struct Called {
     delivery: Delivery,
     content: u64,
     stored_us: u64,
+    span: Span,
 }
 
 /// Carries one batch to the end: every message of it is acknowledged, put off, dead-lettered or held.
@@ -84,7 +86,8 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
     carried.call = Some((took, outcomes.iter().all(failed)));
     route.meters.call_seconds.record(took);
     let results = called.into_iter().zip(batch).zip(outcomes).zip(rulings);
-    for ((((item, content, stored_us), delivery), outcome), ruling) in results {
+    for ((((item, content, stored_us, span), delivery), outcome), ruling) in results {
+        end(span, &outcome);
         note(&route, &item, &delivery, content, &outcome);
         if ruling == Ruling::Hold {
             route.meters.held.increment(1);
@@ -114,9 +117,15 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
     carried
 }
 
+/// [`Called`] without its delivery.
+type Call = (Item, u64, u64, Span);
+
 impl Called {
-    fn split(self) -> ((Item, u64, u64), Delivery) {
-        ((self.item, self.content, self.stored_us), self.delivery)
+    fn split(self) -> (Call, Delivery) {
+        (
+            (self.item, self.content, self.stored_us, self.span),
+            self.delivery,
+        )
     }
 }
 
@@ -126,8 +135,8 @@ async fn prepare(route: &Route, items: Vec<Item>) -> (Vec<Called>, Vec<(Item, u6
     let mut called = Vec::with_capacity(items.len());
     let mut ended = Vec::new();
     for (item, newest) in items.into_iter().zip(newest) {
-        let (state, traceparent) = match newest {
-            Newest::State(state, traceparent) => (*state, traceparent),
+        let (state, trace) = match newest {
+            Newest::State(state, trace) => (*state, trace),
             Newest::Nothing => {
                 ended.push((item, 0, Ending::Superseded));
                 continue;
@@ -138,7 +147,7 @@ async fn prepare(route: &Route, items: Vec<Item>) -> (Vec<Called>, Vec<(Item, u6
             }
         };
         let (version, stored_us) = (state.version, state.event.stored_us);
-        let delivery = match route.rule.apply(state, traceparent) {
+        let mut delivery = match route.rule.apply(state) {
             Verdict::Send(delivery) => delivery,
             Verdict::Skip { why } => {
                 ended.push((item, version, Ending::Skipped(why)));
@@ -166,11 +175,19 @@ async fn prepare(route: &Route, items: Vec<Item>) -> (Vec<Called>, Vec<(Item, u6
         // Until the call has succeeded nobody knows what the target holds.
         unchanged.forget(&item.user_id);
         drop(unchanged);
+        let mut span = route.traces.span(SpanKind::Client, "deliver", trace);
+        if span.is_recorded() {
+            span.set("usersync.target", route.config.name.to_string());
+            span.set("usersync.version", saturating(version));
+            span.set("usersync.attempt", i64::from(item.attempts()));
+        }
+        delivery.trace = span.context();
         called.push(Called {
             item,
             delivery,
             content,
             stored_us,
+            span,
         });
     }
     (called, ended)
@@ -198,6 +215,19 @@ async fn deliver(route: &Route, batch: &[Delivery]) -> Vec<Outcome> {
         .into_iter()
         .map(|outcome| usersync_targets::reclassify(outcome, retry))
         .collect()
+}
+
+/// Ends the span of a delivery with what came of it.
+fn end(mut span: Span, outcome: &Outcome) {
+    match settle::class_of(outcome) {
+        Some(class) => span.fail(class.as_str()),
+        None if *outcome == Outcome::AlreadyNewer => span.set("usersync.result", "already_newer"),
+        None => span.set("usersync.result", "delivered"),
+    }
+}
+
+fn saturating(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// Remembers what the target has now been told.
@@ -241,7 +271,7 @@ async fn conclude(
 }
 
 /// Awaits `work`, telling the server in time that its messages are still being worked on.
-async fn with_progress<T>(called: &[(Item, u64, u64)], work: impl Future<Output = T>) -> T {
+async fn with_progress<T>(called: &[Call], work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     loop {
         match tokio::time::timeout(ACK_WAIT / 3, &mut work).await {

@@ -9,6 +9,7 @@ use async_nats::jetstream::{self, stream::Stream};
 use tokio::time::Instant;
 use usersync_core::target::TargetConfig;
 use usersync_targets::{Rule, Target};
+use usersync_traces::Traces;
 
 use crate::{
     breaker::{Breaker, State},
@@ -36,6 +37,8 @@ pub(crate) struct Route {
     pub meters: Meters,
     /// Its dead letters.
     pub letters: Letters,
+    /// What records its spans.
+    pub traces: Traces,
     /// Its delivery log.
     pub results: Results,
     breaker: Mutex<Breaker>,
@@ -57,6 +60,7 @@ impl Route {
         driver: Box<dyn Target>,
         jetstream: jetstream::Context,
         states: Stream,
+        traces: Traces,
     ) -> Self {
         let (name, client) = (config.name.clone(), jetstream.client());
         Self {
@@ -75,6 +79,7 @@ impl Route {
             driver,
             jetstream,
             states,
+            traces,
         }
     }
 

@@ -79,6 +79,8 @@ impl TryFrom<OneOrMany> for Names {
 pub struct Settings {
     /// What the gateway has too.
     pub common: Common,
+    /// Where traces go, if anywhere.
+    pub traces: Option<usersync_traces::Settings>,
     /// The targets to serve; empty for every enabled one.
     pub names: BTreeSet<TargetName>,
     /// The catalogue files, where `targets` names them; a running worker follows the bucket instead.
@@ -103,12 +105,12 @@ impl Settings {
             (!flags.target.is_empty()).then_some(&flags.target),
         );
         let names = reader.get("target", Names(Vec::new()), "names of targets");
+        let traces = usersync_traces::Settings::read(&mut reader);
         reader.leave(&[
             "streams.replicas",
             "intake.accept_empty_state",
             "intake.cache_mib",
             "http",
-            "notify",
             "sources",
         ]);
         reader.leave(alert::SETTINGS);
@@ -117,6 +119,7 @@ impl Settings {
         Ok(Self {
             catalogue: given.map(|_| common.catalogue.clone()),
             common,
+            traces,
             names: names.0.into_iter().collect(),
         })
     }

@@ -48,7 +48,7 @@ pub struct OAuth2 {
     pub audience: Option<String>,
 }
 
-/// Certificates for an HTTPS target: references to PEM.
+/// Certificates for what is called over TLS: references to PEM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tls {
@@ -94,7 +94,7 @@ impl OAuth2 {
 
 impl Tls {
     /// What is wrong, one sentence per problem, naming the key.
-    pub(crate) fn problems(&self) -> Vec<String> {
+    pub fn problems(&self) -> Vec<String> {
         match (&self.cert, &self.key) {
             (Some(_), None) => vec!["tls.key: a certificate needs its key".to_owned()],
             (None, Some(_)) => vec!["tls.cert: a key needs its certificate".to_owned()],

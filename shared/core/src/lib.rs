@@ -33,4 +33,5 @@ pub mod streams;
 pub mod subjects;
 pub mod target;
 pub mod telemetry;
+pub mod trace;
 pub mod user_id;

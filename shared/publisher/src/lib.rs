@@ -33,5 +33,6 @@ pub use retry::Retry;
 pub use user::{User, UserChanges};
 pub use usersync_core::{
     event::{Change, Event, EventType},
+    trace::TraceContext,
     user_id::UserId,
 };

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use usersync_core::{
     event::{Change, Envelope, Event, EventType, InvalidEvent},
+    trace::TraceContext,
     user_id::UserId,
 };
 use uuid::Uuid;
@@ -32,6 +33,7 @@ pub struct Publisher {
     jetstream: jetstream::Context,
     source: Arc<str>,
     retry: Retry,
+    trace: Option<Arc<TraceContext>>,
 }
 
 /// What JetStream confirmed.
@@ -86,6 +88,7 @@ impl Publisher {
             jetstream,
             source: source.into().into(),
             retry: Retry::default(),
+            trace: None,
         };
         publisher.with_retry(Retry::default())
     }
@@ -97,6 +100,15 @@ impl Publisher {
             .set_timeout(retry.attempt.min(retry.deadline));
         self.retry = retry;
         self
+    }
+
+    /// The same, for events that belong to this place in a trace: that of a request being served, say.
+    #[must_use]
+    pub fn within(&self, trace: TraceContext) -> Self {
+        Self {
+            trace: Some(Arc::new(trace)),
+            ..self.clone()
+        }
     }
 
     /// Whether the connection to NATS is up right now.
@@ -244,6 +256,9 @@ impl Publisher {
     async fn attempt(&self, event: &Event, payload: Bytes) -> Result<PublishAck, JetStreamError> {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_ID, event.id.as_str());
+        for (name, text) in self.trace.iter().flat_map(|trace| trace.headers()) {
+            headers.insert(name, text);
+        }
         self.jetstream
             .publish_with_headers(event.kind.as_str(), headers, payload)
             .await?

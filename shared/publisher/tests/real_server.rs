@@ -10,7 +10,9 @@ use async_nats::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use usersync_publisher::{Change, EventType, PublishError, Publisher, Retry, User, UserChanges};
+use usersync_publisher::{
+    Change, EventType, PublishError, Publisher, Retry, TraceContext, User, UserChanges,
+};
 use usersync_stack::NatsServer;
 
 struct Nats {
@@ -115,6 +117,30 @@ async fn an_event_published_twice_is_stored_once() {
     let second = nats.publisher.publish(&event).await.unwrap();
     assert_eq!((first.duplicate, second.duplicate), (false, true));
     assert_eq!(first.stream_seq, second.stream_seq);
+}
+
+#[tokio::test]
+async fn events_say_where_in_a_trace_they_belong() {
+    let nats = Nats::start().await;
+    let stream = nats.make_stream(stream::Config::default()).await;
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let trace = TraceContext::read(|name| match name {
+        "traceparent" => Some(parent),
+        "tracestate" => Some("vendor=1"),
+        _ => None,
+    });
+    let traced = nats.publisher.within(trace.unwrap());
+    traced.publish_created(&ann()).await.unwrap();
+    nats.publisher.publish_deleted(&42.into()).await.unwrap();
+
+    let message = stream.get_raw_message(1).await.unwrap();
+    assert_eq!(message.headers.get("traceparent").unwrap().as_str(), parent);
+    assert_eq!(
+        message.headers.get("tracestate").unwrap().as_str(),
+        "vendor=1"
+    );
+    let untraced = stream.get_raw_message(2).await.unwrap();
+    assert!(untraced.headers.get("traceparent").is_none());
 }
 
 #[tokio::test]

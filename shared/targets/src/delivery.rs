@@ -8,6 +8,7 @@ use serde_json::Value;
 use usersync_core::{
     event::{Change, EventType},
     fields::Members,
+    trace::TraceContext,
     user_id::UserId,
 };
 
@@ -44,8 +45,9 @@ pub struct Delivery {
     pub source: Option<String>,
     /// The members this target is told.
     pub members: Members,
-    /// W3C trace context, passed through.
-    pub traceparent: Option<String>,
+    /// Where in a trace the delivery happens.
+    #[serde(skip)]
+    pub trace: Option<TraceContext>,
 }
 
 impl Delivery {

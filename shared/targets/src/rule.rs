@@ -184,7 +184,7 @@ impl Rule {
     ///
     /// The filter isn't asked about a deleted user, of whom nothing is left to ask about. One who was erased is not
     /// only disabled: nothing of them may stay.
-    pub fn apply(&self, mut state: State, traceparent: Option<String>) -> Verdict {
+    pub fn apply(&self, mut state: State) -> Verdict {
         let removal = match (state.deleted, &self.filter) {
             (true, _) if state.erased && self.on_delete == Removal::Disable => {
                 Some((Removal::Delete, Skip::Deleted))
@@ -220,7 +220,7 @@ impl Rule {
             timestamp: state.event.timestamp,
             source: state.event.source,
             members,
-            traceparent,
+            trace: None,
         })
     }
 

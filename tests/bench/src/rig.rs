@@ -153,11 +153,11 @@ impl Rig {
         self.service("usersync-gateway", &[])
     }
 
-    /// A real gateway that relays the outbox of a [`crate::main_db::MainDb`]; not yet ready.
+    /// A real gateway with the settings in `usersync.toml` here, the outbox of a [`crate::main_db::MainDb`] for example; not yet ready.
     ///
     /// # Errors
     /// When it isn't built or can't be started.
-    pub(crate) fn gateway_of_main(&self) -> Result<Service> {
+    pub(crate) fn gateway_as_set(&self) -> Result<Service> {
         let settings = self.dir().join("usersync.toml");
         self.service(
             "usersync-gateway",

@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,9 +21,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use usersync_stack::{Process, free_port, http};
+use tokio_rustls::TlsAcceptor;
+use usersync_stack::{Certificates, Process, free_port, http};
 
 use crate::rig::Rig;
 use crate::users::{SENT_US, unix_us};
@@ -41,6 +46,9 @@ pub(crate) struct SinkArgs {
     /// Where to listen.
     #[arg(long)]
     listen: SocketAddr,
+    /// Serve over TLS with `server.pem` and `server-key.pem` of this directory.
+    #[arg(long)]
+    tls: Option<PathBuf>,
 }
 
 /// What the endpoint has seen since it was last asked.
@@ -64,16 +72,42 @@ pub(crate) async fn serve(args: SinkArgs) -> Result<()> {
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("listening on {}", args.listen))?;
+    let tls = args.tls.as_deref().map(acceptor).transpose()?;
     let counters = Arc::new(Counters::default());
     loop {
         let (stream, _) = listener.accept().await.context("accepting")?;
         stream.set_nodelay(true).context("setting TCP_NODELAY")?;
         let counters = Arc::clone(&counters);
-        let service = service_fn(move |request| answer(Arc::clone(&counters), request));
-        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-        // A client that goes away in the middle is no concern of ours.
-        tokio::spawn(async move { drop(connection.await) });
+        match tls.clone() {
+            None => drop(tokio::spawn(converse(stream, counters))),
+            Some(tls) => drop(tokio::spawn(async move {
+                if let Ok(stream) = tls.accept(stream).await {
+                    converse(stream, counters).await;
+                }
+            })),
+        }
     }
+}
+
+/// Answers one client until it goes away, in the middle of a call too.
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, counters: Arc<Counters>) {
+    let service = service_fn(move |request| answer(Arc::clone(&counters), request));
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    drop(connection.await);
+}
+
+fn acceptor(dir: &Path) -> Result<TlsAcceptor> {
+    // Only the first call in a process installs it; later ones find it there.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let chain: Vec<_> = CertificateDer::pem_file_iter(dir.join("server.pem"))
+        .and_then(Iterator::collect)
+        .context("reading server.pem")?;
+    let key = PrivateKeyDer::from_pem_file(dir.join("server-key.pem"));
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key.context("reading server-key.pem")?)
+        .context("using server.pem")?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 async fn answer(
@@ -152,6 +186,7 @@ fn sent_us(body: &[u8]) -> Option<u64> {
 pub(crate) struct Sink {
     process: Process,
     url: String,
+    client: reqwest::Client,
 }
 
 impl Sink {
@@ -162,12 +197,29 @@ impl Sink {
     pub(crate) async fn start(rig: &Rig) -> Result<Self> {
         let address = format!("127.0.0.1:{}", free_port()?);
         let process = rig.role("sink", ["sink", "--listen", &address])?;
+        Self::ready(process, format!("http://{address}"), http::client()).await
+    }
+
+    /// Starts one that serves over TLS with these certificates.
+    ///
+    /// # Errors
+    /// When it is not ready in time.
+    pub(crate) async fn start_tls(rig: &Rig, certificates: &Certificates) -> Result<Self> {
+        let address = format!("127.0.0.1:{}", free_port()?);
+        let dir = certificates.dir().display().to_string();
+        let process = rig.role("tls-sink", ["sink", "--listen", &address, "--tls", &dir])?;
+        let client = http::client_trusting(&certificates.ca())?;
+        Self::ready(process, format!("https://{address}"), client).await
+    }
+
+    async fn ready(process: Process, url: String, client: reqwest::Client) -> Result<Self> {
         let sink = Self {
             process,
-            url: format!("http://{address}"),
+            url,
+            client,
         };
-        let client = http::client();
-        let ready = async || http::get_text(&client, &sink.url).await.map(drop);
+        let client = &sink.client;
+        let ready = async || http::get_text(client, &sink.url).await.map(drop);
         sink.process.until_ready(READY_WITHIN, ready).await?;
         Ok(sink)
     }
@@ -183,7 +235,7 @@ impl Sink {
     /// When it doesn't answer.
     pub(crate) async fn take(&self) -> Result<Seen> {
         let url = self.url("take");
-        let answer = http::client().post(&url).send().await;
+        let answer = self.client.post(&url).send().await;
         let answer = answer.with_context(|| format!("POST {url}"))?;
         answer
             .json()

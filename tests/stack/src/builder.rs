@@ -69,6 +69,8 @@ pub(crate) struct Recipe {
     pub(crate) gateway_args: Vec<OsString>,
     pub(crate) worker_args: Vec<OsString>,
     pub(crate) env: Vec<(OsString, OsString)>,
+    /// How far the clock of a binary is off, as faketime takes it.
+    pub(crate) clocks: BTreeMap<String, String>,
     pub(crate) password_memory_kib: Option<u32>,
 }
 
@@ -90,6 +92,7 @@ impl Default for StackBuilder {
                 gateway_args: Vec::new(),
                 worker_args: Vec::new(),
                 env: Vec::new(),
+                clocks: BTreeMap::new(),
                 password_memory_kib: Some(PASSWORD_MEMORY_KIB),
             },
         }
@@ -186,6 +189,13 @@ impl StackBuilder {
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         let pair = (key.as_ref().to_owned(), value.as_ref().to_owned());
         self.recipe.env.push(pair);
+        self
+    }
+
+    /// Has the clock of a binary be off, by `+1h` for example.
+    pub fn clock(mut self, binary: &str, offset: &str) -> Self {
+        let clock = (binary.to_owned(), offset.to_owned());
+        self.recipe.clocks.extend([clock]);
         self
     }
 
@@ -287,6 +297,13 @@ impl Recipe {
         let mut launch = Launch::new(name, program, log).current_dir(dir);
         for (key, value) in &self.env {
             launch = launch.env(key, value);
+        }
+        if let Some(offset) = self.clocks.get(binary) {
+            launch = launch
+                .env("LD_PRELOAD", tools::faketime()?)
+                .env("FAKETIME", offset)
+                // What measures durations is right.
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
         Ok(launch)
     }

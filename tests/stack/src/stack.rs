@@ -52,6 +52,12 @@ impl Stack {
         self.directory.path()
     }
 
+    /// Has the clock of a binary be off in those that are started from now on; right again with `+0`.
+    pub fn set_clock(&mut self, binary: &str, offset: &str) {
+        let clock = (binary.to_owned(), offset.to_owned());
+        self.recipe.clocks.extend([clock]);
+    }
+
     /// Lets the directory stay when the stack ends, for somebody to look into it; answers where it is.
     pub fn keep_dir(&mut self) -> &Path {
         self.directory.keep();

@@ -133,6 +133,24 @@ pub fn arcadedb() -> Result<PathBuf> {
     installed("ArcadeDB", "arcadedb/arcadedb_embedded", "jre/bin/java")
 }
 
+/// The collector of traces in `.tools`.
+///
+/// # Errors
+/// When it isn't there, with the command that installs it.
+pub fn rotel() -> Result<PathBuf> {
+    let folder = installed("rotel", "rotel/rotel", "rotel-agent")?;
+    Ok(folder.join("rotel-agent"))
+}
+
+/// The library in `.tools` that gives a program another clock.
+///
+/// # Errors
+/// When it isn't there, with the command that installs it.
+pub fn faketime() -> Result<PathBuf> {
+    let folder = installed("libfaketime", "bin", "libfaketime.so.1")?;
+    Ok(folder.join("libfaketime.so.1"))
+}
+
 /// A folder in `.tools`, recognised by a file in it.
 fn installed(name: &str, folder: &str, file: &str) -> Result<PathBuf> {
     let folder = tools_dir().join(folder);

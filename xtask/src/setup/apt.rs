@@ -38,6 +38,21 @@ pub(super) const ALERTMANAGER: Unpacked = Unpacked {
     home: "https://prometheus.io/download",
 };
 
+/// A library that gives a program another clock.
+pub(super) const FAKETIME: Unpacked = Unpacked {
+    package: "libfaketime",
+    programs: &[(
+        if cfg!(target_arch = "aarch64") {
+            "usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1"
+        } else {
+            "usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+        },
+        "libfaketime.so.1",
+    )],
+    files: None,
+    home: "https://github.com/wolfcw/libfaketime",
+};
+
 impl Unpacked {
     /// Downloads the package and makes `.tools/bin/NAME` out of each program.
     pub(super) fn install(&self) -> Result<()> {

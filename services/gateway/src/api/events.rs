@@ -17,7 +17,11 @@ use axum::{
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
-use usersync_core::event::{Envelope, Event, InvalidEvent, MAX_EVENT_BYTES};
+use usersync_core::{
+    event::{Envelope, Event, InvalidEvent, MAX_EVENT_BYTES},
+    trace::TraceContext,
+};
+use usersync_traces::SpanKind;
 use uuid::Uuid;
 
 use super::{
@@ -104,8 +108,33 @@ pub(super) async fn publish(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
+    let parent = TraceContext::read(|name| headers.get(name)?.to_str().ok());
+    let mut span = control
+        .traces
+        .span(SpanKind::Server, "POST /v1/events", parent);
+    let answered = take_in(&control, &visitor, &headers, body, span.context()).await;
+    let status = answered
+        .as_ref()
+        .map_or_else(|problem| problem.status, Response::status);
+    span.set("http.request.method", "POST");
+    span.set("http.route", "/v1/events");
+    span.set("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.fail("unavailable");
+    }
+    answered
+}
+
+/// Publishes what the body holds, as far as `visitor` may; answers when it is stored.
+async fn take_in(
+    control: &Control,
+    visitor: &Visitor,
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+    trace: Option<TraceContext>,
+) -> Result<Response, Problem> {
     let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
-    if !is_json(&headers) {
+    if !is_json(headers) {
         let detail = "the content type must be application/json or application/cloudevents+json";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
@@ -117,13 +146,10 @@ pub(super) async fn publish(
         Ok(standing) => standing,
         Err(refusal) => return Ok(refusal.into_response()),
     };
-    let traceparent = headers
-        .get("traceparent")
-        .and_then(|value| value.to_str().ok());
     let mut sent = Vec::with_capacity(events.len());
     for event in events {
         sent.push(match event {
-            Ok(event) => send(&control.jetstream, event, traceparent).await,
+            Ok(event) => send(&control.jetstream, event, trace.as_ref()).await,
             Err(problem) => Err(problem),
         });
     }
@@ -231,7 +257,7 @@ impl Sent {
 async fn send(
     jetstream: &jetstream::Context,
     event: Event,
-    traceparent: Option<&str>,
+    trace: Option<&TraceContext>,
 ) -> Result<Sent, Problem> {
     let payload = serde_json::to_vec(&event)
         .map_err(|_| InvalidEvent::new("", "can't be written as JSON"))?;
@@ -245,8 +271,8 @@ async fn send(
     let mut message = PublishMessage::build()
         .payload(payload.into())
         .message_id(&event.id);
-    if let Some(traceparent) = traceparent {
-        message = message.header("traceparent", traceparent);
+    for (name, text) in trace.into_iter().flat_map(TraceContext::headers) {
+        message = message.header(name, text);
     }
     let sent = jetstream.send_publish(event.kind.as_str(), message).await;
     let ack =

@@ -42,6 +42,7 @@ use usersync_core::{
     target::{TargetConfig, TargetName},
 };
 use usersync_targets::{ConfigError, Rule};
+use usersync_traces::Traces;
 
 use crate::{problem::Problem, upkeep::Files};
 
@@ -52,6 +53,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub(crate) struct Control {
     /// The JetStream connection.
     pub jetstream: jetstream::Context,
+    /// What records spans.
+    pub traces: Traces,
     /// How the catalogue files stand.
     pub files: Files,
     /// Where targets may be, for connection tests.
@@ -83,12 +86,14 @@ pub(crate) struct Count {
 impl Control {
     pub(crate) fn new(
         jetstream: jetstream::Context,
+        traces: Traces,
         files: Files,
         egress: Egress,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
             jetstream,
+            traces,
             files,
             egress,
             registry: OnceCell::new(),

@@ -131,7 +131,7 @@ fn outcome(config: &Arc<TargetConfig>, state: State) -> Result<Previewed, Proble
         task_id: None,
         members: None,
     };
-    match rule.apply(state, None) {
+    match rule.apply(state) {
         Verdict::Send(delivery) => {
             previewed.sent = true;
             previewed.note = (!config.enabled).then(|| "the target is paused".to_owned());

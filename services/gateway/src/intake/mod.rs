@@ -30,8 +30,11 @@ use usersync_core::{
     lanes::{Lanes, Prefer},
     state::Position,
     subjects,
+    trace::TraceContext,
     user_id::UserId,
 };
+
+use usersync_traces::{Span, SpanKind, Traces};
 
 use crate::Settings;
 use session::{InOrder, Lost, Pinned, Session};
@@ -53,6 +56,7 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 pub(crate) struct Intake {
     jetstream: jetstream::Context,
     health: Health,
+    traces: Traces,
     accept_empty_state: bool,
     cache_bytes: u64,
     active: Gauge,
@@ -67,10 +71,16 @@ enum Ended {
 }
 
 impl Intake {
-    pub(crate) fn new(jetstream: jetstream::Context, health: Health, settings: &Settings) -> Self {
+    pub(crate) fn new(
+        jetstream: jetstream::Context,
+        health: Health,
+        traces: Traces,
+        settings: &Settings,
+    ) -> Self {
         Self {
             jetstream,
             health,
+            traces,
             accept_empty_state: settings.accept_empty_state,
             cache_bytes: settings.cache_bytes,
             active: gauge!("usersync_intake_active"),
@@ -102,6 +112,7 @@ impl Intake {
                     u32::try_from(stored.payload.len() + 256).unwrap_or(u32::MAX)
                 })
                 .build(),
+            traces: self.traces.clone(),
             meters: meters(),
         });
         let mut pin = None;
@@ -248,12 +259,14 @@ async fn merge_events(
                     Ok(event) => event,
                     Err(lost) => break Ended::Lost(lost),
                 };
+                let mut span = span(desk, &event);
                 match arrival(&event) {
                     Ok((user_id, parsed)) => {
                         let at = Position { seq: event.seq, stored_us: event.stored_us };
-                        lanes.push(user_id, Arrival { event: parsed, at, message: event.message });
+                        lanes.push(user_id, Arrival { event: parsed, at, message: event.message, span });
                     }
                     Err(invalid) => {
+                        span.fail("refused");
                         let desk = desk.clone();
                         turns.push(Box::pin(async move {
                             turn::refuse(&desk, &event.message, event.seq, &invalid).await;
@@ -276,6 +289,28 @@ async fn merge_events(
         }
     }
     ended
+}
+
+/// Begins the span of one event, from its being handed out to its state's being stored.
+fn span(desk: &Desk, raw: &InOrder) -> Span {
+    let header = |name: &str| Some(raw.message.headers.as_ref()?.get(name)?.as_str());
+    let parent = TraceContext::read(header);
+    let mut span = desk
+        .traces
+        .span(SpanKind::Consumer, "process event", parent);
+    if span.is_recorded() {
+        span.set("messaging.system", "nats");
+        span.set("messaging.operation.type", "process");
+        span.set(
+            "messaging.destination.name",
+            raw.message.subject.to_string(),
+        );
+        span.set(
+            "usersync.event_seq",
+            i64::try_from(raw.seq).unwrap_or(i64::MAX),
+        );
+    }
+    span
 }
 
 /// Parses one message into an event, filling in what its publisher may leave out.

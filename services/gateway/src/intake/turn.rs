@@ -19,8 +19,10 @@ use usersync_core::{
     event::{Event, InvalidEvent},
     state::{self, Applied, Position, State},
     subjects,
+    trace::TraceContext,
     user_id::UserId,
 };
+use usersync_traces::{Span, Traces};
 
 use super::refusal;
 
@@ -36,6 +38,7 @@ pub(super) struct Desk {
     /// The newest states as last seen by us. May be outdated: storing then fails and tells, and
     /// what stores nothing asks the leader.
     pub known: Cache<UserId, Stored>,
+    pub traces: Traces,
     pub meters: Meters,
 }
 
@@ -62,6 +65,7 @@ pub(super) struct Arrival {
     pub event: Event,
     pub at: Position,
     pub message: Message,
+    pub span: Span,
 }
 
 /// Where the state a turn starts from was found.
@@ -77,8 +81,9 @@ enum Origin {
 
 /// Merges `arrivals` and stores the result; returns when all of them are acknowledged.
 pub(super) async fn take(desk: Arc<Desk>, user_id: UserId, mut arrivals: Vec<Arrival>) -> UserId {
-    if let Some(too_large) = merge(&desk, &user_id, &arrivals).await {
+    if let Some(too_large) = merge(&desk, &user_id, &mut arrivals).await {
         if arrivals.len() == 1 {
+            arrivals[0].span.fail("refused");
             let reason = format!(
                 "the user would have {too_large} bytes; at most {MAX_STATE_BYTES} are kept"
             );
@@ -111,7 +116,7 @@ pub(super) async fn refuse(desk: &Desk, message: &Message, seq: u64, invalid: &I
 }
 
 /// `Some(size)` when the merged state would be too large; nothing is stored then.
-async fn merge(desk: &Desk, user_id: &UserId, arrivals: &[Arrival]) -> Option<usize> {
+async fn merge(desk: &Desk, user_id: &UserId, arrivals: &mut [Arrival]) -> Option<usize> {
     let mut origin = Origin::Cache;
     loop {
         let base = match desk.known.get(user_id).filter(|_| origin == Origin::Cache) {
@@ -181,8 +186,9 @@ async fn merge(desk: &Desk, user_id: &UserId, arrivals: &[Arrival]) -> Option<us
         } else if origin != Origin::Cache {
             desk.known.insert(user_id.clone(), base);
         }
-        for (arrival, applied) in arrivals.iter().zip(applied) {
+        for (arrival, applied) in arrivals.iter_mut().zip(applied) {
             acknowledge(&arrival.message).await;
+            arrival.span.set("usersync.result", result(applied));
             match applied {
                 Applied::Changed => {
                     desk.meters.changed.increment(1);
@@ -194,6 +200,15 @@ async fn merge(desk: &Desk, user_id: &UserId, arrivals: &[Arrival]) -> Option<us
             }
         }
         return None;
+    }
+}
+
+/// What is said of an event in its span.
+fn result(applied: Applied) -> &'static str {
+    match applied {
+        Applied::Changed => "changed",
+        Applied::Known => "known",
+        Applied::AfterDelete => "after_delete",
     }
 }
 
@@ -235,15 +250,13 @@ async fn store(
     let mut message = PublishMessage::build()
         .payload(payload)
         .expected_last_subject_sequence(base);
+    // The newest event's trace goes on; the others end here.
     let trace = arrivals
         .iter()
         .rev()
-        .filter_map(|arrival| arrival.message.headers.as_ref());
-    if let Some(traceparent) = trace
-        .filter_map(|headers| headers.get("traceparent"))
-        .next()
-    {
-        message = message.header("traceparent", traceparent.as_str());
+        .find_map(|arrival| arrival.span.context());
+    for (name, text) in trace.iter().flat_map(TraceContext::headers) {
+        message = message.header(name, text);
     }
     let sent = desk
         .jetstream

@@ -172,7 +172,7 @@ impl Copy<'_> {
             // Nobody has ever heard of this user: nothing is meant to be there.
             return Ok(Meant::Told(Box::new(nobody(self.config, user)), 0));
         };
-        Ok(match self.rule.apply(state, None) {
+        Ok(match self.rule.apply(state) {
             Verdict::Send(delivery) => Meant::Told(Box::new(delivery), seq),
             // The target keeps what it has; or it is refused, and a dead letter says so.
             Verdict::Skip { .. } | Verdict::Refused(_) => Meant::Nothing,
@@ -236,6 +236,6 @@ fn nobody(config: &TargetConfig, user: &UserId) -> Delivery {
         timestamp: Timestamp::UNIX_EPOCH,
         source: None,
         members: Members::default(),
-        traceparent: None,
+        trace: None,
     }
 }

@@ -15,6 +15,7 @@ use usersync_core::{
     event::{Change, EventType},
     header_text::HeaderText,
     target::TargetConfig,
+    trace::TraceContext,
     user_id::UserId,
 };
 
@@ -25,7 +26,6 @@ const SOURCE: HeaderName = HeaderName::from_static("x-sync-source");
 const TASK_ID: HeaderName = HeaderName::from_static("x-sync-task-id");
 const VERSION: HeaderName = HeaderName::from_static("x-sync-version");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
@@ -101,8 +101,10 @@ impl Caller {
         headers.insert(TASK_ID, value(&delivery.task_id)?);
         headers.insert(VERSION, HeaderValue::from(delivery.version));
         // A hint for tracing: one that HTTP can't carry is no reason to fail.
-        if let Some(Ok(traceparent)) = delivery.traceparent.as_deref().map(value) {
-            headers.insert(TRACEPARENT, traceparent);
+        for (name, text) in delivery.trace.iter().flat_map(TraceContext::headers) {
+            if let Ok(text) = value(text) {
+                headers.insert(HeaderName::from_static(name), text);
+            }
         }
         Ok(request)
     }

@@ -154,7 +154,7 @@ fn no_user_and_no_rule_break_it() {
         let user = user(&mut random);
         let state = state(user.clone());
         let (deleted, partial) = (state.deleted, state.partial);
-        match rule.apply(state, None) {
+        match rule.apply(state) {
             Verdict::Send(delivery) => {
                 sent += 1;
                 let action = delivery.action;

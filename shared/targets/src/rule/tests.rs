@@ -38,7 +38,7 @@ pub(super) fn state(mut user: Value) -> State {
 fn verdict(rule: &Value, user: &Value) -> Value {
     let compiled = Rule::compile(&config(rule.clone()));
     let rule = compiled.unwrap_or_else(|error| panic!("{rule}: {error}"));
-    match rule.apply(state(user.clone()), None) {
+    match rule.apply(state(user.clone())) {
         Verdict::Send(delivery) => json!([delivery.action, delivery.members]),
         Verdict::Skip { why } => json!(why.as_str()),
         Verdict::Refused(failure) => json!(failure.reason),
@@ -405,7 +405,7 @@ fn the_deepest_expression_fits_an_ordinary_stack() {
         for filter in [sum, conditional, list, negated] {
             let compiled = Rule::compile(&config(json!({"filter": filter})));
             let rule = compiled.unwrap_or_else(|error| panic!("{filter}: {error}"));
-            let verdict = rule.apply(state(ann()), None);
+            let verdict = rule.apply(state(ann()));
             assert!(matches!(verdict, Verdict::Send(_)), "{filter}: {verdict:?}");
         }
     });
@@ -527,14 +527,14 @@ fn a_rule_that_cannot_work_is_refused_with_key_and_place() {
 fn a_verdict_can_be_shown() {
     let show = |rule: Value, user: Value| {
         let rule = Rule::compile(&config(rule)).unwrap();
-        serde_json::to_value(rule.apply(state(user), Some("00-1".to_owned()))).unwrap()
+        serde_json::to_value(rule.apply(state(user))).unwrap()
     };
     let sent = show(json!({"fields": {"include": ["email"]}}), ann());
     assert_eq!(
         sent,
         json!({"verdict": "send", "task_id": "t:42:1000", "user_id": 42, "version": 1000, "action": "upsert",
                "partial": false, "event_type": "user.created", "timestamp": "2026-01-31T12:00:00.5Z", "source": "crm",
-               "members": {"email": "ann@example.com"}, "traceparent": "00-1"})
+               "members": {"email": "ann@example.com"}})
     );
     let skipped = show(
         json!({"filter": "false", "on_out_of_scope": "ignore"}),
@@ -554,7 +554,7 @@ fn the_hash_is_of_what_the_target_sees() {
         let rule = Rule::compile(&config(rule)).unwrap();
         let mut state = state(user);
         (state.version, state.event.id) = (version, version.to_string());
-        match rule.apply(state, None) {
+        match rule.apply(state) {
             Verdict::Send(delivery) => delivery.content_hash(),
             other => panic!("{other:?}"),
         }

@@ -68,7 +68,7 @@ fn user(id: u64) -> Delivery {
             username: Change::Set("Änne".to_owned()),
             ..Members::default()
         },
-        traceparent: None,
+        trace: None,
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) fn user(id: &str, version: u64, name: &str) -> Delivery {
             status: Change::Set("active".to_owned()),
             data: Change::Set(json!({"phone": "1", "status": "active"})),
         },
-        traceparent: None,
+        trace: None,
     }
 }
 

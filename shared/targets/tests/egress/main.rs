@@ -77,7 +77,7 @@ fn user() -> Delivery {
             username: Change::Set("ann".to_owned()),
             ..Members::default()
         },
-        traceparent: None,
+        trace: None,
     }
 }
 

@@ -276,6 +276,6 @@ fn delivery(id: u64) -> Delivery {
                 json!({"phone": format!("+49{:09}", id * 7919 % 1_000_000_007), "status": status}),
             ),
         },
-        traceparent: None,
+        trace: None,
     }
 }

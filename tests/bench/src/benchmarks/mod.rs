@@ -6,6 +6,7 @@ mod end_to_end;
 mod http_ingest;
 mod intake;
 mod load;
+mod loud_caller;
 mod many_targets;
 mod relay;
 mod worker_http;
@@ -44,6 +45,8 @@ pub(crate) enum Benchmark {
     WorkerStalls,
     /// What filter, projection, mask and signature cost over HTTP
     WorkerHttpRules,
+    /// What signature and TLS cost over HTTP
+    WorkerHttpSecure,
     /// What filter, projection and mask cost to Redis
     WorkerRedisRules,
     /// What the delivery log costs
@@ -58,6 +61,8 @@ pub(crate) enum Benchmark {
     HttpIngestSingle,
     /// POST /v1/events with 500 events each
     HttpIngestArray,
+    /// A caller's events beside another who posts at ten times its rate
+    LoudCaller,
     /// Main database against target, both tables: with 0, 100 and 10,000 differences
     Check,
     /// Everybody that Redis holds, in digests
@@ -95,6 +100,7 @@ impl Benchmark {
             Self::WorkerSlow => worker_life::run(options, &name, "slow", 15_000.0).await,
             Self::WorkerStalls => worker_life::run(options, &name, "stalls", 20_000.0).await,
             Self::WorkerHttpRules => worker_rules::http(options, &name).await,
+            Self::WorkerHttpSecure => worker_rules::secure(options, &name).await,
             Self::WorkerRedisRules => worker_rules::redis(options, &name).await,
             Self::WorkerLog => worker_rules::log(options, &name).await,
             Self::ManyTargets => many_targets::run(options, &name).await,
@@ -102,6 +108,7 @@ impl Benchmark {
             Self::IntakeCold => intake::cold(options, &name).await,
             Self::HttpIngestSingle => http_ingest::single(options, &name).await,
             Self::HttpIngestArray => http_ingest::array(options, &name).await,
+            Self::LoudCaller => loud_caller::run(options, &name).await,
             Self::Check => check::tables(options, &name).await,
             Self::CheckRedis => check::redis(options, &name).await,
             Self::CheckStates => check_states::run(options, &name).await,

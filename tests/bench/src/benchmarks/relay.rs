@@ -73,7 +73,7 @@ async fn gateway(rig: &Rig, main: &MainDb, rows: u64) -> Result<Rate> {
     let stream = rig.stream(subjects::USER_EVENTS).await?;
     stream.purge().await.context("emptying USER_EVENTS")?;
     change(main, rows).await?;
-    let gateway = rig.gateway_of_main()?;
+    let gateway = rig.gateway_as_set()?;
     let deadline = Instant::now() + PATIENCE;
     let mut began = Instant::now();
     loop {
@@ -103,7 +103,7 @@ async fn gateway(rig: &Rig, main: &MainDb, rows: u64) -> Result<Rate> {
 
 /// From the end of each commit to the event's being seen on NATS, in milliseconds.
 async fn latencies(rig: &Rig, main: &MainDb, time: Duration) -> Result<Vec<f64>> {
-    let gateway = rig.gateway_of_main()?;
+    let gateway = rig.gateway_as_set()?;
     gateway.until_ready().await?;
     let mut events = rig.jetstream.client().subscribe("user.*").await?;
     let count = time.as_secs() * u64::from(CHANGES);

@@ -1,8 +1,8 @@
-//! What rules, signatures and the delivery log cost: the same worker with them, and as the limit without.
+//! What rules, signatures, TLS and the delivery log cost: the same worker with them, and as the limit without.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use usersync_stack::{RedisServer, free_port};
+use usersync_stack::{Certificates, RedisServer, free_port};
 
 use super::Contest;
 use crate::options::Options;
@@ -15,6 +15,9 @@ use crate::states::States;
 const LEFT: f64 = 0.85;
 /// The delivery log takes at most the rest.
 const LEFT_BESIDE_LOG: f64 = 0.9;
+
+/// Signature and TLS take at most a quarter more of the CPU.
+const SECURE_CPU: f64 = 1.25;
 
 /// A filter that everybody passes, and a projection.
 fn rules() -> Value {
@@ -29,13 +32,8 @@ pub(super) async fn http(options: &Options, name: &str) -> Result<Vec<Row>> {
     let rig = Rig::start().await?;
     let sink = Sink::start(&rig).await?;
     let (url, users) = (sink.url("guarded"), options.events());
-    let secret = rig.dir().join("secret");
-    std::fs::write(
-        &secret,
-        "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
-    )?;
     let mut settings = rules();
-    settings["secret"] = json!(format!("file:{}", secret.display()));
+    settings["secret"] = secret(&rig)?;
     let plain = States::of(&rig, users, &url, json!({})).await?;
     let ruled = plain.for_another("ruled", &url, settings).await?;
     let run = async |states: &States<'_>| {
@@ -49,6 +47,43 @@ pub(super) async fn http(options: &Options, name: &str) -> Result<Vec<Row>> {
     });
     let [rate, cpu, _] = contest.await?.rows(name, "deliveries/s");
     Ok(vec![rate.aim(Aim::RatioAtLeast(LEFT)), cpu])
+}
+
+/// A reference to a secret that signs.
+fn secret(rig: &Rig) -> Result<Value> {
+    let file = rig.dir().join("secret");
+    std::fs::write(&file, "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")?;
+    Ok(json!(format!("file:{}", file.display())))
+}
+
+/// Signature and TLS, to an endpoint that guards by version.
+pub(super) async fn secure(options: &Options, name: &str) -> Result<Vec<Row>> {
+    let rig = Rig::start().await?;
+    let certificates = Certificates::make(&rig.dir().join("tls"))?;
+    let (bare, safe) = (
+        Sink::start(&rig).await?,
+        Sink::start_tls(&rig, &certificates).await?,
+    );
+    let users = options.events();
+    let plain = States::of(&rig, users, &bare.url("guarded"), json!({})).await?;
+    let settings = json!({
+        "secret": secret(&rig)?,
+        "tls": { "ca": format!("file:{}", certificates.ca().display()) },
+    });
+    let secured = plain
+        .for_another("secured", &safe.url("guarded"), settings)
+        .await?;
+    let run = async |states: &States<'_>, sink: &Sink| {
+        let drained = states.worker().await?;
+        sink.expect(users, "the worker").await?;
+        Ok(drained)
+    };
+    let ours = async || run(&secured, &safe).await;
+    let contest = Contest::hold(options, name, "plain, unsigned", ours, async || {
+        run(&plain, &bare).await
+    });
+    let [rate, cpu, _] = contest.await?.rows(name, "deliveries/s");
+    Ok(vec![rate, cpu.aim(Aim::RatioAtMost(SECURE_CPU))])
 }
 
 /// Filter, projection and mask to Redis.

@@ -49,7 +49,7 @@ fn delivery(user: u64, version: u64, action: Action) -> Delivery {
         timestamp: jiff::Timestamp::UNIX_EPOCH,
         source: None,
         members,
-        traceparent: None,
+        trace: None,
     }
 }
 

@@ -4,6 +4,7 @@ mod access;
 mod alerts;
 mod breaker;
 mod checks;
+mod clocks;
 mod control;
 mod database_targets;
 mod delivery;

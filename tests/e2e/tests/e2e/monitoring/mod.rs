@@ -5,6 +5,7 @@ mod exposition;
 mod metrics;
 mod rules;
 mod status;
+mod traces;
 
 use std::path::Path;
 
