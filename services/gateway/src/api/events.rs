@@ -139,8 +139,8 @@ async fn take_in(
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
     let (events, one) = match Documents::of(&body)? {
-        Documents::One(document) => (vec![Ok(parse(document, &visitor, None)?)], true),
-        Documents::Many(documents) => (parse_all(&documents, &visitor).await, false),
+        Documents::One(document) => (vec![Ok(parse(document, visitor, None)?)], true),
+        Documents::Many(documents) => (parse_all(&documents, visitor).await, false),
     };
     let standing = match visitor.events(count(&events)) {
         Ok(standing) => standing,
