@@ -334,8 +334,9 @@ impl Courier {
             user_id, version, ..
         } in self.freshness.suspects(states, repairs)
         {
+            // Every repair is followed by one: beside live states they would take the share of those.
             self.lanes
-                .push(user_id, Task::Recheck { version, tries: 0 });
+                .push_urgent(user_id, Task::Recheck { version, tries: 0 });
         }
         self.route.set_alone_since(self.freshness.alone_since());
     }
@@ -346,7 +347,7 @@ impl Courier {
         for later in self.later.extract_if(.., |later| later.at <= now) {
             let (version, tries) = (later.version, later.tries);
             self.lanes
-                .push(later.user_id, Task::Recheck { version, tries });
+                .push_urgent(later.user_id, Task::Recheck { version, tries });
         }
     }
 
