@@ -16,7 +16,7 @@ use tokio::time::Instant;
 /// Sign of life from the server while there is nothing to hand out.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
 /// How long closing may wait for messages that are on their way.
-const CLOSING: Duration = Duration::from_secs(1);
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// One inbox that a consumer's messages come to.
 pub struct Pull {

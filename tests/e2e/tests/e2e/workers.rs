@@ -244,7 +244,7 @@ async fn sigterm_finishes_calls_and_hands_back_the_rest_at_once() -> Result<()> 
     let settings = format!("concurrency = 4\n{PATIENT}");
     let mut stack = only(recorder.target("audit", &settings)).start().await?;
     let bus = Bus::connect(&stack).await?;
-    bus.publish_all((1..=3_000).map(|user| ("user.created", change(user, 1))))
+    bus.publish_all((1..=1_500).map(|user| ("user.created", change(user, 1))))
         .await?;
     bus.until_taken_in().await?;
     // Four calls are under way; the worker has as much more in hand as it takes.
@@ -280,10 +280,10 @@ async fn sigterm_finishes_calls_and_hands_back_the_rest_at_once() -> Result<()> 
         "no call is cut"
     );
 
-    // ack_wait is 30 s: what was handed back comes well before.
+    // ack_wait is 30 s: what was handed back comes well before, even where a busy machine calls slowly.
     stack.add_worker("audit").await?;
-    eventually(Duration::from_secs(15), async || {
-        let missing: Vec<_> = (1..=3_000)
+    eventually(Duration::from_secs(20), async || {
+        let missing: Vec<_> = (1..=1_500)
             .filter(|user| recorder.holds(*user).is_null())
             .collect();
         let (count, some) = (missing.len(), missing.iter().take(5));
@@ -296,7 +296,7 @@ async fn sigterm_finishes_calls_and_hands_back_the_rest_at_once() -> Result<()> 
     })
     .await?;
     bus.until_settled("audit").await?;
-    assert_eq!(recorder.arrived(), 3_000, "each was delivered once");
+    assert_eq!(recorder.arrived(), 1_500, "each was delivered once");
     Ok(())
 }
 
