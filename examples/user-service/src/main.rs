@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     let settings = Settings::parse();
     service::run(async |shutdown| {
         telemetry::init_logs(&settings.common.log, None)?;
-        let metrics = telemetry::init_metrics(shutdown.clone())?;
+        let metrics = telemetry::init_metrics(true, shutdown.clone())?;
         user_service::run(settings, metrics, shutdown).await
     })
 }

@@ -54,7 +54,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     health.down("streams", "not created yet");
     health.down("intake", "not begun yet");
     let stopped = CancellationToken::new();
-    let metrics = telemetry::init_metrics(stopped.clone())?;
+    let metrics = telemetry::init_metrics(settings.common.metrics, stopped.clone())?;
     let client = nats::connect(&settings.common.nats, "usersync-gateway", &health).await?;
     let context = jetstream::context::ContextBuilder::new()
         .timeout(nats::REQUEST_TIMEOUT)

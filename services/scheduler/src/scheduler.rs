@@ -88,7 +88,7 @@ pub(crate) async fn run(
     let health = Health::default();
     // Health stays reachable while checks are left.
     let served = CancellationToken::new();
-    let metrics = telemetry::init_metrics(served.clone())?;
+    let metrics = telemetry::init_metrics(common.metrics, served.clone())?;
     let http = tokio::spawn(admin::serve(
         listener,
         admin::router(health.clone(), metrics),

@@ -65,7 +65,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let health = Health::default();
     // Health stays reachable while the couriers drain.
     let served = CancellationToken::new();
-    let metrics = telemetry::init_metrics(served.clone())?;
+    let metrics = telemetry::init_metrics(settings.common.metrics, served.clone())?;
     let http = tokio::spawn(admin::serve(
         listener,
         admin::router(health.clone(), metrics),

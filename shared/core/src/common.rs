@@ -52,6 +52,8 @@ pub struct Common {
     pub egress: Egress,
     /// Where people find what to do about an alert.
     pub runbook: Runbook,
+    /// Whether metrics are recorded.
+    pub metrics: bool,
     /// The tracing filter.
     pub log: String,
     /// How log lines look.
@@ -82,6 +84,7 @@ impl Common {
                 .for_each(|problem| reader.report(problem));
             Catalogue::new()
         });
+        let metrics = reader.get("metrics", true, "true or false");
         let filter = "a tracing filter such as info or debug,async_nats=warn";
         let log: String = reader.get("log.filter", "info,async_nats=error".to_owned(), filter);
         if log.parse::<tracing_subscriber::EnvFilter>().is_err() {
@@ -95,6 +98,7 @@ impl Common {
             catalogue,
             egress,
             runbook,
+            metrics,
             log,
             log_format,
         }

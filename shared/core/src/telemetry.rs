@@ -50,14 +50,18 @@ pub fn init_logs(filter: &str, format: Option<LogFormat>) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Starts recording metrics, those of the process itself (`process_*`) too; the handle renders them.
+/// Starts recording metrics, those of the process itself (`process_*`) too; the handle renders them. Where metrics
+/// aren't `wanted` nothing is recorded, and the handle renders nothing.
 ///
 /// # Errors
 /// When a recorder is already installed in this process.
-pub fn init_metrics(shutdown: CancellationToken) -> anyhow::Result<PrometheusHandle> {
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
-        .install_recorder()?;
+pub fn init_metrics(wanted: bool, shutdown: CancellationToken) -> anyhow::Result<PrometheusHandle> {
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?;
+    if !wanted {
+        return Ok(builder.build_recorder().handle());
+    }
+    let handle = builder.install_recorder()?;
     let upkeep = handle.clone();
     let process = metrics_process::Collector::default();
     process.describe();

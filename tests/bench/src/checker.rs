@@ -1,5 +1,8 @@
 //! Comparisons of two copies, each in a process of its own: ours by digests, and what it is measured by.
 
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,7 +18,7 @@ use usersync_digest::{
     Cut, Extent, Form, Stored, Walk,
     sql::{Field, Flavour, Table},
 };
-use usersync_stack::{MariaDbServer, PostgresServer};
+use usersync_stack::{Directory, MariaDbServer, PostgresServer};
 use usersync_targets::{MainDatabase, MainTable, Target};
 
 /// What a checker's line of figures begins with.
@@ -52,8 +55,10 @@ pub(crate) enum How {
     Walk,
     /// Only the sums of both sides, at once: who differs isn't found.
     Total,
-    /// Every row of both sides, in the order of their ids.
+    /// Every row of both sides into a file in the order of their ids, both at once, and then diff(1).
     Dump,
+    /// The same rows compared as they come.
+    Merge,
     /// Ours, of Redis.
     Redis,
     /// Every document of Redis, and nothing made of it.
@@ -76,6 +81,7 @@ pub(crate) async fn run(args: CheckArgs) -> Result<()> {
         How::Walk => walk(&args).await?,
         How::Total => total(&args).await?,
         How::Dump => dump(&args).await?,
+        How::Merge => merge(&args).await?,
         How::Redis => redis(&args).await?,
         How::RedisBare => redis_bare(&args).await?,
     };
@@ -210,16 +216,55 @@ where
     }
 }
 
+/// Every row of the main database: times in one form, and everything else as it is.
+const LEFT: &str = "SELECT CAST(id AS CHAR), username, email, phone, status, CAST(updated_at AS CHAR) \
+    FROM users ORDER BY users.id";
+/// The same of the target.
+const RIGHT: &str = "SELECT id::text, username, email, phone, status, to_char(updated_at, 'YYYY-MM-DD HH24:MI:SS.US') \
+    FROM users WHERE NOT sync_deleted ORDER BY users.id";
+
 async fn dump(args: &CheckArgs) -> Result<(u64, u64)> {
     let (mut mysql, mut postgres) = connect(args).await?;
-    // Times in one form, and everything else as it is.
-    let left = "SELECT CAST(id AS CHAR), username, email, phone, status, CAST(updated_at AS CHAR) \
-        FROM users ORDER BY users.id";
-    let right = "SELECT id::text, username, email, phone, status, to_char(updated_at, 'YYYY-MM-DD HH24:MI:SS.US') \
-        FROM users WHERE NOT sync_deleted ORDER BY users.id";
-    let left = sqlx::query(left).fetch(&mut mysql);
-    let right = sqlx::query(right).fetch(&mut postgres);
-    let (mut left, mut right) = (texts(left), texts(right));
+    let dir = Directory::temporary()?;
+    let (left, right) = (dir.path().join("left"), dir.path().join("right"));
+    let (read, more) = tokio::try_join!(
+        write(&left, texts(sqlx::query(LEFT).fetch(&mut mysql))),
+        write(&right, texts(sqlx::query(RIGHT).fetch(&mut postgres))),
+    )?;
+    let output = tokio::process::Command::new("diff")
+        .arg("--speed-large-files")
+        .args([left, right])
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("running diff")?;
+    let lines = output.stdout.split(|byte| *byte == b'\n');
+    let differences = lines.filter(|line| line.starts_with(b">")).count();
+    Ok((read + more, differences as u64))
+}
+
+/// One line per row, as `mysql --batch` and `COPY` write them.
+async fn write(
+    path: &Path,
+    mut rows: impl AsyncFnMut(&mut u64) -> Result<Option<Vec<Option<String>>>>,
+) -> Result<u64> {
+    let mut file = BufWriter::new(File::create(path)?);
+    let mut read = 0;
+    while let Some(row) = rows(&mut read).await? {
+        for text in row {
+            file.write_all(text.as_deref().unwrap_or("\\N").as_bytes())?;
+            file.write_all(b"\t")?;
+        }
+        file.write_all(b"\n")?;
+    }
+    file.flush()?;
+    Ok(read)
+}
+
+async fn merge(args: &CheckArgs) -> Result<(u64, u64)> {
+    let (mut mysql, mut postgres) = connect(args).await?;
+    let mut left = texts(sqlx::query(LEFT).fetch(&mut mysql));
+    let mut right = texts(sqlx::query(RIGHT).fetch(&mut postgres));
     let (mut read, mut more, mut differences) = (0, 0, 0);
     loop {
         // Both sides have the same ids here; who has others isn't needed to see what reading costs.

@@ -68,6 +68,9 @@ enum Role {
     /// A client that puts HTTP load on the gateway.
     #[command(hide = true)]
     Load(loader::LoadArgs),
+    /// A caller of the gateway who asks for more than it may.
+    #[command(hide = true)]
+    Shout(benchmarks::ShoutArgs),
 }
 
 fn main() -> ExitCode {
@@ -93,6 +96,7 @@ fn run(cli: Cli) -> Result<()> {
             Some(Role::Limit(args)) => limits::run(args).await,
             Some(Role::Check(args)) => checker::run(args).await,
             Some(Role::Load(args)) => loader::run(args).await,
+            Some(Role::Shout(args)) => benchmarks::shout(args).await,
             None => measure(&cli.options).await,
         }
     })

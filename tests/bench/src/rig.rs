@@ -137,6 +137,20 @@ impl Rig {
         self.service("usersync-worker", &["--target", target.name.as_ref()])
     }
 
+    /// The same that records no metrics and logs nothing.
+    ///
+    /// # Errors
+    /// When it isn't built or can't be started.
+    pub(crate) fn unobserved_worker(&self, target: &TargetConfig) -> Result<Service> {
+        let settings = self.dir().join("unobserved.toml");
+        std::fs::write(&settings, "metrics = false\nlog.filter = \"off\"\n")?;
+        let (settings, target) = (settings.to_string_lossy(), target.name.as_ref());
+        self.service(
+            "usersync-worker",
+            &["--config", &settings, "--target", target],
+        )
+    }
+
     /// A real worker for every target that is registered; not yet ready.
     ///
     /// # Errors

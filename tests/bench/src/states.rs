@@ -77,9 +77,7 @@ impl<'a> States<'a> {
     /// When it doesn't, or doesn't end cleanly.
     pub(crate) async fn worker(&self) -> Result<Drained> {
         let worker = self.rig.worker(&self.target)?;
-        until_it_waits(&worker, &self.target).await?;
-        let consumer = streams::state_consumer(&self.target);
-        let drained = self.drained(worker.process(), consumer).await?;
+        let drained = self.drained_by(&worker).await?;
         let delivered = worker.metrics().await?;
         let delivered = delivered.sum("usersync_deliveries_total", &[("outcome", "delivered")]);
         ensure!(
@@ -89,6 +87,23 @@ impl<'a> States<'a> {
         );
         stop(worker).await?;
         Ok(drained)
+    }
+
+    /// The same with one that records no metrics and logs nothing.
+    ///
+    /// # Errors
+    /// When it doesn't, or doesn't end cleanly.
+    pub(crate) async fn unobserved_worker(&self) -> Result<Drained> {
+        let worker = self.rig.unobserved_worker(&self.target)?;
+        let drained = self.drained_by(&worker).await?;
+        stop(worker).await?;
+        Ok(drained)
+    }
+
+    async fn drained_by(&self, worker: &Service) -> Result<Drained> {
+        until_it_waits(worker, &self.target).await?;
+        let consumer = streams::state_consumer(&self.target);
+        self.drained(worker.process(), consumer).await
     }
 
     /// Has a bare loop (see `limits`) take every state.

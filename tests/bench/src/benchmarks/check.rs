@@ -19,6 +19,11 @@ use crate::options::Options;
 use crate::quiet::undisturbed;
 use crate::report::{Aim, Row};
 
+/// Both sides into files, and diff(1).
+const DUMP: &str = "dump and diff";
+/// The same rows compared as they come: less than what anybody runs, and no files.
+const MERGE: &str = "rows merged";
+
 /// One comparison in a process of its own.
 async fn check(how: How, main: &str, target: &str) -> Result<Checked> {
     let own = std::env::current_exe().context("finding this program")?;
@@ -64,7 +69,8 @@ pub(super) async fn tables(options: &Options, name: &str) -> Result<Vec<Row>> {
     for (differences, against, bytes) in [(0, 1.25, 1.0), (100, 1.4, 1.0), (10_000, 2.0, 9.7)] {
         let differences = differences.min(users / 100);
         differ(&target, users, differences).await?;
-        let (mut ours, mut limits, mut dumps) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ours, mut limits) = (Vec::new(), Vec::new());
+        let (mut dumps, mut merges) = (Vec::new(), Vec::new());
         // Not counted: servers are slower at their first.
         check(How::Total, &main, &url).await?;
         for run in 1..=options.runs() {
@@ -93,38 +99,45 @@ pub(super) async fn tables(options: &Options, name: &str) -> Result<Vec<Row>> {
                 ours.push(our);
                 limits.push(limit.seconds);
             }
-            let dump =
-                undisturbed(options, name, async || check(How::Dump, &main, &url).await).await?;
-            eprintln!(
-                "{name} {differences} run {run}: dump and diff {:.2} s, {:.2} MB",
-                dump.seconds,
-                mb(dump.bytes)
-            );
-            ensure!(
-                dump.differences == differences,
-                "dump and diff found {}",
-                dump.differences
-            );
-            dumps.extend([dump, dump]);
+            for (how, what, all) in [
+                (How::Dump, DUMP, &mut dumps),
+                (How::Merge, MERGE, &mut merges),
+            ] {
+                let peer =
+                    undisturbed(options, name, async || check(how, &main, &url).await).await?;
+                eprintln!(
+                    "{name} {differences} run {run}: {what} {:.2} s, {:.2} MB",
+                    peer.seconds,
+                    mb(peer.bytes)
+                );
+                ensure!(
+                    peer.differences == differences,
+                    "{what} found {}",
+                    peer.differences
+                );
+                all.extend([peer, peer]);
+            }
         }
         let of = |of: fn(&Checked) -> f64, all: &[Checked]| all.iter().map(of).collect::<Vec<_>>();
         let seconds = of(|one| one.seconds, &ours);
         let dumped = of(|one| one.seconds, &dumps);
+        let merged = of(|one| one.seconds, &merges);
         let name = format!("{name}-{differences}");
         rows.extend([
             Row::of(&name, "s", &seconds)
                 .against("sums alone", &seconds, &limits)
                 .aim(Aim::RatioAtMost(against)),
             Row::of(format!("{name}-dump"), "s", &seconds)
-                .against("dump and diff", &seconds, &dumped)
+                .against(DUMP, &seconds, &dumped)
                 .aim(Aim::RatioAtMost(1.5)),
+            Row::of(format!("{name}-merge"), "s", &seconds).against(MERGE, &seconds, &merged),
             Row::of(
                 format!("{name}-read"),
                 "MB",
                 &of(|one| mb(one.bytes), &ours),
             )
             .against(
-                "dump and diff",
+                DUMP,
                 &of(|one| mb(one.bytes), &ours),
                 &of(|one| mb(one.bytes), &dumps),
             )

@@ -1,21 +1,22 @@
 //! One caller of the gateway at ten times the rate that it may, and another who keeps to it: how long the other's
 //! events take to be stored. The limit: the same caller alone.
 
+use std::fmt::{self, Display, Formatter};
 use std::pin::pin;
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
+use clap::Args;
 use futures_util::{StreamExt as _, stream};
 use reqwest::{Client, StatusCode, header};
 use tokio::time::{MissedTickBehavior, interval};
 use usersync_stack::{Profile, http, tools};
 
-use super::{Contest, Rate};
+use super::Contest;
 use crate::options::Options;
-use crate::report::{Aim, Row, median};
+use crate::report::{Aim, Row, median, number};
 use crate::rig::{Rig, stop};
 use crate::users;
 
@@ -23,18 +24,36 @@ use crate::users;
 const LIMIT: u32 = 200;
 /// How many times as many the loud one makes.
 const LOUD: u32 = 10;
-/// Events in one request of the loud one.
-const EVENTS: u64 = 20;
 /// Requests per second of the quiet one.
 const QUIET: u32 = 100;
 /// Requests of the loud one under way at once.
 const AT_ONCE: usize = 64;
+
+/// Be the loud caller until killed.
+#[derive(Debug, Args)]
+pub(crate) struct ShoutArgs {
+    /// Where to post.
+    #[arg(long)]
+    url: String,
+    /// The API key.
+    #[arg(long)]
+    key: String,
+}
 
 /// A caller: its key, and where its events go.
 struct Caller {
     client: Client,
     url: String,
     key: String,
+}
+
+/// Milliseconds.
+struct Millis(f64);
+
+impl Display for Millis {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ms", number(self.0))
+    }
 }
 
 pub(super) async fn run(options: &Options, name: &str) -> Result<Vec<Row>> {
@@ -50,26 +69,29 @@ pub(super) async fn run(options: &Options, name: &str) -> Result<Vec<Row>> {
     std::fs::write(&settings, text)?;
     let gateway = rig.gateway_as_set()?;
     gateway.until_ready().await?;
-    let caller = |key: String| Caller {
+    let url = format!("{}/v1/events", gateway.url());
+    let quiet = Caller {
         client: http::client(),
-        url: format!("{}/v1/events", gateway.url()),
-        key,
+        url: url.clone(),
+        key: quiet.0,
     };
-    let (loud, quiet) = (caller(loud.0), caller(quiet.0));
+    let loud = ["shout", "--url", &url, "--key", &loud.0];
 
-    let refused = AtomicU64::new(0);
     let alone = async || quiet.p99(options.load()).await;
     let beside = async || {
-        tokio::select! {
-            p99 = quiet.p99(options.load()) => p99,
-            silent = loud.shout(&refused) => Err(silent.err().context("the loud caller fell silent")?),
-        }
+        // In a process of its own: what it costs to be loud isn't the quiet one's.
+        let shouting = rig.role("shout", loud)?;
+        let p99 = quiet.p99(options.load()).await?;
+        let log = shouting.log_tail();
+        ensure!(shouting.is_running(), "the loud caller fell silent: {log}");
+        Ok(p99)
     };
     let contest = Contest::hold(options, name, "alone", beside, alone).await?;
-    ensure!(
-        refused.load(Ordering::Relaxed) > 0,
-        "the loud caller was never refused"
+    let refused = gateway.metrics().await?.sum(
+        "usersync_http_limited_total",
+        &[("caller", "loud"), ("limit", "requests")],
     );
+    ensure!(refused > 0.0, "the loud caller was never refused");
     stop(gateway).await?;
     let turns = contest.ours.iter().zip(&contest.limit);
     let added: Vec<f64> = turns.map(|(beside, alone)| beside.0 - alone.0).collect();
@@ -115,7 +137,7 @@ impl Caller {
     }
 
     /// Milliseconds within which 99 of 100 events are stored, sent one after the other for `time`.
-    async fn p99(&self, time: Duration) -> Result<Rate> {
+    async fn p99(&self, time: Duration) -> Result<Millis> {
         let mut ticks = interval(Duration::from_secs(1) / QUIET);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut times, began) = (Vec::new(), Instant::now());
@@ -129,29 +151,28 @@ impl Caller {
         }
         times.sort_unstable();
         let rank = (0.99 * times.len() as f64).ceil() as usize;
-        Ok(Rate(times[rank - 1].as_secs_f64() * 1_000.0))
+        Ok(Millis(times[rank - 1].as_secs_f64() * 1_000.0))
     }
+}
 
-    /// Posts for ever; counts what is refused.
-    async fn shout(&self, refused: &AtomicU64) -> Result<()> {
-        let events =
-            (0..EVENTS).map(|user| Ok(String::from_utf8(users::event(user, None)?.into())?));
-        let events = events.collect::<Result<Vec<_>>>()?.join(",");
-        let body = Bytes::from(format!("[{events}]"));
-        let ticks = interval(Duration::from_secs(1) / (LOUD * LIMIT));
-        let answers = stream::unfold(ticks, async |mut ticks| Some((ticks.tick().await, ticks)))
-            .map(|_| self.post(body.clone()))
-            .buffer_unordered(AT_ONCE);
-        let mut answers = pin!(answers);
-        while let Some(status) = answers.next().await {
-            match status? {
-                StatusCode::ACCEPTED => {}
-                StatusCode::TOO_MANY_REQUESTS => {
-                    refused.fetch_add(1, Ordering::Relaxed);
-                }
-                status => bail!("the loud caller: {status}"),
-            }
+/// Posts for ever, and takes a refusal for an answer.
+pub(crate) async fn shout(args: ShoutArgs) -> Result<()> {
+    let caller = Caller {
+        client: http::client(),
+        url: args.url,
+        key: args.key,
+    };
+    let body = users::event(0, None)?;
+    let ticks = interval(Duration::from_secs(1) / (LOUD * LIMIT));
+    let answers = stream::unfold(ticks, async |mut ticks| Some((ticks.tick().await, ticks)))
+        .map(|_| caller.post(body.clone()))
+        .buffer_unordered(AT_ONCE);
+    let mut answers = pin!(answers);
+    while let Some(status) = answers.next().await {
+        match status? {
+            StatusCode::ACCEPTED | StatusCode::TOO_MANY_REQUESTS => {}
+            status => bail!("the loud caller: {status}"),
         }
-        Ok(())
     }
+    Ok(())
 }

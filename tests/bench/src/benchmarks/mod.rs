@@ -20,6 +20,8 @@ use std::fmt::{self, Display, Formatter};
 use anyhow::Result;
 use clap::ValueEnum;
 
+pub(crate) use loud_caller::{ShoutArgs, shout};
+
 use crate::drain::Drained;
 use crate::options::Options;
 use crate::quiet::{alone, undisturbed};
@@ -47,6 +49,8 @@ pub(crate) enum Benchmark {
     WorkerHttpRules,
     /// What signature and TLS cost over HTTP
     WorkerHttpSecure,
+    /// What metrics and logs cost over HTTP, and traces that are off
+    WorkerObserved,
     /// What filter, projection and mask cost to Redis
     WorkerRedisRules,
     /// What the delivery log costs
@@ -101,6 +105,7 @@ impl Benchmark {
             Self::WorkerStalls => worker_life::run(options, &name, "stalls", 20_000.0).await,
             Self::WorkerHttpRules => worker_rules::http(options, &name).await,
             Self::WorkerHttpSecure => worker_rules::secure(options, &name).await,
+            Self::WorkerObserved => worker_rules::observed(options, &name).await,
             Self::WorkerRedisRules => worker_rules::redis(options, &name).await,
             Self::WorkerLog => worker_rules::log(options, &name).await,
             Self::ManyTargets => many_targets::run(options, &name).await,

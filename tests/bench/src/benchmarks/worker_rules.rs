@@ -1,4 +1,4 @@
-//! What rules, signatures, TLS and the delivery log cost: the same worker with them, and as the limit without.
+//! What rules, signatures, TLS, metrics and the delivery log cost: the same worker with them, and as the limit without.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -18,6 +18,9 @@ const LEFT_BESIDE_LOG: f64 = 0.9;
 
 /// Signature and TLS take at most a quarter more of the CPU.
 const SECURE_CPU: f64 = 1.25;
+
+/// Metrics, and traces that are switched off, take at most this much more.
+const OBSERVED_CPU: f64 = 1.05;
 
 /// A filter that everybody passes, and a projection.
 fn rules() -> Value {
@@ -84,6 +87,26 @@ pub(super) async fn secure(options: &Options, name: &str) -> Result<Vec<Row>> {
     });
     let [rate, cpu, _] = contest.await?.rows(name, "deliveries/s");
     Ok(vec![rate, cpu.aim(Aim::RatioAtMost(SECURE_CPU))])
+}
+
+/// Metrics and logs, and traces that are switched off, over HTTP.
+pub(super) async fn observed(options: &Options, name: &str) -> Result<Vec<Row>> {
+    let rig = Rig::start().await?;
+    let sink = Sink::start(&rig).await?;
+    let (url, users) = (sink.url("guarded"), options.events());
+    let states = States::of(&rig, users, &url, json!({})).await?;
+    let ours = async || {
+        let drained = states.worker().await?;
+        sink.expect(users, "the worker").await?;
+        Ok(drained)
+    };
+    let contest = Contest::hold(options, name, "unobserved", ours, async || {
+        let drained = states.unobserved_worker().await?;
+        sink.expect(users, "the unobserved worker").await?;
+        Ok(drained)
+    });
+    let [rate, cpu, _] = contest.await?.rows(name, "deliveries/s");
+    Ok(vec![rate, cpu.aim(Aim::RatioAtMost(OBSERVED_CPU))])
 }
 
 /// Filter, projection and mask to Redis.
