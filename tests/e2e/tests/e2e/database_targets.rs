@@ -10,7 +10,7 @@ use crate::support::{Bus, SOON, only};
 
 /// A PostgreSQL server and the catalogue's entry for its table `users`.
 pub(crate) struct Database {
-    server: PostgresServer,
+    pub(crate) server: PostgresServer,
     dir: Directory,
     pub(crate) entry: String,
 }
