@@ -9,7 +9,7 @@ use usersync_stack::tools;
 use crate::test::Test;
 use crate::{run, setup};
 
-/// Run what CI runs: formatting, clippy without a warning, cargo-deny, every test
+/// Run what CI runs: formatting, clippy without a warning, the fuzzers' programs, cargo-deny, every test
 ///
 /// Stops at the first that fails. cargo-deny checks bans, licences and sources, which needs no network; for
 /// known vulnerabilities run `cargo deny check advisories`.
@@ -29,6 +29,10 @@ impl Ci {
             "warnings",
         ];
         run::shown(&mut run::cargo(clippy))?;
+        // A workspace of its own, which nothing else builds.
+        let fuzz = tools::repository().join("tests/fuzz/Cargo.toml");
+        let mut fuzzers = run::cargo(["check", "--bins", "--manifest-path"]);
+        run::shown(fuzzers.arg(fuzz))?;
         // cargo-deny looks at the dependencies of every platform, of which a build fetches only its own.
         run::shown(&mut run::cargo(["fetch", "--quiet"]))?;
         let mut deny = Command::new(setup::cargo_deny()?);

@@ -1,4 +1,4 @@
-//! Serves a service's routes beside `/healthz`, `/readyz` and `/metrics`, until it is to stop.
+//! Serves a service's routes beside `/livez`, `/readyz` and `/metrics`, until it is to stop.
 
 use std::net::SocketAddr;
 

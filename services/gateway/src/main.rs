@@ -31,7 +31,11 @@ fn main() -> ExitCode {
         };
     }
     service::run(async |shutdown| {
-        telemetry::init_logs(&settings.common.log, settings.common.log_format)?;
+        let shows = matches!(flags.command, Some(Command::Status(_))) && !flags.common.check;
+        if !shows {
+            // A screen is no place for logs.
+            telemetry::init_logs(&settings.common.log, settings.common.log_format)?;
+        }
         if flags.common.check {
             return usersync_gateway::check(&settings).await;
         }

@@ -5,7 +5,7 @@
 //!
 //! Without one a `scheduler` checks all the time: `schedules` keeps a NATS message schedule per target and for the states;
 //! `queue` takes what is due or asked for, under a `claim`; a `check` walks over both sides and looks again at whom they
-//! hold differently; `reports` tells. It writes to no target: repairs are states, or deliveries, which are the workers'.
+//! hold differently; `reports` tells; `watch` says what is missing. It writes to no target: repairs are states, or deliveries, which are the workers'.
 
 mod check;
 mod claim;
@@ -17,6 +17,7 @@ mod reports;
 mod scheduler;
 mod schedules;
 mod settings;
+mod watch;
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;

@@ -18,7 +18,7 @@ use usersync_core::{
 };
 use usersync_source::{SourceConfig, SourceName};
 
-use crate::{queue, schedules};
+use crate::{queue, schedules, watch};
 
 /// The main databases.
 pub(crate) type Sources = BTreeMap<SourceName, SourceConfig>;
@@ -108,6 +108,7 @@ pub(crate) async fn run(
         tokio::join!(
             schedules::keep(jetstream, entries, states, shutdown.clone()),
             queue::run(&scheduler, shutdown.clone()),
+            shutdown.run_until_cancelled(watch::run(&scheduler)),
         );
     }
     nats::flush(&client).await;

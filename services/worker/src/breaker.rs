@@ -99,6 +99,18 @@ impl Breaker {
         &self.reason
     }
 
+    /// The same in words that repeat nothing the target said; `None` while it is closed.
+    pub(crate) fn outline(&self) -> Option<&'static str> {
+        match (self.state, self.cause) {
+            (State::Closed, _) => None,
+            (State::Gone, _) => Some("the target says that it is gone"),
+            (_, Cause::Refusing) => Some("the target refuses every user"),
+            (_, Cause::Failing) => {
+                Some("the target can't be reached, refuses the credentials, or fails for everybody")
+            }
+        }
+    }
+
     /// When the target is to be probed, while open.
     pub(crate) fn probe_at(&self) -> Option<Instant> {
         (self.state == State::Open).then_some(self.probe_at)

@@ -353,10 +353,11 @@ impl Courier {
 
     /// Shows the breaker where people look, if it has changed; sees to what its closing asks for.
     fn show(&mut self) {
-        let (state, reason, mistaken) = {
+        let (state, reason, outline, mistaken) = {
             let mut breaker = self.route.breaker();
             let reason = breaker.reason().to_owned();
-            (breaker.state(), reason, breaker.mistaken())
+            let outline = breaker.outline();
+            (breaker.state(), reason, outline, breaker.mistaken())
         };
         for user in mistaken {
             self.lanes.push(
@@ -392,6 +393,14 @@ impl Courier {
             State::Gone => 3,
         };
         self.route.meters.breaker_state.set(level);
+        match outline {
+            None => self.health.up(target.as_ref()),
+            // Another worker would be no readier.
+            Some(why) => self.health.waiting(
+                target.as_ref(),
+                format!("nothing is delivered: {why}; see this worker's log and `usersync.breakers.list`"),
+            ),
+        }
         self.board.show(target, state, &reason);
         self.shown = state;
     }

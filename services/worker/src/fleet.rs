@@ -84,6 +84,7 @@ impl Fleet {
         let mut entries = registry.follow(shutdown.clone());
         let mut berths: BTreeMap<TargetName, Wanted> = BTreeMap::new();
         let mut tasks = JoinSet::new();
+        tasks.spawn(self.clone().watch(shutdown.clone()));
         while let Some(Ok(())) = shutdown.run_until_cancelled(entries.changed()).await {
             let Some(entries) = entries.borrow_and_update().clone() else {
                 continue;
@@ -119,6 +120,13 @@ impl Fleet {
             }
         }
         while tasks.join_next().await.is_some() {}
+    }
+
+    /// Says when the bucket is gone until `shutdown`; the other streams are told of by those who pull from them.
+    async fn watch(self, shutdown: CancellationToken) {
+        let streams = [subjects::TARGETS_STREAM];
+        let watching = streams::watch_streams(&self.jetstream, &streams, &self.health);
+        shutdown.run_until_cancelled(watching).await;
     }
 
     /// Says which of the targets this worker was started for aren't there.

@@ -1,4 +1,4 @@
-//! What every binary answers about itself over HTTP: `/healthz`, `/readyz`, `/metrics`.
+//! What every binary answers about itself over HTTP: `/livez` (and `/healthz`, the same), `/readyz`, `/metrics`.
 
 use std::{
     collections::BTreeMap,
@@ -25,21 +25,47 @@ pub struct Health(Arc<Mutex<BTreeMap<String, Part>>>);
 /// How one part stands.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// Why it is down; `None` while it is up.
-    pub reason: Option<String>,
-    /// Since when it is up or down, whatever the reasons were.
+    /// Whether it works.
+    pub standing: Standing,
+    /// Since when it is so, whatever the reasons were.
     pub since: Timestamp,
+}
+
+/// Whether a part works, and why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It does.
+    Up,
+    /// It doesn't, for a reason that another process of the same kind would have too: this one is as ready as any.
+    Waiting(String),
+    /// It doesn't, and this process isn't ready.
+    Down(String),
+}
+
+impl Standing {
+    /// Why it doesn't work; `None` while it does.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Up => None,
+            Self::Waiting(reason) | Self::Down(reason) => Some(reason),
+        }
+    }
 }
 
 impl Health {
     /// `part` works.
     pub fn up(&self, part: &str) {
-        self.set(part, None);
+        self.set(part, Standing::Up);
     }
 
     /// `part` doesn't work, because of `reason`.
     pub fn down(&self, part: &str, reason: impl Into<String>) {
-        self.set(part, Some(reason.into()));
+        self.set(part, Standing::Down(reason.into()));
+    }
+
+    /// `part` doesn't work, because of `reason`, and this process is ready all the same.
+    pub fn waiting(&self, part: &str, reason: impl Into<String>) {
+        self.set(part, Standing::Waiting(reason.into()));
     }
 
     /// `part` is no longer a part.
@@ -48,12 +74,13 @@ impl Health {
         parts.remove(part);
     }
 
-    fn set(&self, part: &str, reason: Option<String>) {
+    fn set(&self, part: &str, standing: Standing) {
         let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let works = |standing: &Standing| *standing == Standing::Up;
         let before = parts.get(part);
-        let same = before.filter(|before| before.reason.is_some() == reason.is_some());
+        let same = before.filter(|before| works(&before.standing) == works(&standing));
         let since = same.map_or_else(Timestamp::now, |same| same.since);
-        parts.insert(part.to_owned(), Part { reason, since });
+        parts.insert(part.to_owned(), Part { standing, since });
     }
 
     /// Every part.
@@ -63,38 +90,47 @@ impl Health {
     }
 }
 
-/// What OpenAPI says of the three routes.
+/// What OpenAPI says of the routes.
 #[derive(utoipa::OpenApi)]
-#[openapi(paths(healthz, readyz, render))]
+#[openapi(paths(livez, healthz, readyz, render))]
 pub struct AdminApi;
 
-/// The three routes.
+/// The routes.
 pub fn router(health: Health, metrics: PrometheusHandle) -> Router {
     Router::new()
+        .route("/livez", get(livez))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz).with_state(health))
         .route("/metrics", get(render).with_state(metrics))
 }
 
-/// Whether the process lives
-#[utoipa::path(get, path = "/healthz", tag = "admin", responses((status = 200, description = "It does", body = String, content_type = "text/plain")))]
-async fn healthz() -> &'static str {
+/// Whether the process lives: its loop answers, whatever it waits for
+#[utoipa::path(get, path = "/livez", tag = "admin", responses((status = 200, description = "It does", body = String, content_type = "text/plain")))]
+async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// Whether every part is up; the body names each part, says what is wrong with it, and since when
+/// The same as `/livez`
+#[utoipa::path(get, path = "/healthz", tag = "admin", responses((status = 200, description = "It does", body = String, content_type = "text/plain")))]
+async fn healthz() -> &'static str {
+    livez().await
+}
+
+/// Whether this process can do its work; the body names each part, says what is wrong with it, and since when
 #[utoipa::path(get, path = "/readyz", tag = "admin",
-    responses((status = 200, body = Object, description = "Every part is up"), (status = 503, body = Object, description = "Some aren't; the body says why")))]
+    responses((status = 200, body = Object, description = "It can; a part that still has a reason, a target that is away say, is no fault of this process"), (status = 503, body = Object, description = "It can't; the body says why")))]
 async fn readyz(State(health): State<Health>) -> impl IntoResponse {
     let parts = health.parts();
-    let down = parts.iter().filter(|(_, part)| part.reason.is_some());
-    let since: BTreeMap<_, _> = down
-        .map(|(name, part)| (name.clone(), part.since))
-        .collect();
-    let ready = !parts.is_empty() && since.is_empty();
+    let down = |part: &Part| matches!(part.standing, Standing::Down(_));
+    let ready = !parts.is_empty() && !parts.values().any(down);
+    let wrong = parts
+        .iter()
+        .filter(|(_, part)| part.standing.reason().is_some());
+    let since: BTreeMap<_, _> = wrong.map(|(name, part)| (name, part.since)).collect();
+    let said = |part: &Part| part.standing.reason().unwrap_or("up").to_owned();
     let parts: BTreeMap<_, _> = parts
-        .into_iter()
-        .map(|(name, part)| (name, part.reason.unwrap_or_else(|| "up".to_owned())))
+        .iter()
+        .map(|(name, part)| (name, said(part)))
         .collect();
     let status = if ready {
         StatusCode::OK
@@ -127,4 +163,28 @@ pub async fn serve(
         .with_graceful_shutdown(shutdown.cancelled_owned())
         .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_wrong_since_it_went_wrong_whatever_the_reasons() {
+        let health = Health::default();
+        let of = |part: &str| health.parts().remove(part).unwrap();
+        health.up("nats");
+        let up = of("nats");
+        health.down("nats", "refused");
+        let down = of("nats");
+        assert!(down.since > up.since);
+        health.down("nats", "no route");
+        assert_eq!(of("nats").since, down.since);
+        assert_eq!(of("nats").standing.reason(), Some("no route"));
+        health.waiting("nats", "for somebody else");
+        assert_eq!(of("nats").since, down.since);
+        health.up("nats");
+        assert!(of("nats").since > down.since);
+        assert_eq!(of("nats").standing, Standing::Up);
+    }
 }

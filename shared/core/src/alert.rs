@@ -3,7 +3,10 @@
 //! The newest message of a subject says whether it is raised. Who publishes the next one names the sequence of that
 //! message, so that of several who find the same only one is heard, also after a restart.
 
-use std::{collections::BTreeMap, fmt};
+mod kind;
+mod runbook;
+
+use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use async_nats::jetstream::{
@@ -21,13 +24,13 @@ use utoipa::ToSchema;
 use crate::{
     check::{Class, Stage},
     nats::REQUEST_TIMEOUT,
-    settings::Reader,
     subjects::{self, USER_ALERT},
 };
 
-/// Where the run-book is, unless the settings say otherwise.
-pub const RUNBOOK: &str = "docs/RUNBOOK.md";
-/// The other settings of alerts, which only gateways read.
+pub use kind::{Kind, Severity};
+pub use runbook::{RUNBOOK, Runbook};
+
+/// The settings of alerts beside `alerts.runbook`, which only gateways read.
 pub const SETTINGS: &[&str] = &[
     "alerts.breaker",
     "alerts.backlog",
@@ -36,6 +39,7 @@ pub const SETTINGS: &[&str] = &[
     "alerts.dead",
     "alerts.intake",
     "alerts.outbox",
+    "alerts.check",
     "alerts.storage",
     "alerts.store_gib",
 ];
@@ -43,48 +47,6 @@ pub const SETTINGS: &[&str] = &[
 const TRIES: usize = 5;
 /// How many alerts are read at once.
 const READS: usize = 16;
-
-/// What an alert is about.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// A target's breaker isn't closed.
-    Breaker,
-    /// Changes wait for a target for long.
-    Backlog,
-    /// Nobody serves a target.
-    Worker,
-    /// Half of the attempts to deliver to a target fail, or more.
-    Failing,
-    /// Users were given up; of target `gateway`: events were refused.
-    Dead,
-    /// The copies at a target differ.
-    Drift,
-    /// A target's check has failed, or is overdue.
-    Check,
-    /// A target has answered "410 Gone" and was disabled.
-    Gone,
-    /// No gateway merges events into states.
-    Intake,
-    /// The outbox of a main database isn't published.
-    Outbox,
-    /// Rows of an outbox make no event.
-    Rows,
-    /// NATS is running out of storage.
-    Storage,
-}
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// Changes don't arrive.
-    Critical,
-    /// Somebody should look.
-    Warning,
-}
 
 /// Whether it is so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -94,76 +56,6 @@ pub enum Status {
     Raised,
     /// It is no longer.
     Resolved,
-}
-
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 12] = [
-        Self::Breaker,
-        Self::Backlog,
-        Self::Worker,
-        Self::Failing,
-        Self::Dead,
-        Self::Drift,
-        Self::Check,
-        Self::Gone,
-        Self::Intake,
-        Self::Outbox,
-        Self::Rows,
-        Self::Storage,
-    ];
-
-    /// The token in the subject.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Breaker => "breaker",
-            Self::Backlog => "backlog",
-            Self::Worker => "worker",
-            Self::Failing => "failing",
-            Self::Dead => "dead",
-            Self::Drift => "drift",
-            Self::Check => "check",
-            Self::Gone => "gone",
-            Self::Intake => "intake",
-            Self::Outbox => "outbox",
-            Self::Rows => "rows",
-            Self::Storage => "storage",
-        }
-    }
-
-    /// How bad it is; as the alert of deploy/prometheus/rules/alerts.yml has it, where there is one.
-    pub const fn severity(self) -> Severity {
-        match self {
-            Self::Breaker | Self::Worker | Self::Gone | Self::Intake | Self::Outbox => {
-                Severity::Critical
-            }
-            _ => Severity::Warning,
-        }
-    }
-
-    /// The section of docs/RUNBOOK.md.
-    pub const fn anchor(self) -> &'static str {
-        match self {
-            Self::Breaker => "breaker-open",
-            Self::Backlog => "backlog-old",
-            Self::Worker => "no-worker",
-            Self::Failing => "target-failing",
-            Self::Dead => "dead-letters",
-            Self::Drift => "drift",
-            Self::Check => "check-failed",
-            Self::Gone => "target-gone",
-            Self::Intake => "intake-stopped",
-            Self::Outbox => "outbox-stuck",
-            Self::Rows => "outbox-rows-failed",
-            Self::Storage => "nats-storage",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 /// One alert, raised or resolved. Nothing personal is in it.
@@ -356,38 +248,20 @@ async fn newest_of(alerts: &Stream<()>, subject: &str) -> anyhow::Result<Newest>
     }
 }
 
-/// Where people find what to do.
-#[derive(Clone, Debug)]
-pub struct Runbook(String);
-
-impl Runbook {
-    /// Reads the setting `alerts.runbook`.
-    pub fn read(reader: &mut Reader) -> Self {
-        let expected = "the address of the run-book, such as https://wiki/RUNBOOK.md";
-        let base: String = reader.get("alerts.runbook", RUNBOOK.to_owned(), expected);
-        if base.trim().is_empty() || base.contains(['#', ' ']) {
-            reader.problem("alerts.runbook", expected);
-        }
-        Self(base)
-    }
-
-    /// The section about `kind`.
-    pub fn of(&self, kind: Kind) -> String {
-        format!("{}#{}", self.0, kind.anchor())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Reader;
 
     #[test]
     fn an_alert_is_read_as_it_is_written_and_its_id_stays() {
-        let runbook = Runbook("https://wiki/RUNBOOK.md".to_owned());
+        let mut reader = Reader::new(None);
+        let runbook = Runbook::read(&mut reader);
+        reader.finish().unwrap();
         let since = "2026-01-01T00:00:00Z".parse().unwrap();
         let raised = Alert::raised(Kind::Breaker, "audit", since, "audit is down", &runbook);
         assert_eq!(raised.subject(), "user.alert.breaker.audit");
-        assert_eq!(raised.runbook, "https://wiki/RUNBOOK.md#breaker-open");
+        assert_eq!(raised.runbook, "docs/RUNBOOK.md#breaker-open");
         let resolved = raised.resolved();
         assert_eq!((&resolved.id, resolved.since), (&raised.id, since));
         let text = serde_json::to_string(&resolved).unwrap();

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use async_nats::jetstream::{
     self, ErrorCode,
     consumer::{AckPolicy, DeliverPolicy, PriorityPolicy, pull},
-    context::GetStreamErrorKind,
+    context::{GetStreamError, GetStreamErrorKind},
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
 };
 
@@ -23,6 +23,8 @@ pub const DUPLICATE_WINDOW: Duration = HOUR;
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 /// After how long without a sign of life another gateway takes over (ADR-42).
 pub const PIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often those who don't create streams look whether they are still there.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
 /// Deliveries the server grants beyond a target's own limit, for workers that die on the last one.
 const SPARE_DELIVERIES: u32 = 8;
 
@@ -327,7 +329,7 @@ async fn ensure_each(
     Ok(())
 }
 
-fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
+fn is_missing(error: &GetStreamError) -> bool {
     matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
@@ -392,28 +394,48 @@ pub async fn wait_for_stream(
     name: &str,
     health: &Health,
 ) -> Stream {
-    let part = format!("stream {name}");
     let mut said = false;
     loop {
-        match jetstream.get_stream(name).await {
-            Ok(stream) => {
-                health.gone(&part);
-                return stream;
+        match look_for_stream(jetstream, name, health).await {
+            Ok(stream) => return stream,
+            Err(error) if !said => {
+                tracing::warn!(stream = name, %error, "waiting for the stream; usersync-gateway creates it");
+                said = true;
             }
-            Err(error) => {
-                let why = match is_missing(&error) {
-                    true => "missing; usersync-gateway creates it".to_owned(),
-                    false => error.to_string(),
-                };
-                if !said {
-                    tracing::warn!(stream = name, %error, "waiting for the stream; usersync-gateway creates it");
-                    said = true;
-                }
-                health.down(&part, why);
-            }
+            Err(_) => {}
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
+}
+
+/// Says in `health` every few seconds which of the streams is missing, for ever; for those who don't create streams.
+pub async fn watch_streams(jetstream: &jetstream::Context, names: &[&str], health: &Health) {
+    loop {
+        for name in names {
+            if let Err(error) = look_for_stream(jetstream, name, health).await {
+                tracing::debug!(stream = name, %error, "looking for a stream that has been there");
+            }
+        }
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+}
+
+/// Looks for a stream. While it isn't there `health` has a part for it.
+async fn look_for_stream(
+    jetstream: &jetstream::Context,
+    name: &str,
+    health: &Health,
+) -> Result<Stream, GetStreamError> {
+    let part = format!("stream {name}");
+    let found = jetstream.get_stream(name).await;
+    match &found {
+        Ok(_) => health.gone(&part),
+        Err(error) if is_missing(error) => {
+            health.down(&part, "missing; usersync-gateway creates it when it starts");
+        }
+        Err(error) => health.down(&part, error.to_string()),
+    }
+    found
 }
 
 #[cfg(test)]

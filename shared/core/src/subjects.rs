@@ -25,6 +25,8 @@ pub const USER_ALERT: &str = "USER_ALERT";
 pub const USER_CHECK: &str = "USER_CHECK";
 /// The KV bucket of targets: the truth at run time.
 pub const TARGETS_BUCKET: &str = "user_targets";
+/// The stream of that bucket.
+pub const TARGETS_STREAM: &str = "KV_user_targets";
 /// The KV bucket of circuit breakers that aren't closed: `<target>.<worker>`.
 pub const BREAKERS_BUCKET: &str = "user_breakers";
 /// The KV bucket of checks under way: `<target>`.

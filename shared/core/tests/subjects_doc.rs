@@ -120,7 +120,7 @@ fn every_kind_of_alert_is_documented_with_its_rule() {
             "{kind}"
         );
         assert!(
-            rule.contains(&format!("RUNBOOK.md#{}\n", kind.anchor())),
+            rule.contains(&format!("RUNBOOK.md\" }}}}#{}'\n", kind.anchor())),
             "{kind}"
         );
     }

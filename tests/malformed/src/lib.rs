@@ -17,7 +17,9 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tower::ServiceExt as _;
 use usersync_core::{
+    alert::Alert,
     catalogue,
+    check::Request as CheckRequest,
     event::{Envelope, Event, MAX_EVENT_BYTES},
     state::{self, Position, State},
     subjects,
@@ -69,6 +71,32 @@ pub fn state(input: &[u8]) -> bool {
     let written = serde_json::to_vec(&state).expect("a state can be written");
     let again: State = serde_json::from_slice(&written).expect("and read again");
     assert_eq!(again, state);
+    true
+}
+
+/// An alert from USER_ALERT. One that is read says the same after it was written and read again.
+pub fn alert(input: &[u8]) -> bool {
+    let Ok(alert) = serde_json::from_slice::<Alert>(input) else {
+        return false;
+    };
+    let written = serde_json::to_vec(&alert).expect("an alert can be written");
+    let again: Alert = serde_json::from_slice(&written).expect("and read again");
+    assert_eq!(again, alert);
+    true
+}
+
+/// A request for a check. One that is taken says the same after it was written and read again.
+pub fn check(input: &[u8]) -> bool {
+    let request = match CheckRequest::read(input) {
+        Ok(request) => request,
+        Err(error) => {
+            is_short(&error);
+            return false;
+        }
+    };
+    let written = serde_json::to_vec(&request).expect("a request can be written");
+    let again = CheckRequest::read(&written).expect("and read again");
+    assert_eq!(again, request);
     true
 }
 

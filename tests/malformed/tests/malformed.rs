@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use usersync_malformed::{event, signature, state, subject, target};
+use usersync_malformed::{alert, check, event, signature, state, subject, target};
 
 /// Inputs for each parser, beside the corpus itself.
 const INPUTS: usize = 10_000;
@@ -106,6 +106,20 @@ fn events() -> Result<()> {
 fn states() -> Result<()> {
     all("state", state)?;
     state("[".repeat(200_000).as_bytes());
+    Ok(())
+}
+
+#[test]
+fn alerts() -> Result<()> {
+    all("alert", alert)?;
+    alert("[".repeat(200_000).as_bytes());
+    Ok(())
+}
+
+#[test]
+fn requests_for_checks() -> Result<()> {
+    all("check", check)?;
+    check("[".repeat(200_000).as_bytes());
     Ok(())
 }
 

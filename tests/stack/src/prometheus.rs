@@ -1,6 +1,6 @@
 //! A Prometheus and an Alertmanager of our own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,16 +12,47 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// A running Prometheus; killed on drop.
 #[derive(Debug)]
-pub struct Prometheus {
+pub struct Prometheus(Server);
+
+/// A running Alertmanager; killed on drop.
+#[derive(Debug)]
+pub struct Alertmanager(Server);
+
+/// What both are.
+#[derive(Debug)]
+struct Server {
     process: Process,
     url: String,
 }
 
-/// A running Alertmanager; killed on drop.
-#[derive(Debug)]
-pub struct Alertmanager {
-    process: Process,
-    url: String,
+impl Server {
+    /// Starts one with this configuration, and data and log in `dir`, by flags that both have.
+    async fn start(name: &str, program: PathBuf, dir: &Path, launch: Flags<'_>) -> Result<Self> {
+        let port = free_port()?;
+        let log = dir.join(format!("{name}.log"));
+        let process = Launch::new(name, program, log)
+            .arg(format!("--config.file={}", launch.config.display()))
+            .arg(format!("--{}={}", launch.data, dir.join(name).display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .args(launch.more)
+            .spawn()?;
+        let url = format!("http://127.0.0.1:{port}");
+        let (client, ready) = (http::client(), format!("{url}/-/ready"));
+        process
+            .until_ready(READY_WITHIN, async || {
+                http::get_text(&client, &ready).await.map(drop)
+            })
+            .await?;
+        Ok(Self { process, url })
+    }
+}
+
+/// How one is started.
+struct Flags<'a> {
+    config: &'a Path,
+    /// The flag that says where the data is.
+    data: &'a str,
+    more: &'a [&'a str],
 }
 
 impl Prometheus {
@@ -30,36 +61,25 @@ impl Prometheus {
     /// # Errors
     /// When it is not installed, or not ready in time: with the end of its log.
     pub async fn start(dir: &Path, config: &Path) -> Result<Self> {
-        let port = free_port()?;
-        let launch = Launch::new(
-            "prometheus",
-            tools::prometheus()?,
-            dir.join("prometheus.log"),
-        )
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!(
-            "--storage.tsdb.path={}",
-            dir.join("prometheus").display()
-        ))
-        .arg(format!("--web.listen-address=127.0.0.1:{port}"));
-        let server = Self {
-            process: launch.spawn()?,
-            url: format!("http://127.0.0.1:{port}"),
+        let flags = Flags {
+            config,
+            data: "storage.tsdb.path",
+            more: &[],
         };
-        until_ready(&server.process, &server.url).await?;
-        Ok(server)
+        let server = Server::start("prometheus", tools::prometheus()?, dir, flags);
+        Ok(Self(server.await?))
     }
 
     /// Where it serves HTTP.
     #[must_use]
     pub fn url(&self) -> &str {
-        &self.url
+        &self.0.url
     }
 
     /// The server's process.
     #[must_use]
     pub fn process(&self) -> &Process {
-        &self.process
+        &self.0.process
     }
 
     /// What an expression is now: `data.result` of the answer.
@@ -67,7 +87,7 @@ impl Prometheus {
     /// # Errors
     /// When it can't be evaluated, with what Prometheus says.
     pub async fn query(&self, expression: &str) -> Result<Vec<Value>> {
-        let url = format!("{}/api/v1/query", self.url);
+        let url = format!("{}/api/v1/query", self.url());
         let sent = http::client().get(&url).query(&[("query", expression)]);
         let text = sent.send().await?.text().await?;
         let mut answer: Value = serde_json::from_str(&text).context("no JSON")?;
@@ -83,47 +103,25 @@ impl Alertmanager {
     /// # Errors
     /// When it is not installed, or not ready in time: with the end of its log.
     pub async fn start(dir: &Path, config: &Path) -> Result<Self> {
-        let port = free_port()?;
-        let launch = Launch::new(
-            "alertmanager",
-            tools::alertmanager()?,
-            dir.join("alertmanager.log"),
-        )
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!(
-            "--storage.path={}",
-            dir.join("alertmanager").display()
-        ))
-        .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-        // No cluster.
-        .arg("--cluster.listen-address=");
-        let server = Self {
-            process: launch.spawn()?,
-            url: format!("http://127.0.0.1:{port}"),
+        let flags = Flags {
+            config,
+            data: "storage.path",
+            // No cluster.
+            more: &["--cluster.listen-address="],
         };
-        until_ready(&server.process, &server.url).await?;
-        Ok(server)
+        let server = Server::start("alertmanager", tools::alertmanager()?, dir, flags);
+        Ok(Self(server.await?))
     }
 
     /// Where it serves HTTP.
     #[must_use]
     pub fn url(&self) -> &str {
-        &self.url
+        &self.0.url
     }
 
     /// The server's process.
     #[must_use]
     pub fn process(&self) -> &Process {
-        &self.process
+        &self.0.process
     }
-}
-
-async fn until_ready(process: &Process, url: &str) -> Result<()> {
-    let client = http::client();
-    let ready = format!("{url}/-/ready");
-    process
-        .until_ready(READY_WITHIN, async || {
-            http::get_text(&client, &ready).await.map(drop)
-        })
-        .await
 }

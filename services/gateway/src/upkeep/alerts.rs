@@ -4,6 +4,8 @@
 //! follows. What is true but not for long enough changes nothing, so a gateway that has just begun resolves nothing
 //! that another has raised.
 
+mod findings;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -14,26 +16,12 @@ use jiff::{Timestamp, fmt::serde::unsigned_duration::friendly::compact as durati
 use serde::Deserialize;
 use usersync_core::{
     alert::{self, Alert, Kind, Newest, Runbook},
-    check::{Report, Stage},
     settings::Reader,
-    subjects::{CHECKS_BUCKET, GATEWAY_TARGET, USER_ALERT, check_pause},
+    subjects::USER_ALERT,
 };
 
-use super::gauges::storage_limit;
-use crate::control::{
-    Control,
-    look::{Look, Target},
-    status::FAILING,
-};
-use crate::relay::{Notice, State};
-
-/// A check is overdue when its target's last one began longer ago than twice its `every`, and this.
-const CHECK_GRACE: Duration = Duration::from_secs(600);
-
-/// A relay that works may have looked as long ago as this.
-const BLIND: Duration = Duration::from_secs(15);
-/// A source that no gateway has spoken of for so long isn't relayed any more by anybody's settings.
-const FORGOTTEN: Duration = Duration::from_secs(60);
+use crate::control::{Control, look::Look};
+use findings::{Finding, age, is_over};
 
 /// How long something has to be so before people are told: `[alerts]`.
 #[derive(Clone, Debug)]
@@ -45,6 +33,8 @@ pub(crate) struct Settings {
     dead: Duration,
     intake: Duration,
     outbox: Duration,
+    /// A check is overdue when the last one began longer ago than twice its `every`, and this.
+    check: Duration,
     /// The share of the storage that may be used.
     storage: f64,
     /// The storage there is where the account has no limit, in bytes.
@@ -64,7 +54,7 @@ impl Settings {
         let (breaker, worker) = (span("alerts.breaker", 120), span("alerts.worker", 300));
         let (backlog, failing) = (span("alerts.backlog", 300), span("alerts.failing", 300));
         let (dead, intake) = (span("alerts.dead", 300), span("alerts.intake", 120));
-        let outbox = span("alerts.outbox", 120);
+        let (outbox, check) = (span("alerts.outbox", 120), span("alerts.check", 600));
         let share = "a share from 0 to 1, such as 0.8";
         let storage = reader.get("alerts.storage", 0.8, share);
         if !(0.0..=1.0).contains(&storage) {
@@ -83,21 +73,19 @@ impl Settings {
             dead,
             intake,
             outbox,
+            check,
             storage,
             store: store.saturating_mul(1 << 30),
         }
     }
-}
 
-/// Something that is wrong now.
-struct Finding {
-    kind: Kind,
-    target: String,
-    /// Since when, where what was looked at says so; else since it was found first.
-    since: Option<Timestamp>,
-    /// How long it has to be so.
-    patience: Duration,
-    summary: String,
+    /// How many bytes the streams may take: the account's limit. Without one it is the server's `max_file_store`,
+    /// which an account isn't told and the settings have to say.
+    pub(super) fn storage_limit(&self, account: &Account) -> u64 {
+        let limit = account.limits.max_storage.filter(|limit| *limit > 0);
+        let limit = limit.and_then(|limit| u64::try_from(limit).ok());
+        limit.unwrap_or(self.store)
+    }
 }
 
 /// What this gateway knows of alerts.
@@ -125,6 +113,11 @@ impl Alerts {
         }
     }
 
+    /// How many bytes the streams may take.
+    pub(super) fn storage_limit(&self, account: &Account) -> u64 {
+        self.settings.storage_limit(account)
+    }
+
     /// Raises what has been so for long enough, and resolves what is no longer so.
     pub(super) async fn tell(
         &mut self,
@@ -134,8 +127,7 @@ impl Alerts {
     ) -> anyhow::Result<()> {
         self.refresh(control).await?;
         let now = Timestamp::now();
-        let mut findings = self.settings.find(look, account, now);
-        findings.extend(checks(control, look, now).await?);
+        let findings = self.settings.find(control, look, account, now).await?;
         let wrong: BTreeSet<_> = findings.iter().map(Finding::key).collect();
         self.seen.retain(|key, _| wrong.contains(key));
         for finding in findings {
@@ -179,226 +171,28 @@ impl Alerts {
     }
 }
 
-impl Finding {
-    fn key(&self) -> (Kind, String) {
-        (self.kind, self.target.clone())
-    }
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
 
-impl Settings {
-    /// All that is wrong, but for checks.
-    fn find(&self, look: &Look, account: &Account, now: Timestamp) -> Vec<Finding> {
-        let mut found = Vec::new();
-        for target in look.targets.iter().filter(|target| target.enabled()) {
-            self.find_of(target, look, now, &mut found);
-        }
-        for (source, notices) in &look.relays {
-            self.find_in_outbox(source, notices, now, &mut found);
-        }
-        let mut of_all = |kind, since, patience, summary| {
-            let target = GATEWAY_TARGET.to_owned();
-            found.push(Finding {
-                kind,
-                target,
-                since,
-                patience,
-                summary,
+    use super::*;
+
+    #[test]
+    fn the_limit_is_the_accounts_own_or_what_the_settings_say() {
+        let mut reader = Reader::new(None);
+        let settings = Settings::read(&mut reader);
+        reader.finish().unwrap();
+        for (limit, expected) in [
+            (json!(5_000), 5_000),
+            (json!(-1), 64 << 30),
+            (json!(0), 64 << 30),
+        ] {
+            let account = json!({
+                "memory": 0, "storage": 7, "streams": 0, "consumers": 0, "api": {"total": 0, "errors": 0},
+                "limits": {"max_memory": -1, "max_storage": limit, "max_streams": -1, "max_consumers": -1},
             });
-        };
-        if look.refused > 0 {
-            let summary = format!(
-                "{} events were refused and wait for somebody to look",
-                look.refused
-            );
-            of_all(Kind::Dead, None, self.dead, summary);
-        }
-        if look.oldest_event > self.intake {
-            let summary =
-                "no gateway merges events into states: they are taken in and wait".to_owned();
-            of_all(
-                Kind::Intake,
-                before(now, look.oldest_event),
-                self.intake,
-                summary,
-            );
-        }
-        let limit = storage_limit(account).and_then(|limit| u64::try_from(limit).ok());
-        let limit = limit.unwrap_or(self.store);
-        if account.storage as f64 > self.storage * limit as f64 {
-            let used = account.storage;
-            let summary =
-                format!("NATS is running out of storage: {used} of {limit} bytes are used");
-            of_all(Kind::Storage, None, Duration::ZERO, summary);
-        }
-        found
-    }
-
-    fn find_in_outbox(
-        &self,
-        source: &str,
-        notices: &[Notice],
-        now: Timestamp,
-        found: &mut Vec<Finding>,
-    ) {
-        let mut add = |kind, since, patience, summary| {
-            let target = source.to_owned();
-            found.push(Finding {
-                kind,
-                target,
-                since,
-                patience,
-                summary,
-            });
-        };
-        let mut relaying = notices.iter();
-        let stuck = format!("the outbox of {source} is not published: changes there reach nobody");
-        let Some(notice) = relaying.find(|notice| notice.state == State::Relaying) else {
-            add(Kind::Outbox, None, self.outbox, stuck);
-            return;
-        };
-        // A relay that can't look any more doesn't say so.
-        let waiting = Duration::from_secs_f64(notice.oldest_seconds) + age(now, notice.looked);
-        if waiting > self.outbox.max(BLIND) {
-            add(Kind::Outbox, before(now, waiting), self.outbox, stuck);
-        }
-        if notice.failed > 0 {
-            let summary = format!(
-                "{} rows in the outbox of {source} make no event",
-                notice.failed
-            );
-            add(Kind::Rows, None, self.dead, summary);
+            let account: Account = serde_json::from_value(account).unwrap();
+            assert_eq!(settings.storage_limit(&account), expected, "{limit}");
         }
     }
-
-    fn find_of(&self, target: &Target, look: &Look, now: Timestamp, found: &mut Vec<Finding>) {
-        let name = target.name.as_ref();
-        let mut add = |kind, since, patience, summary| {
-            let target = name.to_owned();
-            found.push(Finding {
-                kind,
-                target,
-                since,
-                patience,
-                summary,
-            });
-        };
-        let breakers = look.standing.breakers(name);
-        if !breakers.is_empty() {
-            let since = breakers
-                .iter()
-                .filter_map(|breaker| breaker.since.as_ref()?.parse().ok());
-            let summary = format!("{name} can not be used: its breaker is not closed");
-            add(Kind::Breaker, since.min(), self.breaker, summary);
-        }
-        let oldest = target.oldest.max(target.oldest_repair);
-        if oldest > self.backlog {
-            let summary = format!(
-                "{name} is behind: changes wait for more than {} s",
-                self.backlog.as_secs()
-            );
-            add(Kind::Backlog, before(now, oldest), self.backlog, summary);
-        }
-        if target.answers.is_empty() {
-            add(
-                Kind::Worker,
-                None,
-                self.worker,
-                format!("no worker serves {name}"),
-            );
-        }
-        // Of one whose breaker isn't closed that is said already.
-        if breakers.is_empty() && target.error_rate() > Some(FAILING) {
-            add(
-                Kind::Failing,
-                None,
-                self.failing,
-                format!("deliveries to {name} fail"),
-            );
-        }
-        let letters = look.standing.dead_letters(name);
-        if letters > 0 {
-            let summary = format!("{name} has dead letters: {letters} users were given up");
-            add(Kind::Dead, None, self.dead, summary);
-        }
-    }
-}
-
-/// Checks that have failed, or are overdue although nobody has paused them.
-async fn checks(control: &Control, look: &Look, now: Timestamp) -> anyhow::Result<Vec<Finding>> {
-    let mut found = Vec::new();
-    for (name, report) in &look.checks {
-        let target = look
-            .targets
-            .iter()
-            .find(|target| target.name.as_ref() == name);
-        if name != GATEWAY_TARGET && !target.is_some_and(Target::enabled) {
-            continue;
-        }
-        let summary = match report.stage {
-            Stage::Failed => {
-                format!("a check of {name} failed: whether its copies are equal is not known")
-            }
-            _ if is_overdue(target, report, now) && !is_paused(control, name).await? => {
-                format!("the check of {name} is overdue: whether its copies are equal is not known")
-            }
-            _ => continue,
-        };
-        found.push(Finding {
-            kind: Kind::Check,
-            target: name.clone(),
-            since: None,
-            patience: Duration::ZERO,
-            summary,
-        });
-    }
-    Ok(found)
-}
-
-/// Whether the newest check is older than the entry's `every` allows.
-fn is_overdue(target: Option<&Target>, report: &Report, now: Timestamp) -> bool {
-    let check = target.and_then(|target| target.entry.config.as_ref());
-    let check = check.map(|config| &config.check);
-    let every = check.filter(|check| check.cron.is_none() && !check.every.is_zero());
-    every.is_some_and(|check| age(now, report.started) > 2 * check.every + CHECK_GRACE)
-}
-
-async fn is_paused(control: &Control, name: &str) -> anyhow::Result<bool> {
-    let bucket = control.jetstream.get_key_value(CHECKS_BUCKET).await?;
-    let (one, all) = (check_pause(name), "pause".to_owned());
-    Ok(bucket.get(one).await?.is_some() || bucket.get(all).await?.is_some())
-}
-
-/// Whether an alert whose finding is gone is resolved by that.
-fn is_over(alert: &Alert, look: &Look, sources: &mut BTreeMap<String, Timestamp>) -> bool {
-    let targets = &mut look.targets.iter();
-    let target = targets.find(|target| target.name.as_ref() == alert.target);
-    match alert.kind {
-        // An entry that was written after it was disabled, and is enabled.
-        Kind::Gone => target.is_none_or(|target| {
-            target.enabled()
-                && alert
-                    .revision
-                    .is_none_or(|revision| target.entry.revision > revision)
-        }),
-        // Else a later check says so.
-        Kind::Drift => alert.target != GATEWAY_TARGET && !target.is_some_and(Target::enabled),
-        Kind::Outbox | Kind::Rows => {
-            let now = Timestamp::now();
-            let spoken = look.relays.contains_key(&alert.target);
-            let last = sources.entry(alert.target.clone()).or_insert(now);
-            if spoken {
-                *last = now;
-            }
-            spoken || age(now, *last) > FORGOTTEN
-        }
-        _ => true,
-    }
-}
-
-fn age(now: Timestamp, since: Timestamp) -> Duration {
-    Duration::try_from(now.duration_since(since)).unwrap_or_default()
-}
-
-fn before(now: Timestamp, age: Duration) -> Option<Timestamp> {
-    now.checked_sub(age).ok()
 }

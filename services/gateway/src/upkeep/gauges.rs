@@ -20,8 +20,8 @@ impl Gauges {
         Self::default()
     }
 
-    /// Sets every gauge; those of targets that were removed to zero.
-    pub(super) fn set(&mut self, look: &Look, account: &Account) {
+    /// Sets every gauge, where streams may take `limit` bytes; those of targets that were removed to zero.
+    pub(super) fn set(&mut self, look: &Look, account: &Account, limit: u64) {
         gauge!("usersync_users").set(look.standing.users() as f64);
         gauge!("usersync_intake_pending").set(look.events_pending as f64);
         gauge!("usersync_dead_letters", "target" => GATEWAY_TARGET).set(look.refused as f64);
@@ -52,14 +52,8 @@ impl Gauges {
         }
         self.0 = there;
         gauge!("usersync_nats_storage_bytes").set(account.storage as f64);
-        let limit = storage_limit(account).map_or(f64::INFINITY, |limit| limit as f64);
-        gauge!("usersync_nats_storage_limit_bytes").set(limit);
+        gauge!("usersync_nats_storage_limit_bytes").set(limit as f64);
     }
-}
-
-/// How many bytes the streams may take; `None` where the account has no limit.
-pub(super) fn storage_limit(account: &Account) -> Option<i64> {
-    account.limits.max_storage.filter(|limit| *limit > 0)
 }
 
 fn queue(target: &TargetName, name: &'static str, queue: Option<&Queue>, oldest: Duration) {
@@ -120,6 +114,6 @@ fn describe() {
     );
     describe_gauge!(
         "usersync_nats_storage_limit_bytes",
-        "How much they may take; +Inf when the account has no limit, and the server's max_file_store is the only one"
+        "How much they may take: the limit of the account, without one what the setting alerts.store_gib says"
     );
 }

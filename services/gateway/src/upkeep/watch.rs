@@ -61,6 +61,6 @@ async fn look(
     let look = Look::at(control).await;
     let look = look.map_err(|problem| anyhow::anyhow!("{}", problem.detail))?;
     let account = control.jetstream.query_account().await?;
-    gauges.set(&look, &account);
+    gauges.set(&look, &account, alerts.storage_limit(&account));
     alerts.tell(control, &look, &account).await
 }

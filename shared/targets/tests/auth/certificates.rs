@@ -1,78 +1,31 @@
-//! Certificates made by OpenSSL, and a service that asks for one.
+//! Certificates of two authorities, and a service that asks for one.
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{path::Path, process::Stdio};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, Lines},
     process::{Child, ChildStdout},
 };
 use usersync_stack::{Directory, tools};
 
-/// Two authorities, `ca` and `other`; `server` and `client` are of the first, `stranger` of the second.
-pub(crate) struct Certificates(Directory);
+/// Two authorities, which don't know each other.
+pub(crate) struct Certificates {
+    /// Of the service, and of those it knows.
+    pub(crate) ours: usersync_stack::Certificates,
+    /// Of strangers.
+    pub(crate) others: usersync_stack::Certificates,
+    _dir: Directory,
+}
 
 impl Certificates {
     pub(crate) fn new() -> Result<Self> {
-        let certificates = Self(Directory::temporary()?);
-        for authority in ["ca", "other"] {
-            certificates.make(authority, &["-addext", "basicConstraints=critical,CA:TRUE"])?;
-        }
-        for (name, authority) in [("server", "ca"), ("client", "ca"), ("stranger", "other")] {
-            let (ca, key) = (format!("{authority}.pem"), format!("{authority}.key"));
-            let of = [
-                "-CA",
-                &ca,
-                "-CAkey",
-                &key,
-                "-addext",
-                "basicConstraints=CA:FALSE",
-            ];
-            let at = ["-addext", "subjectAltName=IP:127.0.0.1"];
-            certificates.make(name, &[of.as_slice(), &at].concat())?;
-        }
-        Ok(certificates)
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn make(&self, name: &str, more: &[&str]) -> Result<()> {
-        let mut openssl = Command::new("openssl");
-        openssl
-            .current_dir(self.0.path())
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-            ])
-            .args([
-                "-noenc",
-                "-days",
-                "2",
-                "-subj",
-                &format!("/CN=usersync-test-{name}"),
-            ])
-            .args([
-                "-keyout",
-                &format!("{name}.key"),
-                "-out",
-                &format!("{name}.pem"),
-            ])
-            .args(more);
-        let output = openssl
-            .output()
-            .context("openssl can't be run; install the package openssl")?;
-        let problem = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "openssl: {problem}");
-        Ok(())
+        let dir = Directory::temporary()?;
+        Ok(Self {
+            ours: usersync_stack::Certificates::make(&dir.path().join("ours"))?,
+            others: usersync_stack::Certificates::make(&dir.path().join("others"))?,
+            _dir: dir,
+        })
     }
 }
 
@@ -92,7 +45,8 @@ impl Https {
             .kill_on_drop(true)
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        python.args(["server.pem", "server.key", "ca.pem"].map(|name| certificates.path(name)));
+        let ours = &certificates.ours;
+        python.args([ours.cert("server"), ours.key("server"), ours.ca()]);
         let mut process = python.spawn().context("python3 can't be run")?;
         let stdout = process.stdout.take().context("no output")?;
         let mut https = Self {

@@ -3,7 +3,9 @@
 mod certificates;
 mod service;
 
-use std::{io::Write as _, process::Stdio, sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{
+    io::Write as _, path::PathBuf, process::Stdio, sync::atomic::Ordering::SeqCst, time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use futures_util::future::join_all;
@@ -294,21 +296,23 @@ async fn tokens_are_fetched_where_the_target_may_be_and_nowhere_else() -> Result
 async fn a_private_authority_and_a_certificate_of_ours_let_us_in() -> Result<()> {
     let certificates = Certificates::new()?;
     let mut https = Https::start(&certificates).await?;
-    let file = |name: &str| format!("file:{}", certificates.path(name).display());
-    let ours = json!({"ca": file("ca.pem"), "cert": file("client.pem"), "key": file("client.key")});
+    let file = |path: PathBuf| format!("file:{}", path.display());
+    let (ours, others) = (&certificates.ours, &certificates.others);
+    let (cert, key) = (file(ours.cert("client")), file(ours.key("client")));
+    let us = json!({"ca": file(ours.ca()), "cert": cert, "key": key});
     let in_time = json!("5s");
-    let known = target(&https.url, json!({"tls": ours, "timeout": in_time}))?;
+    let known = target(&https.url, json!({"tls": us, "timeout": in_time}))?;
     ensure!(deliver(&*known, 1).await? == FINE);
-    ensure!(https.caller().await? == "usersync-test-client");
+    ensure!(https.caller().await? == "client");
     for (tls, what) in [
         (json!({}), "an authority that isn't ours"),
         (
-            json!({"ca": file("other.pem"), "cert": file("client.pem"), "key": file("client.key")}),
+            json!({"ca": file(others.ca()), "cert": cert, "key": key}),
             "another authority",
         ),
-        (json!({"ca": file("ca.pem")}), "no certificate"),
+        (json!({"ca": file(ours.ca())}), "no certificate"),
         (
-            json!({"ca": file("ca.pem"), "cert": file("stranger.pem"), "key": file("stranger.key")}),
+            json!({"ca": file(ours.ca()), "cert": file(others.cert("client")), "key": file(others.key("client"))}),
             "a stranger's certificate",
         ),
     ] {
@@ -321,21 +325,21 @@ async fn a_private_authority_and_a_certificate_of_ours_let_us_in() -> Result<()>
     }
     // Nobody else came in meanwhile.
     ensure!(deliver(&*known, 2).await? == FINE);
-    ensure!(https.caller().await? == "usersync-test-client");
+    ensure!(https.caller().await? == "client");
     Ok(())
 }
 
 #[tokio::test]
 async fn certificates_that_do_not_fit_are_named_and_not_repeated() -> Result<()> {
     let (certificates, secrets) = (Certificates::new()?, Secrets::new()?);
-    let file = |name: &str| format!("file:{}", certificates.path(name).display());
+    let cert = format!("file:{}", certificates.ours.cert("client").display());
     let junk = secrets.file("junk", "hunter2")?;
     for (tls, key) in [
         (json!({"ca": junk}), "tls.ca: "),
         (json!({"cert": junk, "key": junk}), "tls.cert: "),
         (json!({"ca": "file:/nonexistent/ca.pem"}), "tls.ca: "),
         (
-            json!({"cert": file("client.pem"), "key": "env:USERSYNC_NOT_SET"}),
+            json!({"cert": cert, "key": "env:USERSYNC_NOT_SET"}),
             "tls.key: ",
         ),
     ] {

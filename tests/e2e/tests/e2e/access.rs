@@ -162,7 +162,13 @@ async fn a_key_lets_in_within_its_scopes_only() -> Result<()> {
         let answer = Answer::to(gateway.request(key, method.clone(), path).body(body)).await;
         assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
     }
-    for path in ["/healthz", "/readyz", "/metrics", "/v1/openapi.json"] {
+    for path in [
+        "/livez",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/v1/openapi.json",
+    ] {
         let answer = Answer::to(gateway.request("", Method::GET, path)).await;
         assert_eq!(answer.status, 200, "{path}");
     }

@@ -20,6 +20,7 @@ mod monitoring;
 mod outbox;
 mod permissions;
 mod personal;
+mod readiness;
 mod redis_target;
 mod refusals;
 mod rules;

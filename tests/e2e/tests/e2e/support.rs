@@ -4,6 +4,7 @@ mod api;
 mod bus;
 mod load;
 mod recorder;
+mod stall;
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ pub(crate) use api::Api;
 pub(crate) use bus::Bus;
 pub(crate) use load::Load;
 pub(crate) use recorder::{Call, Gate, Recorder, answer};
+pub(crate) use stall::Stall;
 
 /// Long enough for anything that happens at once, on a machine that is busy.
 pub(crate) const SOON: Duration = Duration::from_secs(20);

@@ -8,7 +8,7 @@ use usersync_stack::{Directory, Stack, eventually};
 use super::{USERNAME, hasty, history, until, user};
 use crate::{
     monitoring::source,
-    support::{Api, Bus, Recorder, SOON, answer, only},
+    support::{Api, Bus, LATER, Recorder, SOON, answer, only},
 };
 
 const RAISED: &[&str] = &["raised"];
@@ -27,6 +27,10 @@ fn names(alerts: &Value) -> Vec<String> {
 async fn a_target_that_is_away_raises_once_for_two_gateways_and_a_restart() -> Result<()> {
     let mut audit = Recorder::start(async |_| answer(200)).await?;
     let stack = hasty(only(audit.target("audit", ""))).gateways(2);
+    let stack = stack.env(
+        "USERSYNC_ALERTS__RUNBOOK",
+        "https://wiki.example.com/RUNBOOK.md",
+    );
     let mut stack = stack.start().await?;
     let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
     audit.stop().await;
@@ -34,7 +38,10 @@ async fn a_target_that_is_away_raises_once_for_two_gateways_and_a_restart() -> R
     let breaker = until(&bus, "breaker", "audit", RAISED).await?;
     until(&bus, "backlog", "audit", RAISED).await?;
     assert_eq!(breaker["severity"], "critical");
-    assert_eq!(breaker["runbook"], "docs/RUNBOOK.md#breaker-open");
+    assert_eq!(
+        breaker["runbook"],
+        "https://wiki.example.com/RUNBOOK.md#breaker-open"
+    );
     let listed = api.get("/v1/alerts").await?;
     assert_eq!(names(&listed), ["breaker audit", "backlog audit"]);
     assert_eq!(listed["alerts"][0], breaker);
@@ -171,6 +178,47 @@ async fn drift_lasts_until_a_check_finds_none_and_a_failed_check_until_one_is_do
     until(&bus, "check", "audit", RAISED).await?;
     api.delete("/v1/targets/audit").await?;
     until(&bus, "check", "audit", BOTH).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_check_that_nobody_does_any_more_is_overdue_until_one_is_done() -> Result<()> {
+    let often = "[redis-cache]\ncheck = { every = \"10s\" }\n".to_owned();
+    let stack = Stack::builder().examples(false).targets_toml(|_| often);
+    let mut stack = hasty(stack).schedulers(1).start().await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    // One is done by itself, and everything is well.
+    eventually(LATER, async || {
+        let report = api.get("/v1/checks/redis-cache").await?;
+        ensure!(report["stage"] == "done", "{report}");
+        Ok(())
+    })
+    .await?;
+    stack.schedulers[0].kill9().await;
+    let overdue = until(&bus, "check", "redis-cache", RAISED).await?;
+    let summary = overdue["summary"].as_str().unwrap_or_default();
+    ensure!(summary.contains("redis-cache is overdue"), "{overdue}");
+    assert_eq!(overdue["runbook"], "docs/RUNBOOK.md#check-failed");
+    stack.schedulers[0].restart().await?;
+    let resolved = until(&bus, "check", "redis-cache", BOTH).await?;
+    assert_eq!(resolved["id"], overdue["id"]);
+
+    // Nobody expects one that is paused.
+    bus.kv_put("user_checks", "pause.redis-cache", "").await?;
+    stack.schedulers[0].kill9().await;
+    eventually(LATER, async || {
+        let report = api.get("/v1/checks/redis-cache").await?;
+        let started: jiff::Timestamp = report["started"].as_str().context("never")?.parse()?;
+        let age = jiff::Timestamp::now().duration_since(started);
+        ensure!(age.as_secs() > 22, "{report}");
+        Ok(())
+    })
+    .await?;
+    // That somebody has looked since is to be seen by what else is found.
+    bus.publish("user.created", json!({"user_id": "not one"}))
+        .await?;
+    until(&bus, "dead", "gateway", RAISED).await?;
+    until(&bus, "check", "redis-cache", BOTH).await?;
     Ok(())
 }
 

@@ -19,7 +19,7 @@ const USERNAME: &str = "zaphod";
 /// Has people told after a moment rather than minutes.
 fn hasty(stack: StackBuilder) -> StackBuilder {
     let kinds = [
-        "BREAKER", "BACKLOG", "WORKER", "FAILING", "DEAD", "INTAKE", "OUTBOX",
+        "BREAKER", "BACKLOG", "WORKER", "FAILING", "DEAD", "INTAKE", "OUTBOX", "CHECK",
     ];
     kinds.into_iter().fold(stack, |stack, kind| {
         stack.env(format!("USERSYNC_ALERTS__{kind}"), "1s")

@@ -5,6 +5,7 @@ mod queue;
 mod races;
 mod resumed;
 mod several;
+mod stalled;
 mod states;
 
 use anyhow::{Context as _, Result, ensure};

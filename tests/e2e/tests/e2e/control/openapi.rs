@@ -60,7 +60,7 @@ async fn every_path_of_the_document_is_served() -> Result<()> {
         for (method, operation) in item.as_object().context("no item")? {
             let scope = &operation["security"][0]["key"][0];
             let expected = match (path.as_str(), method.as_str()) {
-                ("/healthz" | "/readyz" | "/metrics", _) => Value::Null,
+                ("/livez" | "/healthz" | "/readyz" | "/metrics", _) => Value::Null,
                 ("/v1/events", "post") => "publish".into(),
                 (_, "get") => "read".into(),
                 _ => "operate".into(),
@@ -84,6 +84,7 @@ async fn every_path_of_the_document_is_served() -> Result<()> {
         }
     }
     for path in [
+        "/livez",
         "/healthz",
         "/readyz",
         "/metrics",

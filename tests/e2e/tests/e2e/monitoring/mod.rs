@@ -4,6 +4,7 @@ mod dashboard;
 mod exposition;
 mod metrics;
 mod rules;
+mod screen;
 mod status;
 mod traces;
 

@@ -323,7 +323,7 @@ async fn what_is_planted_in_users_is_nowhere_but_where_it_belongs() -> Result<()
         .chain(&stack.schedulers)
         .collect();
     for service in &services {
-        for path in ["/metrics", "/healthz", "/readyz"] {
+        for path in ["/metrics", "/livez", "/readyz"] {
             let answer = http::client()
                 .get(format!("{}{path}", service.url()))
                 .send()
