@@ -27,7 +27,7 @@ use crate::{
 
 /// Where the run-book is, unless the settings say otherwise.
 pub const RUNBOOK: &str = "docs/RUNBOOK.md";
-/// The other settings of alerts, which only gateways read.
+/// The other settings of alerts and of who is told, which only gateways read.
 pub const SETTINGS: &[&str] = &[
     "alerts.breaker",
     "alerts.backlog",
@@ -38,6 +38,7 @@ pub const SETTINGS: &[&str] = &[
     "alerts.outbox",
     "alerts.storage",
     "alerts.store_gib",
+    "notify",
 ];
 /// How often it is tried to be the next to speak of an alert.
 const TRIES: usize = 5;
