@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lettre::message::Mailbox;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use usersync_core::{
     alert::{Kind, Severity},
@@ -204,7 +204,10 @@ fn scope(reader: &mut Reader, keys: &Keys) -> (Scope, Duration) {
         Kind::ALL.into_iter().find(|kind| kind.as_str() == text)
     });
     let number = "a number from 1 to 1000";
-    let per_minute = within(reader, keys.per_minute, PER_MINUTE, 1..=1_000, number);
+    let per_minute = reader.get(keys.per_minute, PER_MINUTE, number);
+    if !(1..=1_000).contains(&per_minute) {
+        reader.problem(keys.per_minute, number);
+    }
     let expected = "a duration from 1s to 20s";
     let timeout = reader.get(keys.timeout, Span(TIMEOUT), expected).0;
     if !(Duration::from_secs(1)..=LONGEST).contains(&timeout) {
@@ -217,20 +220,6 @@ fn scope(reader: &mut Reader, keys: &Keys) -> (Scope, Duration) {
         per_minute,
     };
     (scope, timeout)
-}
-
-fn within<T: DeserializeOwned + Serialize + PartialOrd>(
-    reader: &mut Reader,
-    key: &'static str,
-    default: T,
-    range: std::ops::RangeInclusive<T>,
-    expected: &str,
-) -> T {
-    let value = reader.get(key, default, expected);
-    if !range.contains(&value) {
-        reader.problem(key, expected);
-    }
-    value
 }
 
 /// A list whose every text can be parsed; empty without.
