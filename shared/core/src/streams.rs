@@ -25,6 +25,8 @@ pub const ACK_WAIT: Duration = Duration::from_secs(30);
 pub const PIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often those who don't create streams look whether they are still there.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// The most alerts in one notice.
+pub const NOTICE: usize = 100;
 /// Deliveries the server grants beyond a target's own limit, for workers that die on the last one.
 const SPARE_DELIVERIES: u32 = 8;
 
@@ -163,6 +165,39 @@ pub fn backstop_consumer() -> pull::Config {
         max_ack_pending: 1_000,
         ..pull::Config::default()
     }
+}
+
+/// The gateways' consumer of the alerts that a channel tells of, from now on: pinned, so that one of them gathers,
+/// throttles and tries again. It hands out as many as one notice may hold.
+pub fn notify_consumer(durable: &str) -> pull::Config {
+    pull::Config {
+        durable_name: Some(durable.to_owned()),
+        description: Some("Tells people of alerts; one gateway at a time".to_owned()),
+        deliver_policy: DeliverPolicy::New,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: NOTICE as i64,
+        priority_policy: PriorityPolicy::PinnedClient,
+        priority_groups: vec![subjects::NOTIFY_GROUP.to_owned()],
+        priority_timeout: PIN_TIMEOUT,
+        ..pull::Config::default()
+    }
+}
+
+/// Creates or updates the consumer of one channel.
+///
+/// # Errors
+/// When the server refuses.
+pub async fn ensure_notify_consumer(
+    jetstream: &jetstream::Context,
+    durable: &str,
+) -> anyhow::Result<()> {
+    ensure_each(
+        jetstream,
+        [(subjects::USER_ALERT, notify_consumer(durable))],
+    )
+    .await
 }
 
 /// The schedulers' consumer of checks; each check goes to one of them.

@@ -61,6 +61,12 @@ pub const INTAKE: &str = "gateway-intake";
 pub const INTAKE_GROUP: &str = "intake";
 /// The gateways' durable consumer on [`USER_ADVISORY`].
 pub const BACKSTOP: &str = "gateway-backstop";
+/// The gateways' durable consumer on [`USER_ALERT`] of what a webhook is told.
+pub const NOTIFY_WEBHOOK: &str = "gateway-notify-webhook";
+/// The gateways' durable consumer on [`USER_ALERT`] of what is mailed.
+pub const NOTIFY_EMAIL: &str = "gateway-notify-email";
+/// The priority group the gateways compete in (ADR-42) on both.
+pub const NOTIFY_GROUP: &str = "notify";
 /// The schedulers' durable consumer on [`USER_CHECK`].
 pub const CHECKER: &str = "scheduler-checks";
 /// The name of the control plane as a NATS service, and the first token of its subjects.

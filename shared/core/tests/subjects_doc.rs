@@ -92,9 +92,13 @@ fn every_consumer_is_documented() {
         row(subjects::USER_REPAIR, "<target>"),
         row(subjects::USER_ADVISORY, subjects::BACKSTOP),
         row(subjects::USER_CHECK, subjects::CHECKER),
+        row(subjects::USER_ALERT, subjects::NOTIFY_WEBHOOK),
+        row(subjects::USER_ALERT, subjects::NOTIFY_EMAIL),
     ];
     assert_eq!(documented, defined);
-    assert!(DOC.contains(&format!("`{}`", subjects::INTAKE_GROUP)));
+    for group in [subjects::INTAKE_GROUP, subjects::NOTIFY_GROUP] {
+        assert!(DOC.contains(&format!("`{group}`")), "{group}");
+    }
 }
 
 #[test]

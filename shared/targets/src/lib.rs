@@ -38,6 +38,7 @@ pub use check::{
     main_table::{MainDatabase, MainTable},
 };
 pub use delivery::{Action, Delivery};
+pub use http::Webhook;
 pub use outcome::{Failure, Outcome, reclassify};
 pub use rule::{Rule, RuleError, Skip, Verdict};
 pub use standing::Standing;

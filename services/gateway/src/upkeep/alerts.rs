@@ -41,8 +41,9 @@ pub(crate) struct Settings {
     store: u64,
 }
 
+/// A duration as settings have it.
 #[derive(Deserialize)]
-struct Span(#[serde(with = "duration::required")] Duration);
+pub(crate) struct Span(#[serde(with = "duration::required")] pub(crate) Duration);
 
 impl Settings {
     /// Reads `[alerts]` but for `runbook`; problems stay in `reader`.

@@ -13,10 +13,25 @@ use reqwest::{
 use super::client::Unanswered;
 use crate::{Failure, Outcome};
 
+/// The most of an answer's body that is read, so that the connection can be used again.
+const ANSWER_BYTES: usize = 64 * 1024;
 /// `Retry-After` is taken up to this.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 /// A target that answers this header refuses older versions by itself (the receiver kit does).
 const GUARD: HeaderName = HeaderName::from_static("x-sync-guard");
+
+/// What became of a call whose answer's status says it all.
+pub(super) async fn of(sent: Result<Response, Unanswered>) -> Outcome {
+    match sent {
+        Ok(response) => {
+            let outcome = classify(response.status(), response.headers());
+            // What follows only frees the connection.
+            let _ = read(response, ANSWER_BYTES).await;
+            outcome
+        }
+        Err(error) => unanswered(error),
+    }
+}
 
 /// What an answer means for the users in the call.
 pub(super) fn classify(status: StatusCode, headers: &HeaderMap) -> Outcome {

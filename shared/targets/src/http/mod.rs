@@ -8,6 +8,7 @@ mod holdings;
 mod read_back;
 mod signer;
 mod token;
+mod webhook;
 
 use std::time::Duration;
 
@@ -21,9 +22,9 @@ use crate::{
     way::Way,
 };
 
+pub use webhook::Webhook;
+
 const CONCURRENCY: usize = 1_000;
-/// The most of an answer's body that is read, so that the connection can be used again.
-const ANSWER_BYTES: usize = 64 * 1024;
 
 /// A target that takes `POST`, `PUT` or `PATCH`.
 pub(crate) struct HttpTarget {
@@ -108,15 +109,7 @@ impl HttpTarget {
             Ok(request) => request,
             Err(failure) => return Outcome::Permanent(failure),
         };
-        match self.client.send(request).await {
-            Ok(response) => {
-                let outcome = answer::classify(response.status(), response.headers());
-                // The status has said it all; what follows only frees the connection.
-                let _ = answer::read(response, ANSWER_BYTES).await;
-                outcome
-            }
-            Err(error) => answer::unanswered(error),
-        }
+        answer::of(self.client.send(request).await).await
     }
 }
 

@@ -17,6 +17,7 @@ mod lost_states;
 mod merging;
 mod model;
 mod monitoring;
+mod notify;
 mod outbox;
 mod permissions;
 mod personal;

@@ -17,7 +17,7 @@ use crate::support::{Bus, LATER};
 const USERNAME: &str = "zaphod";
 
 /// Has people told after a moment rather than minutes.
-fn hasty(stack: StackBuilder) -> StackBuilder {
+pub(crate) fn hasty(stack: StackBuilder) -> StackBuilder {
     let kinds = [
         "BREAKER", "BACKLOG", "WORKER", "FAILING", "DEAD", "INTAKE", "OUTBOX", "CHECK",
     ];

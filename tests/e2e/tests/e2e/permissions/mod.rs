@@ -74,6 +74,16 @@ const TABLE: &[(Try<'_>, &[&str])] = &[
         Try::Publish("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.USER_STATE.audit"),
         NOBODY,
     ),
+    // Acknowledgements of what people are told.
+    (
+        Try::Publish("$JS.ACK.USER_ALERT.gateway-notify-webhook.1.1.1.1.0"),
+        &["gateway"],
+    ),
+    (
+        Try::Publish("$JS.ACK.USER_ALERT.gateway-notify-email.1.1.1.1.0"),
+        &["gateway"],
+    ),
+    (Try::Publish("$JS.ACK.USER_ALERT.other.1.1.1.1.0"), NOBODY),
     // Buckets.
     (
         Try::Publish("$KV.user_targets.tried"),
