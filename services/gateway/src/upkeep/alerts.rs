@@ -189,7 +189,7 @@ mod tests {
             (json!(0), 64 << 30),
         ] {
             let account = json!({
-                "memory": 0, "storage": 7, "streams": 0, "consumers": 0, "api": {"total": 0, "errors": 0},
+                "memory": 0, "storage": 7, "reserved_memory": 0, "reserved_storage": 0, "streams": 0, "consumers": 0, "api": {"total": 0, "errors": 0},
                 "limits": {"max_memory": -1, "max_storage": limit, "max_streams": -1, "max_consumers": -1},
             });
             let account: Account = serde_json::from_value(account).unwrap();
