@@ -190,7 +190,9 @@ mod tests {
         ] {
             let account = json!({
                 "memory": 0, "storage": 7, "reserved_memory": 0, "reserved_storage": 0, "streams": 0, "consumers": 0, "api": {"total": 0, "errors": 0},
-                "limits": {"max_memory": -1, "max_storage": limit, "max_streams": -1, "max_consumers": -1},
+                "limits": {"max_memory": -1, "max_storage": limit, "max_streams": -1, "max_consumers": -1,
+                           "max_bytes_required": false, "max_ack_pending": 0,
+                           "memory_max_stream_bytes": -1, "storage_max_stream_bytes": -1},
             });
             let account: Account = serde_json::from_value(account).unwrap();
             assert_eq!(settings.storage_limit(&account), expected, "{limit}");
