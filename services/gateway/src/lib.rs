@@ -1,14 +1,15 @@
 //! The gateway: events in over HTTP and NATS, states out.
 //!
 //! `intake` merges events into states, `relay` brings in those that main databases write. `control` is the control plane; `api` (HTTP) and `micro`
-//! (NATS) are its doors, `access` says who may come through the first, `command` shows what they answer, `upkeep` what a gateway does
-//! for the targets by itself, `notify` tells people of alerts. Streams and
+//! (NATS) are its doors, `access` says who may come through the first, `https` by which certificate, `command` shows what they answer,
+//! `upkeep` what a gateway does for the targets by itself, `notify` tells people of alerts. Streams and
 //! consumers are made here from the one definition in `usersync_core::streams`.
 
 mod access;
 mod api;
 mod command;
 mod control;
+mod https;
 mod intake;
 mod micro;
 mod notify;
@@ -75,7 +76,13 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let access = Access::begin(&settings.http, shutdown.clone())?;
     let router = api::router(control.clone(), Arc::new(access))
         .merge(admin::router(health.clone(), metrics));
-    let http = tokio::spawn(admin::serve(listener, router, shutdown.clone()));
+    let http = match &settings.https {
+        Some(tls) => {
+            let listener = tls.listen(listener, shutdown.clone())?;
+            tokio::spawn(admin::serve(listener, router, shutdown.clone()))
+        }
+        None => tokio::spawn(admin::serve(listener, router, shutdown.clone())),
+    };
     let micro = micro::serve(client.clone(), control.clone(), shutdown.clone());
     let micro = tokio::spawn(micro);
 
@@ -195,6 +202,9 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     }
     for bucket in buckets::missing_buckets(&jetstream, settings.replicas).await? {
         tracing::info!(bucket = bucket.bucket, "would be created");
+    }
+    if let Some(tls) = &settings.https {
+        tls.check().map_err(anyhow::Error::msg)?;
     }
     check_sources(settings).await?;
     tracing::info!(

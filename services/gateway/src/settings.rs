@@ -16,6 +16,7 @@ use usersync_source::{SourceConfig, SourceName};
 use crate::{
     access::{self, KeyCommand},
     command::StatusCommand,
+    https,
     notify::{self, NotifyCommand},
     upkeep::alerts,
 };
@@ -86,6 +87,8 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Who may use the HTTP API.
     pub http: access::Settings,
+    /// By which certificate it is served, where it is by TLS.
+    pub(crate) https: Option<https::Settings>,
     /// When people are told.
     pub(crate) alerts: alerts::Settings,
     /// By what.
@@ -129,6 +132,7 @@ impl Settings {
         reader.flag("http.keys_file", flags.keys.as_ref());
         reader.flag("http.open", flags.open.then_some(true));
         let http = access::Settings::read(&mut reader, common.listen);
+        let https = https::Settings::read(&mut reader);
         let alerts = alerts::Settings::read(&mut reader);
         let notify = notify::Settings::read(&mut reader, &common.egress);
         let sources = usersync_source::read(&mut reader);
@@ -141,6 +145,7 @@ impl Settings {
             accept_empty_state,
             cache_bytes: cache_mib << 20,
             http,
+            https,
             alerts,
             notify,
             traces,

@@ -1,11 +1,14 @@
-//! How an HTTP target is called by somebody it knows: credentials and certificates, all by reference.
+//! Who we are to a target, and whom we trust there: credentials and certificates, all by reference.
 
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use url::Url;
 use utoipa::ToSchema;
 
-use crate::secret::{SecretError, SecretRef};
+use crate::{
+    secret::{SecretError, SecretRef},
+    tls::{self, Unusable},
+};
 
 /// What calls to an HTTP target are let in by, one of these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -102,6 +105,59 @@ impl Tls {
         }
     }
 
+    /// What doesn't go together with `url`, one sentence per problem, naming the key.
+    pub fn misplaced(&self, url: &Url) -> Vec<String> {
+        let expected = |what: &str| vec![format!("tls: {what}")];
+        match url.scheme() {
+            "http" | "https" | "rediss" => Vec::new(),
+            "redis" => expected("expected a url with rediss://, which is Redis with TLS"),
+            "mysql" | "mariadb" | "postgres" | "postgresql" => {
+                let options = url.query_pairs().map(|(key, _)| key.into_owned());
+                let twice = options.filter(|key| key.starts_with("ssl"));
+                let problem = |key| {
+                    format!(
+                        "tls: the url says `{key}`; with tls the server must prove its name, take `{key}` out"
+                    )
+                };
+                twice.map(problem).collect()
+            }
+            "neo4j+s" | "neo4j+ssc" | "bolt+s" | "bolt+ssc" => {
+                let ca = matches!(self.ca, Some(SecretRef::Env(_)));
+                let ca =
+                    ca.then_some("tls.ca: expected file:PATH, the driver of Neo4j reads it itself");
+                let cert = self.cert.is_some().then_some(
+                    "tls.cert: the driver of Neo4j can't show a certificate; leave it and its key out",
+                );
+                ca.into_iter().chain(cert).map(str::to_owned).collect()
+            }
+            "neo4j" | "bolt" => expected("expected a url with neo4j+s:// or bolt+s://"),
+            _ => expected("only servers have it"),
+        }
+    }
+
+    /// All of it, as PEM.
+    ///
+    /// # Errors
+    /// When a reference leads nowhere, or to something else.
+    pub fn pem(&self) -> Result<Pem, PemError> {
+        let read = |key, reference: &Option<SecretRef>| {
+            let read = reference.as_ref().map(SecretRef::resolve).transpose();
+            let read = read.map_err(|error| PemError::Secret(key, error))?;
+            Ok(read.map(|pem| pem.expose_secret().as_bytes().to_vec()))
+        };
+        let ca = read("tls.ca", &self.ca)?;
+        let cert = read("tls.cert", &self.cert)?;
+        let identity = cert.zip(read("tls.key", &self.key)?);
+        if let Some(ca) = &ca {
+            tls::certificates(ca).map_err(|error| PemError::Form("tls.ca", error))?;
+        }
+        if let Some((cert, key)) = &identity {
+            let fits = tls::certified(cert, key);
+            fits.map_err(|error| PemError::Form("tls.cert, tls.key", error))?;
+        }
+        Ok(Pem { ca, identity })
+    }
+
     /// Our certificate and its key, in one PEM.
     ///
     /// # Errors
@@ -115,6 +171,25 @@ impl Tls {
         let (cert, key) = (cert.expose_secret(), key.expose_secret());
         Ok(Some(format!("{cert}\n{key}\n")))
     }
+}
+
+/// Certificates as they are now, in PEM.
+pub struct Pem {
+    /// The authorities to trust.
+    pub ca: Option<Vec<u8>>,
+    /// Our certificate and its key.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Why certificates can't be used; names the key and repeats nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum PemError {
+    /// It isn't there.
+    #[error("{0}: {1}")]
+    Secret(&'static str, SecretError),
+    /// It is something else.
+    #[error("{0}: {1}")]
+    Form(&'static str, Unusable),
 }
 
 #[cfg(test)]
@@ -139,12 +214,39 @@ mod tests {
         ] {
             assert_eq!(problems(json!({"url": "https://h", "auth": auth})), "");
         }
+        for url in ["rediss://h", "mysql://h/d", "postgres://h/d", "neo4j+s://h"] {
+            let entry = json!({"url": url, "tls": {"ca": "file:/ca.pem"}});
+            assert_eq!(problems(entry), "", "{url}");
+        }
         for (entry, key) in [
             (
                 json!({"url": "redis://h", "auth": {"bearer": "env:T"}}),
                 "auth: only",
             ),
-            (json!({"url": "mysql://h/d", "tls": {}}), "tls: only"),
+            (
+                json!({"url": "redis://h", "tls": {}}),
+                "tls: expected a url with rediss://",
+            ),
+            (
+                json!({"url": "bolt://h", "tls": {}}),
+                "tls: expected a url with neo4j+s://",
+            ),
+            (
+                json!({"url": "postgres://h/d?sslmode=require", "tls": {}}),
+                "tls: the url says `sslmode`",
+            ),
+            (
+                json!({"url": "mysql://h/d?ssl-ca=/ca.pem", "tls": {}}),
+                "tls: the url says `ssl-ca`",
+            ),
+            (
+                json!({"url": "neo4j+s://h", "tls": {"ca": "env:CA"}}),
+                "tls.ca: expected file:PATH",
+            ),
+            (
+                json!({"url": "bolt+s://h", "tls": {"cert": "file:/c", "key": "file:/k"}}),
+                "tls.cert: the driver",
+            ),
             (
                 json!({"url": "http://h", "previous_secret": "env:T"}),
                 "secret: expected",

@@ -33,5 +33,6 @@ pub mod streams;
 pub mod subjects;
 pub mod target;
 pub mod telemetry;
+pub mod tls;
 pub mod trace;
 pub mod user_id;

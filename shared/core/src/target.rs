@@ -167,7 +167,8 @@ pub struct TargetConfig {
     /// What HTTP calls are let in by: `bearer`, `basic` or `oauth2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<Auth>,
-    /// Certificates for HTTPS, as references to PEM: a private authority, a client's certificate.
+    /// Certificates, as references to PEM: a private authority, a client's certificate. Databases with it must prove
+    /// that they are the URL's host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     /// For people: why it is disabled, whom to ask.
@@ -303,7 +304,9 @@ impl TargetConfig {
         problems.extend(self.table.iter().flat_map(Table::problems));
         problems.extend(self.misplaced());
         problems.extend(self.auth.iter().flat_map(Auth::problems));
-        problems.extend(self.tls.iter().flat_map(Tls::problems));
+        let tls = self.tls.iter();
+        problems.extend(tls.clone().flat_map(Tls::problems));
+        problems.extend(tls.flat_map(|tls| tls.misplaced(&self.url)));
         problems
     }
 
@@ -314,7 +317,6 @@ impl TargetConfig {
         for (key, there) in [
             ("previous_secret", self.previous_secret.is_some()),
             ("auth", self.auth.is_some()),
-            ("tls", self.tls.is_some()),
         ] {
             if there && !http {
                 problems.push(format!("{key}: only HTTP targets have it"));

@@ -7,7 +7,13 @@ use secrecy::SecretString;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use url::Url;
-use usersync_core::{check::Check, member::Member, secret::SecretRef, settings::Reader};
+use usersync_core::{
+    auth::{Pem, Tls},
+    check::Check,
+    member::Member,
+    secret::SecretRef,
+    settings::Reader,
+};
 
 use crate::{SourceError, TableName, layout::is_name};
 
@@ -76,6 +82,8 @@ pub struct SourceConfig {
     pub url: Url,
     /// The password, by reference.
     pub secret: Option<SecretRef>,
+    /// Whom to trust and who we are, where it is spoken to over TLS only.
+    pub tls: Option<Tls>,
     /// The table with the users.
     pub table: TableName,
     /// Its column with the id.
@@ -117,6 +125,7 @@ impl SourceConfig {
         Self {
             url,
             secret: None,
+            tls: None,
             table: TableName {
                 schema: None,
                 name: "users".to_owned(),
@@ -156,6 +165,15 @@ impl SourceConfig {
     pub(crate) fn password(&self) -> Result<Option<SecretString>, SourceError> {
         let secret = self.secret.as_ref().map(SecretRef::resolve).transpose();
         secret.map_err(|error| SourceError::Config(format!("secret: {error}")))
+    }
+
+    /// The certificates as they are now, where TLS is asked for.
+    ///
+    /// # Errors
+    /// When they can't be used.
+    pub(crate) fn pem(&self) -> Result<Option<Pem>, SourceError> {
+        let pem = self.tls.as_ref().map(Tls::pem).transpose();
+        pem.map_err(|error| SourceError::Unavailable(error.to_string()))
     }
 
     /// The file of a SQLite database: sqlite:///var/x, sqlite:/var/x and sqlite:x are all in use.
@@ -227,6 +245,17 @@ fn source(entry: Map<String, Value>) -> Result<SourceConfig, Vec<String>> {
         "secret",
         "a reference, `env:NAME` or `file:PATH`, never the password itself",
     );
+    let tls = "a table such as { ca = \"file:PATH\", cert = \"file:PATH\", key = \"file:PATH\" }";
+    if let Some(tls) = entry.take::<Tls>("tls", tls) {
+        entry.problems.extend(tls.problems());
+        if Server::of(&config.url).is_some() {
+            entry.problems.extend(tls.misplaced(&config.url));
+        }
+        if let Err(error) = tls.pem() {
+            entry.problems.push(error.to_string());
+        }
+        config.tls = Some(tls);
+    }
     if let Some(table) = entry.parse::<TableName>("table", "TABLE or SCHEMA.TABLE") {
         config.table = table;
     }
@@ -296,7 +325,7 @@ fn source(entry: Map<String, Value>) -> Result<SourceConfig, Vec<String>> {
         entry.problems.push(format!("secret: {error}"));
     }
     let unknown = entry.left.keys().map(|key| {
-        format!("{key}: is no setting of a source; expected url, secret, table, id, columns, outbox, poll_min, poll_max, retention or check")
+        format!("{key}: is no setting of a source; expected url, secret, tls, table, id, columns, outbox, poll_min, poll_max, retention or check")
     });
     entry.problems.extend(unknown);
     match entry.problems.is_empty() {
@@ -405,6 +434,19 @@ mod tests {
             (
                 "url = 'mysql://db/app'\ncolumns = { tel = 'phone' }",
                 "columns.tel: `phone` is no member",
+            ),
+            ("url = 'sqlite:x'\ntls = {}", "tls: only servers"),
+            (
+                "url = 'postgres://db/app?sslmode=require'\ntls = {}",
+                "tls: the url says `sslmode`",
+            ),
+            (
+                "url = 'mysql://db/app'\ntls = { ca = '-----BEGIN hunter2' }",
+                "tls: expected a table",
+            ),
+            (
+                "url = 'mysql://db/app'\ntls = { ca = 'file:/nonexistent/ca.pem' }",
+                "tls.ca: can't read",
             ),
             (
                 "url = 'mysql://db/app'\ncolums = {}",

@@ -1,5 +1,7 @@
 //! Why the main database can't be used, in words for whoever runs it.
 
+use usersync_core::tls;
+
 use crate::layout::OUTBOX;
 
 /// What went wrong with a source.
@@ -30,6 +32,13 @@ impl SourceError {
             }
         }
         let text = match error {
+            sqlx::Error::Tls(said) if said.to_string().contains("does not support") => {
+                format!("{doing}: no TLS: {}", tls::NONE)
+            }
+            sqlx::Error::Io(_) | sqlx::Error::Tls(_) => match tls::why(error) {
+                Some(why) => format!("{doing}: no TLS: {why}"),
+                None => format!("{doing}: {error}"),
+            },
             sqlx::Error::Database(answer) => match answer.code() {
                 Some(code) => format!("{doing}: {} ({code})", answer.message()),
                 None => format!("{doing}: {}", answer.message()),

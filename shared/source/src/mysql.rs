@@ -8,9 +8,10 @@ use async_trait::async_trait;
 use secrecy::ExposeSecret;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row,
-    mysql::{MySqlArguments, MySqlConnectOptions, MySqlRow},
+    mysql::{MySqlArguments, MySqlConnectOptions, MySqlRow, MySqlSslMode},
     query::Query,
 };
+use usersync_core::auth::Pem;
 
 use crate::{
     Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError, TableName,
@@ -49,6 +50,17 @@ impl MySql {
         }
         if let Some(password) = config.password()? {
             options = options.password(password.expose_secret());
+        }
+        if let Some(Pem { ca, identity }) = config.pem()? {
+            options = options.ssl_mode(MySqlSslMode::VerifyIdentity);
+            if let Some(ca) = ca {
+                options = options.ssl_ca_from_pem(ca);
+            }
+            if let Some((cert, key)) = identity {
+                options = options
+                    .ssl_client_cert_from_pem(cert)
+                    .ssl_client_key_from_pem(key);
+            }
         }
         let place = format!(
             "connecting to {}:{}",

@@ -8,8 +8,9 @@ use async_trait::async_trait;
 use secrecy::ExposeSecret;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row,
-    postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow},
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow, PgSslMode},
 };
+use usersync_core::auth::Pem;
 
 use crate::{
     Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError, TableName,
@@ -40,6 +41,17 @@ impl Postgres {
         })?;
         if let Some(password) = config.password()? {
             options = options.password(password.expose_secret());
+        }
+        if let Some(Pem { ca, identity }) = config.pem()? {
+            options = options.ssl_mode(PgSslMode::VerifyFull);
+            if let Some(ca) = ca {
+                options = options.ssl_root_cert_from_pem(ca);
+            }
+            if let Some((cert, key)) = identity {
+                options = options
+                    .ssl_client_cert_from_pem(cert)
+                    .ssl_client_key_from_pem(key);
+            }
         }
         let place = format!(
             "connecting to {}:{}",

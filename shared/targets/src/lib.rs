@@ -23,6 +23,7 @@ mod shown;
 mod sql;
 mod standing;
 mod table;
+mod tls;
 mod trouble;
 mod way;
 

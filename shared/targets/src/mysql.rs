@@ -29,6 +29,7 @@ use crate::{
     layout::{Layout, Live, Row, Shape},
     password, rows,
     sql::SqlTarget,
+    tls::Peer,
     trouble::Trouble,
     way::Way,
 };
@@ -39,7 +40,10 @@ const REFUSED: u64 = i64::MAX as u64;
 /// A target that is a table in MySQL or MariaDB.
 pub(crate) fn target(config: &TargetConfig, way: Way) -> Result<SqlTarget<MySql>, ConfigError> {
     let password = password::of(config)?;
-    SqlTarget::new(config, server(&config.url, password, config.timeout, way)?)
+    SqlTarget::new(
+        config,
+        server(&config.url, password, config.timeout, Peer::of(config), way)?,
+    )
 }
 
 impl Dialect for MySql {

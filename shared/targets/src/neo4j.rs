@@ -36,6 +36,7 @@ use crate::{
     Action, ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked,
     connections::Connections,
     password, portions, table,
+    tls::Peer,
     trouble::{Blame, Trouble},
     way::Way,
 };
@@ -71,7 +72,7 @@ impl Neo4jTarget {
         let (table, password) = (table::table(config)?, password::of(config)?);
         let limits = Limits::of(config, CONCURRENCY, BATCH);
         Ok(Self {
-            server: Server::new(&config.url, password, way)?,
+            server: Server::new(&config.url, password, Peer::of(config), way)?,
             // One more for those who only look.
             connections: Connections::new(limits.concurrency + 1),
             fits: Mutex::new(None),
@@ -114,7 +115,7 @@ impl Neo4jTarget {
             None => self.server.open().await?,
         };
         self.server.check().await?;
-        let answered = transact(&graph, query, read).await;
+        let answered = transact(&self.server, &graph, query, read).await;
         let usable = match &answered {
             Ok(_) => true,
             Err(trouble) => !trouble.lost && rolled_back(&graph).await,

@@ -21,7 +21,10 @@ use sqlx::{
     postgres::{PgConnectOptions, PgRow, PgSslMode},
 };
 use url::Url;
-use usersync_core::target::{Table, TargetConfig};
+use usersync_core::{
+    auth::Pem,
+    target::{Table, TargetConfig},
+};
 use usersync_digest::sql::Flavour;
 
 use self::{columns::column, errors::trouble};
@@ -31,6 +34,7 @@ use crate::{
     layout::{Layout, Live, Row, Shape},
     password, rows,
     sql::SqlTarget,
+    tls::Peer,
     trouble::Trouble,
     way::{Blocked, Way, first},
 };
@@ -40,19 +44,24 @@ const SERVER: &str = "PostgreSQL";
 /// How PostgreSQL is spoken to.
 pub(crate) struct Postgres {
     options: PgConnectOptions,
+    peer: Peer,
     way: Way,
 }
 
 /// A target that is a table in PostgreSQL.
 pub(crate) fn target(config: &TargetConfig, way: Way) -> Result<SqlTarget<Postgres>, ConfigError> {
     let password = password::of(config)?;
-    SqlTarget::new(config, server(&config.url, password, way)?)
+    SqlTarget::new(
+        config,
+        server(&config.url, password, Peer::of(config), way)?,
+    )
 }
 
 /// The server at `url`.
 pub(crate) fn server(
     url: &Url,
     password: Option<SecretString>,
+    peer: Peer,
     way: Way,
 ) -> Result<Postgres, ConfigError> {
     let expected = "expected postgres://USER@HOST:PORT/DATABASE";
@@ -66,16 +75,23 @@ pub(crate) fn server(
     if let Some(password) = password {
         options = options.password(password.expose_secret());
     }
+    if peer.tls().is_some() {
+        options = options.ssl_mode(PgSslMode::VerifyFull);
+    }
     let options = options
         .application_name("usersync")
         .disable_statement_logging();
-    Ok(Postgres { options, way })
+    Ok(Postgres { options, peer, way })
 }
 
 impl Postgres {
     /// Connects to an address that was looked at; by name where the server must prove that it is that name's.
     async fn open(&self) -> Result<PgConnection, Trouble> {
-        let options = &self.options;
+        let options = self.certified()?;
+        let trouble = |error| {
+            let refusal = self.peer.sql_refusal(&error);
+            refusal.unwrap_or_else(|| trouble(error))
+        };
         if options.get_socket().is_some() || options.get_host().starts_with('/') {
             self.way.check_local().map_err(Blocked::from)?;
             return options.connect().await.map_err(trouble);
@@ -86,6 +102,23 @@ impl Postgres {
         }
         let connected = first(addresses, |host| options.clone().host(host)).await;
         connected.map_err(trouble)
+    }
+
+    /// With the certificates as they are now.
+    fn certified(&self) -> Result<PgConnectOptions, Trouble> {
+        let mut options = self.options.clone();
+        let Some(Pem { ca, identity }) = self.peer.pem()? else {
+            return Ok(options);
+        };
+        if let Some(ca) = ca {
+            options = options.ssl_root_cert_from_pem(ca);
+        }
+        if let Some((cert, key)) = identity {
+            options = options
+                .ssl_client_cert_from_pem(cert)
+                .ssl_client_key_from_pem(key);
+        }
+        Ok(options)
     }
 }
 

@@ -1,11 +1,12 @@
 //! An ArcadeDB server of our own: it speaks Bolt and openCypher, as Neo4j does, without being Neo4j.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Launch, Process, free_port, http, tools};
+use crate::{Certificates, Launch, Process, free_port, http, tools};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const DATABASE: &str = "userdata";
@@ -28,6 +29,27 @@ impl ArcadeDbServer {
     /// # Errors
     /// When it is not installed, or not ready in time: with the end of its log.
     pub async fn start(dir: &Path) -> Result<Self> {
+        Self::start_with(dir, &[]).await
+    }
+
+    /// The same with TLS on Bolt, and nothing but TLS, by `server.pem` of `certificates` as it is now.
+    ///
+    /// # Errors
+    /// As [`ArcadeDbServer::start`], or when there is no openssl, which makes the form of store that Java reads.
+    pub async fn start_secured(dir: &Path, certificates: &Certificates) -> Result<Self> {
+        let store = key_store(certificates)?.display().to_string();
+        let settings = [
+            ("bolt.ssl", "REQUIRED"),
+            ("ssl.keyStore", &store),
+            ("ssl.keyStorePassword", Self::PASSWORD),
+            // It wants one, although it asks nobody for a certificate.
+            ("ssl.trustStore", &store),
+            ("ssl.trustStorePassword", Self::PASSWORD),
+        ];
+        Self::start_with(dir, &settings).await
+    }
+
+    async fn start_with(dir: &Path, settings: &[(&str, &str)]) -> Result<Self> {
         let (installed, bolt, http) = (tools::arcadedb()?, free_port()?, free_port()?);
         let home = dir.join("arcadedb");
         std::fs::create_dir_all(&home).with_context(|| format!("creating {}", home.display()))?;
@@ -61,6 +83,7 @@ impl ArcadeDbServer {
             .arg(setting("bolt.port", &bolt.to_string()))
             .arg(setting("server.httpIncomingHost", "127.0.0.1"))
             .arg(setting("server.httpIncomingPort", &http.to_string()))
+            .args(settings.iter().map(|(name, value)| setting(name, value)))
             .arg("-cp")
             .arg(installed.join("jars/*"))
             .arg("com.arcadedb.server.ArcadeDBServer");
@@ -78,6 +101,12 @@ impl ArcadeDbServer {
     #[must_use]
     pub fn url(&self) -> String {
         format!("bolt://root@127.0.0.1:{}/{DATABASE}", self.bolt)
+    }
+
+    /// The port of [`ArcadeDbServer::url`].
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.bolt
     }
 
     /// The server's process.
@@ -115,4 +144,23 @@ impl ArcadeDbServer {
             })
             .await
     }
+}
+
+/// `server.pem` and its key as PKCS #12, beside them.
+fn key_store(certificates: &Certificates) -> Result<PathBuf> {
+    let store = certificates.dir().join("server.p12");
+    let output = Command::new("openssl")
+        .args(["pkcs12", "-export", "-name", "server", "-passout"])
+        .arg(format!("pass:{}", ArcadeDbServer::PASSWORD))
+        .arg("-in")
+        .arg(certificates.cert("server"))
+        .arg("-inkey")
+        .arg(certificates.key("server"))
+        .arg("-out")
+        .arg(&store)
+        .output()
+        .context("running openssl pkcs12")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "openssl pkcs12 failed: {said}");
+    Ok(store)
 }

@@ -49,7 +49,7 @@ impl Certificates {
         let mut expired = named("expired", &HERE)?;
         expired.not_after = (SystemTime::now() - DAY / 2).into();
         certificates.issue("expired", expired)?;
-        certificates.issue("wrong-host", named("wrong-host", &["elsewhere.invalid"])?)?;
+        certificates.renew_for("wrong-host", &["elsewhere.invalid"])?;
         Ok(certificates)
     }
 
@@ -58,7 +58,29 @@ impl Certificates {
     /// # Errors
     /// When a file can't be written.
     pub fn renew(&self, name: &str) -> Result<()> {
-        self.issue(name, named(name, &HERE)?)
+        self.renew_for(name, &HERE)
+    }
+
+    /// The same for other hosts than those of a test.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub fn renew_for(&self, name: &str, hosts: &[&str]) -> Result<()> {
+        self.issue(name, named(name, hosts)?)
+    }
+
+    /// Has whoever shows `server.pem` show another one, from when it reads it again.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub fn show(&self, name: &str) -> Result<()> {
+        for (from, to) in [
+            (self.key(name), self.key("server")),
+            (self.cert(name), self.cert("server")),
+        ] {
+            fs::copy(&from, to).with_context(|| format!("copying {}", from.display()))?;
+        }
+        Ok(())
     }
 
     /// The directory.

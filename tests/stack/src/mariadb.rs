@@ -39,6 +39,14 @@ impl MariaDbServer {
     /// # Errors
     /// When it is not installed, or not ready in time: with the end of its log.
     pub async fn start(dir: &Path) -> Result<Self> {
+        Self::start_with(dir, &[]).await
+    }
+
+    /// The same with more arguments for the server (TLS).
+    ///
+    /// # Errors
+    /// As [`MariaDbServer::start`].
+    pub async fn start_with(dir: &Path, args: &[String]) -> Result<Self> {
         let (program, port) = (tools::mariadbd()?, free_port()?);
         let home = dir.join("mariadb");
         let data = home.join("data");
@@ -63,7 +71,8 @@ impl MariaDbServer {
             .args([
                 "--innodb-flush-log-at-trx-commit=2",
                 "--innodb-buffer-pool-size=64M",
-            ]);
+            ])
+            .args(args);
         let server = Self {
             process: launch.spawn()?,
             launch,
@@ -84,6 +93,12 @@ impl MariaDbServer {
     pub fn url_with_password(&self) -> String {
         let password = Self::PASSWORD;
         format!("mysql://{USER}:{password}@127.0.0.1:{}/users", self.port)
+    }
+
+    /// The port of [`MariaDbServer::url`].
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The server's process.

@@ -78,6 +78,12 @@ impl PostgresServer {
         )
     }
 
+    /// The port of [`PostgresServer::url`].
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The server's first process; each connection has another one.
     #[must_use]
     pub fn process(&self) -> &Process {

@@ -3,6 +3,7 @@
 mod clauses;
 mod place;
 mod reading;
+mod tls;
 mod values;
 
 use anyhow::Result;

@@ -16,6 +16,7 @@ use crate::{
     dialect::Dialect,
     mysql::{self, MySql},
     postgres::{self, Postgres},
+    tls::Peer,
     trouble::Trouble,
     way::Way,
 };
@@ -60,12 +61,17 @@ impl MainDatabase {
     /// When the URL is none of a database.
     pub fn new(table: MainTable) -> Result<Self, ConfigError> {
         let password = table.password.clone();
+        let peer = Peer::named("the main database", &table.url);
         let server = match table.url.scheme() {
-            "mysql" | "mariadb" => {
-                Server::MySql(mysql::server(&table.url, password, LOOK, Way::free())?)
-            }
+            "mysql" | "mariadb" => Server::MySql(mysql::server(
+                &table.url,
+                password,
+                LOOK,
+                peer,
+                Way::free(),
+            )?),
             "postgres" | "postgresql" => {
-                Server::Postgres(postgres::server(&table.url, password, Way::free())?)
+                Server::Postgres(postgres::server(&table.url, password, peer, Way::free())?)
             }
             "sqlite" => Server::Sqlite,
             _ => {

@@ -8,10 +8,12 @@ use sqlx::{
     mysql::{MySqlConnectOptions, MySqlSslMode},
 };
 use url::Url;
+use usersync_core::auth::Pem;
 
 use super::errors::trouble;
 use crate::{
     ConfigError,
+    tls::Peer,
     trouble::Trouble,
     way::{Blocked, Way, first},
 };
@@ -28,6 +30,7 @@ const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
 pub(crate) struct MySql {
     options: MySqlConnectOptions,
     session: String,
+    peer: Peer,
     way: Way,
 }
 
@@ -36,6 +39,7 @@ pub(crate) fn server(
     url: &Url,
     password: Option<SecretString>,
     patience: Duration,
+    peer: Peer,
     way: Way,
 ) -> Result<MySql, ConfigError> {
     let mut url = url.clone();
@@ -52,10 +56,14 @@ pub(crate) fn server(
     if let Some(password) = password {
         options = options.password(password.expose_secret());
     }
+    if peer.tls().is_some() {
+        options = options.ssl_mode(MySqlSslMode::VerifyIdentity);
+    }
     let patience = patience.as_secs().max(1);
     Ok(MySql {
         options: options.disable_statement_logging(),
         session: format!("{SESSION}{patience}"),
+        peer,
         way,
     })
 }
@@ -72,7 +80,11 @@ impl MySql {
 
     /// Connects to an address that was looked at; by name where the server must prove that it is that name's.
     async fn reach(&self) -> Result<MySqlConnection, Trouble> {
-        let options = &self.options;
+        let options = self.certified()?;
+        let trouble = |error| {
+            let refusal = self.peer.sql_refusal(&error);
+            refusal.unwrap_or_else(|| trouble(error))
+        };
         if options.get_socket().is_some() {
             self.way.check_local().map_err(Blocked::from)?;
             return options.connect().await.map_err(trouble);
@@ -83,5 +95,22 @@ impl MySql {
         }
         let connected = first(addresses, |host| options.clone().host(host)).await;
         connected.map_err(trouble)
+    }
+
+    /// With the certificates as they are now.
+    fn certified(&self) -> Result<MySqlConnectOptions, Trouble> {
+        let mut options = self.options.clone();
+        let Some(Pem { ca, identity }) = self.peer.pem()? else {
+            return Ok(options);
+        };
+        if let Some(ca) = ca {
+            options = options.ssl_ca_from_pem(ca);
+        }
+        if let Some((cert, key)) = identity {
+            options = options
+                .ssl_client_cert_from_pem(cert)
+                .ssl_client_key_from_pem(key);
+        }
+        Ok(options)
     }
 }

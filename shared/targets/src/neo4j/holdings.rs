@@ -8,7 +8,7 @@ use serde_json::Value;
 use usersync_core::event::Change;
 use usersync_digest::{Each, Row, RowHash, Scan, Scanned, Side, SideError, canonical};
 
-use super::{Neo4jTarget, errors::trouble, property, quoted};
+use super::{Neo4jTarget, property, quoted};
 use crate::{
     Action, Delivery, Holdings,
     table::{is_told, told},
@@ -48,7 +48,7 @@ impl<'a> Neo4jHoldings<'a> {
     }
 
     async fn all(&self, each: Each<'_>) -> Result<u64, Trouble> {
-        let failed = |error| trouble(&error);
+        let failed = |error| self.target.server.trouble(&error);
         // A connection of its own, which nobody has to trust afterwards.
         let graph = in_time(self.target.server.open()).await??;
         let mut transaction = in_time(graph.start_txn()).await?.map_err(failed)?;

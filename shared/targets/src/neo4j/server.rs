@@ -6,7 +6,9 @@ use tokio::net::TcpStream;
 use url::Url;
 
 use super::errors::trouble;
-use crate::{ConfigError, Failure, trouble::Trouble, way::Way};
+use usersync_core::secret::SecretRef;
+
+use crate::{ConfigError, Failure, tls::Peer, trouble::Trouble, way::Way};
 
 /// Where Bolt is spoken, unless it is told.
 const PORT: u16 = 7687;
@@ -18,6 +20,7 @@ pub(super) struct Server {
     user: String,
     password: SecretString,
     database: String,
+    peer: Peer,
     way: Way,
 }
 
@@ -25,6 +28,7 @@ impl Server {
     pub(super) fn new(
         url: &Url,
         password: Option<SecretString>,
+        peer: Peer,
         way: Way,
     ) -> Result<Self, ConfigError> {
         let expected = || ConfigError::Url("expected neo4j://USER@HOST:PORT/DATABASE".to_owned());
@@ -44,6 +48,7 @@ impl Server {
             password: password.unwrap_or_default(),
             database: or_neo4j(url.path().trim_matches('/')),
             url: address,
+            peer,
             way,
         })
     }
@@ -67,18 +72,28 @@ impl Server {
             let host = url.set_ip_host(address.ip());
             host.map_err(|()| unreachable("its URL takes no address"))?;
         }
-        let config = ConfigBuilder::default()
+        self.peer.pem()?;
+        let mut config = ConfigBuilder::default()
             .uri(url)
             .user(self.user.as_str())
             .password(self.password.expose_secret())
             .db(self.database.as_str())
             .fetch_size(1_000)
-            .max_connections(1)
-            .build();
-        let config = config.map_err(|error| trouble(&error))?;
+            .max_connections(1);
+        if let Some(SecretRef::File(ca)) = self.peer.tls().and_then(|tls| tls.ca.as_ref()) {
+            // The driver calls the authorities that it trusts beside this machine's so.
+            config = config.with_client_certificate(ca);
+        }
+        let config = config.build().map_err(|error| trouble(&error))?;
         Graph::connect(config)
             .await
             .map_err(|error| trouble(&error))
+    }
+
+    /// What an error of this server means.
+    pub(super) fn trouble(&self, error: &neo4rs::Error) -> Trouble {
+        let refusal = self.peer.refusal(error);
+        refusal.unwrap_or_else(|| trouble(error))
     }
 
     /// Looks at the addresses again where the driver may connect by name at any time.

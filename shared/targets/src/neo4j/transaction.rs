@@ -2,17 +2,18 @@
 
 use neo4rs::{Graph, Query};
 
-use super::errors::{trouble, unreadable};
+use super::{errors::unreadable, server::Server};
 use crate::trouble::Trouble;
 
 /// Runs one statement in a transaction of its own: one that commits by itself would be tried again by the
 /// driver, for a minute.
 pub(super) async fn transact<T>(
+    server: &Server,
     graph: &Graph,
     query: Query,
     read: fn(&neo4rs::Row) -> Result<T, neo4rs::DeError>,
 ) -> Result<Vec<T>, Trouble> {
-    let failed = |error| trouble(&error);
+    let failed = |error| server.trouble(&error);
     let mut transaction = graph.start_txn().await.map_err(failed)?;
     let mut rows = transaction.execute(query).await.map_err(failed)?;
     let mut answers = Vec::new();

@@ -23,6 +23,9 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
         Blame::Conflict => "another user's row has a value that must be unique",
         Blame::Collision => "a deadlock",
         Blame::Busy => "the server is busy",
+        Blame::Server if matches!(error.code(), "28000" | "28P01") => {
+            "it doesn't let us in: look at the user in the url, at `secret` and, where it asks for a certificate, at `tls.cert`"
+        }
         Blame::Server => "the server can't be used",
         Blame::Table => "the table isn't as it was",
     };

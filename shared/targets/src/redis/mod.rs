@@ -8,14 +8,15 @@ mod holdings;
 
 use std::{
     future::Future,
+    io,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError,
-    Script, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    RedisError, Script, TlsCertificates, aio::MultiplexedConnection,
 };
 use secrecy::ExposeSecret;
 use usersync_core::{target::TargetConfig, user_id::UserId};
@@ -24,7 +25,7 @@ use usersync_digest::Scanned;
 use self::holdings::RedisHoldings;
 use crate::{
     Action, ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked,
-    password, shown, way::Way,
+    password, shown, tls::Peer, trouble::Trouble, way::Way,
 };
 
 const CONCURRENCY: usize = 4;
@@ -34,7 +35,8 @@ const SECONDS: u32 = 86_400;
 
 /// A target that holds documents under `user:<id>`.
 pub(crate) struct RedisTarget {
-    client: Client,
+    who: ConnectionInfo,
+    peer: Peer,
     settings: AsyncConnectionConfig,
     /// Opened with the first call, then shared by all and kept open until it breaks.
     connection: Mutex<Option<MultiplexedConnection>>,
@@ -60,13 +62,16 @@ impl RedisTarget {
                 expected: "SET",
             });
         }
-        let client = Client::open(who(config)?).map_err(unfit)?;
+        let who = who(config)?;
+        // What can't work is said before anybody is connected to.
+        Client::open(who.clone()).map_err(unfit)?;
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(config.timeout.min(Duration::from_secs(5))))
             .set_response_timeout(Some(config.timeout))
             .set_dns_resolver(way);
         Ok(Self {
-            client,
+            who,
+            peer: Peer::of(config),
             settings,
             connection: Mutex::new(None),
             timeout: config.timeout,
@@ -123,14 +128,42 @@ impl RedisTarget {
         call: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, RedisError> {
         let answered = tokio::time::timeout(self.timeout, call).await;
-        let answered = answered.unwrap_or_else(|_| Err(late()));
+        let answered = answered.unwrap_or_else(|_| Err(self.late()));
         if answered
             .as_ref()
             .is_err_and(RedisError::is_unrecoverable_error)
         {
             self.held_connection().take();
         }
-        answered
+        answered.map_err(|error| self.peer.refusal(&error).map_or(error, in_words))
+    }
+
+    /// No answer in time; where there is no connection yet, none to the greeting of TLS.
+    fn late(&self) -> RedisError {
+        match self.peer.tls() {
+            Some(_) if self.held_connection().is_none() => {
+                let unanswered = "it doesn't answer in time: look whether it has TLS";
+                in_words(Trouble::unreachable(self.peer.none(unanswered)))
+            }
+            _ => late(),
+        }
+    }
+
+    /// A client with the certificates as they are now.
+    fn client(&self) -> Result<Client, RedisError> {
+        let who = self.who.clone();
+        let Some(pem) = self.peer.pem().map_err(in_words)? else {
+            return Client::open(who);
+        };
+        let identity = |(client_cert, client_key)| ClientTlsConfig {
+            client_cert,
+            client_key,
+        };
+        let certificates = TlsCertificates {
+            client_tls: pem.identity.map(identity),
+            root_cert: pem.ca,
+        };
+        Client::build_with_tls(who, certificates)
     }
 
     /// The connection, opened where there is none that works.
@@ -138,11 +171,12 @@ impl RedisTarget {
         if let Some(connection) = &*self.held_connection() {
             return Ok(connection.clone());
         }
-        let settings = &self.settings;
-        let opened = self
-            .client
-            .get_multiplexed_async_connection_with_config(settings);
-        let opened = opened.await?;
+        let client = self.client()?;
+        let opened = client.get_multiplexed_async_connection_with_config(&self.settings);
+        let opened = opened.await.map_err(|error| match error.is_timeout() {
+            true => self.late(),
+            false => error,
+        })?;
         // Others may have opened one meanwhile: the first stays.
         Ok(self.held_connection().get_or_insert(opened).clone())
     }
@@ -166,6 +200,11 @@ fn who(config: &TargetConfig) -> Result<ConnectionInfo, ConfigError> {
     };
     let settings = info.redis_settings().clone().set_password(password);
     Ok(info.set_redis_settings(settings))
+}
+
+/// Trouble as an error of the driver, which says what we say.
+fn in_words(trouble: Trouble) -> RedisError {
+    io::Error::other(trouble.failure).into()
 }
 
 fn unfit(error: RedisError) -> ConfigError {
