@@ -31,7 +31,7 @@ impl Ci {
         run::shown(&mut run::cargo(clippy))?;
         // A workspace of its own, which nothing else builds.
         let fuzz = tools::repository().join("tests/fuzz/Cargo.toml");
-        let mut fuzzers = run::cargo(["check", "--bins", "--manifest-path"]);
+        let mut fuzzers = run::cargo(["check", "--locked", "--bins", "--manifest-path"]);
         run::shown(fuzzers.arg(fuzz))?;
         // cargo-deny looks at the dependencies of every platform, of which a build fetches only its own.
         run::shown(&mut run::cargo(["fetch", "--quiet"]))?;
