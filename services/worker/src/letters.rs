@@ -139,13 +139,26 @@ impl Letters {
             let known = self.known();
             (known.letters.get(user).copied(), known.complete)
         };
+        match letter {
+            None if complete => Ok(()),
+            // Rare, and large: on the heap it doesn't weigh on every success.
+            letter => Box::pin(self.clear_stored(user, version, letter)).await,
+        }
+    }
+
+    /// Clears `letter`, or the one that the stream has.
+    async fn clear_stored(
+        &self,
+        user: &UserId,
+        version: u64,
+        letter: Option<Letter>,
+    ) -> anyhow::Result<()> {
         let letter = match letter {
             Some(letter) if letter.seq > 0 => Some(letter),
             Some(_) => {
                 let stored = self.ask(user).await?;
                 Some(stored.context("USER_DEAD doesn't show yet what was stored just now")?)
             }
-            None if complete => None,
             None => self.ask(user).await?,
         };
         let Some(letter) = letter.filter(|letter| letter.version <= version) else {

@@ -3,7 +3,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use async_nats::jetstream::AckKind;
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use usersync_core::{streams::ACK_WAIT, user_id::UserId};
@@ -248,8 +248,7 @@ async fn conclude(
         let again = settle::settle(route, &item, version, &ending, took).await;
         (item, ending, again)
     };
-    let mut settled: FuturesUnordered<_> = endings.into_iter().map(settle).collect();
-    while let Some((item, ending, again)) = settled.next().await {
+    for (item, ending, again) in join_all(endings.into_iter().map(settle)).await {
         let user_id = item.user_id.clone();
         match (ending, again, item.only_recheck()) {
             // Another worker may have told the target something else meanwhile.

@@ -50,7 +50,7 @@ impl<T> Lanes<T> {
     pub fn push(&mut self, user: UserId, item: T) {
         self.queued += 1;
         let lane = self.lanes.entry(user.clone()).or_insert_with(Lane::new);
-        lane.items.push(item);
+        lane.push(item);
         if !lane.busy && lane.items.len() == 1 {
             self.waiting.push_back(user);
         }
@@ -60,7 +60,7 @@ impl<T> Lanes<T> {
     pub fn push_urgent(&mut self, user: UserId, item: T) {
         self.queued += 1;
         let lane = self.lanes.entry(user.clone()).or_insert_with(Lane::new);
-        lane.items.push(item);
+        lane.push(item);
         if !lane.urgent {
             lane.urgent = true;
             if !lane.busy {
@@ -147,6 +147,14 @@ impl<T> Lane<T> {
             busy: false,
             urgent: false,
         }
+    }
+
+    /// Most lanes hold one, and the others would be room for four.
+    fn push(&mut self, item: T) {
+        if self.items.is_empty() {
+            self.items.reserve_exact(1);
+        }
+        self.items.push(item);
     }
 }
 

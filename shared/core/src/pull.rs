@@ -3,7 +3,7 @@
 //! The client library's own streams keep messages in a buffer that can neither be counted, handed
 //! back, nor kept alive, and hide what the server says about pins. See docs/adr/0002.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{pin::Pin, sync::atomic::Ordering, time::Duration};
 
 use async_nats::{
     StatusCode, Subscriber,
@@ -11,10 +11,14 @@ use async_nats::{
 };
 use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Sign of life from the server while there is nothing to hand out.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long the server may be silent after it was asked.
+const ASKED: Duration = HEARTBEAT.saturating_mul(3);
+/// And when it wasn't, before the caller may look after other things.
+const IDLE: Duration = Duration::from_secs(60);
 /// How long closing may wait for messages that are on their way.
 const CLOSING: Duration = Duration::from_secs(2);
 
@@ -28,6 +32,8 @@ pub struct Pull {
     outstanding: usize,
     /// When the server was last heard, or asked after a pause.
     heard: Instant,
+    /// Goes off when it is time to look whether that was too long ago, or before.
+    silence: Pin<Box<Sleep>>,
     connects: u64,
 }
 
@@ -75,6 +81,7 @@ impl Pull {
             inbox,
             outstanding: 0,
             heard: Instant::now(),
+            silence: Box::pin(sleep_until(Instant::now())),
             connects: connects(jetstream),
         })
     }
@@ -110,6 +117,7 @@ impl Pull {
             .await?;
         if self.outstanding == 0 {
             self.heard = Instant::now();
+            self.silence.as_mut().reset(self.heard + ASKED);
         }
         self.outstanding += batch;
         Ok(())
@@ -127,18 +135,27 @@ impl Pull {
         if self.connects != connects(&self.jetstream) {
             return Err(Stopped::Reconnected);
         }
-        // Counted from the last answer, not from this call: callers drop and repeat it at will.
-        let patience = if self.outstanding > 0 {
-            3 * HEARTBEAT
-        } else {
-            Duration::from_secs(60)
-        };
-        match tokio::time::timeout_at(self.heard + patience, self.answers.next()).await {
-            Ok(answer) => self.sort(answer),
-            Err(_) if self.outstanding > 0 => Err(Stopped::Silent),
-            Err(_) => {
-                self.heard = Instant::now();
-                Ok(None)
+        loop {
+            let answer = tokio::select! {
+                biased;
+                answer = self.answers.next() => Some(answer),
+                () = self.silence.as_mut() => None,
+            };
+            if let Some(answer) = answer {
+                return self.sort(answer);
+            }
+            // Counted from the last answer, not from this call: callers drop and repeat it at will. Set only here,
+            // because setting a timer for every message would cost as much as taking it.
+            let patience = if self.outstanding > 0 { ASKED } else { IDLE };
+            let until = self.heard + patience;
+            let now = Instant::now();
+            if now < until {
+                self.silence.as_mut().reset(until);
+            } else if self.outstanding > 0 {
+                return Err(Stopped::Silent);
+            } else {
+                self.heard = now;
+                return Ok(None);
             }
         }
     }

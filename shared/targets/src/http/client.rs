@@ -7,7 +7,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use reqwest::{
     Certificate, Client, ClientBuilder, Identity, Request, Response, StatusCode,
     header::{AUTHORIZATION, HeaderMap, HeaderValue},
-    redirect,
+    redirect, retry,
 };
 use secrecy::ExposeSecret;
 use usersync_core::{
@@ -82,6 +82,11 @@ impl HttpClient {
         let mut client = guarded(config, &way)
             .default_headers(headers)
             .pool_max_idle_per_host(idle);
+        if config.url.scheme() == "http" {
+            // Only HTTP/2 says that a request was not looked at, and that is spoken over TLS alone: without the
+            // prospect of a second try nothing has to be copied for it.
+            client = client.retry(retry::never().max_retries_per_request(0));
+        }
         if let Some(authorities) = authorities(config.tls.as_ref())? {
             client = client.tls_certs_only(authorities);
         }
@@ -112,7 +117,9 @@ impl HttpClient {
             return Ok(self.client.execute(request).await?);
         };
         let patience = request.timeout().copied().unwrap_or(self.timeout);
-        let answered = tokio::time::timeout(patience, self.send_with(tokens, request)).await;
+        // On the heap, so that it doesn't weigh on targets without tokens.
+        let sending = Box::pin(self.send_with(tokens, request));
+        let answered = tokio::time::timeout(patience, sending).await;
         answered.unwrap_or(Err(Unanswered::Late))
     }
 

@@ -117,7 +117,7 @@ impl HttpTarget {
 impl Target for HttpTarget {
     async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
         if self.limits.batch > 1 {
-            return self.deliver_several(batch).await;
+            return Box::pin(self.deliver_several(batch)).await;
         }
         let mut outcomes = Vec::with_capacity(batch.len());
         for delivery in batch {
