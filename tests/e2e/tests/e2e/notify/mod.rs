@@ -2,6 +2,7 @@
 
 mod command;
 mod failures;
+mod older;
 
 use std::{
     collections::BTreeMap,
