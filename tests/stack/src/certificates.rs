@@ -12,6 +12,8 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
+use crate::Directory;
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a certificate is good, from a day ago.
 const DAYS: u32 = 30;
@@ -24,6 +26,32 @@ const HERE: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 pub struct Certificates {
     dir: PathBuf,
     authority: Issuer<'static, KeyPair>,
+}
+
+/// Two authorities that know nothing of each other, in a directory of their own.
+#[derive(Debug)]
+pub struct Authorities {
+    /// Of those who take part.
+    pub ours: Certificates,
+    /// Of strangers.
+    pub others: Certificates,
+    /// The directory, which goes with them.
+    pub dir: Directory,
+}
+
+impl Authorities {
+    /// Makes both, and what they issue.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub fn make() -> Result<Self> {
+        let dir = Directory::temporary()?;
+        Ok(Self {
+            ours: Certificates::make(&dir.path().join("ours"))?,
+            others: Certificates::make(&dir.path().join("others"))?,
+            dir,
+        })
+    }
 }
 
 impl Certificates {

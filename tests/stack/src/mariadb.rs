@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
-use crate::{Launch, Process, free_port, template, tools};
+use crate::{Certificates, Launch, Process, free_port, template, tools};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const USER: &str = "usersync";
@@ -42,7 +42,21 @@ impl MariaDbServer {
         Self::start_with(dir, &[]).await
     }
 
-    /// The same with more arguments for the server (TLS).
+    /// The same, where everybody has to come by TLS; it shows `server.pem`, as it is whenever the server starts.
+    ///
+    /// # Errors
+    /// As [`MariaDbServer::start`].
+    pub async fn start_secured(dir: &Path, certificates: &Certificates) -> Result<Self> {
+        let args = [
+            option("ssl-cert", &certificates.cert("server")),
+            option("ssl-key", &certificates.key("server")),
+            option("ssl-ca", &certificates.ca()),
+            "--require-secure-transport=ON".to_owned(),
+        ];
+        Self::start_with(dir, &args).await
+    }
+
+    /// The same with more arguments for the server.
     ///
     /// # Errors
     /// As [`MariaDbServer::start`].

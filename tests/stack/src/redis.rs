@@ -1,13 +1,13 @@
 //! A Redis server of our own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::{Launch, Process, free_port, tools};
+use crate::{Certificates, Launch, Process, free_port, tools};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
@@ -21,6 +21,7 @@ pub struct RedisServer {
     launch: Launch,
     process: Process,
     port: u16,
+    tls_port: Option<u16>,
 }
 
 impl RedisServer {
@@ -40,7 +41,38 @@ impl RedisServer {
         Self::start_with(dir, port, &KEEP_DATA).await
     }
 
-    /// Starts one that keeps nothing on disk, with more arguments for the server (TLS, limits).
+    /// Starts one that has TLS at [`RedisServer::tls_port`] and asks nobody for a certificate; it shows `server.pem`, as it
+    /// is whenever the server starts. `args` are more arguments.
+    ///
+    /// # Errors
+    /// As [`RedisServer::start`].
+    pub async fn start_secured(
+        dir: &Path,
+        certificates: &Certificates,
+        args: &[&str],
+    ) -> Result<Self> {
+        let tls_port = free_port()?;
+        let path = |path: PathBuf| path.display().to_string();
+        let (cert, key) = (certificates.cert("server"), certificates.key("server"));
+        let secured = [
+            "--tls-port",
+            &tls_port.to_string(),
+            "--tls-cert-file",
+            &path(cert),
+            "--tls-key-file",
+            &path(key),
+            "--tls-ca-cert-file",
+            &path(certificates.ca()),
+            "--tls-auth-clients",
+            "no",
+        ];
+        let args = [secured.as_slice(), &KEEP_DATA, args].concat();
+        let mut server = Self::start_with(dir, free_port()?, &args).await?;
+        server.tls_port = Some(tls_port);
+        Ok(server)
+    }
+
+    /// Starts one that keeps nothing on disk, with more arguments for the server (limits, users).
     ///
     /// # Errors
     /// As [`RedisServer::start`].
@@ -67,6 +99,7 @@ impl RedisServer {
             process: launch.spawn()?,
             launch,
             port,
+            tls_port: None,
         };
         server.until_ready().await?;
         Ok(server)
@@ -82,6 +115,12 @@ impl RedisServer {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port for clients with TLS, if it was started with some.
+    #[must_use]
+    pub fn tls_port(&self) -> Option<u16> {
+        self.tls_port
     }
 
     /// The server's process.

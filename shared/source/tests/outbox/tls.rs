@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection, PgConnection};
 use usersync_core::auth::Tls;
 use usersync_source::{Database, Server, SourceConfig};
-use usersync_stack::{Certificates, Directory, MariaDbServer, PostgresFront, PostgresServer};
+use usersync_stack::{
+    Authorities, Certificates, Directory, MariaDbServer, PostgresFront, PostgresServer,
+};
 
 use crate::place::told;
 
@@ -28,18 +30,10 @@ enum Running {
 
 impl Secured {
     async fn start(server: Server) -> Result<Self> {
-        let dir = Directory::temporary()?;
-        let ours = Certificates::make(&dir.path().join("tls"))?;
-        let others = Certificates::make(&dir.path().join("others"))?;
+        let Authorities { ours, others, dir } = Authorities::make()?;
         let running = match server {
             Server::MySql => {
-                let files = [
-                    ("cert", ours.cert("server")),
-                    ("key", ours.key("server")),
-                    ("ca", ours.ca()),
-                ];
-                let args = files.map(|(name, path)| format!("--ssl-{name}={}", path.display()));
-                Running::MariaDb(MariaDbServer::start_with(dir.path(), &args).await?)
+                Running::MariaDb(MariaDbServer::start_secured(dir.path(), &ours).await?)
             }
             _ => {
                 let server = PostgresServer::start(dir.path()).await?;

@@ -109,7 +109,7 @@ fn user(key: &[u8]) -> Option<&str> {
 impl Scan for RedisHoldings<'_> {
     async fn scan(&self, each: Each<'_>) -> Result<u64, SideError> {
         let read = self.all(each).await;
-        read.map_err(|error| SideError::new(describe(&error)))
+        read.map_err(|error| SideError::new(describe(&self.target.explained(error))))
     }
 }
 

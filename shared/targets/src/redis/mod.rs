@@ -135,7 +135,12 @@ impl RedisTarget {
         {
             self.held_connection().take();
         }
-        answered.map_err(|error| self.peer.refusal(&error).map_or(error, in_words))
+        answered.map_err(|error| self.explained(error))
+    }
+
+    /// The same error; where it is about TLS, with what is to be done.
+    fn explained(&self, error: RedisError) -> RedisError {
+        self.peer.refusal(&error).map_or(error, in_words)
     }
 
     /// No answer in time; where there is no connection yet, none to the greeting of TLS.

@@ -1,26 +1,22 @@
 //! How HTTP targets know who calls: signatures by one or two secrets, tokens, passwords, certificates.
 
-mod certificates;
+#[path = "../common/mod.rs"]
+mod common;
+mod https;
 mod service;
 
-use std::{
-    io::Write as _, path::PathBuf, process::Stdio, sync::atomic::Ordering::SeqCst, time::Duration,
-};
+use std::{path::PathBuf, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use usersync_core::{
-    catalogue,
-    egress::Egress,
-    event::{Change, EventType},
-    fields::Members,
-};
-use usersync_stack::{Directory, egress, eventually, tools};
-use usersync_targets::{Action, Delivery, Outcome, Target, connect};
+use usersync_core::{catalogue, egress::Egress};
+use usersync_stack::{Authorities, Directory, egress, eventually, signed_by};
+use usersync_targets::{Outcome, Target, connect};
 
 use self::{
-    certificates::{Certificates, Https},
+    common::{deliver, user},
+    https::Https,
     service::{Giving, Service},
 };
 
@@ -56,27 +52,8 @@ fn open(url: &str, mut entry: Value, egress: &Egress) -> Result<Box<dyn Target>>
     Ok(connect(&config, egress)?)
 }
 
-fn user(id: u64) -> Delivery {
-    Delivery {
-        task_id: format!("auth:{id}:1"),
-        user_id: id.into(),
-        version: 1,
-        action: Action::Upsert,
-        partial: false,
-        event_type: EventType::Created,
-        timestamp: jiff::Timestamp::UNIX_EPOCH,
-        source: None,
-        members: Members {
-            username: Change::Set("Änne".to_owned()),
-            ..Members::default()
-        },
-        trace: None,
-    }
-}
-
-async fn deliver(target: &dyn Target, id: u64) -> Result<Outcome> {
-    let outcomes = target.deliver(&[user(id)]).await;
-    outcomes.into_iter().next().context("no outcome")
+async fn told(target: &dyn Target, id: u64) -> Result<Outcome> {
+    deliver(target, user(id, "Änne")).await
 }
 
 fn fault(outcome: &Outcome) -> Result<String> {
@@ -86,34 +63,8 @@ fn fault(outcome: &Outcome) -> Result<String> {
     }
 }
 
-/// What the published Python library says of a call, for each secret.
 fn verified(call: &service::Call, secrets: &[&str]) -> Result<Vec<bool>> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/auth/verify.py");
-    let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
-    let headers: Value = names
-        .iter()
-        .map(|name| (*name, json!(call.header(name))))
-        .collect();
-    let body = std::str::from_utf8(&call.body)?;
-    let mut python = tools::python();
-    python
-        .arg(script)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let mut python = python.spawn().context("python3; see: cargo xtask setup")?;
-    let mut stdin = python.stdin.take().context("no stdin")?;
-    for secret in secrets {
-        let line = json!({"secret": secret, "headers": headers, "body": body});
-        writeln!(stdin, "{line}")?;
-    }
-    drop(stdin);
-    let output = python.wait_with_output()?;
-    ensure!(
-        output.status.success(),
-        "the Python library; see: cargo xtask setup"
-    );
-    let lines = String::from_utf8(output.stdout)?;
-    lines.lines().map(|line| Ok(line.parse()?)).collect()
+    signed_by(&call.body, |name| call.header(name), secrets)
 }
 
 #[tokio::test]
@@ -127,7 +78,7 @@ async fn a_published_library_takes_calls_by_either_secret_while_one_replaces_the
         json!({"secret": secret, "previous_secret": previous}),
     )?;
     let settled = target(&service.url, json!({"secret": secret}))?;
-    ensure!(deliver(&*rotating, 1).await? == FINE && deliver(&*settled, 1).await? == FINE);
+    ensure!(told(&*rotating, 1).await? == FINE && told(&*settled, 1).await? == FINE);
     let calls = service.calls.lock().expect("a lock");
     let all = [CURRENT, PREVIOUS, OTHER];
     ensure!(verified(&calls[0], &all)? == [true, true, false]);
@@ -146,7 +97,7 @@ async fn a_token_or_a_password_goes_with_every_call() -> Result<()> {
     // The example of RFC 7617 section 2.
     let basic = json!({"basic": {"user": "Aladdin", "password": password}});
     let basic = target(&service.url, json!({"auth": basic}))?;
-    ensure!(deliver(&*bearer, 1).await? == FINE && deliver(&*basic, 1).await? == FINE);
+    ensure!(told(&*bearer, 1).await? == FINE && told(&*basic, 1).await? == FINE);
     let calls = service.calls.lock().expect("a lock");
     let sent: Vec<_> = calls
         .iter()
@@ -172,7 +123,7 @@ fn with_tokens(service: &Service, secrets: &Secrets) -> Result<Box<dyn Target>> 
 async fn one_token_is_fetched_for_all_calls() -> Result<()> {
     let (service, secrets) = (Service::start(Giving::For(3600)).await?, Secrets::new()?);
     let target = with_tokens(&service, &secrets)?;
-    let outcomes = join_all((0..100).map(|id| deliver(&*target, id))).await;
+    let outcomes = join_all((0..100).map(|id| told(&*target, id))).await;
     for outcome in outcomes {
         ensure!(outcome? == FINE);
     }
@@ -204,7 +155,7 @@ async fn a_token_is_fetched_again_before_it_expires() -> Result<()> {
         calls.last().map(|call| call.header("authorization"))
     };
     eventually(Duration::from_secs(5), async || {
-        ensure!(deliver(&*target, 1).await? == FINE);
+        ensure!(told(&*target, 1).await? == FINE);
         ensure!(last(&service).as_deref() == Some("Bearer token-2"));
         Ok(())
     })
@@ -221,9 +172,9 @@ async fn a_token_is_fetched_again_before_it_expires() -> Result<()> {
 async fn a_token_that_is_not_taken_is_replaced_once() -> Result<()> {
     let (service, secrets) = (Service::start(Giving::For(3600)).await?, Secrets::new()?);
     let target = with_tokens(&service, &secrets)?;
-    ensure!(deliver(&*target, 1).await? == FINE);
+    ensure!(told(&*target, 1).await? == FINE);
     service.least.store(2, SeqCst);
-    let outcomes = join_all((0..20).map(|id| deliver(&*target, id))).await;
+    let outcomes = join_all((0..20).map(|id| told(&*target, id))).await;
     for outcome in outcomes {
         ensure!(outcome? == FINE);
     }
@@ -231,7 +182,7 @@ async fn a_token_that_is_not_taken_is_replaced_once() -> Result<()> {
     // It takes none: each call is made twice and no more.
     service.least.store(usize::MAX, SeqCst);
     let before = service.counts();
-    let reason = fault(&deliver(&*target, 1).await?)?;
+    let reason = fault(&told(&*target, 1).await?)?;
     ensure!(reason.contains("401"), "{reason}");
     ensure!(
         service.counts() == (before.0 + 2, before.1 + 1),
@@ -250,7 +201,7 @@ async fn without_a_token_no_call_is_made_and_no_secret_told() -> Result<()> {
     ] {
         let (service, secrets) = (Service::start(giving).await?, Secrets::new()?);
         let target = with_tokens(&service, &secrets)?;
-        let outcomes = join_all((0..100).map(|id| deliver(&*target, id))).await;
+        let outcomes = join_all((0..100).map(|id| told(&*target, id))).await;
         for outcome in outcomes {
             let reason = fault(&outcome?)?;
             ensure!(
@@ -285,7 +236,7 @@ async fn tokens_are_fetched_where_the_target_may_be_and_nowhere_else() -> Result
                 limit: Vec::new(),
             },
         )?;
-        let reason = fault(&deliver(&*target, 1).await?)?;
+        let reason = fault(&told(&*target, 1).await?)?;
         ensure!(reason.contains("no connection is made to it"), "{reason}");
     }
     ensure!(service.counts() == (0, 0));
@@ -294,15 +245,15 @@ async fn tokens_are_fetched_where_the_target_may_be_and_nowhere_else() -> Result
 
 #[tokio::test]
 async fn a_private_authority_and_a_certificate_of_ours_let_us_in() -> Result<()> {
-    let certificates = Certificates::new()?;
-    let mut https = Https::start(&certificates).await?;
+    let authorities = Authorities::make()?;
+    let mut https = Https::start(&authorities.ours).await?;
     let file = |path: PathBuf| format!("file:{}", path.display());
-    let (ours, others) = (&certificates.ours, &certificates.others);
+    let (ours, others) = (&authorities.ours, &authorities.others);
     let (cert, key) = (file(ours.cert("client")), file(ours.key("client")));
     let us = json!({"ca": file(ours.ca()), "cert": cert, "key": key});
     let in_time = json!("5s");
     let known = target(&https.url, json!({"tls": us, "timeout": in_time}))?;
-    ensure!(deliver(&*known, 1).await? == FINE);
+    ensure!(told(&*known, 1).await? == FINE);
     ensure!(https.caller().await? == "client");
     for (tls, what) in [
         (json!({}), "an authority that isn't ours"),
@@ -317,22 +268,22 @@ async fn a_private_authority_and_a_certificate_of_ours_let_us_in() -> Result<()>
         ),
     ] {
         let target = target(&https.url, json!({"tls": tls, "timeout": in_time}))?;
-        let outcome = deliver(&*target, 1).await?;
+        let outcome = told(&*target, 1).await?;
         ensure!(
             matches!(outcome, Outcome::Fault(_) | Outcome::Transient(_)),
             "{what}: {outcome:?}"
         );
     }
     // Nobody else came in meanwhile.
-    ensure!(deliver(&*known, 2).await? == FINE);
+    ensure!(told(&*known, 2).await? == FINE);
     ensure!(https.caller().await? == "client");
     Ok(())
 }
 
 #[tokio::test]
 async fn certificates_that_do_not_fit_are_named_and_not_repeated() -> Result<()> {
-    let (certificates, secrets) = (Certificates::new()?, Secrets::new()?);
-    let cert = format!("file:{}", certificates.ours.cert("client").display());
+    let (authorities, secrets) = (Authorities::make()?, Secrets::new()?);
+    let cert = format!("file:{}", authorities.ours.cert("client").display());
     let junk = secrets.file("junk", "hunter2")?;
     for (tls, key) in [
         (json!({"ca": junk}), "tls.ca: "),

@@ -1,6 +1,8 @@
 //! Targets are connected to where they may be and nowhere else, however their URL is written and whatever a resolver
 //! says, counted at sockets that listen.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod forms;
 mod listener;
 mod resolver;
@@ -9,17 +11,12 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use usersync_core::{
-    catalogue,
-    egress::Egress,
-    event::{Change, EventType},
-    fields::Members,
-    network::Network,
-};
+use usersync_core::{catalogue, egress::Egress, network::Network};
 use usersync_stack::eventually;
-use usersync_targets::{Action, Delivery, Names, Outcome, connect_by};
+use usersync_targets::{Names, Outcome, connect_by};
 
 use self::{
+    common::{deliver, user},
     listener::Listener,
     resolver::{Answers, Rebinding},
 };
@@ -63,24 +60,6 @@ enum End {
     Tried(String),
 }
 
-fn user() -> Delivery {
-    Delivery {
-        task_id: "egress:1:1".to_owned(),
-        user_id: 1.into(),
-        version: 1,
-        action: Action::Upsert,
-        partial: false,
-        event_type: EventType::Created,
-        timestamp: jiff::Timestamp::UNIX_EPOCH,
-        source: None,
-        members: Members {
-            username: Change::Set("ann".to_owned()),
-            ..Members::default()
-        },
-        trace: None,
-    }
-}
-
 /// Delivers to, probes and reads from the target at `url`.
 async fn attempt(url: &str, allow: &[&str], egress: &Egress, names: Arc<dyn Names>) -> Vec<End> {
     let mut entry = json!({"url": url, "timeout": "3s", "allow_networks": allow});
@@ -94,17 +73,15 @@ async fn attempt(url: &str, allow: &[&str], egress: &Egress, names: Arc<dyn Name
         return vec![End::NoTarget];
     };
     let mut ends = Vec::new();
-    let batch = [user()];
-    let delivered = target.deliver(&batch).await.into_iter().next();
-    ends.push(match delivered {
-        Some(Outcome::Fault(failure)) => end(&failure.to_string()),
+    ends.push(match deliver(&*target, user(1, "ann")).await {
+        Ok(Outcome::Fault(failure)) => end(&failure.to_string()),
         other => End::Tried(format!("{other:?}")),
     });
     ends.push(match target.probe().await {
         Err(failure) => end(&failure.to_string()),
         Ok(()) => End::Tried("the probe got an answer".to_owned()),
     });
-    if let Some(compared) = target.compare(&batch).await {
+    if let Some(compared) = target.compare(&[user(1, "ann")]).await {
         ends.push(end(&format!("{compared:?}")));
     }
     if let Err(unchecked) = target.holdings().await {

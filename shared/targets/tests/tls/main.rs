@@ -1,6 +1,8 @@
 //! Redis and databases over TLS by a private authority: who proves to be the host is told of users, nobody else
 //! learns anything.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod server;
 mod tap;
 
@@ -9,37 +11,17 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use usersync_core::{
-    catalogue,
-    egress::Egress,
-    event::{Change, EventType},
-    fields::Members,
-};
-use usersync_stack::{Certificates, Directory, egress};
-use usersync_targets::{Action, Delivery, Names, Outcome, Target, connect, connect_by};
+use usersync_core::{catalogue, egress::Egress};
+use usersync_stack::{Authorities, Certificates, Directory, egress};
+use usersync_targets::{Names, Outcome, Target, connect, connect_by};
 
 use self::{
+    common::{deliver, user},
     server::{Kind, Server},
     tap::Tap,
 };
 
 const USERNAME: &str = "ann-of-the-test";
-
-/// A directory with certificates of an authority, and some of another one.
-struct Desk {
-    dir: Directory,
-    ours: Certificates,
-    others: Certificates,
-}
-
-impl Desk {
-    fn new() -> Result<Self> {
-        let dir = Directory::temporary()?;
-        let ours = Certificates::make(&dir.path().join("tls"))?;
-        let others = Certificates::make(&dir.path().join("others"))?;
-        Ok(Self { dir, ours, others })
-    }
-}
 
 fn file(path: PathBuf) -> Value {
     json!(format!("file:{}", path.display()))
@@ -52,31 +34,8 @@ fn target(url: &str, secret: &Value, tls: Value) -> Result<Box<dyn Target>> {
     Ok(connect(&config, &egress())?)
 }
 
-fn user(id: u64) -> Delivery {
-    Delivery {
-        task_id: format!("tls:{id}:1"),
-        user_id: id.into(),
-        version: 1,
-        action: Action::Upsert,
-        partial: false,
-        event_type: EventType::Created,
-        timestamp: jiff::Timestamp::UNIX_EPOCH,
-        source: None,
-        members: Members {
-            username: Change::Set(USERNAME.to_owned()),
-            ..Members::default()
-        },
-        trace: None,
-    }
-}
-
-async fn deliver(target: &dyn Target) -> Result<Outcome> {
-    let outcomes = target.deliver(&[user(42)]).await;
-    outcomes.into_iter().next().context("no outcome")
-}
-
 async fn is_told(target: &dyn Target) -> Result<()> {
-    let outcome = deliver(target).await?;
+    let outcome = deliver(target, user(42, USERNAME)).await?;
     ensure!(
         outcome == Outcome::Delivered { guarded: true },
         "{outcome:?}"
@@ -86,7 +45,7 @@ async fn is_told(target: &dyn Target) -> Result<()> {
 
 /// Neither delivery nor probe gets through, and both say why.
 async fn is_refused(target: &dyn Target, told: &str) -> Result<()> {
-    let outcome = deliver(target).await?;
+    let outcome = deliver(target, user(42, USERNAME)).await?;
     let Outcome::Fault(failure) = outcome else {
         anyhow::bail!("{outcome:?} is no fault");
     };
@@ -103,7 +62,7 @@ async fn is_refused(target: &dyn Target, told: &str) -> Result<()> {
 
 /// The clauses, in turn; a kind without clients' certificates leaves out those about them.
 async fn hold(kind: Kind) -> Result<()> {
-    let Desk { dir, ours, others } = Desk::new()?;
+    let Authorities { ours, others, dir } = Authorities::make()?;
     let mut server = Server::secured(kind, dir.path(), &ours).await?;
     let secret = server.secret();
     let at = |server: &Server, tls| {
@@ -199,7 +158,7 @@ async fn nothing_is_sent_in_clear(kind: Kind, ours: &Certificates) -> Result<()>
     let tap = Tap::before(server.port).await?;
     let url = kind.url(kind.user(), "localhost", tap.port);
     let target = target(&url, &server.secret(), json!({"ca": file(ours.ca())}))?;
-    let outcome = deliver(&*target).await?;
+    let outcome = deliver(&*target, user(42, USERNAME)).await?;
     let Outcome::Fault(failure) = outcome else {
         anyhow::bail!("{outcome:?} is no fault");
     };
@@ -251,7 +210,7 @@ fn ensure_name(host: &str) -> std::io::Result<()> {
 
 #[tokio::test]
 async fn a_name_is_proven_at_the_address_that_was_looked_at() -> Result<()> {
-    let Desk { dir, ours, .. } = Desk::new()?;
+    let Authorities { ours, dir, .. } = Authorities::make()?;
     ours.renew_for("server", &["cache.usersync.test"])?;
     let server = Server::secured(Kind::Redis, dir.path(), &ours).await?;
     let url = Kind::Redis.url("sync", "cache.usersync.test", server.port);
@@ -269,7 +228,7 @@ async fn a_name_is_proven_at_the_address_that_was_looked_at() -> Result<()> {
 #[tokio::test]
 async fn certificates_are_read_at_every_connect_and_named_when_they_can_not_be_used() -> Result<()>
 {
-    let Desk { dir, ours, others } = Desk::new()?;
+    let Authorities { ours, others, dir } = Authorities::make()?;
     let server = Server::secured(Kind::Postgres, dir.path(), &ours).await?;
     let url = Kind::Postgres.url("postgres", "localhost", server.port);
     let ca = dir.path().join("ca.pem");

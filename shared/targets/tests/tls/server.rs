@@ -67,34 +67,16 @@ impl Kind {
 impl Server {
     /// With TLS by `server.pem`; it asks for no certificates yet.
     pub(crate) async fn secured(kind: Kind, dir: &Path, tls: &Certificates) -> Result<Self> {
-        let path = |path: PathBuf| path.display().to_string();
-        let (cert, key, ca) = (
-            path(tls.cert("server")),
-            path(tls.key("server")),
-            path(tls.ca()),
-        );
         let mut at = None;
         let process = match kind {
             Kind::Redis => {
-                let port = free_port()?;
-                at = Some(port);
-                let port = port.to_string();
-                let args = [
-                    "--tls-port",
-                    &port,
-                    "--tls-cert-file",
-                    &cert,
-                    "--tls-key-file",
-                    &key,
-                ];
-                let asks = ["--tls-ca-cert-file", &ca, "--tls-auth-clients", "no"];
-                Process::Redis(redis(dir, &[args.as_slice(), &asks].concat()).await?)
+                let user = user_of_redis();
+                let args: Vec<_> = user.iter().map(String::as_str).collect();
+                let server = RedisServer::start_secured(dir, tls, &args).await?;
+                at = server.tls_port();
+                Process::Redis(server)
             }
-            Kind::MySql => {
-                let args = [("cert", &cert), ("key", &key), ("ca", &ca)];
-                let args = args.map(|(name, path)| format!("--ssl-{name}={path}"));
-                Process::MySql(MariaDbServer::start_with(dir, &args).await?)
-            }
+            Kind::MySql => Process::MySql(MariaDbServer::start_secured(dir, tls).await?),
             Kind::Postgres => {
                 let server = PostgresServer::start(dir).await?;
                 let front = PostgresFront::start(server.port(), tls).await?;
@@ -109,7 +91,11 @@ impl Server {
     /// Without TLS.
     pub(crate) async fn plain(kind: Kind, dir: &Path) -> Result<Self> {
         let process = match kind {
-            Kind::Redis => Process::Redis(redis(dir, &[]).await?),
+            Kind::Redis => {
+                let user = user_of_redis();
+                let args: Vec<_> = user.iter().map(String::as_str).collect();
+                Process::Redis(RedisServer::start_with(dir, free_port()?, &args).await?)
+            }
             Kind::MySql => {
                 let args = ["--skip-ssl".to_owned()];
                 Process::MySql(MariaDbServer::start_with(dir, &args).await?)
@@ -184,10 +170,14 @@ impl Server {
     }
 }
 
-async fn redis(dir: &Path, args: &[&str]) -> Result<RedisServer> {
+/// The arguments that make it, beside the default one, which the test comes as.
+fn user_of_redis() -> Vec<String> {
     let password = format!(">{}", Kind::Redis.password());
     let user = ["--user", Kind::Redis.user(), "on", "~user:*", &password];
     let rights = ["+@read", "+@write", "+@scripting", "+ping"];
-    let args = [args, &user, &rights].concat();
-    RedisServer::start_with(dir, free_port()?, &args).await
+    [user.as_slice(), &rights]
+        .concat()
+        .into_iter()
+        .map(str::to_owned)
+        .collect()
 }

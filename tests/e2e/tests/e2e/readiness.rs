@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use usersync_core::subjects::{
     CHECKER, TARGETS_STREAM, USER_CHECK, USER_EVENTS, USER_REPAIR, USER_STATE,
 };
-use usersync_stack::{Signal, Stack, eventually, free_port, http};
+use usersync_stack::{Service, Signal, Stack, eventually, free_port, http};
 
 use crate::{
     database_targets::Database,
@@ -19,9 +19,17 @@ const HASTY: &str = "retry = { max_deliver = 100, base = \"200ms\", factor = 1.0
                      breaker = { probe = \"100ms\", probe_cap = \"200ms\" }";
 
 /// One binary's own answers.
-struct Asked(String);
+pub(crate) struct Asked(String);
 
 impl Asked {
+    pub(crate) fn of(service: &Service) -> Self {
+        Self::at(service.url())
+    }
+
+    pub(crate) fn at(url: &str) -> Self {
+        Self(url.to_owned())
+    }
+
     async fn readyz(&self) -> Result<(u16, Value)> {
         let answer = http::client().get(format!("{}/readyz", self.0)).send();
         let answer = answer.await?;
@@ -29,7 +37,7 @@ impl Asked {
     }
 
     /// Waits until `part` says `reason` with this status, having been wrong since `began` or later, and is alive.
-    async fn until_wrong(
+    pub(crate) async fn until_wrong(
         &self,
         status: u16,
         part: &str,
@@ -58,7 +66,7 @@ impl Asked {
     }
 
     /// Waits until every part is up again.
-    async fn until_well(&self) -> Result<()> {
+    pub(crate) async fn until_well(&self) -> Result<()> {
         eventually(LATER, async || {
             let (status, said) = self.readyz().await?;
             let wrong = said["down_since"].as_object().context("no down_since")?;
@@ -75,21 +83,21 @@ impl Asked {
 }
 
 /// The parts that are wrong.
-fn wrong(said: &Value) -> Vec<&str> {
+pub(crate) fn wrong(said: &Value) -> Vec<&str> {
     let wrong = said["down_since"].as_object().into_iter().flatten();
     wrong.map(|(part, _)| part.as_str()).collect()
 }
 
 fn gateway(stack: &Stack) -> Asked {
-    Asked(stack.gateway().url().to_owned())
+    Asked::of(stack.gateway())
 }
 
 fn worker(stack: &Stack, target: &str) -> Asked {
-    Asked(stack.workers[target][0].url().to_owned())
+    Asked::of(&stack.workers[target][0])
 }
 
 fn scheduler(stack: &Stack) -> Asked {
-    Asked(stack.schedulers[0].url().to_owned())
+    Asked::of(&stack.schedulers[0])
 }
 
 /// A gateway, a scheduler and a worker for `audit`.
@@ -265,7 +273,7 @@ async fn gateway_and_scheduler_name_a_main_database_that_is_down() -> Result<()>
     let address = format!("127.0.0.1:{}", free_port()?);
     let listen = ["--listen", &address];
     let _scheduler = main.spawn_scheduler("scheduler", Some(&stack.nats), &listen)?;
-    let both = [gateway(&stack), Asked(format!("http://{address}"))];
+    let both = [gateway(&stack), Asked::at(&format!("http://{address}"))];
     for asked in &both {
         asked.until_well().await?;
     }

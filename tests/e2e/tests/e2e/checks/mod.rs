@@ -7,6 +7,7 @@ mod resumed;
 mod several;
 mod stalled;
 mod states;
+mod tls;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};

@@ -284,6 +284,22 @@ async fn a_person_sees_every_target_through_outages_and_resizes_without_flicker(
     watching.until(recovered).await?;
     assert_eq!(watching.seen().torn, 0, "it flickers");
 
+    // One line less leaves nothing behind below the others.
+    let bus = Bus::connect(&stack).await?;
+    bus.kv_delete("user_targets", "paused").await?;
+    watching
+        .until(|seen| {
+            ensure!(seen.line("paused").is_err(), "it is still shown");
+            let mut lines = seen.lines();
+            lines.retain(|line| !line.is_empty());
+            let shown = lines.len();
+            lines.sort();
+            lines.dedup();
+            ensure!(lines.len() == shown, "a line is there twice");
+            Ok(())
+        })
+        .await?;
+
     let ended = watching.interrupt().await?;
     assert!(ended.success(), "{ended}");
     let seen = watching.seen();
@@ -291,7 +307,7 @@ async fn a_person_sees_every_target_through_outages_and_resizes_without_flicker(
     assert!(!screen.alternate_screen(), "the other screen stays");
     assert!(!screen.hide_cursor(), "the cursor is gone");
     let left = screen.contents();
-    assert!(left.contains("away") && left.contains("paused"), "{left}");
+    assert!(left.contains("away") && left.contains("refusing"), "{left}");
     let raw = String::from_utf8_lossy(&seen.raw);
     assert!(!raw.contains("zaphod") && !raw.contains("INFO"), "{raw}");
     Ok(())

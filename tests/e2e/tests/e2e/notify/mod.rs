@@ -2,21 +2,20 @@
 
 mod command;
 mod failures;
+mod older;
 
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs,
-    io::Write as _,
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use usersync_core::subjects::{NOTIFY_EMAIL, NOTIFY_WEBHOOK, USER_ALERT};
-use usersync_stack::{Directory, SmtpServer, StackBuilder, eventually, tools};
+use usersync_stack::{Directory, SmtpServer, StackBuilder, eventually, signed_by};
 
 use crate::{
     alerts::{hasty, history},
@@ -152,37 +151,8 @@ async fn until_settled(bus: &Bus, durable: &str) -> Result<()> {
     .await
 }
 
-/// What the published Python library says of a call, for each secret.
 fn verified(call: &Call, secrets: &[&str]) -> Result<Vec<bool>> {
-    let script = tools::repository().join("shared/targets/tests/auth/verify.py");
-    let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
-    let headers: Value = names
-        .iter()
-        .map(|name| (*name, json!(call.header(name))))
-        .collect();
-    let mut python = tools::python();
-    python
-        .arg(script)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let mut python = python.spawn().context("python3; see: cargo xtask setup")?;
-    let mut stdin = python.stdin.take().context("no stdin")?;
-    for secret in secrets {
-        let body = std::str::from_utf8(&call.raw)?;
-        writeln!(
-            stdin,
-            "{}",
-            json!({"secret": secret, "headers": headers, "body": body})
-        )?;
-    }
-    drop(stdin);
-    let output = python.wait_with_output()?;
-    ensure!(
-        output.status.success(),
-        "the Python library; see: cargo xtask setup"
-    );
-    let lines = String::from_utf8(output.stdout)?;
-    lines.lines().map(|line| Ok(line.parse()?)).collect()
+    signed_by(&call.raw, |name| call.header(name).to_owned(), secrets)
 }
 
 #[tokio::test]

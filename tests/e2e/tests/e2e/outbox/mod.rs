@@ -6,6 +6,7 @@ mod echo;
 mod load;
 mod relay;
 mod repeats;
+mod tls;
 
 pub(crate) use load::fill;
 
@@ -26,7 +27,8 @@ use usersync_core::{
     user_id::UserId,
 };
 use usersync_stack::{
-    Directory, Launch, MariaDbServer, NatsServer, PostgresServer, Process, Stack, eventually, tools,
+    Certificates, Directory, Launch, MariaDbServer, NatsServer, PostgresServer, Process, Stack,
+    StackBuilder, eventually, tools,
 };
 
 use crate::support::{Bus, LATER, SOON};
@@ -38,6 +40,8 @@ const PEOPLE: &str = "CREATE TABLE people (uid BIGINT PRIMARY KEY, username VARC
 pub(crate) struct Main {
     pub(crate) server: Server,
     pub(crate) dir: Directory,
+    /// What the server shows, where it and NATS take nobody without TLS.
+    pub(crate) certificates: Option<Certificates>,
 }
 
 pub(crate) enum Server {
@@ -48,8 +52,24 @@ pub(crate) enum Server {
 impl Main {
     pub(crate) async fn mariadb() -> Result<Self> {
         let dir = Directory::temporary()?;
-        std::fs::write(dir.path().join("password"), MariaDbServer::PASSWORD)?;
         let server = MariaDbServer::start(dir.path()).await?;
+        Self::of_mariadb(dir, server, None).await
+    }
+
+    /// One that takes nobody without TLS, and a stack whose NATS doesn't either.
+    pub(crate) async fn mariadb_secured() -> Result<Self> {
+        let dir = Directory::temporary()?;
+        let certificates = Certificates::make(&dir.path().join("tls"))?;
+        let server = MariaDbServer::start_secured(dir.path(), &certificates).await?;
+        Self::of_mariadb(dir, server, Some(certificates)).await
+    }
+
+    async fn of_mariadb(
+        dir: Directory,
+        server: MariaDbServer,
+        certificates: Option<Certificates>,
+    ) -> Result<Self> {
+        std::fs::write(dir.path().join("password"), MariaDbServer::PASSWORD)?;
         let pool = MySqlPoolOptions::new()
             .max_connections(30)
             .acquire_timeout(SOON);
@@ -57,6 +77,7 @@ impl Main {
         let main = Self {
             server: Server::MariaDb(server, pool),
             dir,
+            certificates,
         };
         main.prepared().await
     }
@@ -72,6 +93,7 @@ impl Main {
         let main = Self {
             server: Server::Postgres(server, pool),
             dir,
+            certificates: None,
         };
         main.prepared().await
     }
@@ -102,7 +124,13 @@ impl Main {
             Server::Postgres(server, _) => server.url(),
         };
         let secret = self.dir.path().join("password");
-        format!("url = \"{url}\"\nsecret = \"file:{}\"", secret.display())
+        let tls = self.certificates.as_ref().map_or_else(String::new, |of| {
+            format!("\ntls = {{ ca = \"file:{}\" }}", of.ca().display())
+        });
+        format!(
+            "url = \"{url}\"\nsecret = \"file:{}\"{tls}",
+            secret.display()
+        )
     }
 
     pub(crate) fn settings(&self) -> PathBuf {
@@ -111,14 +139,18 @@ impl Main {
 
     /// A stack whose gateways know this source.
     pub(crate) async fn stack(&self, gateways: usize) -> Result<Stack> {
+        let stack = self.builder(gateways).workers("redis-cache", 0);
+        stack.start().await
+    }
+
+    /// The same, to be told more.
+    pub(crate) fn builder(&self, gateways: usize) -> StackBuilder {
         let settings = self.settings();
         Stack::builder()
             .examples(false)
             .gateways(gateways)
-            .workers("redis-cache", 0)
+            .nats_tls(self.certificates.is_some())
             .gateway_args(["--config".as_ref(), settings.as_os_str()])
-            .start()
-            .await
     }
 
     /// A stack that knows nothing of it.
@@ -207,6 +239,20 @@ impl Main {
             Server::MariaDb(server, _) => server.restart().await,
             Server::Postgres(server, _) => server.restart().await,
         }
+    }
+
+    /// Has the server show another one of its certificates.
+    pub(crate) async fn show(&mut self, name: &str) -> Result<()> {
+        let certificates = self.certificates.as_ref().context("no certificates")?;
+        certificates.show(name)?;
+        self.restart().await
+    }
+
+    /// Has it show a good one again.
+    pub(crate) async fn renew(&mut self) -> Result<()> {
+        let certificates = self.certificates.as_ref().context("no certificates")?;
+        certificates.renew("server")?;
+        self.restart().await
     }
 
     /// Waits until every row of the outbox is published.

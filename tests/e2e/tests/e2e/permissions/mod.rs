@@ -315,7 +315,7 @@ async fn stack() -> Result<Stack> {
 }
 
 /// Replaces a part of the server's configuration.
-fn edit(nats: &NatsServer, part: &str, by: &str) -> Result<()> {
+pub(crate) fn edit(nats: &NatsServer, part: &str, by: &str) -> Result<()> {
     let conf = fs::read_to_string(nats.conf())?;
     ensure!(conf.contains(part), "nats.conf has no {part:?}");
     Ok(fs::write(nats.conf(), conf.replacen(part, by, 1))?)

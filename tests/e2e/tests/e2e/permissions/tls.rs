@@ -15,13 +15,6 @@ use crate::support::{LATER, Load, SOON};
 
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Has the server show another certificate, from its next reload on.
-fn show(certificates: &Certificates, name: &str) -> Result<()> {
-    fs::copy(certificates.key(name), certificates.key("server"))?;
-    fs::copy(certificates.cert(name), certificates.cert("server"))?;
-    Ok(())
-}
-
 /// A worker that is to connect to `nats`, with a certificate or without.
 struct Client<'a> {
     nats: &'a NatsServer,
@@ -132,7 +125,7 @@ async fn certificates_that_are_no_good_are_refused_and_the_setting_is_named() ->
         ("expired", "certificate expired", "cert_file in nats.conf"),
         ("wrong-host", "not valid for name \"127.0.0.1\"", "nats.url"),
     ] {
-        show(certificates, name)?;
+        certificates.show(name)?;
         nats.reload()?;
         client(certificates.ca(), good.clone())
             .is_told(&dir, told, hint)
@@ -167,7 +160,7 @@ async fn the_servers_certificate_is_renewed_under_load_and_no_event_is_lost() ->
 
     // One that has expired keeps everybody out, and says so.
     let certificates = load.stack.nats.certificates();
-    show(certificates.context("no certificates")?, "expired")?;
+    certificates.context("no certificates")?.show("expired")?;
     load.stack.nats.restart().await?;
     eventually(LATER, async || {
         let said = load.part("nats").await?;

@@ -1,4 +1,4 @@
-//! Certificates of two authorities, and a service that asks for one.
+//! A service that asks whoever calls for a certificate.
 
 use std::{path::Path, process::Stdio};
 
@@ -7,27 +7,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, BufReader, Lines},
     process::{Child, ChildStdout},
 };
-use usersync_stack::{Directory, tools};
-
-/// Two authorities, which don't know each other.
-pub(crate) struct Certificates {
-    /// Of the service, and of those it knows.
-    pub(crate) ours: usersync_stack::Certificates,
-    /// Of strangers.
-    pub(crate) others: usersync_stack::Certificates,
-    _dir: Directory,
-}
-
-impl Certificates {
-    pub(crate) fn new() -> Result<Self> {
-        let dir = Directory::temporary()?;
-        Ok(Self {
-            ours: usersync_stack::Certificates::make(&dir.path().join("ours"))?,
-            others: usersync_stack::Certificates::make(&dir.path().join("others"))?,
-            _dir: dir,
-        })
-    }
-}
+use usersync_stack::{Certificates, tools};
 
 /// The service in https.py.
 pub(crate) struct Https {
@@ -37,7 +17,7 @@ pub(crate) struct Https {
 }
 
 impl Https {
-    pub(crate) async fn start(certificates: &Certificates) -> Result<Self> {
+    pub(crate) async fn start(ours: &Certificates) -> Result<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/auth/https.py");
         let mut python = tokio::process::Command::from(tools::python());
         python
@@ -45,7 +25,6 @@ impl Https {
             .kill_on_drop(true)
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        let ours = &certificates.ours;
         python.args([ours.cert("server"), ours.key("server"), ours.ca()]);
         let mut process = python.spawn().context("python3 can't be run")?;
         let stdout = process.stdout.take().context("no output")?;
