@@ -1,8 +1,8 @@
 //! How many calls may be under way at once: as many as make the target faster, and no more.
 //!
-//! Now and then a few more calls are tried. If the rate rises with them they stay, else it goes back. Calls
-//! that take much longer than they did show a queue. The median tells, so that a few slow calls, which hold
-//! only their own lanes, neither shrink nor stop anything.
+//! To begin with twice as many calls are tried, and again, until that is of no use; then now and then a few more. If
+//! the rate rises with them they stay, else it goes back. Calls that take much longer than they did show a queue. The
+//! median tells, so that a few slow calls, which hold only their own lanes, neither shrink nor stop anything.
 
 use std::time::Duration;
 
@@ -12,9 +12,11 @@ use tokio::time::Instant;
 const FIRST: usize = 64;
 /// A step is decided from the calls of at least this long, and at least as many as the limit.
 const STEP: Duration = Duration::from_millis(50);
-/// How much more is tried.
+/// How much more is tried to begin with: a target that takes many calls at once is not kept waiting.
+const MUCH_MORE: f64 = 2.0;
+/// How much more is tried once that was of no use.
 const MORE: f64 = 1.25;
-/// A step by [`MORE`] stays if it makes the rate rise at least this much.
+/// A step stays if it makes the rate rise at least this much.
 const WORTH: f64 = 1.08;
 /// After how long more is tried again, when it wasn't worth it: soon, for one step may have been judged in a
 /// moment when the machine was busy with something else, then ever later.
@@ -37,6 +39,8 @@ const CALLS: usize = 4_096;
 pub(crate) struct Pace {
     limit: f64,
     most: usize,
+    /// By how much the next step goes up.
+    more: f64,
     /// The limit and the rate before the last step up, while it is on trial.
     trial: Option<(f64, f64)>,
     /// No step up before this.
@@ -79,6 +83,7 @@ impl Pace {
         Self {
             limit: FIRST.min(most) as f64,
             most,
+            more: MUCH_MORE,
             trial: None,
             rest_until: now,
             rest: REST,
@@ -133,12 +138,14 @@ impl Pace {
         let failing = window.failures as f64 > FAILURES * window.calls as f64;
         if failing || (median > SHORT && median > QUEUE * best) {
             self.limit = (self.limit * 0.8).max(1.0);
+            self.more = MORE;
             self.rest_until = now + LONG_REST;
             return;
         }
         if let Some((before, then)) = trial {
             if rate < WORTH * then {
                 self.limit = before;
+                self.more = MORE;
                 self.rest_until = now + self.rest;
                 self.rest = (2 * self.rest).min(LONG_REST);
                 return;
@@ -147,7 +154,7 @@ impl Pace {
         }
         if window.reached && now >= self.rest_until && self.limit() < self.most {
             self.trial = Some((self.limit, rate));
-            self.limit = (self.limit * MORE + 1.0).min(self.most as f64);
+            self.limit = (self.limit * self.more + 1.0).min(self.most as f64);
         }
     }
 }
@@ -180,6 +187,7 @@ mod tests {
     fn it_grows_while_the_rate_grows_with_it() {
         assert_eq!(run(0, usize::MAX, |_| 0.020).limit(), 64);
         assert!(run(5, usize::MAX, |_| 0.020).limit() > 800);
+        assert_eq!(run(1, usize::MAX, |_| 0.020).limit(), 1_000, "and soon");
     }
 
     #[test]
