@@ -194,7 +194,7 @@ async fn a_token_that_is_not_taken_is_replaced_once() -> Result<()> {
 
 #[tokio::test]
 async fn without_a_token_no_call_is_made_and_no_secret_told() -> Result<()> {
-    for (giving, told) in [
+    for (giving, why) in [
         (Giving::Denied, "401 Unauthorized invalid_client"),
         (Giving::Endless, "too long"),
         (Giving::OtherType, "no bearer token"),
@@ -205,7 +205,7 @@ async fn without_a_token_no_call_is_made_and_no_secret_told() -> Result<()> {
         for outcome in outcomes {
             let reason = fault(&outcome?)?;
             ensure!(
-                reason.contains(told) && !reason.contains("hunter2"),
+                reason.contains(why) && !reason.contains("hunter2"),
                 "{reason}"
             );
         }

@@ -245,7 +245,7 @@ async fn what_ships_may_be_on_this_machine_and_the_same_entry_from_elsewhere_may
         catalogue::load(Some(&file)).map_err(|problems| anyhow::anyhow!(problems.join("; ")))?;
     for config in entries.values() {
         let target = connect_by(config, &Egress::default(), Arc::new(Answers))?;
-        target.deliver(&[user()]).await;
+        target.deliver(&[user(1, "ann")]).await;
     }
     ensure!(
         listener.connections() == 1,
