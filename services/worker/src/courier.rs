@@ -184,7 +184,7 @@ impl Courier {
                 let tasks = carried.held.into_iter().flat_map(|item| item.tasks);
                 hand_back(&route, tasks.filter_map(Task::into_message)).await;
             }
-            route.results.publish(true).await;
+            route.results.publish().await;
         };
         if timeout(DRAIN, finish).await.is_err() {
             tracing::warn!(%target, calls = parcels.len(), "not all calls ended in time; their users come again");
@@ -410,7 +410,7 @@ impl Courier {
         let meters = &self.route.meters;
         meters.concurrency.set(self.pace.limit() as f64);
         meters.in_hand.set((self.lanes.queued() + under_way) as f64);
-        self.route.results.publish(true).await;
+        self.route.results.publish().await;
     }
 }
 

@@ -10,6 +10,11 @@ use usersync_core::{subjects, target::TargetName, user_id::UserId};
 
 /// Lines are published when this many bytes have come together, else at the next tick.
 const FULL: usize = 32 * 1024;
+/// What comes when so many bytes wait, for NATS takes none, is dropped.
+const MOST: usize = 8 * FULL;
+
+/// More than a line has, in bytes.
+const LINE: usize = 1_024;
 
 /// The log of one target.
 pub(crate) struct Results {
@@ -49,25 +54,26 @@ impl Results {
         }
     }
 
-    /// Adds a line.
-    pub(crate) fn add(&self, line: &Line<'_>) {
+    /// Adds a line; says whether enough have come together to publish them now.
+    pub(crate) fn add(&self, line: &Line<'_>) -> bool {
         if !self.enabled {
-            return;
+            return false;
         }
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() < 8 * FULL && serde_json::to_writer(&mut *lines, line).is_ok() {
+        if lines.len() < MOST && serde_json::to_writer(&mut *lines, line).is_ok() {
             lines.push(b'\n');
         }
+        lines.len() >= FULL
     }
 
-    /// Publishes what has come together; unless `all`, only when it is worth it.
-    pub(crate) async fn publish(&self, all: bool) {
+    /// Publishes what has come together.
+    pub(crate) async fn publish(&self) {
         let lines = {
             let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-            if lines.is_empty() || (!all && lines.len() < FULL) {
+            if lines.is_empty() {
                 return;
             }
-            std::mem::replace(&mut *lines, Vec::with_capacity(FULL))
+            std::mem::replace(&mut *lines, Vec::with_capacity(FULL + LINE))
         };
         // While NATS is away these lines are dropped: nothing may wait for a log.
         if self.client.connection_state() == State::Connected {

@@ -73,7 +73,7 @@ pub(crate) async fn settle(
     };
     counter.increment(1);
     route.recent().succeeded(Instant::now());
-    log(route, item, version, name, took, None);
+    log(route, item, version, name, took, None).await;
     route.failures().ended(&item.user_id);
     if let Err(error) = route.letters.clear(&item.user_id, version).await {
         let error = format!("{error:#}");
@@ -105,7 +105,7 @@ async fn failed(
         Verdict::Retry(delay, failure) => {
             route.meters.retried.increment(1);
             let code = failure.code.as_deref();
-            log(route, item, version, "retry", took, code);
+            log(route, item, version, "retry", took, code).await;
             route
                 .failures()
                 .failed(&item.user_id, version, attempts, failure, delay);
@@ -115,7 +115,7 @@ async fn failed(
         }
         Verdict::DeadLetter(class, failure) => {
             let code = failure.code.as_deref();
-            log(route, item, version, "dead", took, code);
+            log(route, item, version, "dead", took, code).await;
             let first =
                 route
                     .failures()
@@ -150,7 +150,7 @@ async fn failed(
     }
 }
 
-fn log(
+async fn log(
     route: &Route,
     item: &Item,
     version: u64,
@@ -161,7 +161,7 @@ fn log(
     if !route.config.results {
         return;
     }
-    route.results.add(&Line {
+    let full = route.results.add(&Line {
         user_id: &item.user_id,
         version,
         outcome,
@@ -170,6 +170,10 @@ fn log(
         code,
         at_us: unix_us(),
     });
+    if full {
+        // One in some hundreds: on the heap it doesn't weigh on the others.
+        Box::pin(route.results.publish()).await;
+    }
 }
 
 async fn acknowledge(messages: impl Iterator<Item = &Message>, kind: AckKind) {

@@ -1,7 +1,13 @@
 //! What rules, signatures, TLS, metrics and the delivery log cost: the same worker with them, and as the limit without.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
+use async_nats::jetstream::consumer::{OrderedPullConsumer, pull::OrderedConfig};
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
+use tokio::time::timeout;
+use usersync_core::subjects;
 use usersync_stack::{Certificates, RedisServer, free_port};
 
 use super::Contest;
@@ -21,6 +27,9 @@ const SECURE_CPU: f64 = 1.25;
 
 /// Metrics, and traces that are switched off, take at most this much more.
 const OBSERVED_CPU: f64 = 1.05;
+
+/// How long a line of the log may take to its stream.
+const LOGGED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A filter that everybody passes, and a projection.
 fn rules() -> Value {
@@ -150,10 +159,38 @@ pub(super) async fn log(options: &Options, name: &str) -> Result<Vec<Row>> {
         sink.expect(users, "the worker").await?;
         Ok(drained)
     };
-    let ours = async || run(&logged).await;
+    let ours = async || {
+        let drained = run(&logged).await?;
+        expect_lines(&rig, users).await?;
+        Ok(drained)
+    };
     let contest = Contest::hold(options, name, "without a log", ours, async || {
         run(&silent).await
     });
     let [rate, ..] = contest.await?.rows(name, "deliveries/s");
     Ok(vec![rate.aim(Aim::RatioAtLeast(LEFT_BESIDE_LOG))])
+}
+
+/// Makes sure that the delivery log tells of `deliveries`, and empties it.
+async fn expect_lines(rig: &Rig, deliveries: u64) -> Result<()> {
+    let stream = rig.stream(subjects::USER_RESULT).await?;
+    let consumer: OrderedPullConsumer = stream.create_consumer(OrderedConfig::default()).await?;
+    let mut messages = consumer.messages().await?;
+    let mut lines = 0;
+    while lines < deliveries {
+        let message = timeout(LOGGED_WITHIN, messages.next()).await;
+        let message = message.with_context(|| format!("the log has {lines} of {deliveries} lines"));
+        let message = message?.context("the log ended")??;
+        lines += message
+            .payload
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count() as u64;
+    }
+    ensure!(
+        lines == deliveries,
+        "the log has {lines} lines of {deliveries} deliveries"
+    );
+    stream.purge().await.context("emptying the log")?;
+    Ok(())
 }
