@@ -265,7 +265,9 @@ async fn events_that_nobody_merges_and_a_full_store_are_told() -> Result<()> {
 async fn an_outbox_that_nobody_can_read_is_told_by_none_of_two_gateways_twice() -> Result<()> {
     let dir = Directory::temporary()?;
     let (settings, main) = source(dir.path()).await?;
-    let stack = hasty(only("")).gateways(2);
+    // On a busy machine the first of two gateways may need more than a second to begin.
+    let stack = hasty(only("")).env("USERSYNC_ALERTS__OUTBOX", "8s");
+    let stack = stack.gateways(2);
     let stack = stack.gateway_args(["--config".as_ref(), settings.as_os_str()]);
     let stack = stack.start().await?;
     let bus = Bus::connect(&stack).await?;
