@@ -64,7 +64,9 @@ impl MariaDbServer {
         let (program, port) = (tools::mariadbd()?, free_port()?);
         let home = dir.join("mariadb");
         let data = home.join("data");
-        std::fs::create_dir_all(&home).with_context(|| format!("creating {}", home.display()))?;
+        let temporary = home.join("tmp");
+        std::fs::create_dir_all(&temporary)
+            .with_context(|| format!("creating {}", temporary.display()))?;
         template::copy("mariadb", &data, |data| initialise(&program, data))?;
         let init = home.join("init.sql");
         let accounts = format!(
@@ -75,7 +77,7 @@ impl MariaDbServer {
         );
         std::fs::write(&init, accounts).with_context(|| format!("writing {}", init.display()))?;
         let launch = Launch::new("mariadbd", program, dir.join("mariadb.log"))
-            .args(common(&data))
+            .args(common(&data, &temporary))
             .arg(option("socket", &home.join("socket")))
             .arg(option("pid-file", &home.join("pid")))
             .arg(option("init-file", &init))
@@ -166,8 +168,14 @@ fn option(name: &str, path: &Path) -> String {
 }
 
 /// What the server gets whether it is set up or serves. It runs as root only when told to.
-fn common(data: &Path) -> Vec<String> {
-    let mut args = vec!["--no-defaults".to_owned(), option("datadir", data)];
+///
+/// `temporary` must be its own: a server that starts deletes every temporary table that it finds there.
+fn common(data: &Path, temporary: &Path) -> Vec<String> {
+    let mut args = vec![
+        "--no-defaults".to_owned(),
+        option("datadir", data),
+        option("tmpdir", temporary),
+    ];
     if nix::unistd::geteuid().is_root() {
         args.push("--user=root".to_owned());
     }
@@ -189,8 +197,9 @@ fn initialise(program: &Path, data: &Path) -> Result<()> {
         let path = folder.join(file);
         script.extend(std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
     }
+    let temporary = tempfile::tempdir().context("creating a temporary directory")?;
     let mut server = Command::new(program)
-        .args(common(data))
+        .args(common(data, temporary.path()))
         .args([
             "--bootstrap",
             "--skip-networking",
