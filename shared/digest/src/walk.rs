@@ -14,14 +14,16 @@ use crate::{
     cut::{Cut, Extent},
     digest::Digest,
     row::RowHash,
-    side::{Entry, Side, SideError},
+    side::{Answer, Entry, Side, SideError},
 };
 
-/// First buckets asked for at once, where the sides find them without looking at everybody: as many to begin with,
-/// then as many as sides answer in about [`SOON`], within these bounds.
+/// First buckets of a portion, where the sides find them without looking at everybody: as many to begin with, then as
+/// many as sides answer in about [`SOON`], within these bounds.
 const PORTION: u64 = 1_024;
 const PORTIONS: (u64, u64) = (64, 8_192);
-const SOON: Duration = Duration::from_millis(500);
+const SOON: Duration = Duration::from_secs(2);
+/// Questions that a portion is asked in, so that statements stay short. A side doesn't wait for the other between them.
+const QUESTIONS: u64 = 4;
 /// Buckets that one question may be about: what bounds memory.
 const MOST: u64 = 16_384;
 /// Users that one list may have, as far as digests tell.
@@ -36,7 +38,7 @@ const FEW_SCANNED: u64 = 16_384;
 const AIM: u64 = 8;
 /// Where more than one bucket of so many differs, those of the next portion are half as wide: looking at their users
 /// twice would cost more than the answers that are saved…
-const OFTEN: u64 = 5;
+const OFTEN: u64 = 10;
 /// …and twice as wide again where fewer than one of so many does.
 const SELDOM: u64 = 20;
 /// How far apart the first and the last bucket of one question may be, which servers answer in 31 bits.
@@ -190,15 +192,24 @@ impl<'a> Walk<'a> {
     /// Compares some of the first buckets.
     async fn portion(&mut self, buckets: Range<u64>) -> Result<(), SideError> {
         let cut = self.cut.finer(self.divided);
-        let parts = self.cut.within(&cut, buckets.clone());
-        let (left, right) = self.digests(&cut, std::slice::from_ref(&parts)).await?;
+        let many = buckets.end - buckets.start;
+        let size = match self.seeks(&cut) {
+            true => many.div_ceil(QUESTIONS).max(PORTIONS.0),
+            false => many,
+        };
+        let starts = buckets.clone().step_by(size as usize);
+        let parts = starts.map(|start| start..buckets.end.min(start + size));
+        let questions: Vec<_> = parts
+            .map(|part| vec![self.cut.within(&cut, part)])
+            .collect();
+        let (left, right) = self.digests(&cut, &questions).await?;
         let users =
             |side: &[(u64, Digest)]| side.iter().map(|(_, digest)| digest.count).sum::<u64>();
         let (on_left, on_right) = (users(&left), users(&right));
         self.read.left += on_left;
         self.read.right += on_right;
         let differing = differing(&left, &right);
-        let asked = parts.end - parts.start;
+        let asked = many << self.divided;
         let differ = differing.len() as u64;
         if differ * SELDOM < asked {
             self.divided = self.divided.saturating_sub(1);
@@ -216,7 +227,8 @@ impl<'a> Walk<'a> {
     async fn work(&mut self, task: &Task) -> Result<Vec<Difference>, SideError> {
         match task {
             Task::Digest { cut, buckets } => {
-                let (left, right) = self.digests(cut, buckets).await?;
+                let question = std::slice::from_ref(buckets);
+                let (left, right) = self.digests(cut, question).await?;
                 self.plan(*cut, differing(&left, &right));
                 Ok(Vec::new())
             }
@@ -229,15 +241,15 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The digests of both sides.
+    /// What both sides answer to all `questions`.
     async fn digests(
         &mut self,
         cut: &Cut,
-        buckets: &[Range<u64>],
+        questions: &[Vec<Range<u64>>],
     ) -> Result<(Digests, Digests), SideError> {
         let (left, right) = tokio::try_join!(
-            self.left.digest(cut, buckets),
-            self.right.digest(cut, buckets)
+            answers(self.left, cut, questions),
+            answers(self.right, cut, questions)
         )?;
         self.read.bytes += left.bytes + right.bytes;
         Ok((left.items, right.items))
@@ -279,6 +291,21 @@ impl<'a> Walk<'a> {
             }
         }
     }
+}
+
+/// What `side` answers to ascending `questions`, one after the other.
+async fn answers(
+    side: &dyn Side,
+    cut: &Cut,
+    questions: &[Vec<Range<u64>>],
+) -> Result<Answer<(u64, Digest)>, SideError> {
+    let (mut items, mut bytes) = (Vec::new(), 0);
+    for buckets in questions {
+        let answer = side.digest(cut, buckets).await?;
+        items.extend(answer.items);
+        bytes += answer.bytes;
+    }
+    Ok(Answer { items, bytes })
 }
 
 /// By how many bits a bucket of so many users is divided.

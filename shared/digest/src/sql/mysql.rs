@@ -61,6 +61,18 @@ pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
     })
 }
 
+/// How many octets `text` has, which is what [`text`] made of `column`.
+fn length(column: Option<&str>, stored: Stored, form: Form, text: &str) -> String {
+    match (column, stored, form) {
+        // From 2001 to 2286 there are ten digits of seconds: no need to compute the time twice.
+        (Some(column), Stored::Instant { .. }, Form::Instant { digits, .. }) => format!(
+            "IF({column} BETWEEN '2001-09-10' AND '2286-11-20', {}, OCTET_LENGTH({text}))",
+            10 + digits.min(6)
+        ),
+        _ => format!("OCTET_LENGTH({text})"),
+    }
+}
+
 /// The id as a text.
 fn id(table: &Table) -> String {
     match table.integer_ids {
@@ -71,9 +83,14 @@ fn id(table: &Table) -> String {
 
 /// The hash in hex. `CONCAT_WS` leaves out what is NULL, and so does the length of NULL.
 fn hash(table: &Table) -> String {
-    let texts = std::iter::once(id(table)).chain(table.texts(Flavour::MySql));
-    let encoded = texts.map(|text| format!(", OCTET_LENGTH({text}), ':', {text}"));
-    format!("SHA2(CONCAT_WS(''{}), 256)", encoded.collect::<String>())
+    let id = id(table);
+    let fields = table.fields.iter().zip(table.texts(Flavour::MySql));
+    let encoded = fields.map(|(field, text)| {
+        let length = length(field.column.as_deref(), field.stored, field.form, &text);
+        format!(", {length}, ':', {text}")
+    });
+    let encoded = encoded.collect::<String>();
+    format!("SHA2(CONCAT_WS('', OCTET_LENGTH({id}), ':', {id}{encoded}), 256)")
 }
 
 /// Both halves of the hash in one number, so that it is computed once: a condition comes before what depends on it.

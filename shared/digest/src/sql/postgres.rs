@@ -28,15 +28,23 @@ pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
         },
         (Form::Instant { digits, rounded }, Stored::Instant { digits: held, .. }) => {
             let unit = 10_i64.pow(6_u32.saturating_sub(digits));
-            let seconds = format!("extract(epoch from {column})");
+            let micros = format!("extract(epoch from {column}) * 1000000");
             let units = match (held <= digits, rounded) {
-                _ if unit == 1 => format!("{seconds} * 1000000"),
-                (_, true) => format!("round({seconds} * 1000000 / {unit})"),
-                (_, false) => format!("floor({seconds} * 1000000 / {unit})"),
+                _ if unit == 1 => micros,
+                (_, true) => format!("round({micros} / {unit})"),
+                (_, false) => format!("floor({micros} / {unit})"),
+            };
+            // A double holds these in microseconds with a bit to spare, at half of what a numeric costs.
+            let near = match unit {
+                1 => format!(
+                    "WHEN {column} BETWEEN '1970-01-01Z' AND '2040-01-01Z' \
+                     THEN round(date_part('epoch', {column}) * 1000000)::int8::text "
+                ),
+                _ => String::new(),
             };
             // There is an infinity, which is no number of seconds.
             format!(
-                "CASE WHEN isfinite({column}) THEN ({units})::int8::text ELSE {column}::text END"
+                "CASE {near}WHEN isfinite({column}) THEN ({units})::int8::text ELSE {column}::text END"
             )
         }
         (Form::Day, Stored::Day) => chars(),
@@ -60,10 +68,12 @@ fn texts(table: &Table, more: &str, from: &str) -> String {
 
 /// The first half of the hash of rows made by [`texts`].
 fn hash(table: &Table) -> String {
-    // `concat` leaves out what is NULL, and so is the length of NULL.
-    let encoded = (0..=table.fields.len()).map(|at| format!("octet_length(c{at}), ':', c{at}"));
-    let encoded = encoded.collect::<Vec<_>>().join(", ");
-    format!("substr(sha256(convert_to(concat({encoded}), 'UTF8')), 1, 16)")
+    // Faster than `concat`, which looks up how each type is written, row by row; and `textsend` makes octets in the
+    // connection's encoding, which is UTF-8, at less than half of what `convert_to` costs.
+    let encoded = (0..=table.fields.len())
+        .map(|at| format!("coalesce(octet_length(c{at})::text || ':' || c{at}, ':')"));
+    let encoded = encoded.collect::<Vec<_>>().join(" || ");
+    format!("substr(sha256(textsend({encoded})), 1, 16)")
 }
 
 /// The bucket's number.

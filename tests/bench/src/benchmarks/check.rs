@@ -161,7 +161,8 @@ async fn fill(main: &MySqlPool, target: &PgPool, users: u64) -> Result<()> {
     let columns =
         "username varchar(320), email varchar(320), phone varchar(64), status varchar(64)";
     let mysql = format!(
-        "CREATE TABLE users (id bigint PRIMARY KEY, {columns}, updated_at datetime(6)); \
+        "CREATE TABLE users (id bigint PRIMARY KEY, {columns}, updated_at datetime(6)) \
+         CHARACTER SET utf8mb4; \
          INSERT INTO users SELECT seq, CONCAT('user', seq), CONCAT('user', seq, '@example.com'), \
          CONCAT('+49', LPAD(seq * 7919 % 1000000007, 9, '0')), IF(seq % 7 = 0, 'disabled', 'active'), \
          '2026-01-01' + INTERVAL seq * 37 SECOND + INTERVAL (seq * 7919 % 1000000) MICROSECOND FROM seq_1_to_{users}; \
