@@ -253,11 +253,15 @@ fn show(stack: &Stack) {
         .examples
         .values()
         .for_each(|example| service("example ", example));
+    let (nats, password) = (stack.nats.url(), stack.nats.password_file("operator"));
+    let password = password.display();
     println!(
-        "  {:<28} export NATS_URL={} NATS_USER=operator NATS_PASSWORD=\"$(cat {})\"",
-        "for the nats CLI",
-        stack.nats.url(),
-        stack.nats.password_file("operator").display()
+        "  {:<28} export NATS_URL={nats} NATS_USER=operator NATS_PASSWORD=\"$(cat {password})\"",
+        "for the nats CLI"
+    );
+    println!(
+        "  {:<28} export USERSYNC_NATS__URL={nats} USERSYNC_NATS__USER=operator USERSYNC_NATS__PASSWORD=file:{password}",
+        "for our own commands"
     );
     println!("  {:<28} {}", "data and logs", stack.dir().display());
     println!("  {:<28} {}", "targets", stack.catalogue().display());

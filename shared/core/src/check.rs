@@ -143,6 +143,12 @@ impl Check {
         }
     }
 
+    /// The interval of what [`Check::schedule`] made; `None` for a cron line, which has none.
+    pub fn interval(schedule: &str) -> Option<Duration> {
+        let seconds = schedule.strip_prefix("@every ")?.strip_suffix('s')?;
+        seconds.parse().ok().map(Duration::from_secs)
+    }
+
     /// What follows from a difference of `class`.
     pub fn policy(&self, class: Class) -> Policy {
         match class {
@@ -403,6 +409,11 @@ mod tests {
         assert_eq!(schedule(json!({"every": "0s"})), None);
         let cron = json!({"cron": "0 0 3 * * *"});
         assert_eq!(schedule(cron).as_deref(), Some("0 0 3 * * *"));
+        assert_eq!(
+            Check::interval("@every 3600s"),
+            Some(Duration::from_secs(3600))
+        );
+        assert_eq!(Check::interval("0 0 3 * * *"), None);
         for (wrong, key) in [
             (json!({"every": "1s"}), "check.every"),
             (json!({"cron": "0 3 * * *"}), "check.cron"),

@@ -6,7 +6,9 @@ mod tls;
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
-use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, ServerAddr, jetstream};
+use async_nats::{
+    Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, jetstream,
+};
 use secrecy::ExposeSecret;
 
 use self::failures::Failures;
@@ -188,8 +190,15 @@ pub async fn check(settings: &Settings, name: &str) -> anyhow::Result<jetstream:
         .connection_timeout(REQUEST_TIMEOUT);
     let client = options.connect(settings.servers()).await;
     let client = client.map_err(|error| {
-        let hint = tls::hint(&error.to_string()).unwrap_or("is nats-server running there?");
-        anyhow::Error::new(error).context(format!("can't connect to NATS at {url}; {hint}"))
+        let hint = match error.kind() {
+            ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                "who are we there? nats.user and nats.password say so (USERSYNC_NATS__USER, and \
+                 USERSYNC_NATS__PASSWORD as env:NAME or file:PATH), or nats.nkey, or nats.credentials"
+            }
+            _ => tls::hint(&error.to_string()).unwrap_or("is nats-server running there?"),
+        };
+        // It tells its causes by itself.
+        anyhow::anyhow!("can't connect to NATS at {url}: {error}; {hint}")
     })?;
     let jetstream = jetstream::new(client);
     let account = jetstream.query_account().await;

@@ -68,6 +68,7 @@ pub(crate) struct Recipe {
     pub(crate) profile: Profile,
     pub(crate) gateway_args: Vec<OsString>,
     pub(crate) worker_args: Vec<OsString>,
+    pub(crate) scheduler_args: Vec<OsString>,
     pub(crate) env: Vec<(OsString, OsString)>,
     /// How far the clock of a binary is off, as faketime takes it.
     pub(crate) clocks: BTreeMap<String, String>,
@@ -91,6 +92,7 @@ impl Default for StackBuilder {
                 profile: Profile::own(),
                 gateway_args: Vec::new(),
                 worker_args: Vec::new(),
+                scheduler_args: Vec::new(),
                 env: Vec::new(),
                 clocks: BTreeMap::new(),
                 password_memory_kib: Some(PASSWORD_MEMORY_KIB),
@@ -182,6 +184,13 @@ impl StackBuilder {
     pub fn worker_args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
         self.recipe.worker_args.extend(args);
+        self
+    }
+
+    /// More arguments for every scheduler.
+    pub fn scheduler_args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+        self.recipe.scheduler_args.extend(args);
         self
     }
 

@@ -316,6 +316,7 @@ impl Stack {
             .launch(self.dir(), "usersync-scheduler", &name)?
             // Where the main database is, when the examples run.
             .env("USERSYNC_CONFIG", self.settings())
+            .args(&self.recipe.scheduler_args)
             .nats(&self.nats, "scheduler")
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(["--log-format", "human"]);

@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use async_nats::jetstream::account::Account;
+use async_nats::{
+    header::NATS_SCHEDULE,
+    jetstream::{account::Account, stream::LastRawMessageErrorKind},
+};
 use jiff::Timestamp;
 use usersync_core::{
     alert::{Alert, Kind},
-    check::{Report, Stage},
-    subjects::{CHECKS_BUCKET, GATEWAY_TARGET, check_pause},
+    check::{Check, Report, Stage},
+    subjects::{CHECKS_BUCKET, GATEWAY_TARGET, USER_CHECK, check_pause, check_schedule},
 };
 
 use super::Settings;
@@ -181,7 +184,9 @@ impl Settings {
         }
         let what = if report.stage == Stage::Failed {
             format!("a check of {name} failed")
-        } else if self.is_overdue(target, report, now) && !is_paused(control, name).await? {
+        } else if self.is_overdue(every(control, target).await?, report, now)
+            && !is_paused(control, name).await?
+        {
             format!("the check of {name} is overdue")
         } else {
             return Ok(None);
@@ -195,13 +200,30 @@ impl Settings {
         )))
     }
 
-    /// Whether the newest check is older than the entry's `every` allows.
-    fn is_overdue(&self, target: Option<&Target>, report: &Report, now: Timestamp) -> bool {
-        let check = target.and_then(|target| target.entry.config.as_ref());
-        let check = check.map(|config| &config.check);
-        let every = check.filter(|check| check.cron.is_none() && !check.every.is_zero());
-        every.is_some_and(|check| age(now, report.started) > 2 * check.every + self.check)
+    /// Whether the newest check is older than one of `every` so often may be.
+    fn is_overdue(&self, every: Option<Duration>, report: &Report, now: Timestamp) -> bool {
+        every.is_some_and(|every| age(now, report.started) > 2 * every + self.check)
     }
+}
+
+/// How often `target` is checked by its entry; of the states, which have none, by the schedule that the schedulers keep:
+/// a gateway need not know the main database. `None` for never, and at the times of a cron line.
+async fn every(control: &Control, target: Option<&Target>) -> anyhow::Result<Option<Duration>> {
+    let Some(target) = target else {
+        let stream = control.jetstream.get_stream_no_info(USER_CHECK).await?;
+        let schedule = check_schedule(GATEWAY_TARGET);
+        return match stream.get_last_raw_message_by_subject(&schedule).await {
+            Ok(stored) => {
+                let schedule = stored.headers.get(NATS_SCHEDULE);
+                Ok(schedule.and_then(|schedule| Check::interval(schedule.as_str())))
+            }
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+    };
+    let schedule = target.entry.config.as_ref();
+    let schedule = schedule.and_then(|config| config.check.schedule());
+    Ok(schedule.as_deref().and_then(Check::interval))
 }
 
 async fn is_paused(control: &Control, name: &str) -> anyhow::Result<bool> {

@@ -223,6 +223,32 @@ async fn a_check_that_nobody_does_any_more_is_overdue_until_one_is_done() -> Res
 }
 
 #[tokio::test]
+async fn the_check_of_the_states_is_overdue_for_a_gateway_that_knows_no_main_database() -> Result<()>
+{
+    let dir = Directory::temporary()?;
+    let (settings, _main) = source(dir.path()).await?;
+    let often = "[sources.main.check]\nevery = \"10s\"\n";
+    std::fs::write(&settings, std::fs::read_to_string(&settings)? + often)?;
+    let stack = hasty(only("")).schedulers(1);
+    let stack = stack.scheduler_args(["--config".as_ref(), settings.as_os_str()]);
+    let mut stack = stack.start().await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    eventually(LATER, async || {
+        let report = api.get("/v1/checks/gateway").await?;
+        ensure!(report["stage"] == "done", "{report}");
+        Ok(())
+    })
+    .await?;
+    stack.schedulers[0].kill9().await;
+    let overdue = until(&bus, "check", "gateway", RAISED).await?;
+    let summary = overdue["summary"].as_str().unwrap_or_default();
+    ensure!(summary.contains("gateway is overdue"), "{overdue}");
+    stack.schedulers[0].restart().await?;
+    until(&bus, "check", "gateway", BOTH).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn events_that_nobody_merges_and_a_full_store_are_told() -> Result<()> {
     let stack = hasty(only(""))
         .env("USERSYNC_ALERTS__STORE_GIB", "1")
