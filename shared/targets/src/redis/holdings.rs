@@ -1,11 +1,14 @@
 //! What Redis holds of all users: keys by `SCAN`, documents by `MGET`, hashed here.
 //!
-//! The pages of both overlap: each round trip brings the documents of one page and the keys of the next.
+//! The pages of both overlap: each round trip brings the documents of one page and the keys of the next. Redis reads
+//! a page while the one before is hashed here.
 
 use std::{future::Future, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::future::join;
 use redis::{RedisError, aio::MultiplexedConnection};
+use tokio::task::yield_now;
 use usersync_core::user_id::UserId;
 use usersync_digest::{Each, Row, RowHash, Scan, Scanned, Side, SideError};
 
@@ -24,29 +27,36 @@ pub(super) struct RedisHoldings<'a> {
 
 /// Where the scan stands, and the keys that came last.
 type Keys = (u64, Vec<Vec<u8>>);
+/// What is under some keys.
+type Documents = Vec<Option<Vec<u8>>>;
 
 impl RedisHoldings<'_> {
     async fn all(&self, each: Each<'_>) -> Result<u64, RedisError> {
         let mut connection = self.target.connection().await?;
         let (mut row, mut bytes) = (Row::default(), 0);
         let (mut cursor, mut keys) = first(&mut connection).await?;
+        let (mut page, mut documents) = (Vec::<Vec<u8>>::new(), Documents::new());
         loop {
             keys.retain(|key| user(key).is_some());
-            let page = std::mem::take(&mut keys);
-            let documents;
-            (documents, cursor, keys) = next(&mut connection, &page, cursor).await?;
-            for (key, document) in page.iter().zip(documents) {
-                bytes += key.len() as u64;
-                // It has gone meanwhile, or is no text.
-                let (Some(document), Some(id)) = (document, user(key)) else {
-                    continue;
-                };
-                bytes += document.len() as u64;
-                row.begin(id);
-                document::hashed(&document, &mut row);
-                each(id, row.hash());
-            }
-            if cursor == 0 && keys.is_empty() {
+            let hashing = async {
+                // What is asked for is sent first.
+                yield_now().await;
+                for (key, document) in page.iter().zip(documents) {
+                    bytes += key.len() as u64;
+                    // It has gone meanwhile, or is no text.
+                    let (Some(document), Some(id)) = (document, user(key)) else {
+                        continue;
+                    };
+                    bytes += document.len() as u64;
+                    row.begin(id);
+                    document::hashed(&document, &mut row);
+                    each(id, row.hash());
+                }
+            };
+            let (asked, ()) = join(next(&mut connection, &keys, cursor), hashing).await;
+            page = std::mem::take(&mut keys);
+            (documents, cursor, keys) = asked?;
+            if page.is_empty() && cursor == 0 && keys.is_empty() {
                 return Ok(bytes);
             }
         }
@@ -72,7 +82,7 @@ async fn next(
     connection: &mut MultiplexedConnection,
     keys: &[Vec<u8>],
     cursor: u64,
-) -> Result<(Vec<Option<Vec<u8>>>, u64, Vec<Vec<u8>>), RedisError> {
+) -> Result<(Documents, u64, Vec<Vec<u8>>), RedisError> {
     let mut mget = redis::cmd("MGET");
     mget.arg(keys);
     let mut pipeline = redis::pipe();
