@@ -115,7 +115,7 @@ impl Intake {
             traces: self.traces.clone(),
             meters: meters(),
         });
-        let mut pin = None;
+        let (mut pin, mut said) = (None, String::new());
         while !shutdown.is_cancelled() {
             let opened = shutdown
                 .run_until_cancelled(self.open(&pinned, &desk, pin.take()))
@@ -125,17 +125,19 @@ impl Intake {
                 Some(Ok(Some(session))) => session,
                 Some(Ok(None)) => continue,
                 Some(Err(error)) => {
-                    tracing::warn!(
-                        error = format!("{error:#}"),
-                        "can't take in events; trying again"
-                    );
-                    self.health.down("intake", format!("{error:#}"));
+                    let reason = format!("{error:#}");
+                    if reason != said {
+                        tracing::warn!(error = reason, "can't take in events; trying again");
+                    }
+                    self.health.down("intake", reason.as_str());
+                    said = reason;
                     shutdown
                         .run_until_cancelled(tokio::time::sleep(PATIENCE))
                         .await;
                     continue;
                 }
             };
+            said.clear();
             self.active.set(1.0);
             let ended = merge_events(&mut session, &desk, &shutdown).await;
             self.active.set(0.0);
