@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod alert;
 pub mod auth;
+pub mod batch;
 pub mod buckets;
 pub mod catalogue;
 pub mod check;

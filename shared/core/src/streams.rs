@@ -56,6 +56,7 @@ pub fn all(replicas: usize) -> Vec<Config> {
         Config {
             max_age: 7 * DAY,
             duplicate_window: DUPLICATE_WINDOW,
+            allow_batch_publish: true,
             ..base(
                 subjects::USER_EVENTS,
                 "What happened, in arrival order",
@@ -65,6 +66,7 @@ pub fn all(replicas: usize) -> Vec<Config> {
         Config {
             max_messages_per_subject: 1,
             discard: DiscardPolicy::Old,
+            allow_batch_publish: true,
             ..base(
                 subjects::USER_STATE,
                 "The newest state of every user",
@@ -417,6 +419,7 @@ fn updated(found: &Config, wanted: &Config) -> Option<Config> {
         duplicate_window: found.duplicate_window.max(wanted.duplicate_window),
         allow_message_ttl: found.allow_message_ttl || wanted.allow_message_ttl,
         allow_message_schedules: found.allow_message_schedules || wanted.allow_message_schedules,
+        allow_batch_publish: found.allow_batch_publish || wanted.allow_batch_publish,
         description: wanted.description.clone(),
         ..found.clone()
     };

@@ -14,6 +14,15 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// The same for statements that change tables, which wait for those who use them.
 const SCHEMA_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Rows that were read and aren't marked yet: all that waited up to an id.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsUnderWay {
+    /// The highest id.
+    pub last: i64,
+    /// How many there are.
+    pub count: i64,
+}
+
 /// A connection. After an error that isn't [`SourceError::Refused`] it should be dropped, and another made.
 pub struct Database {
     pub(crate) session: Box<dyn Session>,
@@ -95,9 +104,30 @@ impl Database {
         within(
             PATIENCE,
             "reading the outbox",
-            self.session.unpublished(most),
+            self.session.unpublished(i64::MIN, most),
         )
         .await
+    }
+
+    /// The same of those behind `under_way`, rows that will be marked later; none when there are others before
+    /// the last of them: their transactions took their ids and committed late, and they come first.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn unpublished_behind(
+        &mut self,
+        under_way: RowsUnderWay,
+        most: u32,
+    ) -> Result<Option<Vec<OutboxRow>>, SourceError> {
+        let RowsUnderWay { last, count } = under_way;
+        let session = &mut self.session;
+        let reading = async {
+            let rows = session.unpublished(last, most).await?;
+            // Asked in this order: what could come before one of these rows is committed before it.
+            let before = session.unpublished_until(last).await?;
+            Ok((before == count).then_some(rows))
+        };
+        within(PATIENCE, "reading the outbox", reading).await
     }
 
     /// Those of `ids`, as the table spells them, of whom a row of the outbox isn't published yet.

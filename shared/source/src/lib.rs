@@ -19,7 +19,7 @@ mod sqlite;
 
 pub use column::{Kind, Live, LiveColumn};
 pub use config::{OutboxConfig, Server, SourceConfig, SourceName, read};
-pub use database::Database;
+pub use database::{Database, RowsUnderWay};
 pub use error::SourceError;
 pub use layout::{Column, Layout, TableName};
 pub use outbox::{InstallPlan, Standing, shipped};

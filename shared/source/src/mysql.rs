@@ -214,16 +214,26 @@ impl Session for MySql {
         taken.map_err(|error| SourceError::of("taking the relay's lock", &error))
     }
 
-    async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
+    async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
         let statement = format!(
             "SELECT id, event, IF(LENGTH(payload) > {MOST_PAYLOAD}, NULL, payload), \
              IF(LENGTH(previous) > {MOST_PAYLOAD}, NULL, previous), CAST(UNIX_TIMESTAMP(created_at) * 1000000 AS SIGNED) \
-             FROM {} WHERE state = 0 ORDER BY id LIMIT ?",
+             FROM {} WHERE state = 0 AND id > ? ORDER BY id LIMIT ?",
             self.outbox
         );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(most);
-        let rows = query.fetch(&mut self.connection);
+        let query = sqlx::query(AssertSqlSafe(statement));
+        let rows = query.bind(after).bind(most).fetch(&mut self.connection);
         until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
+    }
+
+    async fn unpublished_until(&mut self, last: i64) -> Result<i64, SourceError> {
+        let statement = format!(
+            "SELECT COUNT(*) FROM {} WHERE state = 0 AND id <= ?",
+            self.outbox
+        );
+        let count = sqlx::query_scalar(AssertSqlSafe(statement)).bind(last);
+        let count = count.fetch_one(&mut self.connection).await;
+        count.map_err(|error| SourceError::of("reading the outbox", &error))
     }
 
     async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {

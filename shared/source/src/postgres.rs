@@ -177,20 +177,30 @@ impl Session for Postgres {
         taken.map_err(|error| SourceError::of("taking the relay's lock", &error))
     }
 
-    async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
+    async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
         let large = |column| {
             format!("CASE WHEN octet_length({column}) <= {MOST_PAYLOAD} THEN {column} END")
         };
         let statement = format!(
             "SELECT id, event, {}, {}, (extract(epoch FROM created_at) * 1000000)::bigint \
-             FROM {} WHERE state = 0 ORDER BY id LIMIT $1",
+             FROM {} WHERE state = 0 AND id > $1 ORDER BY id LIMIT $2",
             large("payload"),
             large("previous"),
             self.outbox
         );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(i64::from(most));
-        let rows = query.fetch(&mut self.connection);
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(after);
+        let rows = query.bind(i64::from(most)).fetch(&mut self.connection);
         until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
+    }
+
+    async fn unpublished_until(&mut self, last: i64) -> Result<i64, SourceError> {
+        let statement = format!(
+            "SELECT count(*) FROM {} WHERE state = 0 AND id <= $1",
+            self.outbox
+        );
+        let count = sqlx::query_scalar(AssertSqlSafe(statement)).bind(last);
+        let count = count.fetch_one(&mut self.connection).await;
+        count.map_err(|error| SourceError::of("reading the outbox", &error))
     }
 
     async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {

@@ -126,8 +126,10 @@ pub(crate) trait Session: Send {
 
     /// Whether this connection is now the only one that relays the outbox of `table`.
     async fn try_lock(&mut self, table: &TableName) -> Result<bool, SourceError>;
-    /// The oldest rows that aren't published, in the order of their ids.
-    async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError>;
+    /// The oldest rows that aren't published, of those behind the id `after`, in the order of their ids.
+    async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError>;
+    /// How many aren't published, up to the id `last`.
+    async fn unpublished_until(&mut self, last: i64) -> Result<i64, SourceError>;
     /// Those of `ids` of whom a row isn't published yet.
     async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError>;
     /// Marks rows that are published.

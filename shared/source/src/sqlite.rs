@@ -173,19 +173,26 @@ impl Session for Sqlite {
         }
     }
 
-    async fn unpublished(&mut self, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
+    async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
         let large = |column| {
             format!("CASE WHEN length({column}) <= {MOST_PAYLOAD} THEN CAST({column} AS BLOB) END")
         };
         let statement = format!(
             "SELECT id, event, {}, {}, CAST((julianday(created_at) - 2440587.5) * 86400000 AS INTEGER) * 1000 \
-             FROM user_outbox WHERE state = 0 ORDER BY id LIMIT ?",
+             FROM user_outbox WHERE state = 0 AND id > ? ORDER BY id LIMIT ?",
             large("payload"),
             large("previous")
         );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(most);
-        let rows = query.fetch(&mut self.connection);
+        let query = sqlx::query(AssertSqlSafe(statement));
+        let rows = query.bind(after).bind(most).fetch(&mut self.connection);
         until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
+    }
+
+    async fn unpublished_until(&mut self, last: i64) -> Result<i64, SourceError> {
+        let statement = "SELECT count(*) FROM user_outbox WHERE state = 0 AND id <= ?";
+        let count = sqlx::query_scalar(statement).bind(last);
+        let count = count.fetch_one(&mut self.connection).await;
+        count.map_err(|error| SourceError::of("reading the outbox", &error))
     }
 
     async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {

@@ -3,17 +3,13 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
-use usersync_core::{
-    event::{Envelope, Event, EventType, MAX_EVENT_BYTES, not_json},
-    user_id::UserId,
-};
+use usersync_core::event::{Envelope, Event, EventType, MAX_EVENT_BYTES, not_json};
 use usersync_source::{OutboxRow, SourceName};
 
 /// An event on its way.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub kind: EventType,
-    pub user_id: UserId,
     /// The same whenever the row is published: what makes it count once.
     pub id: String,
     pub body: Bytes,
@@ -54,7 +50,6 @@ pub(super) fn of(source: &SourceName, row: &OutboxRow) -> Result<Ready, String> 
     }
     Ok(Ready {
         kind,
-        user_id: event.user_id,
         id,
         body: body.into(),
     })

@@ -1,10 +1,11 @@
 //! The relay: what waits in the outbox of a main database becomes events. Per database, one gateway
 //! at a time does it, the one that holds the database's lock.
 //!
-//! `event` makes an event of a row, `window` publishes many and keeps each user's order, `stored` finds
-//! rows that are published and don't say so, `pace` says when to look again. Rows are chosen by their
-//! state, never by "behind the last id": a transaction may take the lower id and commit later. A row is
-//! marked only after its PubAck, so it can be published twice, under the same id. See docs/OUTBOX.md.
+//! `event` makes an event of a row, `window` publishes many in their order, `stored` finds rows that are
+//! published and don't say so, `pace` says when to look again. While one window is published, the one before
+//! is marked and the next one read. Rows are chosen by their state, never by "behind the last id": a transaction
+//! may take the lower id and commit later. A row is marked only after NATS has confirmed its event, so it can be
+//! published twice, under the same id. See docs/OUTBOX.md.
 
 mod board;
 mod event;
@@ -16,16 +17,21 @@ mod window;
 use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::jetstream;
+use futures_util::future::join;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
-use usersync_core::admin::Health;
-use usersync_source::{Database, SourceConfig, SourceError, SourceName};
+use usersync_core::{
+    admin::Health,
+    batch::{Batches, Mode},
+};
+use usersync_source::{Database, OutboxRow, RowsUnderWay, SourceConfig, SourceError, SourceName};
 
 use board::Board;
 pub(crate) use board::{Notice, State};
 use meters::Meters;
 use pace::Pace;
 use stored::Stored;
+use window::Window;
 
 /// The most rows in one window.
 const WINDOW: u32 = 2_000;
@@ -88,6 +94,15 @@ struct Relay {
     shutdown: CancellationToken,
 }
 
+/// What a relay has while there is more than one window of rows.
+#[derive(Default)]
+struct AtHand {
+    /// Published and not marked yet.
+    published: Window,
+    /// Those behind them, read already.
+    ahead: Option<Vec<OutboxRow>>,
+}
+
 impl Relay {
     async fn run(self) {
         let mut pause = PAUSES.0;
@@ -146,9 +161,16 @@ impl Relay {
         let mut troubled = PAUSES.0;
         // Rows may be published that aren't marked: by a gateway that died, or an answer that never came.
         let (mut stored, mut doubtful) = (Stored::default(), true);
+        let client = self.jetstream.client();
+        let batches = Batches::new(client, Mode::InOrder).await;
+        let mut batches = batches.map_err(|error| SourceError::Unavailable(error.to_string()))?;
         let (mut look_at, mut prune_at) = (Instant::now(), Instant::now());
+        let mut at_hand = AtHand::default();
         while !self.shutdown.is_cancelled() {
-            let rows = database.unpublished(WINDOW).await?;
+            let rows = match at_hand.ahead.take() {
+                Some(rows) => rows,
+                None => database.unpublished(WINDOW).await?,
+            };
             if doubtful
                 && let Some(oldest) = rows.first()
                 && Stored::may_be_forgotten(oldest)
@@ -163,16 +185,8 @@ impl Relay {
             let found = rows.len();
             let mut trouble = None;
             if found > 0 {
-                let window =
-                    window::publish(&self.jetstream, &self.name, rows, &self.shutdown).await;
-                database.mark_published(&window.published).await?;
-                for failure in &window.failed {
-                    tracing::error!(source = %self.name, outbox.id = failure.id, reason = failure.reason,
-                        "a row of the outbox can't be published; its state is 2 now");
-                }
-                database.mark_failed(&window.failed).await?;
-                self.meters.window(&window);
-                trouble = window.trouble;
+                let publishing = self.publish(&mut batches, database, &mut at_hand, rows);
+                trouble = publishing.await?;
                 doubtful = trouble.is_some();
             }
             if look_at <= Instant::now() {
@@ -195,9 +209,9 @@ impl Relay {
                 None => {
                     self.health.up(&self.part);
                     troubled = PAUSES.0;
-                    let full = found == WINDOW as usize;
+                    let more = at_hand.ahead.is_some() || found == WINDOW as usize;
                     match pace.after(found > 0) {
-                        _ if full => {}
+                        _ if more => {}
                         // Whoever writes now will write again in a moment: one look for all of it.
                         pause if found > 0 => self.pause(pause).await,
                         pause => {
@@ -208,7 +222,52 @@ impl Relay {
                 }
             }
         }
-        Ok(())
+        self.mark(database, &at_hand.published).await
+    }
+
+    /// Publishes `rows`; marks what was published before and reads what waits behind them meanwhile. Why not all
+    /// could be published, if so.
+    async fn publish(
+        &self,
+        batches: &mut Batches,
+        database: &mut Database,
+        at_hand: &mut AtHand,
+        rows: Vec<OutboxRow>,
+    ) -> Result<Option<String>, SourceError> {
+        let full = rows.len() == WINDOW as usize;
+        let under_way = rows.last().filter(|_| full).map(|last| RowsUnderWay {
+            last: last.id,
+            count: i64::from(WINDOW),
+        });
+        let publishing = window::publish(batches, &self.name, rows, &self.shutdown);
+        let meanwhile = async {
+            self.mark(database, &at_hand.published).await?;
+            match under_way {
+                Some(under_way) => database.unpublished_behind(under_way, WINDOW).await,
+                None => Ok(None),
+            }
+        };
+        let (mut window, ahead) = join(publishing, meanwhile).await;
+        self.meters.window(&window);
+        let trouble = window.trouble.take();
+        // Behind a row that isn't published, its user's next may wait: they are read again.
+        at_hand.ahead = ahead?.filter(|rows| !rows.is_empty() && trouble.is_none());
+        if at_hand.ahead.is_none() {
+            self.mark(database, &window).await?;
+            window = Window::default();
+        }
+        at_hand.published = window;
+        Ok(trouble)
+    }
+
+    /// Marks what a window came to.
+    async fn mark(&self, database: &mut Database, window: &Window) -> Result<(), SourceError> {
+        database.mark_published(&window.published).await?;
+        for failure in &window.failed {
+            tracing::error!(source = %self.name, outbox.id = failure.id, reason = failure.reason,
+                "a row of the outbox can't be published; its state is 2 now");
+        }
+        database.mark_failed(&window.failed).await
     }
 
     async fn pause(&self, pause: Duration) {

@@ -71,7 +71,11 @@ impl Contested {
         let failures = users.iter().map(|user| user.lost).max().unwrap_or(0);
         anyhow::ensure!(
             failures < FAILURES,
-            "states can't be written: NATS doesn't answer in time, or refuses (see nats-server's log)"
+            "states can't be written: {}",
+            publisher
+                .trouble
+                .as_deref()
+                .unwrap_or("NATS doesn't answer in time")
         );
         if failures > 0 {
             tokio::time::sleep(PATIENCE).await;

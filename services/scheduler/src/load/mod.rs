@@ -101,16 +101,18 @@ async fn load_all(
     let layout = database.layout(false).await.with_context(source)?;
     let again = connect().await.with_context(source)?;
     let client = nats::connect(settings, "usersync-scheduler", &Health::default()).await?;
-    let context = jetstream::context::ContextBuilder::new()
-        .timeout(nats::REQUEST_TIMEOUT)
-        .ack_timeout(nats::REQUEST_TIMEOUT);
+    let context = jetstream::context::ContextBuilder::new().timeout(nats::REQUEST_TIMEOUT);
     let jetstream = context.build(client.clone());
-    streams::wait_for_stream(&jetstream, USER_STATE, &Health::default()).await;
+    let found = streams::wait_for_stream(&jetstream, USER_STATE, &Health::default()).await;
+    anyhow::ensure!(
+        found.cached_info().config.allow_batch_publish,
+        "stream {USER_STATE} takes no batches yet: start a usersync-gateway of this version, which updates it"
+    );
     let states = jetstream.get_stream_no_info(USER_STATE).await?;
     let members: Vec<Member> = layout.members().cloned().collect();
 
     let mut load = Load {
-        publisher: Publisher::new(jetstream, work.rate),
+        publisher: Publisher::new(client.clone(), work.rate).await?,
         contested: Contested::new(states.clone(), again, layout.clone(), work.name.clone()),
         report: Report {
             source: work.name.to_string(),

@@ -1,33 +1,37 @@
 //! Writing states, many at once, each only where the one it was made from is still the newest.
 
 use std::{
+    collections::VecDeque,
     num::NonZeroU32,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use async_nats::jetstream::{
-    self,
-    context::{PublishAckFuture, PublishErrorKind},
-    message::PublishMessage,
-};
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use async_nats::{Client, HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE};
 use jiff::Timestamp;
-use usersync_core::{event::Event, load, member::Member, state::State, subjects};
+use usersync_core::{
+    batch::{Batches, Mode, NotSent, Outcome},
+    event::Event,
+    load,
+    member::Member,
+    state::State,
+    subjects,
+};
 
 use super::Contest;
 
-/// States under way at once.
-const UNDER_WAY: usize = 2_000;
-
-/// A state that was sent: whose, whether they are new, and what became of it.
-type Sent = (Contest, bool, Result<(), PublishErrorKind>);
+/// A batch is ended when nothing came for so long: the server forgets one after 10 s.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// Writes states.
 pub(super) struct Publisher {
-    jetstream: jetstream::Context,
-    under_way: FuturesUnordered<BoxFuture<'static, Sent>>,
+    batches: Batches,
+    /// Whose states were sent and have no answer yet, and whether they are new.
+    under_way: VecDeque<(Contest, bool)>,
+    sent: Instant,
     lost: Vec<Contest>,
+    /// Why some were, at last.
+    pub trouble: Option<String>,
     pace: Option<Pace>,
     /// States written for users who had none.
     pub created: u64,
@@ -38,62 +42,63 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    pub(super) fn new(jetstream: jetstream::Context, rate: Option<NonZeroU32>) -> Self {
-        Self {
-            jetstream,
-            under_way: FuturesUnordered::new(),
+    pub(super) async fn new(client: Client, rate: Option<NonZeroU32>) -> anyhow::Result<Self> {
+        Ok(Self {
+            batches: Batches::new(client, Mode::EachForItself).await?,
+            under_way: VecDeque::new(),
+            sent: Instant::now(),
             lost: Vec::new(),
+            trouble: None,
             pace: rate.map(Pace::new),
             created: 0,
             changed: 0,
             too_large: 0,
-        }
+        })
     }
 
     /// Writes what `row` makes of `state`, whose sequence is `seq`; false when it is equal.
     pub(super) async fn publish(
         &mut self,
-        user: Contest,
+        mut user: Contest,
         row: Event,
         state: Option<State>,
         seq: u64,
         members: &[Member],
     ) -> anyhow::Result<bool> {
         let fresh = state.as_ref().is_none_or(|state| state.deleted);
-        let now_us = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default();
+        let now = Timestamp::now();
+        let now_us = u64::try_from(now.as_microsecond()).unwrap_or_default();
         let Some(state) = load::merge(state, &row, members, now_us) else {
             return Ok(false);
         };
         if let Some(pace) = &mut self.pace {
             pace.wait().await;
         }
-        while self.under_way.len() >= UNDER_WAY {
-            self.confirm_one().await;
+        if self.sent.elapsed() > IDLE {
+            self.drain().await;
         }
         let payload = serde_json::to_vec(&state).context("a state as JSON")?;
-        let message = PublishMessage::build()
-            .payload(payload.into())
-            .expected_last_subject_sequence(seq);
-        let sent = self
-            .jetstream
-            .send_publish(subjects::state(&user.user_id), message)
-            .await;
-        match sent {
-            Ok(ack) => self.under_way.push(confirmed(ack, user, fresh).boxed()),
-            Err(error) => self.settle((user, fresh, Err(error.kind()))),
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, seq.to_string());
+        let subject = subjects::state(&user.user_id).into();
+        match self.batches.add(subject, headers, payload.into()).await {
+            Ok(()) => self.under_way.push_back((user, fresh)),
+            Err(NotSent::TooLarge) => self.too_large += 1,
+            Err(NotSent::Ended) => {
+                user.lost += 1;
+                self.lost.push(user);
+                self.batches.commit().await;
+            }
         }
-        // What is there already costs nothing to take.
-        while let Some(Some(sent)) = self.under_way.next().now_or_never() {
-            self.settle(sent);
-        }
+        self.sent = Instant::now();
+        self.settle();
         Ok(true)
     }
 
     /// Waits until everything sent has its answer.
     pub(super) async fn drain(&mut self) {
-        while !self.under_way.is_empty() {
-            self.confirm_one().await;
-        }
+        self.batches.commit().await;
+        self.settle();
     }
 
     /// Those whose state was not written, and is to be looked at again.
@@ -101,29 +106,24 @@ impl Publisher {
         std::mem::take(&mut self.lost).into_iter()
     }
 
-    async fn confirm_one(&mut self) {
-        if let Some(sent) = self.under_way.next().await {
-            self.settle(sent);
-        }
-    }
-
-    fn settle(&mut self, (mut user, fresh, result): Sent) {
-        match result {
-            Ok(()) if fresh => self.created += 1,
-            Ok(()) => self.changed += 1,
-            Err(PublishErrorKind::MaxPayloadExceeded) => self.too_large += 1,
-            Err(kind) => {
+    fn settle(&mut self) {
+        for outcome in self.batches.outcomes() {
+            let Some((mut user, fresh)) = self.under_way.pop_front() else {
+                break;
+            };
+            match outcome {
+                Outcome::Stored if fresh => self.created += 1,
+                Outcome::Stored => self.changed += 1,
                 // Someone else was first, or nobody knows whether it is stored: looking again tells.
-                user.lost += u32::from(kind != PublishErrorKind::WrongLastSequence);
-                self.lost.push(user);
+                Outcome::Outdated => self.lost.push(user),
+                Outcome::Doubtful => {
+                    user.lost += 1;
+                    self.lost.push(user);
+                }
             }
         }
+        self.trouble = self.batches.trouble().or(self.trouble.take());
     }
-}
-
-async fn confirmed(ack: PublishAckFuture, user: Contest, fresh: bool) -> Sent {
-    let result = ack.await.map(drop).map_err(|error| error.kind());
-    (user, fresh, result)
 }
 
 /// So many per second, evenly.

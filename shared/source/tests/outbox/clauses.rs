@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
-use usersync_source::{Database, Failure, Server, SourceConfig, SourceError};
+use usersync_source::{Database, Failure, RowsUnderWay, Server, SourceConfig, SourceError};
 
 use crate::{
     place::{Place, Told, told},
@@ -15,6 +15,7 @@ use crate::{
 pub(crate) async fn hold(place: &Place) -> Result<()> {
     changes_become_events(place).await?;
     a_transaction_that_commits_late_is_not_missed(place).await?;
+    reading_ahead_waits_for_whoever_commits_late(place).await?;
     a_users_rows_stand_in_the_order_of_commits(place).await?;
     what_is_applied_does_not_echo(place).await?;
     installing_again_renews_and_removing_leaves_nothing(place).await?;
@@ -134,6 +135,33 @@ async fn a_transaction_that_commits_late_is_not_missed(place: &Place) -> Result<
     let second = told(&mut database).await?;
     ensure!(events(&second) == [("user.created", 1)], "{second:?}");
     ensure!(second[0].id < first[0].id, "the late one has the lower id");
+    place.clean(&config).await
+}
+
+async fn reading_ahead_waits_for_whoever_commits_late(place: &Place) -> Result<()> {
+    let (config, mut database) = people(place).await?;
+    let (mut slow, mut quick) = (place.client().await?, place.client().await?);
+    let several = place.server() != Server::Sqlite;
+    if several {
+        slow.run("BEGIN; INSERT INTO people (uid) VALUES (1)")
+            .await?;
+    }
+    quick
+        .run("INSERT INTO people (uid) VALUES (2), (3)")
+        .await?;
+    let under_way = database.unpublished(10).await?;
+    let under_way = RowsUnderWay {
+        last: under_way[1].id,
+        count: 2,
+    };
+    quick.run("INSERT INTO people (uid) VALUES (4)").await?;
+    let ahead = database.unpublished_behind(under_way, 10).await?;
+    ensure!(ahead.is_some_and(|rows| rows.len() == 1 && rows[0].id > under_way.last));
+    if several {
+        slow.run("COMMIT").await?;
+        let ahead = database.unpublished_behind(under_way, 10).await?;
+        ensure!(ahead.is_none(), "{ahead:?}");
+    }
     place.clean(&config).await
 }
 

@@ -1,11 +1,13 @@
-//! A real gateway publishes a full outbox, taking the events in meanwhile. The limit: a bare loop that selects,
-//! publishes and marks. Then how long after its commit a change is an event, at a load that leaves the machine
-//! mostly idle.
+//! A real gateway publishes a full outbox, while nobody takes the events in: what a bare loop does that selects,
+//! publishes and marks, the limit. Then the same while it takes them in. Then how long after its commit a change is
+//! an event, at a load that leaves the machine mostly idle.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use async_nats::datetime;
 use futures_util::StreamExt as _;
+use jiff::Timestamp;
 use serde_json::Value;
 use tokio::time::MissedTickBehavior;
 use usersync_core::subjects;
@@ -20,8 +22,26 @@ use crate::upserts::Server;
 const USERS: u64 = 10_000;
 /// Changes per second in the second part.
 const CHANGES: u32 = 200;
-const LOOK: Duration = Duration::from_millis(2);
+const LOOK: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One turn of ours, in rows per second.
+#[derive(Clone, Copy)]
+struct Relayed {
+    alone: f64,
+    taking_in: f64,
+}
+
+impl std::fmt::Display for Relayed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}, taking in {}",
+            Rate(self.alone),
+            Rate(self.taking_in)
+        )
+    }
+}
 
 pub(super) async fn run(options: &Options, name: &str, server: Server) -> Result<Vec<Row>> {
     let rig = Rig::start().await?;
@@ -30,18 +50,25 @@ pub(super) async fn run(options: &Options, name: &str, server: Server) -> Result
     let main = MainDb::start(&rig, server, USERS).await?;
     main.install_outbox(&rig).await?;
     let rows = options.events();
-    let ours = async || gateway(&rig, &main, rows).await;
+    let ours = async || {
+        // Taking in comes first: without a state, intake begins with nothing but the first event.
+        let taking_in = gateway(&rig, &main, rows, true).await?;
+        let alone = gateway(&rig, &main, rows, false).await?;
+        Ok(Relayed { alone, taking_in })
+    };
     let bare = async || {
         change(&main, rows).await?;
         Ok(Rate(rows as f64 / main.bare(&rig, "relay").await?))
     };
     let contest = Contest::hold(options, name, "select+publish+update", ours, bare).await?;
-    let rate = contest.row(name, "rows/s", |rate| rate.0, |rate| rate.0);
+    let rate = contest.row(name, "rows/s", |ours| ours.alone, |bare| bare.0);
+    let taking_in: Vec<f64> = contest.ours.iter().map(|ours| ours.taking_in).collect();
     let mut latencies = latencies(&rig, &main, options.trickle()).await?;
     latencies.sort_by(f64::total_cmp);
     let quantile = |part: f64| latencies[((latencies.len() - 1) as f64 * part) as usize];
     Ok(vec![
         rate.aim(Aim::AtLeast(20_000.0)),
+        Row::of(format!("{name}-taking-in"), "rows/s", &taking_in),
         Row::of(format!("{name}-p50"), "ms", &[quantile(0.5)]).aim(Aim::AtMost(20.0)),
         Row::of(format!("{name}-p99"), "ms", &[quantile(0.99)]),
     ])
@@ -69,9 +96,18 @@ fn nonce() -> u128 {
     now.map_or(0, |now| now.as_nanos())
 }
 
-async fn gateway(rig: &Rig, main: &MainDb, rows: u64) -> Result<Rate> {
+/// Rows per second, until all are stored as events and marked.
+async fn gateway(rig: &Rig, main: &MainDb, rows: u64, taking_in: bool) -> Result<f64> {
     let stream = rig.stream(subjects::USER_EVENTS).await?;
     stream.purge().await.context("emptying USER_EVENTS")?;
+    if taking_in {
+        stream.resume_consumer(subjects::INTAKE).await?;
+    } else {
+        let until = Timestamp::now() + 2 * PATIENCE;
+        let until =
+            datetime::from_nanos(until.as_nanosecond()).map_err(anyhow::Error::from_boxed)?;
+        stream.pause_consumer(subjects::INTAKE, until).await?;
+    }
     change(main, rows).await?;
     let gateway = rig.gateway_as_set()?;
     let deadline = Instant::now() + PATIENCE;
@@ -96,13 +132,15 @@ async fn gateway(rig: &Rig, main: &MainDb, rows: u64) -> Result<Rate> {
         );
         tokio::time::sleep(LOOK).await;
     }
-    let rate = Rate(rows as f64 / began.elapsed().as_secs_f64());
+    let rate = rows as f64 / began.elapsed().as_secs_f64();
     stop(gateway).await?;
     Ok(rate)
 }
 
 /// From the end of each commit to the event's being seen on NATS, in milliseconds.
 async fn latencies(rig: &Rig, main: &MainDb, time: Duration) -> Result<Vec<f64>> {
+    let stream = rig.stream(subjects::USER_EVENTS).await?;
+    stream.resume_consumer(subjects::INTAKE).await?;
     let gateway = rig.gateway_as_set()?;
     gateway.until_ready().await?;
     let mut events = rig.jetstream.client().subscribe("user.*").await?;

@@ -2,6 +2,7 @@
 
 mod access;
 mod alerts;
+mod batches;
 mod breaker;
 mod checks;
 mod clocks;

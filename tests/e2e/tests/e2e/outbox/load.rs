@@ -2,10 +2,14 @@
 
 use std::cell::Cell;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use async_nats::jetstream::{self, stream};
 use futures_util::future::join;
 use serde_json::{Value, json};
-use usersync_core::subjects::{USER_EVENTS, USER_STATE};
+use usersync_core::{
+    streams,
+    subjects::{USER_EVENTS, USER_STATE},
+};
 use usersync_stack::{NatsServer, eventually};
 
 use super::{Main, Server, states};
@@ -43,6 +47,32 @@ pub(crate) async fn fill(main: &Main, count: u64) -> Result<()> {
     };
     main.run(&format!("INSERT INTO people SELECT {row} FROM {numbers}"))
         .await
+}
+
+#[tokio::test]
+async fn a_stream_from_before_takes_batches_once_a_gateway_has_started() -> Result<()> {
+    let main = Main::mariadb().await?;
+    fill(&main, 3).await?;
+    let mut stack = Main::bare_stack(0).await?;
+    let client = usersync_stack::connect(&stack.nats.test_url()).await?;
+    let mut streams = streams::all(1).into_iter();
+    let before = streams.find(|stream| stream.name == USER_STATE);
+    let before = stream::Config {
+        allow_batch_publish: false,
+        ..before.context("no such stream")?
+    };
+    jetstream::new(client).create_stream(before).await?;
+    let early = main.spawn_scheduler("early", Some(&stack.nats), &["load"])?;
+    let said = main.said("early", &early).await;
+    let said = said.err().context("it ended well")?.to_string();
+    ensure!(
+        said.contains("USER_STATE takes no batches yet: start a usersync-gateway"),
+        "{said}"
+    );
+    stack.add_gateway().await?;
+    let report = load(&main, "late", &stack.nats, &[]).await?;
+    ensure!(counts(&report) == [3, 0, 0, 0], "{report}");
+    Ok(())
 }
 
 #[tokio::test]

@@ -112,6 +112,44 @@ async fn killed_gateways_lose_nothing(main: Main) -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_long_backlog_comes_in_order_while_others_write_to_mariadb() -> Result<()> {
+    long_backlog_comes_in_order(Main::mariadb().await?, "DO SLEEP(0.01)").await
+}
+
+#[tokio::test]
+async fn a_long_backlog_comes_in_order_while_others_write_to_postgres() -> Result<()> {
+    long_backlog_comes_in_order(Main::postgres().await?, "SELECT pg_sleep(0.01)").await
+}
+
+/// More rows than the relay reads at once, most of them several of one user, and more to come meanwhile.
+async fn long_backlog_comes_in_order(main: Main, pause: &str) -> Result<()> {
+    main.install().await?;
+    let users: Vec<String> = (0..USERS).map(|user| format!("({user})")).collect();
+    main.run(&format!(
+        "INSERT INTO people (uid) VALUES {}",
+        users.join(", ")
+    ))
+    .await?;
+    for n in 0..400 {
+        main.run(&format!("UPDATE people SET n = {n}")).await?;
+    }
+    let late = async |user: u64| {
+        for n in 1_000..1_100 {
+            let update = format!("UPDATE people SET n = {n} WHERE uid = {user}");
+            main.run(&format!("BEGIN; {update}; {pause}; COMMIT"))
+                .await?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let late = try_join_all((0..WRITERS).map(late));
+    let (stack, written) = join(main.stack(1), late).await;
+    written?;
+    let stack = stack?;
+    main.equals_the_states(&stack).await?;
+    main.every_row_is_one_event(&stack).await
+}
+
+#[tokio::test]
 async fn twenty_writers_end_in_what_they_wrote() -> Result<()> {
     for main in [Main::mariadb().await?, Main::postgres().await?] {
         main.install().await?;
