@@ -6,8 +6,10 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
+    sync::atomic::Ordering,
 };
 
+use anyhow::Context as _;
 use async_nats::{
     Client, HeaderMap, HeaderValue, Message, StatusCode, Subject, Subscriber,
     jetstream::{self, ErrorCode},
@@ -40,6 +42,8 @@ pub enum Outcome {
     Stored,
     /// It isn't: its subject's newest message is another than it expected.
     Outdated,
+    /// It never will be: the stream takes none so large.
+    TooLarge,
     /// It isn't, or nobody knows; [`Batches::trouble`] says why.
     Doubtful,
 }
@@ -82,6 +86,8 @@ struct Batch {
     refused: BTreeMap<u64, Outcome>,
     /// Messages that may be outstanding.
     window: u64,
+    /// How often the client had connected when the batch began.
+    connects: u64,
     ended: bool,
 }
 
@@ -107,11 +113,13 @@ impl Batches {
     /// Batches through `client`.
     ///
     /// # Errors
-    /// When the client is closed.
+    /// When the client is closed, or has no connection and much to send.
     pub async fn new(client: Client, mode: Mode) -> anyhow::Result<Self> {
         let inbox = client.new_inbox();
+        let subscribing = client.subscribe(format!("{inbox}.>"));
+        let subscribed = timeout(REQUEST_TIMEOUT, subscribing).await;
         Ok(Self {
-            answers: client.subscribe(format!("{inbox}.>")).await?,
+            answers: subscribed.context("NATS can't be asked for answers")??,
             batch: Batch::new(&client, &inbox, mode),
             client,
             mode,
@@ -137,12 +145,12 @@ impl Batches {
         {
             self.take(answer);
         }
+        if size(&headers) + payload.len() > self.client.max_payload() {
+            return Err(NotSent::TooLarge);
+        }
         self.send(false).await;
         if self.batch.ended {
             return Err(NotSent::Ended);
-        }
-        if size(&headers) + payload.len() > self.client.max_payload() {
-            return Err(NotSent::TooLarge);
         }
         self.batch.held = Some((subject, headers, payload));
         self.batch.added += 1;
@@ -172,6 +180,9 @@ impl Batches {
         let Some((subject, headers, payload)) = self.batch.held.take() else {
             return;
         };
+        if self.batch.sent == 0 {
+            self.batch.connects = connects(&self.client);
+        }
         let reply = self.batch.reply(last);
         let client = &self.client;
         let sending = client.publish_with_reply_and_headers(subject, reply, headers, payload);
@@ -209,6 +220,10 @@ impl Batches {
         if self.batch.ended || !message.subject.starts_with(&self.batch.prefix) {
             return;
         }
+        // What was said meanwhile was not heard: a refusal, perhaps.
+        if self.batch.connects != connects(&self.client) {
+            return self.end("the connection was lost".to_owned());
+        }
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             return self.end("no stream takes it".to_owned());
         }
@@ -229,10 +244,13 @@ impl Batches {
                 batch.window = OUTSTANDING * answer.msgs.unwrap_or(FLOW).max(1);
             }
             (kind, Some(error)) => {
-                if error.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE {
-                    batch.refused.insert(number, Outcome::Outdated);
-                } else {
-                    batch.refused.insert(number, Outcome::Doubtful);
+                let outcome = match error.error_code() {
+                    ErrorCode::STREAM_WRONG_LAST_SEQUENCE => Outcome::Outdated,
+                    ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => Outcome::TooLarge,
+                    _ => Outcome::Doubtful,
+                };
+                batch.refused.insert(number, outcome);
+                if outcome != Outcome::Outdated {
                     self.trouble = Some(error.to_string());
                 }
                 // The only message of a batch, or there is none.
@@ -245,7 +263,11 @@ impl Batches {
                     .extend(missing.map(|number| (number, Outcome::Doubtful)));
                 self.trouble = Some("messages were lost on the way".to_owned());
             }
-            (_, None) => {
+            (Some(other), None) => {
+                let unknown = format!("the server's answer can't be read: it is of type {other}");
+                self.end(unknown);
+            }
+            (None, None) => {
                 let all = match self.mode {
                     Mode::InOrder => answer.count.unwrap_or(0),
                     Mode::EachForItself => batch.sent,
@@ -306,6 +328,11 @@ enum Op {
     Start = 0,
     Append = 1,
     Commit = 2,
+}
+
+/// How often the client has connected.
+fn connects(client: &Client) -> u64 {
+    client.statistics().connects.load(Ordering::Relaxed)
 }
 
 /// Bytes of headers as they are sent.

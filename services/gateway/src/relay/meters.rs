@@ -20,7 +20,7 @@ pub(super) struct Meters {
     unpublished: Gauge,
     oldest: Gauge,
     rows_failed: Gauge,
-    /// From the row's being written to the PubAck of its event.
+    /// From the row's being written to its event's being confirmed.
     seconds: Histogram,
 }
 

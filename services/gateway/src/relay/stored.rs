@@ -1,4 +1,4 @@
-//! Which rows are events already: a gateway that died between PubAck and mark, or never got the answer, leaves
+//! Which rows are events already: a gateway that died between answer and mark, or never got the answer, leaves
 //! rows that wait although they are stored. JetStream drops their repetition for as long as it knows their ids;
 //! after that the stream itself is asked, which keeps events for days.
 

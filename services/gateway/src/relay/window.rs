@@ -57,11 +57,16 @@ pub(super) async fn publish(
     batches.commit().await;
     let mut all = true;
     for ((id, created_us), outcome) in sent.into_iter().zip(batches.outcomes()) {
-        if outcome == Outcome::Stored {
-            window.published.push(id);
-            window.created_us.push(created_us);
-        } else {
-            all = false;
+        match outcome {
+            Outcome::Stored => {
+                window.published.push(id);
+                window.created_us.push(created_us);
+            }
+            Outcome::TooLarge => {
+                let reason = "it is larger than USER_EVENTS takes (max_msg_size)".to_owned();
+                window.failed.push(Failure { id, reason });
+            }
+            Outcome::Outdated | Outcome::Doubtful => all = false,
         }
     }
     let unexplained = || (!all).then(|| "not all events were stored".to_owned());

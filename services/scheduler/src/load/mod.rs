@@ -20,6 +20,7 @@ use std::{
 use anyhow::Context as _;
 use async_nats::jetstream;
 use serde::Serialize;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::Health, event::Event, load, member::Member, nats, streams, subjects::USER_STATE,
@@ -31,7 +32,7 @@ use crate::settings::LoadWork;
 use contested::Contested;
 use part::{Part, Parts, Seen};
 use progress::Progress;
-use publish::Publisher;
+use publish::{IDLE, Publisher};
 use rows::{Row, Rows};
 
 /// What became of every user.
@@ -105,7 +106,7 @@ async fn load_all(
     let jetstream = context.build(client.clone());
     let found = streams::wait_for_stream(&jetstream, USER_STATE, &Health::default()).await;
     anyhow::ensure!(
-        found.cached_info().config.allow_batch_publish,
+        work.dry_run || found.cached_info().config.allow_batch_publish,
         "stream {USER_STATE} takes no batches yet: start a usersync-gateway of this version, which updates it"
     );
     let states = jetstream.get_stream_no_info(USER_STATE).await?;
@@ -151,7 +152,15 @@ impl Load {
     ) -> anyhow::Result<()> {
         let mut rows = Rows::read(database, layout.clone());
         let mut part = parts.first();
-        while let Some(page) = rows.next().await? {
+        loop {
+            let page = match timeout(IDLE, rows.next()).await {
+                Ok(page) => page?,
+                Err(_) => {
+                    self.publisher.drain().await;
+                    rows.next().await?
+                }
+            };
+            let Some(page) = page else { break };
             for row in page {
                 self.report.users += 1;
                 match rows::event(&work.name, &row) {
@@ -197,8 +206,13 @@ impl Load {
 
     /// Takes up those who have to be looked at again, once there are many, or `all` of them.
     async fn settle(&mut self, all: bool) -> anyhow::Result<()> {
+        if self.publisher.is_idle() {
+            self.publisher.drain().await;
+        }
         self.contested.extend(self.publisher.lost());
         while self.contested.many() || all && !self.contested.is_empty() {
+            // It takes a while, and the server doesn't keep a batch for long.
+            self.publisher.drain().await;
             let equal = self
                 .contested
                 .round(&mut self.publisher, &self.members)

@@ -20,8 +20,8 @@ use usersync_core::{
 
 use super::Contest;
 
-/// A batch is ended when nothing came for so long: the server forgets one after 10 s.
-const IDLE: Duration = Duration::from_secs(2);
+/// After so long without a state everything sent is to have its answer: the server forgets a batch after 10 s.
+pub(super) const IDLE: Duration = Duration::from_secs(2);
 
 /// Writes states.
 pub(super) struct Publisher {
@@ -74,9 +74,6 @@ impl Publisher {
         if let Some(pace) = &mut self.pace {
             pace.wait().await;
         }
-        if self.sent.elapsed() > IDLE {
-            self.drain().await;
-        }
         let payload = serde_json::to_vec(&state).context("a state as JSON")?;
         let mut headers = HeaderMap::new();
         headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, seq.to_string());
@@ -101,6 +98,11 @@ impl Publisher {
         self.settle();
     }
 
+    /// Whether something is under way and nothing was sent for a while.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.under_way.is_empty() && self.sent.elapsed() > IDLE
+    }
+
     /// Those whose state was not written, and is to be looked at again.
     pub(super) fn lost(&mut self) -> impl Iterator<Item = Contest> {
         std::mem::take(&mut self.lost).into_iter()
@@ -116,6 +118,7 @@ impl Publisher {
                 Outcome::Stored => self.changed += 1,
                 // Someone else was first, or nobody knows whether it is stored: looking again tells.
                 Outcome::Outdated => self.lost.push(user),
+                Outcome::TooLarge => self.too_large += 1,
                 Outcome::Doubtful => {
                     user.lost += 1;
                     self.lost.push(user);
