@@ -140,6 +140,8 @@ async fn gateway(rig: &Rig, main: &MainDb, rows: u64, taking_in: bool) -> Result
 /// From the end of each commit to the event's being seen on NATS, in milliseconds.
 async fn latencies(rig: &Rig, main: &MainDb, time: Duration) -> Result<Vec<f64>> {
     let stream = rig.stream(subjects::USER_EVENTS).await?;
+    // Intake has nothing to catch up with.
+    stream.purge().await.context("emptying USER_EVENTS")?;
     stream.resume_consumer(subjects::INTAKE).await?;
     let gateway = rig.gateway_as_set()?;
     gateway.until_ready().await?;
