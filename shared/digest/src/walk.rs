@@ -39,6 +39,8 @@ const AIM: u64 = 8;
 /// Where more than one bucket of so many differs, those of the next portion are half as wide: looking at their users
 /// twice would cost more than the answers that are saved…
 const OFTEN: u64 = 10;
+/// …or a quarter as wide, where more than one of so many does…
+const MOSTLY: u64 = 3;
 /// …and twice as wide again where fewer than one of so many does.
 const SELDOM: u64 = 20;
 /// How far apart the first and the last bucket of one question may be, which servers answer in 31 bits.
@@ -91,17 +93,46 @@ pub struct Walk<'a> {
     divided: u32,
     /// What is known to differ and isn't listed yet, the last first.
     open: Vec<Task>,
+    /// The next portion, where it is known before that is listed.
+    ahead: Option<Portion>,
     read: Read,
 }
 
-/// Something to ask both sides.
-enum Task {
-    Digest { cut: Cut, buckets: Vec<Range<u64>> },
-    List { cut: Cut, buckets: Vec<Range<u64>> },
+/// Something to ask both sides about buckets.
+struct Task {
+    cut: Cut,
+    buckets: Vec<Range<u64>>,
+    what: What,
+}
+
+enum What {
+    /// How their users add up.
+    Digest,
+    /// Who is in them.
+    List,
+}
+
+/// What both sides said to a task.
+struct Told {
+    bytes: u64,
+    /// Which of the buckets that they were asked to add up differ.
+    differing: Vec<Differing>,
+    /// Whom they listed and don't hold alike.
+    differences: Vec<Difference>,
+}
+
+/// What both sides said of the next of the first buckets.
+struct Portion {
+    cut: Cut,
+    /// The first of the first buckets behind it.
+    end: u64,
+    left: Digests,
+    right: Digests,
+    took: Duration,
 }
 
 /// Buckets that hold somebody, in ascending order.
-type Digests = Vec<(u64, Digest)>;
+type Digests = Answer<(u64, Digest)>;
 
 /// A bucket that differs.
 struct Differing {
@@ -134,6 +165,7 @@ impl<'a> Walk<'a> {
             portion: PORTION,
             divided: 0,
             open: Vec::new(),
+            ahead: None,
             read: Read::default(),
         }
     }
@@ -158,101 +190,142 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// When a side doesn't answer. The walk stands where it stood, so the call may be made again.
     pub async fn next(&mut self) -> Result<Option<Vec<Difference>>, SideError> {
-        if let Some(task) = self.open.pop() {
-            let done = self.work(&task).await;
-            return match done {
-                Ok(found) => Ok(Some(found)),
-                Err(error) => {
-                    self.open.push(task);
-                    Err(error)
-                }
+        let Some(task) = self.open.pop() else {
+            let portion = match self.ahead.take() {
+                None => self.portion().await.inspect_err(|_| self.ask_for_less())?,
+                ahead => ahead,
             };
+            let Some(portion) = portion else {
+                return Ok(None);
+            };
+            self.compare(portion);
+            return Ok(Some(Vec::new()));
+        };
+        // The side that has told all of this begins with the next portion, instead of waiting for the other.
+        match tokio::try_join!(self.ask(&task), self.portion()) {
+            Ok((told, portion)) => {
+                self.ahead = self.ahead.take().or(portion);
+                self.read.bytes += told.bytes;
+                self.plan(task.cut, told.differing);
+                Ok(Some(told.differences))
+            }
+            Err(error) => {
+                self.open.push(task);
+                self.ask_for_less();
+                Err(error)
+            }
         }
-        if self.next >= self.buckets {
+    }
+
+    /// What both sides say of the next of the first buckets; `None` when that is known, or there are no more.
+    async fn portion(&self) -> Result<Option<Portion>, SideError> {
+        if self.ahead.is_some() || self.next >= self.buckets {
             return Ok(None);
         }
-        let size = match self.seeks(&self.cut) {
+        let cut = self.cut.finer(self.divided);
+        let seeks = self.seeks(&cut);
+        let most = match seeks {
             true => self.portion.min(MOST >> self.divided),
             false => self.buckets,
         };
-        let end = (self.next + size).min(self.buckets);
-        let began = Instant::now();
-        let done = self.portion(self.next..end).await;
-        let (fewest, most) = PORTIONS;
-        if done.is_err() || began.elapsed() > SOON * 2 {
-            self.portion = (self.portion / 2).max(fewest);
-        } else if began.elapsed() < SOON / 2 {
-            self.portion = (self.portion * 2).min(most);
-        }
-        done?;
-        self.next = end;
-        Ok(Some(Vec::new()))
-    }
-
-    /// Compares some of the first buckets.
-    async fn portion(&mut self, buckets: Range<u64>) -> Result<(), SideError> {
-        let cut = self.cut.finer(self.divided);
-        let many = buckets.end - buckets.start;
-        let size = match self.seeks(&cut) {
+        let end = self.buckets.min(self.next + most);
+        let many = end - self.next;
+        let size = match seeks {
             true => many.div_ceil(QUESTIONS).max(PORTIONS.0),
             false => many,
         };
-        let starts = buckets.clone().step_by(size as usize);
-        let parts = starts.map(|start| start..buckets.end.min(start + size));
+        let parts = (self.next..end).step_by(size as usize);
         let questions: Vec<_> = parts
-            .map(|part| vec![self.cut.within(&cut, part)])
+            .map(|start| vec![self.cut.within(&cut, start..end.min(start + size))])
             .collect();
+        let began = Instant::now();
         let (left, right) = self.digests(&cut, &questions).await?;
-        let users =
-            |side: &[(u64, Digest)]| side.iter().map(|(_, digest)| digest.count).sum::<u64>();
+        Ok(Some(Portion {
+            cut,
+            end,
+            left,
+            right,
+            took: began.elapsed(),
+        }))
+    }
+
+    /// Finds which buckets of a portion differ.
+    fn compare(&mut self, portion: Portion) {
+        let Portion {
+            cut,
+            end,
+            left,
+            right,
+            took,
+        } = portion;
+        let users = |side: &Digests| {
+            let counts = side.items.iter().map(|(_, digest)| digest.count);
+            counts.sum::<u64>()
+        };
         let (on_left, on_right) = (users(&left), users(&right));
         self.read.left += on_left;
         self.read.right += on_right;
-        let differing = differing(&left, &right);
-        let asked = many << self.divided;
+        self.read.bytes += left.bytes + right.bytes;
+        let differing = differing(&left.items, &right.items);
+        let asked = (end - self.next) << (self.cut.shift - cut.shift);
         let differ = differing.len() as u64;
         if differ * SELDOM < asked {
             self.divided = self.divided.saturating_sub(1);
         } else if differ * OFTEN > asked && on_left.max(on_right) > asked * SMALL {
-            self.divided = (self.divided + 1).min(self.cut.shift.min(MOST.ilog2()));
+            let bits = if differ * MOSTLY > asked { 2 } else { 1 };
+            self.divided = (self.divided + bits).min(self.cut.shift.min(MOST.ilog2()));
         }
+        if took > SOON * 2 {
+            self.ask_for_less();
+        } else if took < SOON / 2 {
+            self.portion = (self.portion * 2).min(PORTIONS.1);
+        }
+        self.next = end;
         self.plan(cut, differing);
-        Ok(())
+    }
+
+    fn ask_for_less(&mut self) {
+        self.portion = (self.portion / 2).max(PORTIONS.0);
     }
 
     fn seeks(&self, cut: &Cut) -> bool {
         self.left.seeks(cut) && self.right.seeks(cut)
     }
 
-    async fn work(&mut self, task: &Task) -> Result<Vec<Difference>, SideError> {
-        match task {
-            Task::Digest { cut, buckets } => {
-                let question = std::slice::from_ref(buckets);
-                let (left, right) = self.digests(cut, question).await?;
-                self.plan(*cut, differing(&left, &right));
-                Ok(Vec::new())
+    /// What both sides say to `task`.
+    async fn ask(&self, task: &Task) -> Result<Told, SideError> {
+        let Task { cut, buckets, what } = task;
+        Ok(match what {
+            What::Digest => {
+                let (left, right) = self.digests(cut, std::slice::from_ref(buckets)).await?;
+                Told {
+                    bytes: left.bytes + right.bytes,
+                    differing: differing(&left.items, &right.items),
+                    differences: Vec::new(),
+                }
             }
-            Task::List { cut, buckets } => {
+            What::List => {
                 let (left, right) =
                     tokio::try_join!(self.left.list(cut, buckets), self.right.list(cut, buckets))?;
-                self.read.bytes += left.bytes + right.bytes;
-                Ok(differences(left.items, right.items))
+                Told {
+                    bytes: left.bytes + right.bytes,
+                    differing: Vec::new(),
+                    differences: differences(left.items, right.items),
+                }
             }
-        }
+        })
     }
 
     /// What both sides answer to all `questions`.
     async fn digests(
-        &mut self,
+        &self,
         cut: &Cut,
         questions: &[Vec<Range<u64>>],
     ) -> Result<(Digests, Digests), SideError> {
-        let (left, right) = tokio::try_join!(
+        tokio::try_join!(
             answers(self.left, cut, questions),
             answers(self.right, cut, questions)
-        )?;
-        self.read.bytes += left.bytes + right.bytes;
-        Ok((left.items, right.items))
+        )
     }
 
     /// What is to be asked about buckets that differ.
@@ -271,7 +344,11 @@ impl<'a> Walk<'a> {
         }
         for group in groups(&listed, |bucket| bucket.users, LISTED) {
             let buckets = ranges(group.iter().map(|bucket| bucket.bucket));
-            self.open.push(Task::List { cut, buckets });
+            self.open.push(Task {
+                cut,
+                buckets,
+                what: What::List,
+            });
         }
         while let Some(first) = divided.first() {
             // Those that are about as full are divided alike.
@@ -284,9 +361,10 @@ impl<'a> Walk<'a> {
             for group in groups(&alike, |_| 1 << bits, MOST) {
                 let buckets = ranges(group.iter().map(|bucket| bucket.bucket));
                 let buckets = buckets.into_iter().map(|range| cut.within(&finer, range));
-                self.open.push(Task::Digest {
+                self.open.push(Task {
                     cut: finer,
                     buckets: buckets.collect(),
+                    what: What::Digest,
                 });
             }
         }
@@ -298,7 +376,7 @@ async fn answers(
     side: &dyn Side,
     cut: &Cut,
     questions: &[Vec<Range<u64>>],
-) -> Result<Answer<(u64, Digest)>, SideError> {
+) -> Result<Digests, SideError> {
     let (mut items, mut bytes) = (Vec::new(), 0);
     for buckets in questions {
         let answer = side.digest(cut, buckets).await?;

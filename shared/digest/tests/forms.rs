@@ -293,9 +293,10 @@ async fn servers_find_the_buckets_that_rust_says() -> Result<()> {
             fields: Vec::new(),
         };
         let numbers = Keys::Numbers(-50);
-        // One range, few, and too many to be looked up one by one.
-        let many: Vec<Range<u64>> = (0..150).map(|n| n * 2..n * 2 + 1).collect();
-        let asked: [(Cut, &[Range<u64>]); 6] = [
+        // One range, few, more than are looked up at a time, and too many to be looked up at all.
+        let apart = |ranges| (0..ranges).map(|n| n * 2..n * 2 + 1).collect();
+        let (many, too_many): (Vec<Range<u64>>, Vec<Range<u64>>) = (apart(150), apart(2_600));
+        let asked: [(Cut, &[Range<u64>]); 7] = [
             (
                 Cut {
                     keys: numbers,
@@ -316,6 +317,13 @@ async fn servers_find_the_buckets_that_rust_says() -> Result<()> {
                     shift: 4,
                 },
                 &many,
+            ),
+            (
+                Cut {
+                    keys: numbers,
+                    shift: 0,
+                },
+                &too_many,
             ),
             (
                 Cut {

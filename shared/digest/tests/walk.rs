@@ -271,11 +271,24 @@ async fn where_many_differ_few_users_are_looked_at_twice() -> Result<()> {
     Ok(())
 }
 
-/// Answers its first question only when the other side has answered `ahead` of them.
+/// Answers about digests only when the other side has answered `ahead` of them, and lists somebody only when it has
+/// answered `listed` of them.
 struct Slow<'a> {
     copy: Copy,
     other: &'a Asked,
     ahead: usize,
+    listed: usize,
+}
+
+impl Slow<'_> {
+    async fn wait_for(&self, answers: usize) -> Result<(), SideError> {
+        let mut asked = self.other.1.subscribe();
+        let ahead = asked.wait_for(|asked| *asked >= answers);
+        match tokio::time::timeout(Duration::from_secs(5), ahead).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(SideError::new("the other side waits for this one")),
+        }
+    }
 }
 
 /// Counts the questions it has answered.
@@ -320,16 +333,12 @@ impl Side for Slow<'_> {
         cut: &Cut,
         buckets: &[Range<u64>],
     ) -> Result<Answer<(u64, Digest)>, SideError> {
-        let mut asked = self.other.1.subscribe();
-        let ahead = asked.wait_for(|asked| *asked >= self.ahead);
-        let ahead = tokio::time::timeout(Duration::from_secs(5), ahead).await;
-        if !ahead.is_ok_and(|asked| asked.is_ok()) {
-            return Err(SideError::new("the other side waits for this one"));
-        }
+        self.wait_for(self.ahead).await?;
         self.copy.digest(cut, buckets).await
     }
 
     async fn list(&self, cut: &Cut, buckets: &[Range<u64>]) -> Result<Answer<Entry>, SideError> {
+        self.wait_for(self.listed).await?;
         self.copy.list(cut, buckets).await
     }
 }
@@ -342,9 +351,32 @@ async fn no_side_waits_for_the_other_within_a_portion() -> Result<()> {
         copy,
         other: &left,
         ahead: 4,
+        listed: 0,
     };
     let (found, read) = walk(&left, &right).await?;
     ensure!(found.is_empty() && read.left == 100_000, "{read:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_side_that_has_listed_begins_with_the_next_portion() -> Result<()> {
+    let left = Copy::of(1..=1_000_000);
+    let mut copy = left.clone();
+    copy.tamper(42);
+    let expected = expected(&left, &copy);
+    let left = Asked(left, watch::Sender::new(0));
+    let right = Slow {
+        copy,
+        other: &left,
+        ahead: 0,
+        // The first portion has four.
+        listed: 5,
+    };
+    let (found, read) = walk(&left, &right).await?;
+    ensure!(
+        found == expected && read.left == 1_000_000,
+        "{found:?} {read:?}"
+    );
     Ok(())
 }
 

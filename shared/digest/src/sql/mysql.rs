@@ -10,6 +10,8 @@ use crate::{
 
 /// Sums of 64-bit numbers wrap here.
 const WRAP: &str = "18446744073709551616";
+/// Lookups of ranges in one statement, which grows with each.
+const LOOKUPS: usize = 32;
 /// What separates the two sums in one: no sum of second halves comes near it.
 const APART: &str = "1000000000000000000000000000000";
 
@@ -155,14 +157,24 @@ pub(super) fn digest(table: &Table, cut: &Cut, buckets: &[Range<u64>]) -> String
 }
 
 pub(super) fn list(table: &Table, cut: &Cut, buckets: &[Range<u64>]) -> String {
+    // Some ranges at a time are looked up; all at once, passing over the rows between them would be faster.
+    let some = match cut.keys {
+        Keys::Numbers(_) => RANGES.max(buckets.len().div_ceil(LOOKUPS)),
+        Keys::Hashes => buckets.len(),
+    };
+    let entries = buckets.chunks(some.max(1)).map(|buckets| {
+        format!(
+            "SELECT LEFT({}, {ID_CHARACTERS}) AS usersync_i, UNHEX(LEFT({}, 32)) AS usersync_h FROM {}{}",
+            id(table),
+            hash(table),
+            table.name,
+            filter(table, cut, buckets)
+        )
+    });
     format!(
         "SELECT COUNT(*), GROUP_CONCAT(UNHEX(LPAD(HEX(OCTET_LENGTH(usersync_i)), 4, '0')), CAST(usersync_i AS BINARY), \
-         UNHEX(LEFT(usersync_h, 32)) SEPARATOR '') FROM (SELECT LEFT({}, {ID_CHARACTERS}) AS usersync_i, {} AS usersync_h \
-         FROM {}{}) AS usersync_d",
-        id(table),
-        hash(table),
-        table.name,
-        filter(table, cut, buckets)
+         usersync_h SEPARATOR '') FROM ({}) AS usersync_d",
+        entries.collect::<Vec<_>>().join(" UNION ALL ")
     )
 }
 
