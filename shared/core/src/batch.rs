@@ -24,7 +24,7 @@ use crate::nats::REQUEST_TIMEOUT;
 /// Messages that the server may answer at once; it may choose fewer.
 const FLOW: u64 = 500;
 /// Such answers that may be outstanding.
-const OUTSTANDING: u64 = 2;
+const OUTSTANDING: u64 = 4;
 
 /// What the server does behind a message that it refuses, or that was lost on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,7 +240,8 @@ impl Batches {
         let batch = &mut self.batch;
         match (answer.kind.as_deref(), answer.error) {
             (Some("ack"), _) => {
-                batch.settle(answer.seq, Outcome::Stored, &mut self.outcomes);
+                let told = answer.seq.min(batch.sent);
+                batch.settle(told, Outcome::Stored, &mut self.outcomes);
                 batch.window = OUTSTANDING * answer.msgs.unwrap_or(FLOW).max(1);
             }
             (kind, Some(error)) => {
@@ -269,7 +270,7 @@ impl Batches {
             }
             (None, None) => {
                 let all = match self.mode {
-                    Mode::InOrder => answer.count.unwrap_or(0),
+                    Mode::InOrder => answer.count.unwrap_or(0).min(batch.sent),
                     Mode::EachForItself => batch.sent,
                 };
                 batch.settle(all, Outcome::Stored, &mut self.outcomes);
