@@ -264,7 +264,7 @@ async fn where_many_differ_few_users_are_looked_at_twice() -> Result<()> {
     let (found, _) = walk(&left, &counted).await?;
     let looked_at = counted.1.into_inner();
     ensure!(
-        found.len() == 10_000 && looked_at < 1_250_000,
+        found.len() == 10_000 && looked_at < 1_160_000,
         "{} found, {looked_at} looked at",
         found.len()
     );
