@@ -15,6 +15,7 @@ use usersync_core::auth::Pem;
 use crate::{
     Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError, TableName,
     UserRow,
+    document::Blank,
     layout::OUTBOX,
     session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much},
 };
@@ -327,12 +328,14 @@ impl Session for Postgres {
         let behind = after.map_or_else(String::new, |_| {
             format!("WHERE u.{id} > $1::{} ", layout.id.shown)
         });
-        let statement = format!("{} {behind}ORDER BY u.{id} LIMIT {most}", select(layout));
+        let (told, blank) = select(layout);
+        let statement = format!("{told} {behind}ORDER BY u.{id} LIMIT {most}");
         let mut query = sqlx::query(AssertSqlSafe(statement));
         if let Some(after) = after {
             query = query.bind(after);
         }
         let rows = query.fetch(&mut self.connection);
+        let user_row = |row: &PgRow| user_row(row, &blank);
         until_much(rows, "reading users", user_row, UserRow::bytes).await
     }
 
@@ -342,16 +345,14 @@ impl Session for Postgres {
         ids: &[String],
     ) -> Result<Vec<UserRow>, SourceError> {
         let id = name_quoted(&layout.id.name);
-        let statement = format!(
-            "{} WHERE u.{id} = ANY(CAST($1::text[] AS {}[]))",
-            select(layout),
-            layout.id.shown
-        );
+        let (told, blank) = select(layout);
+        let shown = &layout.id.shown;
+        let statement = format!("{told} WHERE u.{id} = ANY(CAST($1::text[] AS {shown}[]))");
         let failed = |error| SourceError::of("reading users", &error);
         let rows = sqlx::query(AssertSqlSafe(statement)).bind(ids);
         let rows = rows.fetch_all(&mut self.connection).await.map_err(failed)?;
         rows.iter()
-            .map(|row| user_row(row).map_err(failed))
+            .map(|row| user_row(row, &blank).map_err(failed))
             .collect()
     }
 
@@ -387,10 +388,11 @@ fn outbox_row(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
     })
 }
 
-fn user_row(row: &PgRow) -> Result<UserRow, sqlx::Error> {
+fn user_row(row: &PgRow, blank: &Blank) -> Result<UserRow, sqlx::Error> {
+    let told = (0..row.len()).map(|at| row.try_get::<Option<&str>, _>(at));
     Ok(UserRow {
         id: row.try_get(0)?,
-        document: row.try_get::<Option<String>, _>(1)?.map(String::into_bytes),
+        document: Some(blank.filled(told)?),
     })
 }
 

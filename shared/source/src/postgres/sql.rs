@@ -2,7 +2,7 @@
 
 use crate::{
     Column, Kind, Layout, TableName,
-    document::{self, Words, filled},
+    document::{self, Blank, Words, filled},
 };
 
 /// The triggers of an outbox.
@@ -31,11 +31,17 @@ pub(crate) fn script(layout: &Layout) -> String {
     filled(TEMPLATE, &places)
 }
 
-pub(super) fn select(layout: &Layout) -> String {
+/// Asks for the columns themselves: PostgreSQL takes more than twice as long to write them as JSON, and goes through
+/// what it knows of every type for each row. They are told as texts, the id first, and fill in the document.
+pub(super) fn select(layout: &Layout) -> (String, Blank) {
     let table = quoted(&layout.table);
-    let id = name_quoted(&layout.id.name);
-    let document = document::document(&PostgresWords, layout, "u");
-    format!("SELECT u.{id}::text, {document}::text FROM {table} u")
+    let (blank, columns) = Blank::of(layout);
+    let mut told = format!("u.{}::text", name_quoted(&layout.id.name));
+    for column in columns {
+        let value = PostgresWords.value(column, "u", column.member.is_text());
+        told.push_str(&format!(", {value}::text"));
+    }
+    (format!("SELECT {told} FROM {table} u"), blank)
 }
 
 struct PostgresWords;

@@ -25,6 +25,7 @@ pub(crate) async fn hold(place: &Place) -> Result<()> {
     one_connection_at_a_time_has_the_lock(place).await?;
     values::keep_their_meaning(place).await?;
     values::a_document_tells_what_left_it(place).await?;
+    values::are_read_as_the_outbox_tells_them(place).await?;
     values::ids_of_every_sort(place).await?;
     reading::pages_hold_every_user_once(place).await
 }

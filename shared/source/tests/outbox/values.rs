@@ -170,6 +170,62 @@ pub(crate) async fn a_document_tells_what_left_it(place: &Place) -> Result<()> {
     place.clean(&config).await
 }
 
+/// However a server writes them down: what an outbox says of a row and what reading the table does is the same.
+pub(crate) async fn are_read_as_the_outbox_tells_them(place: &Place) -> Result<()> {
+    let mut client = place.client().await?;
+    client
+        .run("CREATE TABLE people (uid BIGINT PRIMARY KEY, status VARCHAR(20), score DOUBLE PRECISION, active BOOLEAN, doc JSON, more JSON)")
+        .await?;
+    let columns = [
+        ("status", "status"),
+        ("score", "data.score"),
+        ("active", "data.active"),
+        ("doc", "data.in.doc"),
+        ("more", "data.in.more"),
+    ];
+    let config = place.config("people", "uid", &columns)?;
+    let mut database = Database::connect(&config).await?;
+    database.install(false).await?;
+    let mut rows = vec![
+        r#"-7, 'a"\b', -0.0, FALSE, '"x"', '[1 , 2]'"#,
+        r#"1, '', 1e300, TRUE, '{ "a" : 1.50 }', 'null'"#,
+        r#"2, NULL, 1e-7, NULL, NULL, 'true'"#,
+    ];
+    if place.server() == Server::Postgres {
+        rows.extend([
+            "3, 'a', 'NaN', FALSE, NULL, NULL",
+            "4, 'a', 'Infinity', FALSE, NULL, NULL",
+            "5, 'a', '-Infinity', FALSE, NULL, NULL",
+        ]);
+    }
+    for row in &rows {
+        client
+            .run(&format!("INSERT INTO people VALUES ({row})"))
+            .await?;
+    }
+    let told: Vec<Value> = told(&mut database)
+        .await?
+        .into_iter()
+        .map(|row| row.user)
+        .collect();
+    let layout = database.layout(false).await?;
+    let page = database.page(&layout, None, 10).await?;
+    let read = page
+        .iter()
+        .map(|row| serde_json::from_slice(row.document.as_deref().unwrap_or_default()));
+    let read: Vec<Value> = read.collect::<Result<_, _>>()?;
+    ensure!(
+        read.len() == rows.len() && read == told,
+        "{read:?} is not {told:?}"
+    );
+    ensure!(read[0]["data"]["in"]["doc"] == "x", "{read:?}");
+    ensure!(
+        read[1]["data"]["in"]["doc"] == json!({"a": 1.5}),
+        "{read:?}"
+    );
+    place.clean(&config).await
+}
+
 pub(crate) async fn ids_of_every_sort(place: &Place) -> Result<()> {
     let kinds: &[(&str, &str)] = match place.server() {
         Server::MySql => &[
