@@ -3,10 +3,10 @@
 
 mod copy;
 mod journal;
+mod meant;
 mod repair;
 mod settle;
 mod sides;
-mod states;
 mod table;
 
 use std::{
@@ -15,12 +15,13 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use async_nats::Message;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     check::{Checked, Class, Report, Request, Stage},
     state::State,
-    subjects::GATEWAY_TARGET,
+    subjects::{self, GATEWAY_TARGET},
     target::TargetName,
     user_id::UserId,
 };
@@ -32,11 +33,11 @@ pub(crate) use self::journal::{Entries, Journal, Progress};
 use self::{
     copy::Copy,
     journal::Mark,
+    meant::Meant,
     sides::{Seen, Sides, Unusable},
-    states::{Reader, States},
     table::{Pass, Table},
 };
-use crate::{claim, scheduler::Scheduler};
+use crate::{claim, scheduler::Scheduler, states::States};
 
 /// What targets are compared with.
 const STATES: &str = "states";
@@ -156,9 +157,8 @@ impl Check<'_> {
                 self.look(&sides, vec![user.clone()]).await?;
                 self.note_unusable(unusable, &sides);
             } else {
-                let held = States::new(scheduler.states.clone(), |state| {
-                    table.hash_of_state(&state)
-                });
+                let jetstream = scheduler.jetstream.clone();
+                let held = Meant::new(jetstream, |state| table.hash_of_state(state));
                 self.walk(&sides, &Scanned(table), &Scanned(held)).await?;
             }
             self.wait(&sides).await?;
@@ -196,7 +196,8 @@ impl Check<'_> {
         } else {
             match &holdings {
                 Ok(holdings) => {
-                    let meant = Scanned(States::new(self.scheduler.states.clone(), |state| {
+                    let jetstream = self.scheduler.jetstream.clone();
+                    let meant = Scanned(Meant::new(jetstream, |state| {
                         expected(&rule, &**holdings, state)
                     }));
                     self.walk(&copy, &meant, holdings.side()).await?;
@@ -256,23 +257,20 @@ impl Check<'_> {
 
     /// Looks at everybody there is a state of. Who is at the target and has none isn't found so.
     async fn one_by_one(&mut self, sides: &dyn Sides) -> anyhow::Result<()> {
-        let mut reader = Reader::open(&self.scheduler.states).await?;
-        let mut users = Vec::with_capacity(CHUNK);
-        loop {
-            let state = reader.next().await?;
-            let ended = state.is_none();
-            let user = state.map(|state| state.user_id);
-            users.extend(user.filter(|user| self.request.covers(user)));
-            if ended || users.len() == CHUNK {
-                self.wait_while_paused(sides.name()).await?;
-                self.report.users += users.len() as u64;
-                self.look(sides, std::mem::take(&mut users)).await?;
-                self.tell();
-            }
-            if ended || self.report.stage == Stage::Braked {
-                return Ok(());
+        let mut states = States::open(&self.scheduler.jetstream).await?;
+        while let Some(page) = states.next().await? {
+            let user = |message: &Message| subjects::user_of_state(&message.subject);
+            let mut users: Vec<UserId> = page.iter().filter_map(user).collect();
+            users.retain(|user| self.request.covers(user));
+            self.wait_while_paused(sides.name()).await?;
+            self.report.users += users.len() as u64;
+            self.look(sides, users).await?;
+            self.tell();
+            if self.report.stage == Stage::Braked {
+                break;
             }
         }
+        Ok(())
     }
 
     /// Looks again at `users`: who really differs is noted and repaired, who may still be on the way is waited for.
@@ -387,10 +385,13 @@ impl Check<'_> {
     }
 }
 
-/// What a target answers for the user of `state` when it holds what it is meant to; `None` when that is nothing.
-fn expected(rule: &Rule, holdings: &dyn Holdings, state: State) -> Option<RowHash> {
-    match rule.apply(state) {
+/// The user of `state`, and what a target answers when it holds of them what it is meant to; `None` when that is nothing.
+fn expected(rule: &Rule, holdings: &dyn Holdings, state: &[u8]) -> Option<(String, RowHash)> {
+    let state: State = serde_json::from_slice(state).ok()?;
+    let id = state.user_id.to_string();
+    let hash = match rule.apply(state) {
         Verdict::Send(delivery) => holdings.expected(&delivery),
         Verdict::Skip { .. } | Verdict::Refused(_) => None,
-    }
+    };
+    Some((id, hash?))
 }

@@ -1,7 +1,7 @@
 //! The scheduler: what keeps the main database, the states and the targets the same.
 //!
 //! `outbox` puts an outbox beside a table of users, `load` brings every user of a main database into
-//! USER_STATE. Each is one subcommand, and ends when it is done.
+//! USER_STATE. Each is one subcommand, and ends when it is done. `states` reads what is there.
 //!
 //! Without one a `scheduler` checks all the time: `schedules` keeps a NATS message schedule per target and for the states;
 //! `queue` takes what is due or asked for, under a `claim`; a `check` walks over both sides and looks again at whom they
@@ -17,6 +17,7 @@ mod reports;
 mod scheduler;
 mod schedules;
 mod settings;
+mod states;
 mod watch;
 
 use anyhow::Context as _;

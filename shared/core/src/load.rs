@@ -4,18 +4,47 @@
 //! The row comes as the `user.created` it would be, so it is valid. Only mapped members are looked at
 //! and changed; all others are somebody else's.
 
-use std::{
-    borrow::Cow,
-    hash::{DefaultHasher, Hash, Hasher},
-};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
     event::{Change, Event, EventType},
     member::Member,
     state::{Cause, State},
+    user_id::UserId,
 };
+
+/// What a state says of a user, for those who read very many: what made it so isn't read.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Stated {
+    /// Whose state it is.
+    pub user_id: UserId,
+    #[serde(default)]
+    username: Option<String>,
+    #[serde(default)]
+    email: Option<String>,
+    #[serde(default)]
+    data: Value,
+    /// Whether the user is gone.
+    pub deleted: bool,
+    /// Whether only the members present are known.
+    #[serde(default)]
+    pub partial: bool,
+}
+
+impl Stated {
+    /// A number for what the mapped `members` are; that of an equal row is the same ([`digest_of_row`]).
+    pub fn digest(&self, members: &[Member]) -> u64 {
+        let seen = Seen {
+            username: self.username.as_deref(),
+            email: self.email.as_deref(),
+            data: &self.data,
+        };
+        digest(&seen, members)
+    }
+}
 
 /// The state that has the mapped `members` of `row`; `None` when `state` has them already.
 ///
@@ -39,7 +68,7 @@ pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64)
     let told = Seen::of_row(row);
     let mut changed = false;
     for member in members {
-        let value = told.get(member).map(Cow::into_owned);
+        let value = told.get(member);
         changed |= match member {
             Member::Username => replace(&mut username, value),
             Member::Email => replace(&mut email, value),
@@ -80,22 +109,18 @@ pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64)
     })
 }
 
-/// A number for what the mapped `members` of a row are; that of an equal state is the same.
+/// A number for what the mapped `members` of a row are; that of an equal state is the same ([`Stated::digest`]).
 pub fn digest_of_row(row: &Event, members: &[Member]) -> u64 {
     digest(&Seen::of_row(row), members)
-}
-
-/// The same of a state.
-pub fn digest_of_state(state: &State, members: &[Member]) -> u64 {
-    digest(&Seen::of_state(state), members)
 }
 
 fn digest(seen: &Seen<'_>, members: &[Member]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for member in members {
-        match seen.get(member) {
-            Some(value) => hash(&value, &mut hasher),
-            None => hash(&Value::Null, &mut hasher),
+        match seen.find(member) {
+            Found::Nothing => hash(&Value::Null, &mut hasher),
+            Found::Text(text) => hash_text(text, &mut hasher),
+            Found::Value(value) => hash(value, &mut hasher),
         }
     }
     hasher.finish()
@@ -111,7 +136,7 @@ fn hash(value: &Value, hasher: &mut DefaultHasher) {
             (_, Some(number), _) => (3u8, number).hash(hasher),
             (.., number) => (4u8, number.unwrap_or_default().to_bits()).hash(hasher),
         },
-        Value::String(text) => (5u8, text).hash(hasher),
+        Value::String(text) => hash_text(text, hasher),
         Value::Array(items) => {
             (6u8, items.len()).hash(hasher);
             items.iter().for_each(|item| hash(item, hasher));
@@ -125,6 +150,10 @@ fn hash(value: &Value, hasher: &mut DefaultHasher) {
             9u8.hash(hasher);
         }
     }
+}
+
+fn hash_text(text: &str, hasher: &mut DefaultHasher) {
+    (5u8, text).hash(hasher);
 }
 
 const STATUS: &str = "status";
@@ -152,27 +181,36 @@ impl<'a> Seen<'a> {
         }
     }
 
-    fn of_state(state: &'a State) -> Self {
-        Self {
-            username: state.username.as_deref(),
-            email: state.email.as_deref(),
-            data: &state.data,
-        }
-    }
-
-    /// `None` when there is nothing.
-    fn get(&self, member: &Member) -> Option<Cow<'a, Value>> {
-        let text = |text: Option<&'a str>| text.map(|text| Cow::Owned(Value::from(text)));
+    fn find(&self, member: &Member) -> Found<'a> {
+        let text = |text: Option<&'a str>| text.map_or(Found::Nothing, Found::Text);
         let found = match member {
             Member::Username => return text(self.username),
             Member::Email => return text(self.email),
-            Member::Status => self.data.get(STATUS)?,
-            Member::Data(names) => names
-                .iter()
-                .try_fold(self.data, |value, name| value.get(name))?,
+            Member::Status => self.data.get(STATUS),
+            Member::Data(names) => {
+                let mut names = names.iter();
+                names.try_fold(self.data, |value, name| value.get(name))
+            }
         };
-        (!found.is_null()).then_some(Cow::Borrowed(found))
+        let found = found.filter(|value| !value.is_null());
+        found.map_or(Found::Nothing, Found::Value)
     }
+
+    /// `None` when there is nothing.
+    fn get(&self, member: &Member) -> Option<Value> {
+        match self.find(member) {
+            Found::Nothing => None,
+            Found::Text(text) => Some(text.into()),
+            Found::Value(value) => Some(value.clone()),
+        }
+    }
+}
+
+/// What is said of one member.
+enum Found<'a> {
+    Nothing,
+    Text(&'a str),
+    Value(&'a Value),
 }
 
 /// Whether it is another now.
@@ -287,20 +325,27 @@ mod tests {
         members.map(|member| member.parse().unwrap()).into()
     }
 
+    /// The digest of a state as NATS has it.
+    fn digest_of(state: &State, members: &[Member]) -> u64 {
+        let stated: Stated = serde_json::from_value(json!(state)).unwrap();
+        assert_eq!(
+            (stated.deleted, stated.partial),
+            (state.deleted, state.partial)
+        );
+        stated.digest(members)
+    }
+
     /// The state after the row, and whether digests agree with what `merge` says.
     fn merged(state: Option<State>, row: Value) -> Option<State> {
         let row = event(EventType::Created, row);
         let members = members();
         let result = merge(state.clone(), &row, &members, 2_000);
         if let Some(state) = state.filter(|state| !state.deleted && !state.partial) {
-            let same = digest_of_state(&state, &members) == digest_of_row(&row, &members);
+            let same = digest_of(&state, &members) == digest_of_row(&row, &members);
             assert_eq!(same, result.is_none(), "{state:?}");
         }
         if let Some(result) = &result {
-            assert_eq!(
-                digest_of_state(result, &members),
-                digest_of_row(&row, &members)
-            );
+            assert_eq!(digest_of(result, &members), digest_of_row(&row, &members));
             assert_eq!(
                 merge(Some(result.clone()), &row, &members, 3_000),
                 None,

@@ -128,8 +128,33 @@ impl Pull {
     /// # Errors
     /// When no more messages come.
     pub async fn next(&mut self) -> Result<Option<Message>, Stopped> {
+        let message = self.awaited().await?;
+        Ok(message.map(|message| self.with_context(message)))
+    }
+
+    /// The next messages, `most` at most, as far as they are there already once the first has come; none is a sign of
+    /// life. For those who answer none of them: what an answer takes isn't made. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// When no more messages come.
+    pub async fn page(&mut self, most: usize) -> Result<Vec<async_nats::Message>, Stopped> {
+        let mut page = Vec::from_iter(self.awaited().await?);
+        while !page.is_empty()
+            && page.len() < most
+            && let Some(ready) = self.answers.next().now_or_never()
+        {
+            match self.sort(ready) {
+                Ok(message) => page.extend(message),
+                // The next request ends like this one.
+                Err(_) => break,
+            }
+        }
+        Ok(page)
+    }
+
+    async fn awaited(&mut self) -> Result<Option<async_nats::Message>, Stopped> {
         if let Some(ready) = self.answers.next().now_or_never() {
-            return self.sort(ready);
+            return self.heard(ready);
         }
         // What came before the connection was lost is taken first; its requests died with it.
         if self.connects != connects(&self.jetstream) {
@@ -142,7 +167,7 @@ impl Pull {
                 () = self.silence.as_mut() => None,
             };
             if let Some(answer) = answer {
-                return self.sort(answer);
+                return self.heard(answer);
             }
             // Counted from the last answer, not from this call: callers drop and repeat it at will. Set only here,
             // because setting a timer for every message would cost as much as taking it.
@@ -165,10 +190,11 @@ impl Pull {
     /// # Errors
     /// When no more messages come.
     pub fn ready(&mut self) -> Result<Option<Message>, Stopped> {
-        match self.answers.next().now_or_never() {
-            Some(answer) => self.sort(answer),
-            None => Ok(None),
-        }
+        let Some(answer) = self.answers.next().now_or_never() else {
+            return Ok(None);
+        };
+        let message = self.heard(answer)?;
+        Ok(message.map(|message| self.with_context(message)))
     }
 
     /// Goes on after silence or a lost connection: what was asked for counts as lost, and whatever of it
@@ -185,23 +211,37 @@ impl Pull {
         let closing = async {
             self.answers.drain().await.ok();
             while let Some(answer) = self.answers.next().await {
-                left.extend(self.sort(Some(answer)).ok().flatten());
+                let message = self.sort(Some(answer)).ok().flatten();
+                left.extend(message.map(|message| self.with_context(message)));
             }
         };
         tokio::time::timeout(CLOSING, closing).await.ok();
         left
     }
 
-    fn sort(&mut self, answer: Option<async_nats::Message>) -> Result<Option<Message>, Stopped> {
-        let message = answer.ok_or(Stopped::Silent)?;
+    /// What acknowledging takes.
+    fn with_context(&self, message: async_nats::Message) -> Message {
+        let context = self.jetstream.clone();
+        Message { message, context }
+    }
+
+    fn heard(
+        &mut self,
+        answer: Option<async_nats::Message>,
+    ) -> Result<Option<async_nats::Message>, Stopped> {
         self.heard = Instant::now();
+        self.sort(answer)
+    }
+
+    fn sort(
+        &mut self,
+        answer: Option<async_nats::Message>,
+    ) -> Result<Option<async_nats::Message>, Stopped> {
+        let message = answer.ok_or(Stopped::Silent)?;
         let status = message.status.unwrap_or(StatusCode::OK);
         if status == StatusCode::OK {
             self.outstanding = self.outstanding.saturating_sub(1);
-            return Ok(Some(Message {
-                message,
-                context: self.jetstream.clone(),
-            }));
+            return Ok(Some(message));
         }
         if status == StatusCode::IDLE_HEARTBEAT {
             return Ok(None);

@@ -1,7 +1,7 @@
 //! What one column of an SQL table can hold: JSON values become text that the server reads as the column's
 //! type, and what it holds can be compared with that text.
 
-use jiff::{Timestamp, civil, tz::TimeZone};
+use jiff::{Timestamp, civil, fmt::temporal::DateTimePrinter, tz::TimeZone};
 use serde_json::Value;
 
 use crate::shown;
@@ -23,7 +23,8 @@ pub(crate) enum Kind {
     Other,
 }
 
-const INSTANT: &str = "%Y-%m-%d %H:%M:%S%.6f";
+/// `2026-01-31 12:00:00.500000`.
+const INSTANT: DateTimePrinter = DateTimePrinter::new().separator(b' ').precision(Some(6));
 
 impl Kind {
     /// `value` as the text that the server reads; the error says what was expected. `value` isn't null.
@@ -54,10 +55,8 @@ impl Kind {
             },
             Self::Instant => {
                 let instant = text.and_then(instant).ok_or("a time as RFC 3339 has it")?;
-                Ok(instant
-                    .to_zoned(TimeZone::UTC)
-                    .strftime(INSTANT)
-                    .to_string())
+                let instant = instant.to_zoned(TimeZone::UTC).datetime();
+                Ok(INSTANT.datetime_to_string(&instant))
             }
             Self::Day => {
                 let day = text.and_then(day).ok_or("a date as YYYY-MM-DD")?;

@@ -34,6 +34,12 @@ impl Unusable {
         self.rows += 1;
         self.because.get_or_insert(reason);
     }
+
+    /// Counts others too.
+    pub(crate) fn add(&mut self, others: Self) {
+        self.rows += others.rows;
+        self.because = self.because.take().or(others.because);
+    }
 }
 
 /// What a check compares.

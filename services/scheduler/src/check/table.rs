@@ -7,22 +7,23 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::PoisonError,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context as _;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use async_trait::async_trait;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryFutureExt, TryStreamExt, stream};
 use tokio::{
     sync::Mutex,
+    task::spawn_blocking,
     time::{Instant, sleep, timeout},
 };
 use usersync_core::{
     check::{Check, Class, Policy, Request},
     event::Event,
-    load,
+    load::{self, Stated},
     member::Member,
     nats::REQUEST_TIMEOUT,
     state::State,
@@ -43,6 +44,8 @@ use crate::{
 
 /// States asked for at once.
 const READS: usize = 128;
+/// Pages that are hashed at once, or wait to be taken.
+const HASHED: usize = 2;
 /// How long intake is given to merge what has just come in, before those who differ are left for later.
 const MERGING: Duration = Duration::from_millis(500);
 /// How often it is asked meanwhile.
@@ -92,11 +95,17 @@ impl Table {
         })
     }
 
-    /// What a state is to hash to when it says what the row does; `None` where no row is expected.
-    pub(crate) fn hash_of_state(&self, state: &State) -> Option<RowHash> {
+    /// The user of a state, and what it is to hash to when it says what the row does; `None` where no row is expected.
+    pub(crate) fn hash_of_state(&self, state: &[u8]) -> Option<(String, RowHash)> {
+        let state: Stated = serde_json::from_slice(state).ok()?;
+        if state.deleted {
+            return None;
+        }
+        let id = state.user_id.to_string();
         // Whoever is only partly known differs from every row.
-        let digest = (!state.partial).then(|| load::digest_of_state(state, &self.members));
-        (!state.deleted).then(|| hash(&state.user_id, digest))
+        let digest = (!state.partial).then(|| state.digest(&self.members));
+        let hash = hash(&id, digest);
+        Some((id, hash))
     }
 
     /// What the rows of these users say; of a row that no event can tell of, why.
@@ -148,38 +157,83 @@ impl Table {
         Ok(waiting.into_iter().collect())
     }
 
-    /// Whether a row is, as the table spells its id.
-    fn is_asked_for(&self, id: &str) -> bool {
-        // What isn't even an id lies in no range.
-        let user = id.parse().unwrap_or_else(|_| UserId::Text(id.into()));
-        self.request.covers(&user)
-    }
-
     fn found(&self, unusable: Unusable) {
         *self.unusable.lock().unwrap_or_else(PoisonError::into_inner) = unusable;
     }
 
     async fn read(&self, each: Each<'_>) -> anyhow::Result<u64> {
         let database = Database::connect(&self.config).await?;
-        let mut rows = Rows::read(database, self.layout.clone());
+        let rows = Rows::read(database, self.layout.clone());
+        let pages = stream::try_unfold(rows, async |mut rows| {
+            anyhow::Ok(rows.next().await?.map(|page| (page, rows)))
+        });
+        let hashing = Arc::new(Hashing {
+            name: self.name.clone(),
+            members: self.members.clone(),
+            request: self.request.clone(),
+        });
+        // Beside the states, which this process's one thread reads meanwhile (docs/adr/0006).
+        let mut hashed = pages
+            .map_ok(|page| {
+                let hashing = Arc::clone(&hashing);
+                let hashed = spawn_blocking(move || hashing.page(page));
+                hashed.map_err(|_| anyhow::anyhow!("hashing rows broke off"))
+            })
+            .try_buffered(HASHED)
+            .boxed();
         let (mut bytes, mut unusable) = (0, Unusable::default());
-        while let Some(page) = rows.next().await? {
-            for row in page {
-                bytes += row.document.len() as u64;
-                match rows::event(&self.name, &row) {
-                    Ok(event) => {
-                        let digest = load::digest_of_row(&event, &self.members);
-                        let id = event.user_id.to_string();
-                        each(&id, hash(&event.user_id, Some(digest)));
-                    }
-                    // What no event can tell of is in no state either.
-                    Err(reason) if self.is_asked_for(&row.id) => unusable.note(reason),
-                    Err(_) => {}
-                }
+        while let Some(page) = hashed.try_next().await? {
+            bytes += page.bytes;
+            for (id, hash) in page.users {
+                each(&id, hash);
             }
+            unusable.add(page.unusable);
         }
         self.found(unusable);
         Ok(bytes)
+    }
+}
+
+/// What it takes to hash rows.
+struct Hashing {
+    name: SourceName,
+    members: Vec<Member>,
+    request: Request,
+}
+
+/// What became of a page.
+#[derive(Default)]
+struct Hashed {
+    users: Vec<(String, RowHash)>,
+    bytes: u64,
+    unusable: Unusable,
+}
+
+impl Hashing {
+    fn page(&self, page: Vec<rows::Row>) -> Hashed {
+        let mut hashed = Hashed::default();
+        for row in page {
+            hashed.bytes += row.document.len() as u64;
+            match rows::event(&self.name, &row) {
+                Ok(event) => {
+                    let digest = load::digest_of_row(&event, &self.members);
+                    let id = event.user_id.to_string();
+                    let hash = hash(&id, Some(digest));
+                    hashed.users.push((id, hash));
+                }
+                // What no event can tell of is in no state either.
+                Err(reason) if self.is_asked_for(&row.id) => hashed.unusable.note(reason),
+                Err(_) => {}
+            }
+        }
+        hashed
+    }
+
+    /// Whether a row is, as the table spells its id.
+    fn is_asked_for(&self, id: &str) -> bool {
+        // What isn't even an id lies in no range.
+        let user = id.parse().unwrap_or_else(|_| UserId::Text(id.into()));
+        self.request.covers(&user)
     }
 }
 
@@ -192,8 +246,8 @@ impl Scan for Table {
 }
 
 /// The hash of what is compared of a user.
-fn hash(user: &UserId, digest: Option<u64>) -> RowHash {
-    let mut row = Row::new(&user.to_string());
+fn hash(id: &str, digest: Option<u64>) -> RowHash {
+    let mut row = Row::new(id);
     let digest = digest.map(u64::to_be_bytes);
     row.field(digest.as_ref().map(<[u8; 8]>::as_slice));
     row.hash()

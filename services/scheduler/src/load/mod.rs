@@ -124,7 +124,7 @@ async fn load_all(
         dry_run: work.dry_run,
         members,
     };
-    let mut parts = known::read(&states, &load.members, &mut load.progress).await?;
+    let mut parts = known::read(&jetstream, &load.members, &mut load.progress).await?;
     load.table(database, &layout, &work, &mut parts).await?;
     load.finish().await?;
     let Load {
