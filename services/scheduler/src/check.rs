@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use usersync_core::{
     check::{Checked, Class, Report, Request, Stage},
     state::State,
-    subjects::{self, GATEWAY_TARGET},
+    subjects::GATEWAY_TARGET,
     target::TargetName,
     user_id::UserId,
 };
@@ -258,19 +258,26 @@ impl Check<'_> {
     /// Looks at everybody there is a state of. Who is at the target and has none isn't found so.
     async fn one_by_one(&mut self, sides: &dyn Sides) -> anyhow::Result<()> {
         let mut states = States::open(&self.scheduler.jetstream).await?;
-        while let Some(page) = states.next().await? {
-            let user = |message: &Message| subjects::user_of_state(&message.subject);
-            let mut users: Vec<UserId> = page.iter().filter_map(user).collect();
-            users.retain(|user| self.request.covers(user));
+        let mut users = Vec::with_capacity(CHUNK);
+        loop {
+            let page = states.next().await?;
+            let ended = page.is_none();
+            // What can't be read is refused by workers too, and dead-lettered there.
+            let read = |message: &Message| serde_json::from_slice::<State>(&message.payload).ok();
+            let read = page.iter().flatten().filter_map(read);
+            let read = read.map(|state| state.user_id);
+            users.extend(read.filter(|user| self.request.covers(user)));
+            if !ended && users.len() < CHUNK {
+                continue;
+            }
             self.wait_while_paused(sides.name()).await?;
             self.report.users += users.len() as u64;
-            self.look(sides, users).await?;
+            self.look(sides, std::mem::take(&mut users)).await?;
             self.tell();
-            if self.report.stage == Stage::Braked {
-                break;
+            if ended || self.report.stage == Stage::Braked {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Looks again at `users`: who really differs is noted and repaired, who may still be on the way is waited for.

@@ -20,17 +20,17 @@ use usersync_core::{
 
 /// States on their way, at most.
 const WINDOW: usize = 2_000;
-/// States handed out at once, at most: few enough for whoever else waits for this task.
-const PAGE: usize = 256;
+/// States handed out at once, at most: no more are to be had before others get their turn (tokio's budget of a task).
+const PAGE: usize = 128;
 /// How long one request for states lasts.
 const EXPIRES: Duration = Duration::from_secs(10);
 /// How long the server keeps the consumer of a reader that never comes to its end.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 /// How long the next states may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it is opened again without having read anything, and how long it rests before.
-const TRIES: u32 = 3;
+/// How long it rests before it is opened again, at first and at most.
 const REST: Duration = Duration::from_millis(250);
+const LONGEST_REST: Duration = Duration::from_secs(4);
 
 /// Everything that is in USER_STATE when it is opened, each once. What is written meanwhile may be missed: whoever asks
 /// looks again, user by user, at what makes a difference.
@@ -83,22 +83,23 @@ impl States {
     /// # Errors
     /// When the server doesn't go on, and not after opening it again either.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<Message>>> {
-        let mut tries = 0;
+        let end = Instant::now() + 2 * PATIENCE;
+        let (mut rest, mut broken) = (REST, false);
         while !self.ended {
-            match self.page().await {
-                Ok(page) => return Ok(Some(page)),
-                Err(error) if tries == TRIES => return Err(error),
+            let done = match broken {
+                false => self.page().await.map(Some),
+                true => self.open_again().await.map(|()| None),
+            };
+            match done {
+                Ok(None) => broken = false,
+                Ok(page) => return Ok(page),
+                Err(error) if Instant::now() + rest > end => return Err(error),
                 Err(error) => {
                     let error = format!("{error:#}");
                     tracing::warn!(error, "reading USER_STATE broke off; going on behind it");
-                    tries += 1;
-                    sleep(REST * tries).await;
-                    // It stays broken until it is open again.
-                    if let Err(error) = self.open_again().await
-                        && tries == TRIES
-                    {
-                        return Err(error);
-                    }
+                    sleep(rest).await;
+                    rest = LONGEST_REST.min(rest * 2);
+                    broken = true;
                 }
             }
         }
@@ -153,8 +154,8 @@ impl States {
                 Ok(page) if page.is_empty() => {}
                 Ok(page) => return Ok(page),
                 // A busy server; or what was on its way got lost, which shows.
-                Err(Stopped::Silent | Stopped::Reconnected) => self.pull.renew(),
-                Err(refused) => return Err(refused.into()),
+                Err(Stopped::Silent) => self.pull.renew(),
+                Err(stopped) => return Err(stopped.into()),
             }
         }
         bail!("the next states did not come in time")

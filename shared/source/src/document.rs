@@ -1,4 +1,4 @@
-//! A user's JSON as an expression that the server evaluates: triggers and scans use the same one.
+//! A user's JSON: as an expression that the server evaluates, which triggers and scans share, or as a form that a scan fills in.
 
 use std::collections::BTreeMap;
 

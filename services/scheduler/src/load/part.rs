@@ -143,7 +143,7 @@ impl Part {
             seen: false,
         };
         self.living += u64::from(lives);
-        // Somebody who changed while states were read comes a second time.
+        // Two whose ids hash alike share a place.
         if let Some(before) = self.states.insert(hash, known) {
             self.living -= u64::from(before.lives);
         }

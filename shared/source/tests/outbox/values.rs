@@ -167,6 +167,18 @@ pub(crate) async fn a_document_tells_what_left_it(place: &Place) -> Result<()> {
         rows[2].user["data"] == json!({}) && rows[2].previous["data"] == json!({"y": {}}),
         "{rows:?}"
     );
+    // The table read as a whole says the same.
+    let layout = database.layout(false).await?;
+    let mut read = async || -> Result<Value> {
+        let page = database.page(&layout, None, 10).await?;
+        let document = page.first().and_then(|row| row.document.as_deref());
+        Ok(serde_json::from_slice(document.unwrap_or_default())?)
+    };
+    let nothing = read().await?;
+    ensure!(nothing == rows[2].user, "{nothing}");
+    client.run(r#"UPDATE people SET doc = '{"y": {}}'"#).await?;
+    let something = read().await?;
+    ensure!(something == rows[1].user, "{something}");
     place.clean(&config).await
 }
 
