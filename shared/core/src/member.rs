@@ -28,6 +28,11 @@ impl Member {
         !matches!(self, Self::Data(_))
     }
 
+    /// Whether it is all of `data`, which is an object.
+    pub fn is_whole(&self) -> bool {
+        matches!(self, Self::Data(names) if names.is_empty())
+    }
+
     /// Whether one of both lies in the other, or they are the same.
     pub fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {

@@ -119,7 +119,7 @@ fn render(words: &impl Words, node: &Node<'_>, of: &str) -> String {
     match node {
         Node::Value(column) => {
             let value = words.value(column, of, column.member.is_text());
-            match is_whole(column) {
+            match column.member.is_whole() {
                 true => words.or_empty(value),
                 false => value,
             }
@@ -131,11 +131,6 @@ fn render(words: &impl Words, node: &Node<'_>, of: &str) -> String {
             words.object(&members.collect::<Vec<_>>())
         }
     }
-}
-
-/// Whether the column is all of `data`: beside `status`, an event's `data` must be an object.
-fn is_whole(column: &Column) -> bool {
-    matches!(&column.member, Member::Data(names) if names.is_empty())
 }
 
 /// A document without its values, which a server tells as texts: for one that takes longer to write JSON.
@@ -219,7 +214,7 @@ fn outline<'a>(
             let written = match column.kind {
                 _ if column.member.is_text() => Written::Text,
                 Kind::Integer | Kind::Float => Written::Number,
-                Kind::Json if is_whole(column) => Written::Object,
+                Kind::Json if column.member.is_whole() => Written::Object,
                 Kind::Boolean | Kind::Json => Written::Json,
                 _ => Written::Text,
             };

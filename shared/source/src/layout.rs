@@ -153,6 +153,12 @@ impl Layout {
                     column.name, column.shown
                 ));
             }
+            if member.is_whole() && !matches!(column.kind, Kind::Json | Kind::Unsupported) {
+                problems.push(format!(
+                    "column `{0}` of `{table}` is {1}, but `data` as a whole is an object of JSON; map it to a member: {0}=data.{0}",
+                    column.name, column.shown
+                ));
+            }
             if let Some(other) = fitted.iter().find(|other| other.member.overlaps(&member)) {
                 problems.push(format!(
                     "columns `{}` and `{}` can't both be mapped: `{}` and `{member}` are the same member, or one inside the other",
@@ -333,7 +339,7 @@ mod tests {
             ("extra", Kind::Json),
         ]);
         type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
-        let rows: [Case<'_>; 6] = [
+        let rows: [Case<'_>; 7] = [
             (
                 "uid",
                 &[("email", "email")],
@@ -353,6 +359,11 @@ mod tests {
                 "id",
                 &[("photo", "data.photo")],
                 "column `photo` of `users` is unsupported",
+            ),
+            (
+                "id",
+                &[("email", "data")],
+                "column `email` of `users` is text, but `data` as a whole is an object of JSON; map it to a member: email=data.email",
             ),
             (
                 "id",
