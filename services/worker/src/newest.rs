@@ -5,7 +5,7 @@ use async_nats::{
     jetstream::{Message, stream::DirectGetErrorKind},
 };
 use futures_util::future::join_all;
-use usersync_core::{state::State, subjects, trace::TraceContext};
+use usersync_core::{json, state::State, subjects, trace::TraceContext};
 use usersync_targets::{Failure, Outcome};
 
 use crate::{route::Route, task::Item};
@@ -84,12 +84,7 @@ async fn ask(route: &Route, item: &Item) -> Newest {
 }
 
 fn parse(payload: &[u8], headers: Option<&HeaderMap>) -> Newest {
-    // Looked at as a whole it is quicker; of what isn't UTF-8 the parser says where.
-    let state = match std::str::from_utf8(payload) {
-        Ok(text) => serde_json::from_str(text),
-        Err(_) => serde_json::from_slice(payload),
-    };
-    match state {
+    match json::read(payload) {
         Ok(state) => {
             let header = |name: &str| Some(headers?.get(name)?.as_str());
             Newest::State(Box::new(state), TraceContext::read(header))

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::user_id::UserId;
+use crate::{json, user_id::UserId};
 
 /// The four things that can happen to a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -181,7 +181,7 @@ impl Event {
             );
             return Err(InvalidEvent::new("", reason));
         }
-        let value = serde_json::from_slice(payload).map_err(|error| not_json(&error))?;
+        let value = json::read(payload).map_err(|error| not_json(&error))?;
         Self::from_value(value, envelope)
     }
 

@@ -15,6 +15,7 @@ pub mod event;
 pub mod feed;
 pub mod fields;
 pub mod header_text;
+pub mod json;
 pub mod lanes;
 pub mod load;
 pub mod member;

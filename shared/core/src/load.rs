@@ -6,45 +6,13 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
     event::{Change, Event, EventType},
     member::Member,
     state::{Cause, State},
-    user_id::UserId,
 };
-
-/// What a state says of a user, for those who read very many: what made it so isn't read.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Stated {
-    /// Whose state it is.
-    pub user_id: UserId,
-    #[serde(default)]
-    username: Option<String>,
-    #[serde(default)]
-    email: Option<String>,
-    #[serde(default)]
-    data: Value,
-    /// Whether the user is gone.
-    pub deleted: bool,
-    /// Whether only the members present are known.
-    #[serde(default)]
-    pub partial: bool,
-}
-
-impl Stated {
-    /// A number for what the mapped `members` are; that of an equal row is the same ([`digest_of_row`]).
-    pub fn digest(&self, members: &[Member]) -> u64 {
-        let seen = Seen {
-            username: self.username.as_deref(),
-            email: self.email.as_deref(),
-            data: &self.data,
-        };
-        digest(&seen, members)
-    }
-}
 
 /// The state that has the mapped `members` of `row`; `None` when `state` has them already.
 ///
@@ -109,9 +77,19 @@ pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64)
     })
 }
 
-/// A number for what the mapped `members` of a row are; that of an equal state is the same ([`Stated::digest`]).
+/// A number for what the mapped `members` of a row are; that of an equal state is the same ([`digest_of_state`]).
 pub fn digest_of_row(row: &Event, members: &[Member]) -> u64 {
     digest(&Seen::of_row(row), members)
+}
+
+/// A number for what the mapped `members` of a state are; that of an equal row is the same ([`digest_of_row`]).
+pub fn digest_of_state(state: &State, members: &[Member]) -> u64 {
+    let seen = Seen {
+        username: state.username.as_deref(),
+        email: state.email.as_deref(),
+        data: &state.data,
+    };
+    digest(&seen, members)
 }
 
 fn digest(seen: &Seen<'_>, members: &[Member]) -> u64 {
@@ -325,27 +303,20 @@ mod tests {
         members.map(|member| member.parse().unwrap()).into()
     }
 
-    /// The digest of a state as NATS has it.
-    fn digest_of(state: &State, members: &[Member]) -> u64 {
-        let stated: Stated = serde_json::from_value(json!(state)).unwrap();
-        assert_eq!(
-            (stated.deleted, stated.partial),
-            (state.deleted, state.partial)
-        );
-        stated.digest(members)
-    }
-
     /// The state after the row, and whether digests agree with what `merge` says.
     fn merged(state: Option<State>, row: Value) -> Option<State> {
         let row = event(EventType::Created, row);
         let members = members();
         let result = merge(state.clone(), &row, &members, 2_000);
         if let Some(state) = state.filter(|state| !state.deleted && !state.partial) {
-            let same = digest_of(&state, &members) == digest_of_row(&row, &members);
+            let same = digest_of_state(&state, &members) == digest_of_row(&row, &members);
             assert_eq!(same, result.is_none(), "{state:?}");
         }
         if let Some(result) = &result {
-            assert_eq!(digest_of(result, &members), digest_of_row(&row, &members));
+            assert_eq!(
+                digest_of_state(result, &members),
+                digest_of_row(&row, &members)
+            );
             assert_eq!(
                 merge(Some(result.clone()), &row, &members, 3_000),
                 None,

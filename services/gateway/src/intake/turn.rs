@@ -17,6 +17,7 @@ use metrics::{Counter, Histogram};
 use moka::sync::Cache;
 use usersync_core::{
     event::{Event, InvalidEvent},
+    json,
     state::{self, Applied, Position, State},
     subjects,
     trace::TraceContext,
@@ -137,7 +138,7 @@ async fn merge(desk: &Desk, user_id: &UserId, arrivals: &mut [Arrival]) -> Optio
         };
         let mut state: Option<State> = match base.payload.is_empty() {
             true => None,
-            false => match serde_json::from_slice(&base.payload) {
+            false => match json::read(&base.payload) {
                 Ok(state) => Some(state),
                 Err(error) => {
                     // Only a foreign writer can have stored it; a user.created puts it right.

@@ -23,7 +23,7 @@ use tokio::{
 use usersync_core::{
     check::{Check, Class, Policy, Request},
     event::Event,
-    load::{self, Stated},
+    json, load,
     member::Member,
     nats::REQUEST_TIMEOUT,
     state::State,
@@ -97,13 +97,13 @@ impl Table {
 
     /// The user of a state, and what it is to hash to when it says what the row does; `None` where no row is expected.
     pub(crate) fn hash_of_state(&self, state: &[u8]) -> Option<(String, RowHash)> {
-        let state: Stated = serde_json::from_slice(state).ok()?;
+        let state: State = json::read(state).ok()?;
         if state.deleted {
             return None;
         }
         let id = state.user_id.to_string();
         // Whoever is only partly known differs from every row.
-        let digest = (!state.partial).then(|| state.digest(&self.members));
+        let digest = (!state.partial).then(|| load::digest_of_state(&state, &self.members));
         let hash = hash(&id, digest);
         Some((id, hash))
     }
@@ -415,7 +415,7 @@ async fn newest(states: &Stream, user: &UserId) -> anyhow::Result<(u64, Option<S
     );
     match found.await.context("asking for a state took too long")? {
         Ok(message) => {
-            let state = serde_json::from_slice(&message.payload).ok();
+            let state = json::read(&message.payload).ok();
             Ok((message.sequence, state))
         }
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((0, None)),

@@ -100,6 +100,11 @@ async fn every_difference_is_found_and_mended() -> Result<()> {
             *state = json!({"user_id": 4, "deleted": true, "version": 1, "event_seq": 1, "event": state["event"]});
         })
         .await?;
+        // As the row says, and still no state that a worker could read.
+        tamper(&bus, 8, |state| {
+            state.as_object_mut().map(|state| state.remove("version"));
+        })
+        .await?;
         // What isn't mapped is somebody else's.
         tamper(&bus, 5, |state| state["data"]["more"] = json!(1)).await?;
         tamper(&bus, 6, |state| state["user_id"] = json!(9_000)).await?;
@@ -109,7 +114,7 @@ async fn every_difference_is_found_and_mended() -> Result<()> {
         bus.until_taken_in().await?;
 
         let seen = once(&main, &stack, &["--dry-run"]).await?;
-        ensure!(counts(&seen) == [1, 0, 3, 1], "{seen:?}");
+        ensure!(counts(&seen) == [1, 0, 4, 1], "{seen:?}");
         ensure!(bus.state(1).await? == Value::Null, "a dry run wrote");
         let one = once(&main, &stack, &["--user", "2", "--dry-run"]).await?;
         ensure!(counts(&one) == [0, 0, 1, 0] && one.users == 1, "{one:?}");
@@ -118,7 +123,7 @@ async fn every_difference_is_found_and_mended() -> Result<()> {
 
         let mended = once(&main, &stack, &[]).await?;
         ensure!(
-            counts(&mended) == [1, 0, 3, 1] && repaired(&mended) == 4,
+            counts(&mended) == [1, 0, 4, 1] && repaired(&mended) == 5,
             "{mended:?}"
         );
         let two = bus.state(2).await?;
@@ -126,6 +131,7 @@ async fn every_difference_is_found_and_mended() -> Result<()> {
             two["email"] == "2@example.com" && two["data"]["more"] == 1,
             "{two}"
         );
+        ensure!(bus.state(8).await?["version"].is_u64(), "still no state");
         ensure!(
             bus.state(9_000).await?["deleted"] == false,
             "an orphan went"
