@@ -18,6 +18,7 @@ use usersync_core::{
     check::{Check, Class},
     event::EventType,
     fields::Members,
+    json,
     nats::REQUEST_TIMEOUT,
     state::State,
     subjects,
@@ -94,9 +95,8 @@ impl Sides for Copy<'_> {
         let again = stream::iter(&differing)
             .map(|(place, _)| newest(self.states, &users[*place]))
             .buffered(READS);
-        let again: Vec<Option<(State, u64)>> = again.try_collect().await?;
-        for ((place, seq), again) in differing.into_iter().zip(again) {
-            let now = again.map_or(0, |(_, seq)| seq);
+        let again: Vec<(u64, Option<State>)> = again.try_collect().await?;
+        for ((place, seq), (now, _)) in differing.into_iter().zip(again) {
             if seq > passed || now != seq {
                 seen[place] = Seen::Pending;
             }
@@ -168,14 +168,15 @@ impl Copy<'_> {
     }
 
     async fn meant(&self, user: &UserId) -> anyhow::Result<Meant> {
-        let Some((state, seq)) = newest(self.states, user).await? else {
+        let (seq, state) = newest(self.states, user).await?;
+        if seq == 0 {
             // Nobody has ever heard of this user: nothing is meant to be there.
             return Ok(Meant::Told(Box::new(nobody(self.config, user)), 0));
-        };
-        Ok(match self.rule.apply(state) {
-            Verdict::Send(delivery) => Meant::Told(Box::new(delivery), seq),
-            // The target keeps what it has; or it is refused, and a dead letter says so.
-            Verdict::Skip { .. } | Verdict::Refused(_) => Meant::Nothing,
+        }
+        Ok(match state.map(|state| self.rule.apply(state)) {
+            Some(Verdict::Send(delivery)) => Meant::Told(Box::new(delivery), seq),
+            // The target keeps what it has; or it is refused, as what is no state is too, and a dead letter says so.
+            Some(Verdict::Skip { .. } | Verdict::Refused(_)) | None => Meant::Nothing,
         })
     }
 
@@ -209,17 +210,16 @@ impl Copy<'_> {
     }
 }
 
-/// The newest state of a user, and its sequence in USER_STATE.
-pub(crate) async fn newest(states: &Stream, user: &UserId) -> anyhow::Result<Option<(State, u64)>> {
+/// The sequence of a user's newest state, 0 when there is none, and the state unless it can't be read.
+pub(crate) async fn newest(states: &Stream, user: &UserId) -> anyhow::Result<(u64, Option<State>)> {
     let found = states.direct_get_last_for_subject(subjects::state(user));
     let found = timeout(REQUEST_TIMEOUT, found).await;
     match found.context("asking for a state took too long")? {
         Ok(message) => {
-            let state = serde_json::from_slice(&message.payload);
-            let state = state.map_err(|_| anyhow::anyhow!("what USER_STATE holds is no state"))?;
-            Ok(Some((state, message.sequence)))
+            let state = json::read(&message.payload).ok();
+            Ok((message.sequence, state))
         }
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok((0, None)),
         Err(error) => Err(error).context("asking for a state"),
     }
 }

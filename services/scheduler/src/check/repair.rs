@@ -54,11 +54,11 @@ impl Remedy {
                 Ok(true)
             }
             Self::Renew => match newest(&scheduler.states, user).await? {
-                Some((mut state, seq)) => {
+                (seq, Some(mut state)) => {
                     state.version = now_us().max(state.version + 1);
                     write(jetstream, &state, seq).await
                 }
-                None => Ok(false),
+                (_, None) => Ok(false),
             },
             Self::Bury => write(jetstream, &tombstone(user, None, now_us()), 0).await,
             Self::Write(state, seq) => write(jetstream, state, *seq).await,

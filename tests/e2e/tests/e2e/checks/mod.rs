@@ -1,6 +1,7 @@
 //! The consistency check: every difference is found and repaired, and nothing that isn't one is reported.
 
 mod kinds;
+mod one_by_one;
 mod queue;
 mod races;
 mod resumed;

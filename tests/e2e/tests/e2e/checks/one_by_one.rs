@@ -1,0 +1,136 @@
+//! A target that is read user by user, and states that nobody can read.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use axum::{Json, http::Method, response::IntoResponse as _};
+use redis::AsyncTypedCommands as _;
+use serde_json::{Value, json};
+use usersync_core::check::{Report, Stage};
+use usersync_stack::Stack;
+
+use super::{check, counts, created, states::tamper};
+use crate::support::{Bus, Call, Recorder, answer};
+
+const USERS: u64 = 20;
+const UNTIMED: &str = "check = { every = \"0s\" }";
+
+/// What a service holds, by path.
+type Held = Arc<Mutex<BTreeMap<String, Value>>>;
+
+/// A service that takes users and shows them, and knows no digests.
+async fn service(held: &Held) -> Result<Recorder> {
+    let held = Arc::clone(held);
+    Recorder::start(move |call: Call| {
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = match call.method {
+            Method::GET => held.get(&call.path).cloned(),
+            _ => {
+                held.insert(format!("/users/{}", call.user()), call.body.clone());
+                Some(json!({}))
+            }
+        };
+        let response = shown.map_or_else(|| answer(404), |shown| Json(shown).into_response());
+        std::future::ready(response)
+    })
+    .await
+}
+
+/// Redis, and the service as `crm`, which hold everybody; `settings` are of the service.
+async fn filled(service: &Recorder, settings: &str) -> Result<(Stack, Bus)> {
+    let entries = format!(
+        "[redis-cache]\n{UNTIMED}\n{}",
+        service.target("crm", &format!("{UNTIMED}\n{settings}"))
+    );
+    let stack = Stack::builder().examples(false).schedulers(1);
+    let stack = stack.targets_toml(move |_| entries).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish_all((1..=USERS).map(created)).await?;
+    until_settled(&bus).await?;
+    Ok((stack, bus))
+}
+
+async fn until_settled(bus: &Bus) -> Result<()> {
+    bus.until_settled("crm").await?;
+    bus.until_settled("redis-cache").await
+}
+
+fn is_done(report: &Report, users: u64, expected: [u64; 4]) -> Result<()> {
+    ensure!(
+        report.stage == Stage::Done && report.users == users && counts(report) == expected,
+        "{report:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn differences_are_found_and_repaired() -> Result<()> {
+    let held = Held::default();
+    let service = service(&held).await?;
+    let read_url = format!("read_url = \"{}/{{id}}\"", service.url());
+    let (_stack, bus) = filled(&service, &read_url).await?;
+    is_done(&check(&bus, "crm", json!({})).await?, USERS, [0; 4])?;
+    {
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.remove("/users/1").context("1 isn't there")?;
+        let two = held.get_mut("/users/2").context("2 isn't there")?;
+        (two["version"], two["email"]) = (json!(1), json!("old@example.com"));
+        held.get_mut("/users/3").context("3 isn't there")?["email"] = json!("mallory");
+    }
+    let found = check(&bus, "crm", json!({})).await?;
+    is_done(&found, USERS, [1, 1, 1, 0])?;
+    until_settled(&bus).await?;
+    is_done(&check(&bus, "crm", json!({})).await?, USERS, [0; 4])
+}
+
+#[tokio::test]
+async fn a_state_that_is_none_keeps_nobody_else_from_being_checked() -> Result<()> {
+    let held = Held::default();
+    let service = service(&held).await?;
+    let read_url = format!("read_url = \"{}/{{id}}\"", service.url());
+    let (stack, bus) = filled(&service, &read_url).await?;
+    tamper(&bus, 5, |state| {
+        state.as_object_mut().map(|state| state.remove("version"));
+    })
+    .await?;
+    until_settled(&bus).await?;
+    {
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.get_mut("/users/7").context("7 isn't there")?["email"] = json!("mallory");
+    }
+    let client = redis::Client::open(stack.redis.url())?;
+    let mut redis = client.get_multiplexed_async_connection().await?;
+    let seven = redis.get("user:7").await?.context("7 isn't there")?;
+    let tampered = seven.replace("7@example.com", "mallory");
+    ensure!(seven != tampered, "{seven}");
+    redis.set("user:7", tampered).await?;
+
+    // One lists whom to look at by states, the other by digests, of which it has one more.
+    for (target, users) in [("crm", USERS - 1), ("redis-cache", USERS)] {
+        let found = check(&bus, target, json!({})).await?;
+        is_done(&found, users, [0, 0, 1, 0]).context(target)?;
+    }
+    until_settled(&bus).await?;
+    for (target, users) in [("crm", USERS - 1), ("redis-cache", USERS)] {
+        let left = check(&bus, target, json!({})).await?;
+        is_done(&left, users, [0; 4]).context(target)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_read_says_so() -> Result<()> {
+    let held = Held::default();
+    let service = service(&held).await?;
+    let (_stack, bus) = filled(&service, "").await?;
+    let report = check(&bus, "crm", json!({})).await?;
+    let error = report.error.as_deref().unwrap_or_default();
+    ensure!(
+        report.stage == Stage::Failed && error.contains("not checkable"),
+        "{report:?}"
+    );
+    Ok(())
+}
