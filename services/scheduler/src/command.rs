@@ -228,7 +228,10 @@ fn table(report: &Report) -> String {
         *bytes as f64 / 1e6
     );
     if report.found.is_empty() {
-        text += "all alike\n";
+        // Of those who weren't looked at nothing is said.
+        if report.stage == Stage::Done && report.pending == 0 {
+            text += "all alike\n";
+        }
     } else {
         text += &format!(
             "{:<10} {:>9} {:>9}  {}\n",
@@ -261,4 +264,23 @@ fn table(report: &Report) -> String {
         text += &format!("{error}\n");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_check_that_saw_everybody_says_that_all_are_alike() {
+        let mut report = Report::new("crm", "states", false);
+        report.stage = Stage::Done;
+        assert!(table(&report).contains("all alike"));
+        report.pending = 3;
+        let waits = table(&report);
+        assert!(waits.contains("3 differ") && !waits.contains("all alike"));
+        (report.stage, report.pending) = (Stage::Failed, 0);
+        report.error = Some("there is no target crm".to_owned());
+        let failed = table(&report);
+        assert!(failed.contains("there is no target crm") && !failed.contains("all alike"));
+    }
 }

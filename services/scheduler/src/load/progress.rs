@@ -18,8 +18,8 @@ pub(super) struct Progress {
     estimate: u64,
     live: bool,
     what: &'static str,
-    /// When `what` began.
-    began: Instant,
+    /// When `what` began, and how much of it was done by then.
+    began: (Instant, u64),
     shown: Instant,
 }
 
@@ -31,7 +31,7 @@ impl Progress {
             estimate,
             live: std::io::stderr().is_terminal(),
             what: "",
-            began: Instant::now(),
+            began: (Instant::now(), 0),
             shown: Instant::now(),
         }
     }
@@ -48,14 +48,19 @@ impl Progress {
 
     fn show(&mut self, what: &'static str, done: u64, of: u64) {
         if self.what != what {
-            (self.what, self.began) = (what, Instant::now());
+            if !self.what.is_empty() {
+                self.began = (Instant::now(), done);
+            }
+            self.what = what;
         }
         let every = if self.live { LIVE } else { LINES };
         if self.shown.elapsed() < every {
             return;
         }
         self.shown = Instant::now();
-        let rate = done as f64 / self.began.elapsed().as_secs_f64().max(0.001);
+        let (began, before) = self.began;
+        let since = done.saturating_sub(before);
+        let rate = since as f64 / began.elapsed().as_secs_f64().max(0.001);
         if self.live {
             let line = format!(
                 "load {} {} {what}: {done} of about {of}, {rate:.0}/s",
