@@ -55,7 +55,7 @@ pub use egress::egress;
 pub use launch::Launch;
 pub use mariadb::MariaDbServer;
 pub use metrics::Metrics;
-pub use nats::{NatsBuilder, NatsServer};
+pub use nats::{NatsBuilder, NatsServer, subscribe};
 pub use nix::sys::signal::Signal;
 pub use port::{free_port, free_port_or};
 pub use postgres::PostgresServer;

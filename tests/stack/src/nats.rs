@@ -4,13 +4,29 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
-use async_nats::{Client, ConnectOptions};
+use anyhow::{Context as _, Result, ensure};
+use async_nats::{Client, ConnectOptions, Subscriber, client::RequestErrorKind};
 
 use crate::roles::{self, Roles, TEST};
 use crate::{Certificates, Launch, Process, Signal, free_port, http, tools};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
+/// A subject that nobody serves.
+const NOBODY: &str = "usersync.test.nobody";
+
+/// Subscribes to `subject`, and returns once the server knows: whatever any connection publishes from then on
+/// arrives. [`Client::flush`] tells no more than that it was written.
+///
+/// # Errors
+/// When the server can't be asked, or somebody answers for nobody.
+pub async fn subscribe(client: &Client, subject: impl Into<String>) -> Result<Subscriber> {
+    let subscriber = client.subscribe(subject.into()).await?;
+    // The server reads what a connection says in order: with this answer it has read the subscription.
+    let answered = client.request(NOBODY, "".into()).await;
+    let error = answered.err().context("somebody answers for nobody")?;
+    ensure!(error.kind() == RequestErrorKind::NoResponders, error);
+    Ok(subscriber)
+}
 
 /// A running nats-server with JetStream; killed on drop, its store stays in its directory.
 #[derive(Debug)]

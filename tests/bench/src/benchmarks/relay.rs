@@ -145,7 +145,7 @@ async fn latencies(rig: &Rig, main: &MainDb, time: Duration) -> Result<Vec<f64>>
     stream.resume_consumer(subjects::INTAKE).await?;
     let gateway = rig.gateway_as_set()?;
     gateway.until_ready().await?;
-    let mut events = rig.jetstream.client().subscribe("user.*").await?;
+    let mut events = usersync_stack::subscribe(&rig.jetstream.client(), "user.*").await?;
     let count = time.as_secs() * u64::from(CHANGES);
     let mut every = tokio::time::interval(Duration::from_secs(1) / CHANGES);
     every.set_missed_tick_behavior(MissedTickBehavior::Burst);

@@ -179,8 +179,7 @@ async fn each_for_itself_only_the_outdated_is_refused() -> Result<()> {
 async fn whoever_listens_sees_each_message_and_nothing_else() -> Result<()> {
     let mut rig = Rig::start(Mode::InOrder, batched()).await?;
     let client = usersync_stack::connect(&rig.nats.test_url()).await?;
-    let mut heard = client.subscribe("batch.*").await?;
-    client.flush().await?;
+    let mut heard = usersync_stack::subscribe(&client, "batch.*").await?;
     for batch in [1, 3] {
         for number in 0..batch {
             rig.add(&format!("batch.{number}"), PLAIN).await?;

@@ -173,8 +173,8 @@ async fn a_number_and_its_text_are_one_user_and_case_tells_users_apart() {
 async fn the_version_of_a_user_strictly_increases() {
     let intake = Intake::start().await;
     let client = intake.jetstream.client();
-    let mut published = client.subscribe("user.state.*").await.unwrap();
-    client.flush().await.unwrap();
+    let subscribing = usersync_stack::subscribe(&client, "user.state.*");
+    let mut published = subscribing.await.unwrap();
     for round in 0..40 {
         for user in 0..5 {
             let kind = match (round + user) % 8 {

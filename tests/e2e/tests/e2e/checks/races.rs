@@ -86,9 +86,7 @@ async fn watched(bus: &Bus) -> Result<Subscriber> {
         republish: Some(republish),
         ..known.cached_info().config.clone()
     };
-    let client = bus.jetstream().client();
-    let watched = client.subscribe("watched.>").await?;
-    client.flush().await?;
+    let watched = usersync_stack::subscribe(&bus.jetstream().client(), "watched.>").await?;
     bus.jetstream().update_stream(config).await?;
     Ok(watched)
 }

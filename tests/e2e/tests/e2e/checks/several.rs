@@ -76,10 +76,7 @@ async fn under_load<T>(bus: &Bus, work: impl Future<Output = Result<T>>) -> Resu
 
 /// The reports of all checks from now on.
 async fn reports(bus: &Bus) -> Result<Subscriber> {
-    let client = bus.jetstream().client();
-    let reports = client.subscribe("user.check.result.*").await?;
-    client.flush().await?;
-    Ok(reports)
+    usersync_stack::subscribe(&bus.jetstream().client(), "user.check.result.*").await
 }
 
 /// The next report of a check that has ended.

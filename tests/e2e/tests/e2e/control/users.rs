@@ -132,8 +132,7 @@ async fn what_workers_remember_of_failures_is_shown() -> Result<()> {
     bus.until_taken_in().await?;
     let target = "t".parse()?;
     let client = api.nats().clone();
-    let mut asked = client.subscribe(subjects::worker_task(&target)).await?;
-    client.flush().await?;
+    let mut asked = usersync_stack::subscribe(&client, subjects::worker_task(&target)).await?;
     let worker = tokio::spawn(async move {
         let request = asked.next().await.context("nobody asks")?;
         ensure!(
