@@ -23,9 +23,11 @@ except ImportError:
 
 def call(url, case):
     sent = {**case, **case.get("send", {})}
+    # One time for both: what is signed in one second and sent in the next is no good.
+    now = datetime.datetime.now(datetime.timezone.utc)
 
     def at(of):
-        return datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=of.get("age", 0))
+        return now - datetime.timedelta(seconds=of.get("age", 0))
 
     secrets = case["secret"] if isinstance(case["secret"], list) else [case["secret"]]
     signed = [Webhook(secret).sign(case["id"], at(case), case["body"]) for secret in secrets]
