@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::{self, Health},
-    buckets, nats, streams, telemetry,
+    buckets, nats, streams, subjects, telemetry,
 };
 
 use usersync_source::Database;
@@ -177,7 +177,7 @@ async fn make_streams(
         health.down("streams", format!("waiting for JetStream: {error}"));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    streams::ensure(jetstream, settings.replicas).await?;
+    streams::ensure(jetstream, settings.streams).await?;
     streams::ensure_consumers(jetstream).await?;
     notify::begin(jetstream, &settings.notify).await?;
     upkeep::begin(control).await?;
@@ -193,16 +193,17 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     upkeep::Files::read(settings.common.targets.clone())?;
     let jetstream = nats::check(&settings.common.nats, "usersync-gateway").await?;
     tracing::info!("NATS with JetStream answers");
-    for step in streams::plan(&jetstream, settings.replicas).await? {
+    for step in streams::plan(&jetstream, settings.streams).await? {
         let doing = match step {
             streams::Step::Create(_) => "would be created",
             streams::Step::Update(_) => "would be updated",
         };
         tracing::info!(stream = step.stream(), "{doing}");
     }
-    for bucket in buckets::missing_buckets(&jetstream, settings.replicas).await? {
+    for bucket in buckets::missing_buckets(&jetstream, settings.streams.replicas).await? {
         tracing::info!(bucket = bucket.bucket, "would be created");
     }
+    tell_cost_of_ids(&jetstream).await?;
     if let Some(tls) = &settings.https {
         tls.check().map_err(anyhow::Error::msg)?;
     }
@@ -211,6 +212,25 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
         targets = settings.common.catalogue.len(),
         sources = settings.sources.len(),
         "the settings are good"
+    );
+    Ok(())
+}
+
+/// Says what the duplicate window costs the server, as far as the events of the last days tell.
+async fn tell_cost_of_ids(jetstream: &jetstream::Context) -> anyhow::Result<()> {
+    let Ok(mut events) = jetstream.get_stream(subjects::USER_EVENTS).await else {
+        return Ok(());
+    };
+    let info = events.info().await?;
+    let window = info.config.duplicate_window;
+    let span = info.state.last_timestamp - info.state.first_timestamp;
+    let rate = info.state.messages as f64 / span.as_seconds_f64().max(1.0);
+    let ids = (rate * window.as_secs_f64()) as u64;
+    tracing::info!(
+        window = ?window,
+        ids,
+        mebibytes = ids * streams::BYTES_PER_ID / (1 << 20),
+        "ids of events that NATS remembers at the mean rate of those it has (setting streams.duplicate_window)"
     );
     Ok(())
 }
@@ -234,7 +254,7 @@ async fn check_sources(settings: &Settings) -> anyhow::Result<()> {
 /// # Errors
 /// When no stream has that name.
 pub fn print_streams(settings: &Settings, name: &str) -> anyhow::Result<()> {
-    let all = streams::all(settings.replicas);
+    let all = streams::all(settings.streams);
     let json =
         if name.is_empty() {
             serde_json::to_string_pretty(&all)?

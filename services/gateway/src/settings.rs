@@ -4,12 +4,14 @@ use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::{Parser, Subcommand};
 use usersync_core::{
     common::{Common, CommonFlags},
     settings::{Problems, Reader},
+    streams,
 };
 use usersync_source::{SourceConfig, SourceName};
 
@@ -18,7 +20,7 @@ use crate::{
     command::StatusCommand,
     https,
     notify::{self, NotifyCommand},
-    upkeep::alerts,
+    upkeep::alerts::{self, Span},
 };
 
 /// Takes user events in, over NATS (`user.*`) and HTTP, and keeps the newest state of every user.
@@ -79,8 +81,8 @@ pub enum Command {
 pub struct Settings {
     /// What the workers have too.
     pub common: Common,
-    /// Copies of every stream.
-    pub replicas: usize,
+    /// How the streams are to be.
+    pub streams: streams::Options,
     /// Whether to go on when the states are gone and can't all be rebuilt.
     pub accept_empty_state: bool,
     /// The most memory for states kept at hand, in bytes.
@@ -120,6 +122,13 @@ impl Settings {
         if !matches!(replicas, 1 | 3 | 5) {
             reader.problem("streams.replicas", "1, 3 or 5");
         }
+        let window = "a duration from 1s to 24h such as 10m";
+        let duplicate_window = reader.optional("streams.duplicate_window", window);
+        let duplicate_window = duplicate_window.map(|Span(window)| window);
+        let bounds = Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
+        if duplicate_window.is_some_and(|window| !bounds.contains(&window)) {
+            reader.problem("streams.duplicate_window", window);
+        }
         let accept_empty_state = reader.get("intake.accept_empty_state", false, "true or false");
         let cache_mib: u64 = reader.get(
             "intake.cache_mib",
@@ -141,7 +150,10 @@ impl Settings {
         reader.finish()?;
         Ok(Self {
             common,
-            replicas,
+            streams: streams::Options {
+                replicas,
+                duplicate_window,
+            },
             accept_empty_state,
             cache_bytes: cache_mib << 20,
             http,

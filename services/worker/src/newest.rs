@@ -5,7 +5,11 @@ use async_nats::{
     jetstream::{Message, stream::DirectGetErrorKind},
 };
 use futures_util::future::join_all;
-use usersync_core::{json, state::State, subjects, trace::TraceContext};
+use usersync_core::{
+    state::{State, Unreadable},
+    subjects,
+    trace::TraceContext,
+};
 use usersync_targets::{Failure, Outcome};
 
 use crate::{route::Route, task::Item};
@@ -84,14 +88,18 @@ async fn ask(route: &Route, item: &Item) -> Newest {
 }
 
 fn parse(payload: &[u8], headers: Option<&HeaderMap>) -> Newest {
-    match json::read(payload) {
+    match State::read(payload) {
         Ok(state) => {
             let header = |name: &str| Some(headers?.get(name)?.as_str());
             Newest::State(Box::new(state), TraceContext::read(header))
         }
-        Err(error) => {
-            let place = format!("line {} column {}", error.line(), error.column());
-            let reason = format!("what USER_STATE holds is no state: {place}");
+        // It waits for a worker that understands it.
+        Err(newer @ Unreadable::Newer(_)) => {
+            let reason = format!("can't read a state: {newer}");
+            Newest::Failed(Outcome::Fault(Failure::new(reason)))
+        }
+        Err(broken @ Unreadable::NoState(_)) => {
+            let reason = format!("can't read what USER_STATE holds: {broken}");
             Newest::Failed(Outcome::Permanent(Failure::new(reason)))
         }
     }

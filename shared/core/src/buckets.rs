@@ -63,7 +63,11 @@ pub(crate) fn all(replicas: usize) -> Vec<kv::Config> {
             "Outboxes and who relays them: source.gateway -> state as JSON",
         )
     };
-    vec![targets, breakers, checks, jobs, relays]
+    let epochs = bucket(
+        subjects::EPOCHS_BUCKET,
+        "What intake knows of USER_EVENTS and USER_STATE: epochs, how far they were",
+    );
+    vec![targets, breakers, checks, jobs, relays, epochs]
 }
 
 /// The buckets that are missing.

@@ -227,7 +227,6 @@ fn remove_path(from: &mut Value, path: &str) {
 mod tests {
     use super::*;
     use crate::event::{Envelope, Event, EventType};
-    use crate::state::{Position, apply};
     use serde_json::json;
 
     fn state(kind: EventType, mut document: Value) -> State {
@@ -237,18 +236,7 @@ mod tests {
             id: Some("e".into()),
             timestamp: Some(jiff::Timestamp::UNIX_EPOCH),
         };
-        let mut state = None;
-        let event = Event::from_value(document, envelope).unwrap();
-        apply(
-            &mut state,
-            &event,
-            Position {
-                seq: 1,
-                stored_us: 1,
-            },
-            1,
-        );
-        state.unwrap()
+        State::of_one(&Event::from_value(document, envelope).unwrap(), 1, 1)
     }
 
     /// What is told, as JSON: absent when the target isn't told.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::{
     event::{Change, Event, EventType},
     member::Member,
-    state::{Cause, State},
+    state::{Cause, FORMAT, State},
 };
 
 /// The state that has the mapped `members` of `row`; `None` when `state` has them already.
@@ -19,61 +19,45 @@ use crate::{
 /// Whoever is deleted or unknown there is new; a partial state is whole from then on. `event_seq` stays:
 /// the row contains no event of USER_EVENTS.
 pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64) -> Option<State> {
-    let version = state
-        .as_ref()
-        .map_or(now_us, |state| now_us.max(state.version + 1));
-    let (event_seq, recent) = match &state {
-        Some(state) => (state.event_seq, state.recent.clone()),
-        None => (0, Vec::new()),
-    };
-    let base = state.filter(|state| !state.deleted);
-    let known = base.is_some();
-    let whole = base.as_ref().is_some_and(|base| !base.partial);
-    let (mut username, mut email, mut data) = match base {
-        Some(base) => (base.username, base.email, base.data),
-        None => (None, None, Value::Null),
-    };
+    let known = state.as_ref().is_some_and(|state| !state.deleted);
+    let whole = known && state.as_ref().is_some_and(|state| !state.partial);
+    let mut next = state.unwrap_or_else(|| State::nobody(row));
+    if next.deleted {
+        (next.username, next.email, next.data) = (None, None, Value::Null);
+    }
     let told = Seen::of_row(row);
     let mut changed = false;
     for member in members {
         let value = told.get(member);
         changed |= match member {
-            Member::Username => replace(&mut username, value),
-            Member::Email => replace(&mut email, value),
-            Member::Status => put(&mut data, &[STATUS.to_owned()], value),
-            Member::Data(names) => put(&mut data, names, value.map(without_nulls)),
+            Member::Username => replace(&mut next.username, value),
+            Member::Email => replace(&mut next.email, value),
+            Member::Status => put(&mut next.data, &[STATUS.to_owned()], value),
+            Member::Data(names) => put(&mut next.data, names, value.map(without_nulls)),
         };
     }
     if whole && !changed {
         return None;
     }
-    let status = data
-        .get("status")
-        .and_then(Value::as_str)
-        .map(str::to_owned);
+    let status = next.data.get(STATUS).and_then(Value::as_str);
     Some(State {
-        user_id: row.user_id.clone(),
-        username,
-        email,
-        status,
-        data,
+        format: FORMAT,
+        status: status.map(str::to_owned),
         deleted: false,
         erased: false,
         partial: false,
-        version,
-        event_seq,
+        version: now_us.max(next.version + 1),
         event: Cause {
             id: row.id.clone(),
-            kind: if known {
-                EventType::Updated
-            } else {
-                EventType::Created
+            kind: match known {
+                true => EventType::Updated,
+                false => EventType::Created,
             },
             source: row.source.clone(),
             timestamp: row.timestamp,
             stored_us: now_us,
         },
-        recent,
+        ..next
     })
 }
 
@@ -264,10 +248,7 @@ fn without_nulls(value: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        event::Envelope,
-        state::{Position, apply},
-    };
+    use crate::event::Envelope;
     use jiff::Timestamp;
     use serde_json::json;
 
@@ -282,13 +263,12 @@ mod tests {
     }
 
     fn state(kind: EventType, document: Value) -> State {
-        let mut state = None;
-        let at = Position {
-            seq: 9,
-            stored_us: 5,
-        };
-        apply(&mut state, &event(kind, document), at, 1_000);
-        state.unwrap()
+        let event = event(kind, document);
+        let mut state = State::of_one(&event, 9, 1_000);
+        state
+            .seen
+            .remember(&event.key(), 1_000, std::time::Duration::MAX);
+        state
     }
 
     fn members() -> Vec<Member> {
@@ -364,7 +344,7 @@ mod tests {
             (after.version, after.event_seq, after.event.kind),
             (2_000, 9, Updated)
         );
-        assert_eq!(after.recent, ["e"]);
+        assert_eq!(after.seen.len(), 1);
     }
 
     #[test]
@@ -387,7 +367,7 @@ mod tests {
             (fresh.event_seq, fresh.event.kind, fresh.version),
             (0, Created, 2_000)
         );
-        assert!(fresh.recent.is_empty() && !fresh.partial);
+        assert!(fresh.seen.is_empty() && !fresh.partial);
         let deleted = state(Deleted, json!({}));
         let back = merged(Some(deleted), row.clone()).unwrap();
         assert_eq!(

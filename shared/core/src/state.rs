@@ -2,22 +2,34 @@
 //!
 //! Pure: no NATS, no clock. The rules are those of docs/ARCHITECTURE.md, "Order is stream order".
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::{
+    epoch::{Epoch, Epochs, Standing},
     event::{Change, Event, EventType},
+    event_key::EventKey,
+    json,
+    seen::Seen,
     user_id::UserId,
 };
 
-/// How many event ids a state remembers to recognise a repeated event.
-const RECENT_IDS: usize = 5;
+/// The format of the states that this program writes. Raise it where an older program would misread a state, or lose
+/// what matters by leaving out members it doesn't know.
+pub const FORMAT: u32 = 2;
+/// That of v0.1.0, which named none.
+const FIRST_FORMAT: u32 = 1;
 
 /// What `user.state.<user_id>` holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct State {
+    /// The format it is written in.
+    #[serde(default = "first_format")]
+    pub format: u32,
     /// Whose state this is.
     pub user_id: UserId,
     /// The log-in name.
@@ -42,13 +54,76 @@ pub struct State {
     pub partial: bool,
     /// Strictly increases per user: max(previous + 1, unix microseconds).
     pub version: u64,
+    /// Which epoch of USER_EVENTS `event_seq` counts in; absent = the first.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(value_type = Option<String>)]
+    pub epoch: Option<Epoch>,
     /// The USER_EVENTS sequence up to which this user's events are contained.
     pub event_seq: u64,
     /// The event merged last.
     pub event: Cause,
-    /// The ids of the last few events merged, oldest first.
+    /// The events merged within the duplicate window: minutes since 1970, and 16 characters for each event.
+    #[serde(skip_serializing_if = "Seen::is_empty", default)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    pub seen: Seen,
+    /// The ids of the last few events merged, as v0.1.0 kept them; read, never written.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub recent: Vec<String>,
+}
+
+const fn first_format() -> u32 {
+    FIRST_FORMAT
+}
+
+/// Why a message of USER_STATE can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// It is no state.
+    #[error("it is no state (line {}, column {})", .0.line(), .0.column())]
+    NoState(serde_json::Error),
+    /// A newer program wrote it.
+    #[error(
+        "it is written in format {0}, but this program reads up to {FORMAT}: upgrade it (docs/UPGRADING.md)"
+    )]
+    Newer(u32),
+}
+
+/// The one member that every format has.
+#[derive(Deserialize)]
+struct Versioned {
+    #[serde(default = "first_format")]
+    format: u32,
+}
+
+impl State {
+    /// What a message of USER_STATE says.
+    ///
+    /// # Errors
+    /// When it is no state, or one that only a newer program understands.
+    pub fn read(payload: &[u8]) -> Result<Self, Unreadable> {
+        match json::read::<Self>(payload) {
+            Ok(state) if state.format > FORMAT => Err(Unreadable::Newer(state.format)),
+            Ok(state) => Ok(state),
+            Err(error) => match json::read::<Versioned>(payload) {
+                Ok(newer) if newer.format > FORMAT => Err(Unreadable::Newer(newer.format)),
+                _ => Err(Unreadable::NoState(error)),
+            },
+        }
+    }
+
+    /// What v0.1.0 remembers of events becomes what we do. It named no sources: they are taken to be of the source of
+    /// the last one, so that an event of another source is never taken for known.
+    fn remember_as_now(&mut self, window: Duration) {
+        for id in std::mem::take(&mut self.recent) {
+            let key = EventKey::new(self.event.source.as_deref(), &id);
+            self.seen.remember(&key, self.event.stored_us, window);
+        }
+    }
+
+    fn knows(&self, event: &Event, key: &EventKey) -> bool {
+        let before = self.event.source == event.source && self.recent.contains(&event.id);
+        before || self.seen.contains(key)
+    }
 }
 
 /// The event that made a state.
@@ -76,25 +151,67 @@ pub struct Position {
     pub seq: u64,
     /// When the stream stored it, in unix microseconds.
     pub stored_us: u64,
+    /// How a repetition of it would be noticed.
+    pub repeated: Repeated,
+}
+
+/// How a repetition of an event would be noticed within the duplicate window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeated {
+    /// It can't be repeated: nobody has named an id, so it has that of its sequence.
+    Never,
+    /// It came with a `Nats-Msg-Id`, which the stream knows.
+    ByStream,
+    /// By the state alone: only the event itself names an id.
+    ByState,
+}
+
+/// What is known of USER_EVENTS.
+#[derive(Clone, Debug)]
+pub struct History {
+    /// What its sequences count in.
+    pub epochs: Epochs,
+    /// Its duplicate window.
+    pub window: Duration,
 }
 
 /// What applying an event came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
     /// The state changed and has a new version.
-    Changed,
+    Changed {
+        /// Events of the duplicate window that it had to forget, for there were too many ([`crate::seen::MOST_SEEN`]).
+        forgotten: usize,
+    },
+    /// The event says what the state says already: there is nothing to store.
+    Unchanged,
     /// The state already contains the event.
     Known,
     /// The user is deleted, and only `user.created` revives.
     AfterDelete,
+    /// The state is of a later epoch than `history` knows of: read that again, and the events too.
+    Outdated,
 }
 
 /// Applies `event` to `state`, `None` being a user nobody has heard of.
 ///
 /// `now_us` is the clock in unix microseconds, for the version.
-pub fn apply(state: &mut Option<State>, event: &Event, at: Position, now_us: u64) -> Applied {
+pub fn apply(
+    state: &mut Option<State>,
+    event: &Event,
+    at: Position,
+    history: &History,
+    now_us: u64,
+) -> Applied {
+    let key = (at.repeated != Repeated::Never).then(|| event.key());
     if let Some(known) = state {
-        if at.seq <= known.event_seq || known.recent.contains(&event.id) {
+        let epoch = known.epoch.as_ref();
+        match history.epochs.standing(epoch, known.event_seq, at.seq) {
+            Standing::Unknown => return Applied::Outdated,
+            Standing::Contained => return Applied::Known,
+            Standing::After => {}
+        }
+        if key.is_some_and(|key| known.knows(event, &key)) {
             return Applied::Known;
         }
         let erases = event.erase && !known.erased;
@@ -102,60 +219,107 @@ pub fn apply(state: &mut Option<State>, event: &Event, at: Position, now_us: u64
             return Applied::AfterDelete;
         }
     }
-    let base = state.take();
-    let version = base
-        .as_ref()
-        .map_or(now_us, |base| now_us.max(base.version + 1));
-    let (mut user, partial) = match (event.kind, base) {
-        (EventType::Created | EventType::Deleted, base) => (User::nobody(base), false),
-        (_, None) => (User::default(), true),
-        (_, Some(base)) => {
-            let partial = base.partial;
-            (User::of(base), partial)
-        }
+    let (mut next, mut changed) = match state.take() {
+        None => (State::nobody(event), true),
+        Some(base) => (base, false),
     };
-    let deleted = event.kind == EventType::Deleted;
-    if !deleted {
-        merge_member(&mut user.username, &event.username);
-        merge_member(&mut user.email, &event.email);
-        match &event.data {
-            Change::Keep => {}
-            Change::Clear => user.data = Value::Null,
-            Change::Set(patch) => merge(&mut user.data, patch),
-        }
+    changed |= next.merge(event);
+    if !changed && at.repeated != Repeated::ByState {
+        *state = Some(next);
+        return Applied::Unchanged;
     }
-    // An id taken from the stream sequence needs no remembering: `event_seq` covers it.
-    if event.id.parse() != Ok(at.seq) {
-        if user.recent.len() == RECENT_IDS {
-            user.recent.remove(0);
-        }
-        user.recent.push(event.id.clone());
-    }
-    *state = Some(State {
-        user_id: event.user_id.clone(),
-        username: user.username,
-        email: user.email,
-        status: user
-            .data
-            .get("status")
-            .and_then(Value::as_str)
-            .map(str::to_owned),
-        data: user.data,
-        deleted,
-        erased: event.erase,
-        partial,
-        version,
-        event_seq: at.seq,
-        event: Cause {
+    next.format = FORMAT;
+    next.version = now_us.max(next.version + 1);
+    next.remember_as_now(history.window);
+    let forgotten = key.map_or(0, |key| {
+        next.seen.remember(&key, at.stored_us, history.window)
+    });
+    next.epoch = Some(history.epochs.of(at.seq).clone());
+    next.event_seq = at.seq;
+    next.event = Cause::of(event, at.stored_us);
+    *state = Some(next);
+    Applied::Changed { forgotten }
+}
+
+impl Cause {
+    fn of(event: &Event, stored_us: u64) -> Self {
+        Self {
             id: event.id.clone(),
             kind: event.kind,
             source: event.source.clone(),
             timestamp: event.timestamp,
-            stored_us: at.stored_us,
-        },
-        recent: user.recent,
-    });
-    Applied::Changed
+            stored_us,
+        }
+    }
+}
+
+impl State {
+    /// The state of a user of whom `event` is the only word, stored as the `seq`th of USER_EVENTS.
+    pub fn of_one(event: &Event, seq: u64, now_us: u64) -> Self {
+        let mut state = Self::nobody(event);
+        state.merge(event);
+        state.version = now_us;
+        state.event_seq = seq;
+        state.event.stored_us = now_us;
+        state
+    }
+
+    /// The user of whom `event` is the first word.
+    pub(crate) fn nobody(event: &Event) -> Self {
+        Self::unknown(event.user_id.clone(), Cause::of(event, 0))
+    }
+
+    /// A user of whom nothing is known: `version` and `event_seq` are 0.
+    pub fn unknown(user_id: UserId, event: Cause) -> Self {
+        Self {
+            format: FORMAT,
+            user_id,
+            username: None,
+            email: None,
+            status: None,
+            data: Value::Null,
+            deleted: false,
+            erased: false,
+            partial: true,
+            version: 0,
+            epoch: None,
+            event_seq: 0,
+            event,
+            seen: Seen::default(),
+            recent: Vec::new(),
+        }
+    }
+
+    /// Takes in what `event` says of the user; whether anything is another now.
+    fn merge(&mut self, event: &Event) -> bool {
+        let mut changed = false;
+        if matches!(event.kind, EventType::Created | EventType::Deleted) {
+            let deleted = event.kind == EventType::Deleted;
+            let mut said = User::default();
+            if !deleted {
+                said.merge(event);
+            }
+            changed |= replace(&mut self.username, said.username);
+            changed |= replace(&mut self.email, said.email);
+            changed |= replace(&mut self.data, said.data);
+            changed |= replace(&mut self.partial, false);
+            changed |= replace(&mut self.deleted, deleted);
+            changed |= replace(&mut self.erased, event.erase);
+        } else {
+            let mut user = User {
+                username: self.username.take(),
+                email: self.email.take(),
+                data: self.data.take(),
+            };
+            changed = user.merge(event);
+            (self.username, self.email, self.data) = (user.username, user.email, user.data);
+        }
+        let status = self.data.get("status").and_then(Value::as_str);
+        if self.status.as_deref() != status {
+            self.status = status.map(str::to_owned);
+        }
+        changed
+    }
 }
 
 /// The part of a state that events merge into.
@@ -164,54 +328,72 @@ struct User {
     username: Option<String>,
     email: Option<String>,
     data: Value,
-    recent: Vec<String>,
 }
 
 impl User {
-    fn of(base: State) -> Self {
-        Self {
-            username: base.username,
-            email: base.email,
-            data: base.data,
-            recent: base.recent,
-        }
-    }
-
-    fn nobody(base: Option<State>) -> Self {
-        Self {
-            recent: base.map(|base| base.recent).unwrap_or_default(),
-            ..Self::default()
-        }
+    /// Merges what `event` says; whether anything is another now.
+    fn merge(&mut self, event: &Event) -> bool {
+        let username = merge_member(&mut self.username, &event.username);
+        let email = merge_member(&mut self.email, &event.email);
+        let data = match &event.data {
+            Change::Keep => false,
+            Change::Clear => replace(&mut self.data, Value::Null),
+            Change::Set(patch) => merge(&mut self.data, patch),
+        };
+        username || email || data
     }
 }
 
-fn merge_member(member: &mut Option<String>, change: &Change<String>) {
+/// Whether `place` holds another value now.
+fn replace<T: PartialEq>(place: &mut T, value: T) -> bool {
+    let changed = *place != value;
+    *place = value;
+    changed
+}
+
+fn merge_member(member: &mut Option<String>, change: &Change<String>) -> bool {
     match change {
-        Change::Keep => {}
-        Change::Clear => *member = None,
-        Change::Set(value) => *member = Some(value.clone()),
+        Change::Keep => false,
+        Change::Clear => member.take().is_some(),
+        Change::Set(value) if member.as_ref() == Some(value) => false,
+        Change::Set(value) => {
+            *member = Some(value.clone());
+            true
+        }
     }
 }
 
-/// JSON Merge Patch, RFC 7396 section 2.
-fn merge(target: &mut Value, patch: &Value) {
+/// JSON Merge Patch, RFC 7396 section 2; whether it changed anything.
+fn merge(target: &mut Value, patch: &Value) -> bool {
     let Value::Object(patch) = patch else {
-        *target = patch.clone();
-        return;
+        let changed = target != patch;
+        if changed {
+            *target = patch.clone();
+        }
+        return changed;
     };
+    let mut changed = false;
     if !target.is_object() {
         *target = Value::Object(Map::new());
+        changed = true;
     }
     let Value::Object(members) = target else {
-        return;
+        return changed;
     };
     for (name, value) in patch {
-        if value.is_null() {
-            members.remove(name);
-        } else {
-            merge(members.entry(name.as_str()).or_insert(Value::Null), value);
-        }
+        changed |= match (value.is_null(), members.get_mut(name)) {
+            (true, None) => false,
+            (true, Some(_)) => members.remove(name).is_some(),
+            (false, Some(member)) => merge(member, value),
+            (false, None) => {
+                let mut member = Value::Null;
+                merge(&mut member, value);
+                members.insert(name.clone(), member);
+                true
+            }
+        };
     }
+    changed
 }
 
 #[cfg(test)]
@@ -220,19 +402,33 @@ mod tests {
     use crate::event::Envelope;
     use serde_json::json;
 
+    const MINUTE_US: u64 = 60_000_000;
+
+    fn history() -> History {
+        History {
+            epochs: Epochs::beginning_with("1-first".parse().unwrap()),
+            window: Duration::from_secs(600),
+        }
+    }
+
+    fn at(seq: u64) -> Position {
+        Position {
+            seq,
+            stored_us: 5,
+            repeated: Repeated::ByStream,
+        }
+    }
+
+    const CHANGED: Applied = Applied::Changed { forgotten: 0 };
+
     /// Applies events given as (type, members) at sequences 1, 2, 3…
     fn fold(events: &[(EventType, Value)]) -> (Option<State>, Vec<Applied>) {
-        let mut state = None;
+        let (mut state, history) = (None, history());
         let mut results = Vec::new();
         for (index, (kind, members)) in events.iter().enumerate() {
             let seq = index as u64 + 1;
             let event = event(*kind, members.clone(), seq);
-            results.push(apply(
-                &mut state,
-                &event,
-                Position { seq, stored_us: 5 },
-                1_000,
-            ));
+            results.push(apply(&mut state, &event, at(seq), &history, 1_000));
         }
         (state, results)
     }
@@ -335,10 +531,10 @@ mod tests {
             "{text}"
         );
         let (state, results) = fold(&events);
-        use Applied::{AfterDelete, Changed};
+        use Applied::AfterDelete;
         assert_eq!(
             results,
-            [Changed, Changed, AfterDelete, AfterDelete, Changed]
+            [CHANGED, CHANGED, AfterDelete, AfterDelete, CHANGED]
         );
         assert_eq!(state.unwrap().username.as_deref(), Some("bob"));
     }
@@ -348,8 +544,7 @@ mod tests {
         let erase = || (Deleted, json!({"erase": true, "username": "ann"}));
         let (state, results) =
             fold(&[(Created, json!({})), (Deleted, json!({})), erase(), erase()]);
-        use Applied::{AfterDelete, Changed};
-        assert_eq!(results, [Changed, Changed, Changed, AfterDelete]);
+        assert_eq!(results, [CHANGED, CHANGED, CHANGED, Applied::AfterDelete]);
         let state = state.unwrap();
         assert!(state.deleted && state.erased && state.username.is_none());
         assert_eq!((state.version, state.event_seq), (1_002, 3));
@@ -373,21 +568,179 @@ mod tests {
         assert_eq!(state.email, None);
     }
 
-    #[test]
-    fn contained_events_are_skipped_by_sequence_and_by_id() {
-        let (mut state, _) = fold(&[
-            (Created, json!({"id": "first"})),
-            (Updated, json!({"id": "second"})),
-        ]);
-        let before = state.clone();
-        let mut again = |id: &str, seq| {
-            let repeated = event(Updated, json!({"id": id, "username": "eve"}), seq);
-            apply(&mut state, &repeated, Position { seq, stored_us: 5 }, 9_000)
+    /// Applies one event of a source with an id of its own, stored at the minute `seq`.
+    fn say(state: &mut Option<State>, source: &str, id: &str, seq: u64, data: Value) -> Applied {
+        let members = json!({"id": id, "source": source, "data": data});
+        let at = Position {
+            stored_us: seq * MINUTE_US,
+            ..at(seq)
         };
-        assert_eq!(again("other", 2), Applied::Known);
-        assert_eq!(again("first", 3), Applied::Known);
-        assert_eq!(again("third", 3), Applied::Changed);
-        assert_ne!(state, before);
+        apply(state, &event(Updated, members, seq), at, &history(), 1_000)
+    }
+
+    #[test]
+    fn contained_events_are_skipped_by_sequence_and_by_source_and_id() {
+        let mut state = None;
+        assert_eq!(say(&mut state, "/crm", "1", 7, json!({"k": 1})), CHANGED);
+        assert_eq!(say(&mut state, "/shop", "1", 8, json!({"k": 2})), CHANGED);
+        let before = state.clone();
+        assert_eq!(
+            say(&mut state, "/crm", "2", 8, json!({"k": 3})),
+            Applied::Known
+        );
+        assert_eq!(
+            say(&mut state, "/crm", "1", 9, json!({"k": 1})),
+            Applied::Known
+        );
+        assert_eq!(state, before);
+        assert_eq!(say(&mut state, "/crm", "2", 9, json!({"k": 3})), CHANGED);
+    }
+
+    #[test]
+    fn a_repetition_within_the_window_never_brings_an_old_value_back() {
+        let mut state = None;
+        for seq in 1..=8 {
+            say(
+                &mut state,
+                "s",
+                &format!("evt-{seq}"),
+                seq,
+                json!({"k": seq}),
+            );
+        }
+        for seq in 1..=8 {
+            let again = say(&mut state, "s", &format!("evt-{seq}"), 9, json!({"k": seq}));
+            assert_eq!(again, Applied::Known, "{seq}");
+        }
+        assert_eq!(state.unwrap().data["k"], 8);
+    }
+
+    #[test]
+    fn what_changes_nothing_is_stored_only_to_remember_its_id() {
+        let mut state = None;
+        say(&mut state, "s", "a", 1, json!({"k": 1, "o": {"i": [1]}}));
+        let before = state.clone();
+        for (id, patch) in [
+            ("b", json!({"k": 1, "gone": null})),
+            ("c", json!({"o": {"i": [1]}})),
+        ] {
+            assert_eq!(say(&mut state, "s", id, 2, patch), Applied::Unchanged);
+        }
+        let created = event(Created, json!({"data": {"k": 1, "o": {"i": [1]}}}), 3);
+        // A partial state becomes whole.
+        assert_eq!(
+            apply(&mut state.clone(), &created, at(3), &history(), 1_000),
+            CHANGED
+        );
+        assert_eq!(state, before);
+        // Its id is in the body only: the stream stores a repetition.
+        let members = json!({"id": "d", "source": "s", "data": {"k": 1}});
+        let at = Position {
+            repeated: Repeated::ByState,
+            ..at(4)
+        };
+        let told = apply(
+            &mut state,
+            &event(Updated, members, 4),
+            at,
+            &history(),
+            1_000,
+        );
+        assert_eq!(told, CHANGED);
+        assert_eq!(
+            say(&mut state, "s", "d", 5, json!({"k": 2})),
+            Applied::Known
+        );
+    }
+
+    #[test]
+    fn events_beyond_the_most_that_are_remembered_are_counted() {
+        let (mut state, history) = (None, history());
+        let mut forgotten = 0;
+        for seq in 1..=300 {
+            let event = event(
+                Updated,
+                json!({"id": format!("e-{seq}"), "data": {"k": seq}}),
+                seq,
+            );
+            match apply(&mut state, &event, at(seq), &history, 1_000) {
+                Applied::Changed { forgotten: some } => forgotten += some,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((forgotten, state.unwrap().seen.len()), (44, 256));
+    }
+
+    #[test]
+    fn events_of_a_new_epoch_come_after_all_others() {
+        let (mut state, old) = (None, history());
+        let members = |id: &str, k: u64| json!({"id": id, "data": {"k": k}});
+        apply(
+            &mut state,
+            &event(Created, members("a", 1), 900),
+            at(900),
+            &old,
+            1_000,
+        );
+        let new = History {
+            epochs: Epochs::beginning_with(Epoch::begin(2)),
+            ..old.clone()
+        };
+        let second = event(Updated, members("b", 2), 1);
+        assert_eq!(apply(&mut state, &second, at(1), &new, 1_000), CHANGED);
+        let state_after = state.clone().unwrap();
+        assert_eq!(
+            (state_after.event_seq, &state_after.data["k"]),
+            (1, &json!(2))
+        );
+        assert_eq!(state_after.epoch.as_ref(), Some(new.epochs.current()));
+        // A gateway that was paused since before doesn't know of it.
+        let late = event(Updated, members("c", 3), 901);
+        assert_eq!(
+            apply(&mut state, &late, at(901), &old, 1_000),
+            Applied::Outdated
+        );
+        assert_eq!(state.unwrap(), state_after);
+    }
+
+    #[test]
+    fn a_state_of_the_first_version_is_read_and_its_ids_count() {
+        let old = json!({"user_id": 42, "username": "ann", "deleted": false, "version": 900, "event_seq": 5,
+            "event": {"id": "b", "type": "user.updated", "source": "s", "timestamp": "1970-01-01T00:00:00Z", "stored_us": 5},
+            "recent": ["a", "b"]});
+        let mut state = Some(State::read(old.to_string().as_bytes()).unwrap());
+        assert_eq!(state.as_ref().unwrap().format, 1);
+        assert_eq!(
+            say(&mut state, "s", "z", 5, json!({"k": 1})),
+            Applied::Known
+        );
+        assert_eq!(
+            say(&mut state, "s", "a", 6, json!({"k": 1})),
+            Applied::Known
+        );
+        assert_eq!(say(&mut state, "other", "a", 6, json!({"k": 1})), CHANGED);
+        assert_eq!(
+            say(&mut state, "s", "b", 7, json!({"k": 2})),
+            Applied::Known
+        );
+        let state = state.unwrap();
+        assert_eq!(
+            (state.format, state.recent.len(), state.username.as_deref()),
+            (2, 0, Some("ann"))
+        );
+    }
+
+    #[test]
+    fn a_state_of_a_newer_format_is_refused_by_name() {
+        for text in [
+            r#"{"format": 3}"#,
+            r#"{"format": 3, "user_id": {"odd": 1}}"#,
+        ] {
+            let refused = State::read(text.as_bytes()).unwrap_err();
+            assert!(matches!(refused, Unreadable::Newer(3)), "{refused}");
+        }
+        let broken = State::read(br#"{"user_id": 1}"#).unwrap_err();
+        assert!(matches!(broken, Unreadable::NoState(_)), "{broken}");
     }
 
     #[test]

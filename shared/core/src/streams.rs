@@ -15,10 +15,12 @@ use futures_util::TryStreamExt;
 use crate::{admin::Health, buckets, subjects, target::TargetConfig};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// For how long the id of an event is known, so that the same event isn't stored twice.
-pub const DUPLICATE_WINDOW: Duration = HOUR;
+/// For how long the id of an event is known, so that the same event isn't stored twice, unless settings or whoever
+/// edits USER_EVENTS say otherwise. Each id costs the server some 243 bytes of memory.
+pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(10 * 60);
+/// What one id costs the server, in bytes (measured on nats-server 2.15).
+pub const BYTES_PER_ID: u64 = 243;
 /// How long a delivery may go unanswered before the server hands it out again.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 /// After how long without a sign of life another gateway takes over (ADR-42).
@@ -30,8 +32,31 @@ pub const NOTICE: usize = 100;
 /// Deliveries the server grants beyond a target's own limit, for workers that die on the last one.
 const SPARE_DELIVERIES: u32 = 8;
 
-/// Every stream, with `replicas` copies (1, 3 or 5).
-pub fn all(replicas: usize) -> Vec<Config> {
+/// What settings say of the streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Copies of every stream and bucket: 1, 3 or 5.
+    pub replicas: usize,
+    /// The duplicate window of USER_EVENTS. Where none is set, a stream that is there keeps its own, and a new one has
+    /// [`DUPLICATE_WINDOW`].
+    pub duplicate_window: Option<Duration>,
+}
+
+impl From<usize> for Options {
+    fn from(replicas: usize) -> Self {
+        Self {
+            replicas,
+            duplicate_window: None,
+        }
+    }
+}
+
+/// Every stream.
+pub fn all(options: impl Into<Options>) -> Vec<Config> {
+    let Options {
+        replicas,
+        duplicate_window,
+    } = options.into();
     let base = |name: &str, description: &str, subjects: &[&str]| Config {
         name: name.to_owned(),
         description: Some(description.to_owned()),
@@ -55,7 +80,7 @@ pub fn all(replicas: usize) -> Vec<Config> {
     vec![
         Config {
             max_age: 7 * DAY,
-            duplicate_window: DUPLICATE_WINDOW,
+            duplicate_window: duplicate_window.unwrap_or(DUPLICATE_WINDOW),
             allow_batch_publish: true,
             ..base(
                 subjects::USER_EVENTS,
@@ -264,15 +289,19 @@ impl Step {
 /// # Errors
 /// When the server can't be asked, or a stream exists with an incompatible shape: the error lists
 /// every difference and what to do.
-pub async fn plan(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Result<Vec<Step>> {
+pub async fn plan(
+    jetstream: &jetstream::Context,
+    options: impl Into<Options>,
+) -> anyhow::Result<Vec<Step>> {
     let mut steps = Vec::new();
     let mut conflicts = Vec::new();
-    for wanted in all(replicas) {
+    let options = options.into();
+    for wanted in all(options) {
         match jetstream.get_stream(&wanted.name).await {
             Ok(stream) => {
                 let found = &stream.cached_info().config;
                 conflicts.extend(incompatible(found, &wanted));
-                steps.extend(updated(found, &wanted).map(Step::Update));
+                steps.extend(updated(found, &wanted, &options).map(Step::Update));
             }
             Err(error) if is_missing(&error) => steps.push(Step::Create(wanted)),
             Err(error) => {
@@ -307,8 +336,12 @@ pub async fn missing(jetstream: &jetstream::Context) -> anyhow::Result<Vec<Strin
 ///
 /// # Errors
 /// Those of [`plan`], and when the server refuses a step.
-pub async fn ensure(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Result<()> {
-    for step in plan(jetstream, replicas).await? {
+pub async fn ensure(
+    jetstream: &jetstream::Context,
+    options: impl Into<Options>,
+) -> anyhow::Result<()> {
+    let options = options.into();
+    for step in plan(jetstream, options).await? {
         let name = step.stream().to_owned();
         match step {
             Step::Create(config) => {
@@ -323,7 +356,7 @@ pub async fn ensure(jetstream: &jetstream::Context, replicas: usize) -> anyhow::
             }
         }
     }
-    buckets::ensure_buckets(jetstream, replicas).await
+    buckets::ensure_buckets(jetstream, options.replicas).await
 }
 
 /// Creates or updates the consumers of gateways and schedulers.
@@ -403,8 +436,9 @@ fn incompatible(found: &Config, wanted: &Config) -> Vec<String> {
 
 /// `found` with what we own raised to `wanted`, `None` when it is so already.
 ///
-/// Nothing is lowered, for that could delete what is kept; limits an operator has added stay.
-fn updated(found: &Config, wanted: &Config) -> Option<Config> {
+/// Nothing is lowered, for that could delete what is kept; limits an operator has added stay. Only a duplicate window
+/// that settings name is as they say: it deletes nothing.
+fn updated(found: &Config, wanted: &Config, options: &Options) -> Option<Config> {
     // No age means for ever.
     let longer = |found: Duration, wanted: Duration| {
         if found.is_zero() || wanted.is_zero() {
@@ -416,7 +450,11 @@ fn updated(found: &Config, wanted: &Config) -> Option<Config> {
     let updated = Config {
         num_replicas: found.num_replicas.max(wanted.num_replicas),
         max_age: longer(found.max_age, wanted.max_age),
-        duplicate_window: found.duplicate_window.max(wanted.duplicate_window),
+        duplicate_window: match options.duplicate_window {
+            Some(window) if wanted.name == subjects::USER_EVENTS => window,
+            _ if wanted.name == subjects::USER_EVENTS => found.duplicate_window,
+            _ => found.duplicate_window.max(wanted.duplicate_window),
+        },
         allow_message_ttl: found.allow_message_ttl || wanted.allow_message_ttl,
         allow_message_schedules: found.allow_message_schedules || wanted.allow_message_schedules,
         allow_batch_publish: found.allow_batch_publish || wanted.allow_batch_publish,
@@ -484,7 +522,7 @@ mod tests {
     fn an_equal_stream_needs_nothing_and_operator_limits_stay() {
         for config in all(1) {
             assert!(incompatible(&config, &config).is_empty());
-            assert_eq!(updated(&config, &config), None);
+            assert_eq!(updated(&config, &config, &1.into()), None);
             let limited = Config {
                 max_bytes: 1 << 30,
                 ..config.clone()
@@ -494,9 +532,32 @@ mod tests {
                 num_replicas: 3,
                 ..config.clone()
             };
-            assert_eq!(updated(&limited, &replicated).unwrap().max_bytes, 1 << 30);
-            assert_eq!(updated(&replicated, &config), None, "nothing is lowered");
+            let raised = updated(&limited, &replicated, &3.into());
+            assert_eq!(raised.unwrap().max_bytes, 1 << 30);
+            let lower = updated(&replicated, &config, &1.into());
+            assert_eq!(lower, None, "nothing is lowered");
         }
+    }
+
+    #[test]
+    fn a_duplicate_window_stays_unless_settings_name_another() {
+        let wanted = &all(1)[0];
+        let found = Config {
+            duplicate_window: Duration::from_secs(3_600),
+            ..wanted.clone()
+        };
+        assert_eq!(wanted.duplicate_window, DUPLICATE_WINDOW);
+        assert_eq!(updated(&found, wanted, &1.into()), None);
+        let said = Options {
+            duplicate_window: Some(Duration::from_secs(120)),
+            ..1.into()
+        };
+        let window = |config: &Config| config.duplicate_window.as_secs();
+        assert_eq!(
+            updated(&found, wanted, &said).as_ref().map(window),
+            Some(120)
+        );
+        assert_eq!(window(&all(said)[0]), 120);
     }
 
     #[test]

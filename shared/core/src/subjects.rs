@@ -35,6 +35,10 @@ pub const CHECKS_BUCKET: &str = "user_checks";
 pub const JOBS_BUCKET: &str = "user_jobs";
 /// The KV bucket of outboxes and who relays them: `<source>.<gateway>`.
 pub const RELAYS_BUCKET: &str = "user_relays";
+/// The KV bucket of what intake knows of the streams it works on; publishers can't write it.
+pub const EPOCHS_BUCKET: &str = "user_epochs";
+/// Its only key.
+pub const EPOCHS_KEY: &str = "intake";
 /// All states.
 pub const STATES: &str = "user.state.*";
 /// All repairs of all targets.

@@ -39,7 +39,7 @@ pub struct Publisher {
 /// What JetStream confirmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// The id of the event, which is also its `Nats-Msg-Id`.
+    /// The id of the event; with its source it makes the `Nats-Msg-Id`.
     pub event_id: String,
     /// Its number in USER_EVENTS.
     pub stream_seq: u64,
@@ -255,7 +255,7 @@ impl Publisher {
 
     async fn attempt(&self, event: &Event, payload: Bytes) -> Result<PublishAck, JetStreamError> {
         let mut headers = HeaderMap::new();
-        headers.insert(NATS_MESSAGE_ID, event.id.as_str());
+        headers.insert(NATS_MESSAGE_ID, event.key().message_id());
         for (name, text) in self.trace.iter().flat_map(|trace| trace.headers()) {
             headers.insert(name, text);
         }

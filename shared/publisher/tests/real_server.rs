@@ -10,6 +10,7 @@ use async_nats::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use usersync_core::event_key::EventKey;
 use usersync_publisher::{
     Change, EventType, PublishError, Publisher, Retry, TraceContext, User, UserChanges,
 };
@@ -95,7 +96,7 @@ async fn each_type_goes_to_its_subject_under_its_own_id() {
         assert_eq!(stored.subject.as_str(), kind.as_str());
         assert_eq!(
             stored.headers.get(NATS_MESSAGE_ID).unwrap().as_str(),
-            receipt.event_id
+            EventKey::new(Some("test"), &receipt.event_id).message_id()
         );
         let mut event: Value = serde_json::from_slice(&stored.payload).unwrap();
         event.as_object_mut().unwrap().remove("timestamp").unwrap();

@@ -61,25 +61,20 @@ pub(crate) fn timed_event(user: u64, sent_us: u64) -> Result<Bytes> {
 /// When the members don't fit into [`BYTES`].
 pub(crate) fn state(user: u64) -> Result<Bytes> {
     let now = Timestamp::now();
+    let cause = Cause {
+        id: user.to_string(),
+        kind: EventType::Created,
+        source: None,
+        timestamp: Timestamp::from_second(now.as_second()).unwrap_or(now),
+        stored_us: unix_us(),
+    };
     let state = State {
-        user_id: UserId::from(user),
         username: Some(format!("user{user}")),
         email: Some(format!("user{user}@example.com")),
-        status: None,
         data: json!({"note": ""}),
-        deleted: false,
-        erased: false,
         partial: false,
         version: unix_us(),
-        event_seq: 0,
-        event: Cause {
-            id: user.to_string(),
-            kind: EventType::Created,
-            source: None,
-            timestamp: Timestamp::from_second(now.as_second()).unwrap_or(now),
-            stored_us: unix_us(),
-        },
-        recent: Vec::new(),
+        ..State::unknown(UserId::from(user), cause)
     };
     padded(serde_json::to_value(state).context("a state as JSON")?)
 }

@@ -21,7 +21,7 @@ use usersync_core::{
     catalogue,
     check::Request as CheckRequest,
     event::{Envelope, Event, MAX_EVENT_BYTES},
-    state::{self, Position, State},
+    state::State,
     subjects,
 };
 use usersync_receiver::{Applied, Delivery, Options, StoreError, UserStore};
@@ -50,22 +50,15 @@ pub fn event(input: &[u8]) -> bool {
     let written = serde_json::to_vec(&event).expect("an event can be written");
     let again = Event::parse(&written, Envelope::default()).expect("and read again");
     assert_eq!(again, event);
-    let mut state = None;
-    let at = Position {
-        seq: 1,
-        stored_us: 1,
-    };
-    state::apply(&mut state, &event, at, 1);
-    if let Some(state) = state {
-        let written = serde_json::to_vec(&state).expect("a state can be written");
-        self::state(&written);
-    }
+    let made = State::of_one(&event, 1, 1);
+    let written = serde_json::to_vec(&made).expect("a state can be written");
+    assert!(state(&written), "and read again");
     true
 }
 
 /// A state from USER_STATE. One that is read says the same after it was written and read again.
 pub fn state(input: &[u8]) -> bool {
-    let Ok(state) = serde_json::from_slice::<State>(input) else {
+    let Ok(state) = State::read(input) else {
         return false;
     };
     let written = serde_json::to_vec(&state).expect("a state can be written");

@@ -133,9 +133,12 @@ impl Caller {
         self.sources.is_empty() || self.sources.iter().any(|own| own == source)
     }
 
-    /// The source of events that name none: the first of its own, where it is bound to some.
+    /// The source of events that name none: the first of its own where it is bound to some, else its name. Who calls
+    /// without a key has none.
     pub(crate) fn source(&self) -> Option<&str> {
-        self.sources.first().map(String::as_str)
+        let unknown = self.hashes.is_empty() && self.signatures.is_none();
+        let name = (!unknown).then_some(self.name.as_str());
+        self.sources.first().map(String::as_str).or(name)
     }
 }
 
@@ -384,6 +387,8 @@ mod tests {
         let bound = bound.unwrap();
         assert!(bound.speaks_for("a") && bound.speaks_for("b") && !bound.speaks_for("c"));
         assert_eq!(bound.source(), Some("a"));
+        let free = read(json!({"hashes": [hash], "scopes": ["publish"]})).unwrap();
+        assert_eq!(free.source(), Some(free.name.as_str()));
         assert!(Caller::anyone().speaks_for("c") && Caller::anyone().source().is_none());
     }
 }

@@ -20,6 +20,8 @@ use crate::problem::Problem;
 
 /// The longest id of a signed request: with the caller's name before it and a place behind it, it is an event's id.
 const MOST_ID_CHARS: usize = 80;
+/// The longest with its colons escaped.
+const MOST_ESCAPED_CHARS: usize = 88;
 
 /// Who is in, for handlers that ask.
 #[derive(Clone)]
@@ -37,6 +39,8 @@ impl Visitor {
     pub(crate) fn event_id(&self, place: Option<usize>) -> Option<String> {
         let message = self.message.as_ref()?;
         let name = &self.caller.name;
+        // What is one event's id can't be that of an item of another request: a colon in it is escaped.
+        let message = escaped(message);
         Some(match place {
             Some(place) => format!("{name}:{message}:{place}"),
             None => format!("{name}:{message}"),
@@ -167,12 +171,16 @@ fn named(query: &str) -> Cow<'_, str> {
     found.map_or(Cow::Borrowed(""), |(_, name)| name)
 }
 
+fn escaped(message: &str) -> String {
+    message.replace('%', "%25").replace(':', "%3A")
+}
+
 /// What a signed request calls itself, if that can become part of an event's id.
 fn message_id(headers: &HeaderMap) -> Option<String> {
     let id = headers.get(signed::ID)?.to_str().ok()?;
-    let fits =
-        (1..=MOST_ID_CHARS).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
-    fits.then(|| id.to_owned())
+    let graphic = id.bytes().all(|byte| byte.is_ascii_graphic());
+    let fits = (1..=MOST_ID_CHARS).contains(&id.len()) && escaped(id).len() <= MOST_ESCAPED_CHARS;
+    (graphic && fits).then(|| id.to_owned())
 }
 
 /// Who calls; `None` where that doesn't matter.

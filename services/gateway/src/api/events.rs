@@ -270,7 +270,7 @@ async fn send(
     }
     let mut message = PublishMessage::build()
         .payload(payload.into())
-        .message_id(&event.id);
+        .message_id(event.key().message_id());
     for (name, text) in trace.into_iter().flat_map(TraceContext::headers) {
         message = message.header(name, text);
     }
@@ -305,6 +305,7 @@ fn parse(document: Value, visitor: &Visitor, place: Option<usize>) -> Result<Eve
             });
         }
         Some(_) => {}
+        // Nobody else's ids are in the namespace of a caller.
         None => event.source = caller.source().map(str::to_owned),
     }
     Ok(event)

@@ -18,6 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use usersync_core::{
     dead_letter,
     event::{Envelope, Event, EventType},
+    event_key::EventKey,
     subjects::{self, INTAKE, USER_DEAD, USER_EVENTS},
     target::Removal,
     user_id::UserId,
@@ -119,7 +120,7 @@ impl Erase {
         });
         let message = PublishMessage::build()
             .payload(event.to_string().into())
-            .message_id(id);
+            .message_id(EventKey::new(Some(SOURCE), &id).message_id());
         let subject = EventType::Deleted.as_str();
         let stored = control.jetstream.send_publish(subject, message).await?;
         Ok(stored.await?.sequence)

@@ -127,7 +127,7 @@ pub(super) async fn newest(control: &Control, user_id: &UserId) -> anyhow::Resul
     let subject = subjects::state(user_id);
     match states.get_last_raw_message_by_subject(&subject).await {
         // What is no state was stored by a foreign writer; the event that erases takes its place.
-        Ok(message) => Ok(serde_json::from_slice(&message.payload).ok()),
+        Ok(message) => Ok(State::read(&message.payload).ok()),
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {subject}")),
     }

@@ -17,7 +17,11 @@ use super::{
     status::LastError,
     workers,
 };
-use crate::{problem::Problem, relay::Notice};
+use crate::{
+    intake::{Mark, Marks},
+    problem::Problem,
+    relay::Notice,
+};
 
 /// How everything stands.
 pub(crate) struct Look {
@@ -29,6 +33,8 @@ pub(crate) struct Look {
     pub checks: BTreeMap<String, Report>,
     /// What gateways say of the outboxes of main databases, by source.
     pub relays: BTreeMap<String, Vec<Notice>>,
+    /// What intake knows of its streams; `None` before it has begun.
+    pub mark: Option<Mark>,
     /// Events that intake refused.
     pub refused: u64,
     /// Events that aren't merged yet.
@@ -71,7 +77,7 @@ impl Look {
             .iter()
             .map(|(name, _)| (subjects::worker_status(name), String::new()))
             .collect();
-        let (standing, answers, checks, refused, (events_pending, oldest_event), relays) = tokio::try_join!(
+        let (standing, answers, checks, refused, (events_pending, oldest_event), relays, mark) = tokio::try_join!(
             async { Standing::of_all(control, &names).await.map_err(nats) },
             async {
                 workers::ask::<Answer>(control, questions)
@@ -82,6 +88,7 @@ impl Look {
             async { letters::refused(control).await.map_err(nats) },
             async { events(control).await.map_err(nats) },
             async { relays::all(control).await.map_err(nats) },
+            async { mark(control).await.map_err(nats) },
         )?;
         let target = async |(name, entry): (TargetName, Entry)| {
             let (oldest, oldest_repair) = standing.oldest(control, &name).await?;
@@ -103,6 +110,7 @@ impl Look {
                 .collect(),
             standing,
             relays,
+            mark,
             refused,
             events_pending,
             oldest_event,
@@ -129,6 +137,10 @@ impl Target {
         let config = self.entry.config.as_ref();
         config.is_some_and(|config| config.enabled)
     }
+}
+
+async fn mark(control: &Control) -> anyhow::Result<Option<Mark>> {
+    Ok(Marks::open(&control.jetstream).await?.read().await?.0)
 }
 
 /// Events that wait for intake, and for how long the oldest does.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use usersync_core::{
     event::{Envelope, Event, EventType},
     fields::Members,
-    state::{self, Position, State},
+    state::State,
     target::{TargetConfig, TargetName},
     user_id::UserId,
 };
@@ -109,13 +109,7 @@ fn read(document: Value) -> Result<State, Problem> {
     };
     let event = Event::from_value(event, envelope)?;
     let now = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default();
-    let at = Position {
-        seq: 1,
-        stored_us: now,
-    };
-    let mut made = None;
-    state::apply(&mut made, &event, at, now);
-    made.ok_or_else(|| Problem::unprocessable("user: makes no state"))
+    Ok(State::of_one(&event, 1, now))
 }
 
 /// What the rule of `config` makes of `state`.

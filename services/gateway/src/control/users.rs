@@ -144,7 +144,7 @@ pub(crate) async fn show(control: &Control, by: ById) -> Result<serde_json::Valu
 /// How every target stands with a user.
 pub(crate) async fn tasks(control: &Control, by: ById) -> Result<Tasks, Problem> {
     let message = state(control, &by).await?;
-    let newest: State = serde_json::from_slice(&message.payload).map_err(nats)?;
+    let newest = State::read(&message.payload).map_err(nats)?;
     let user = &by.user_id;
     let live = queues(&control.stream(USER_STATE).await?).await?;
     let repairs = existing(control, USER_REPAIR, &subjects::repairs_for(user)).await?;

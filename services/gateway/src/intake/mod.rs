@@ -1,20 +1,18 @@
 //! Intake: events in stream order, merged into states. One gateway at a time does it.
 //!
+//! `survey` looks whether the streams are what they were, by the `mark` of before and by whether the states are `intact`;
 //! `session` hands over events in order, `turn` merges those of one user, `refusal` keeps what
 //! can't be merged. Correct because of stream order per user and optimistic concurrency; the pin
 //! only saves work. See docs/ARCHITECTURE.md, "Order is stream order".
 
+mod intact;
+mod mark;
 mod refusal;
 mod session;
+mod survey;
 mod turn;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -23,12 +21,14 @@ use metrics::{
     Gauge, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use moka::sync::Cache;
+use serde::{Deserialize, de::IgnoredAny};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::Health,
     event::{self, Envelope, Event, InvalidEvent},
+    json,
     lanes::{Lanes, Prefer},
-    state::Position,
+    state::{Position, Repeated},
     subjects,
     trace::TraceContext,
     user_id::UserId,
@@ -37,7 +37,9 @@ use usersync_core::{
 use usersync_traces::{Span, SpanKind, Traces};
 
 use crate::Settings;
+pub(crate) use mark::{Mark, Marks};
 use session::{InOrder, Lost, Pinned, Session};
+use survey::{Expected, Ground, Survey, Watch};
 use turn::{Arrival, Desk, Meters, Stored};
 
 /// Turns under way at once.
@@ -60,8 +62,6 @@ pub(crate) struct Intake {
     accept_empty_state: bool,
     cache_bytes: u64,
     active: Gauge,
-    /// Whether lost states were looked after in this process.
-    mended: AtomicBool,
 }
 
 /// How a session came to its end.
@@ -84,7 +84,6 @@ impl Intake {
             accept_empty_state: settings.accept_empty_state,
             cache_bytes: settings.cache_bytes,
             active: gauge!("usersync_intake_active"),
-            mended: AtomicBool::new(false),
         }
     }
 
@@ -99,6 +98,12 @@ impl Intake {
             .jetstream
             .get_stream_no_info(subjects::USER_STATE)
             .await?;
+        let survey = Survey {
+            jetstream: self.jetstream.clone(),
+            events: events.clone(),
+            states: states.clone(),
+            accept_empty_state: self.accept_empty_state,
+        };
         let pinned = Pinned {
             jetstream: self.jetstream.clone(),
             events,
@@ -115,14 +120,14 @@ impl Intake {
             traces: self.traces.clone(),
             meters: meters(),
         });
-        let (mut pin, mut said) = (None, String::new());
+        let (mut pin, mut said, mut expected) = (None, String::new(), Expected::default());
         while !shutdown.is_cancelled() {
             let opened = shutdown
-                .run_until_cancelled(self.open(&pinned, &desk, pin.take()))
+                .run_until_cancelled(self.open(&survey, &pinned, pin.take(), &expected))
                 .await;
-            let mut session = match opened {
+            let (mut session, ground, mut watch) = match opened {
                 None => break,
-                Some(Ok(Some(session))) => session,
+                Some(Ok(Some(opened))) => opened,
                 Some(Ok(None)) => continue,
                 Some(Err(error)) => {
                     let reason = format!("{error:#}");
@@ -138,11 +143,17 @@ impl Intake {
                 }
             };
             said.clear();
+            expected = Expected::default();
             self.active.set(1.0);
-            let ended = merge_events(&mut session, &desk, &shutdown).await;
+            let ended = {
+                let watching = watch.run(&ground);
+                merge_events(&mut session, &desk, &ground, watching, &shutdown).await
+            };
             self.active.set(0.0);
             match ended {
                 Ended::Stopped => {
+                    // The next gateway finds all of it in the mark.
+                    let _ = tokio::time::timeout(HAND_OVER, watch.look(&ground)).await;
                     let released = tokio::time::timeout(HAND_OVER, session.release()).await;
                     if let Err(error) = released.unwrap_or_else(|late| Err(late.into())) {
                         tracing::warn!(
@@ -153,6 +164,13 @@ impl Intake {
                 }
                 Ended::Lost(lost) => {
                     tracing::info!(reason = %lost, "intake session ended");
+                    if let Lost::States | Lost::Events = lost {
+                        desk.known.invalidate_all();
+                    }
+                    expected.users = ground.intact.least();
+                    if let Lost::Outdated(epoch) = &lost {
+                        expected.epoch = Some(epoch.clone());
+                    }
                     pin = lost.may_keep_pin().then(|| session.into_pin());
                 }
             }
@@ -163,66 +181,26 @@ impl Intake {
     /// Starts a session, under `pin` if it is still good, else when this gateway is chosen.
     async fn open(
         &self,
+        survey: &Survey,
         pinned: &Pinned,
-        desk: &Desk,
         pin: Option<String>,
-    ) -> anyhow::Result<Option<Session>> {
+        expected: &Expected,
+    ) -> anyhow::Result<Option<(Session, Arc<Ground>, Watch)>> {
         let pin = match pin {
             Some(pin) => pin,
             None => {
-                self.mend_lost_states(pinned, desk, None).await?;
+                survey.stand_by(expected).await?;
                 self.health.up("intake");
                 pinned.stand_by().await?
             }
         };
-        self.mend_lost_states(pinned, desk, Some(&pin)).await?;
-        let session = pinned.start(pin).await?;
-        if session.is_some() {
-            tracing::info!("taking in events");
-        }
-        Ok(session)
-    }
-
-    /// Starts again at the first event when the states are gone; an error when older events are, too.
-    async fn mend_lost_states(
-        &self,
-        pinned: &Pinned,
-        desk: &Desk,
-        pin: Option<&str>,
-    ) -> anyhow::Result<()> {
-        if desk.states.get_info().await?.state.messages > 0 {
-            return Ok(());
-        }
-        let events = pinned.events.get_info().await?.state;
-        if events.first_sequence > 1 && !self.accept_empty_state {
-            anyhow::bail!(
-                "USER_STATE is empty, but USER_EVENTS begins at {}: older events are gone, so the states can't be made from them. \
-                 Bring them back from the main database (`usersync-scheduler load --source NAME`; intake goes on by itself then), \
-                 restore the stream (`nats stream restore`), or start usersync-gateway once with --accept-empty-state to go on \
-                 from the events that are left",
-                events.first_sequence
-            );
-        }
-        let consumer = pinned.events.consumer_info(subjects::INTAKE).await?;
-        let mut pins = consumer
-            .priority_groups
-            .iter()
-            .filter_map(|group| group.pinned_client_id.as_deref());
-        let merged = consumer.ack_floor.stream_sequence > 0 && events.messages > 0;
-        // Another gateway at work mends it itself. Where no event made a state, once is enough.
-        if pins.any(|other| Some(other) != pin)
-            || !merged
-            || self.mended.swap(true, Ordering::Relaxed)
-        {
-            return Ok(());
-        }
-        tracing::warn!("USER_STATE is empty: making it again from every event in USER_EVENTS");
-        desk.known.invalidate_all();
-        pinned
-            .events
-            .reset_consumer(subjects::INTAKE, Some(events.first_sequence))
-            .await?;
-        Ok(())
+        let (ground, watch) = survey.begin(expected).await?;
+        let Some(session) = pinned.start(pin).await? else {
+            return Ok(None);
+        };
+        self.health.up("intake");
+        tracing::info!(epoch = %ground.history.epochs.current(), "taking in events");
+        Ok(Some((session, Arc::new(ground), watch)))
     }
 }
 
@@ -230,8 +208,17 @@ impl Intake {
 async fn merge_events(
     session: &mut Session,
     desk: &Arc<Desk>,
+    ground: &Arc<Ground>,
+    watching: impl Future<Output = Lost>,
     shutdown: &CancellationToken,
 ) -> Ended {
+    let lost = async {
+        tokio::select! {
+            lost = watching => lost,
+            lost = ground.lost() => lost,
+        }
+    };
+    tokio::pin!(lost);
     let mut lanes = Lanes::default();
     let mut turns = FuturesUnordered::<BoxFuture<'static, Option<UserId>>>::new();
     let ended = loop {
@@ -240,12 +227,13 @@ async fn merge_events(
                 break;
             };
             turns.push(Box::pin(
-                turn::take(desk.clone(), user_id, arrivals).map(Some),
+                turn::take(desk.clone(), ground.clone(), user_id, arrivals).map(Some),
             ));
         }
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break Ended::Stopped,
+            lost = &mut lost => break Ended::Lost(lost),
             Some(done) = turns.next() => {
                 if let Some(user_id) = done {
                     lanes.done(&user_id);
@@ -263,8 +251,13 @@ async fn merge_events(
                 };
                 let mut span = span(desk, &event);
                 match arrival(&event) {
-                    Ok((user_id, parsed)) => {
-                        let at = Position { seq: event.seq, stored_us: event.stored_us };
+                    Ok((parsed, repeated)) => {
+                        let user_id = parsed.user_id.clone();
+                        let at = Position {
+                            seq: event.seq,
+                            stored_us: event.stored_us,
+                            repeated,
+                        };
                         lanes.push(user_id, Arrival { event: parsed, at, message: event.message, span });
                     }
                     Err(invalid) => {
@@ -316,7 +309,7 @@ fn span(desk: &Desk, raw: &InOrder) -> Span {
 }
 
 /// Parses one message into an event, filling in what its publisher may leave out.
-fn arrival(raw: &InOrder) -> Result<(UserId, Event), InvalidEvent> {
+fn arrival(raw: &InOrder) -> Result<(Event, Repeated), InvalidEvent> {
     let Some(kind) = subjects::event_type(&raw.message.subject) else {
         let reason = "the subject names no event type; expected user.created, user.updated, user.deleted or user.status_changed";
         return Err(InvalidEvent::new("", reason));
@@ -326,6 +319,10 @@ fn arrival(raw: &InOrder) -> Result<(UserId, Event), InvalidEvent> {
         .headers
         .as_ref()
         .and_then(|headers| headers.get(async_nats::header::NATS_MESSAGE_ID));
+    let mut repeated = match message_id {
+        Some(_) => Repeated::ByStream,
+        None => Repeated::ByState,
+    };
     let message_id = message_id
         .map(|id| id.as_str())
         .filter(|id| event::is_id(id));
@@ -337,7 +334,19 @@ fn arrival(raw: &InOrder) -> Result<(UserId, Event), InvalidEvent> {
         timestamp: Timestamp::from_microsecond(stored).ok(),
     };
     let event = Event::parse(&raw.message.payload, envelope)?;
-    Ok((event.user_id.clone(), event))
+    if event.id == raw.seq.to_string() && !names_id(&raw.message.payload) {
+        repeated = Repeated::Never;
+    }
+    Ok((event, repeated))
+}
+
+/// Whether an event that was parsed says its id itself: it may be the number that it would get.
+fn names_id(payload: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Named {
+        id: Option<IgnoredAny>,
+    }
+    json::read::<Named>(payload).is_ok_and(|named| named.id.is_some())
 }
 
 fn meters() -> Meters {
@@ -347,7 +356,11 @@ fn meters() -> Meters {
     );
     describe_counter!(
         "usersync_intake_events_total",
-        "Events taken in: changed a state, known already, came after_delete, or refused"
+        "Events taken in: changed a state, unchanged because it said so already, known already, came after_delete, or refused"
+    );
+    describe_counter!(
+        "usersync_intake_forgotten_total",
+        "Events within the duplicate window that a state had to forget: a user has more than it remembers"
     );
     describe_histogram!(
         "usersync_intake_seconds",
@@ -357,9 +370,11 @@ fn meters() -> Meters {
         |result: &'static str| counter!("usersync_intake_events_total", "result" => result);
     Meters {
         changed: result("changed"),
+        unchanged: result("unchanged"),
         known: result("known"),
         after_delete: result("after_delete"),
         refused: result("refused"),
+        forgotten: counter!("usersync_intake_forgotten_total"),
         seconds: histogram!("usersync_intake_seconds"),
     }
 }

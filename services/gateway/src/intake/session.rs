@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use async_nats::jetstream::{self, Message, stream::Stream};
 use usersync_core::{
+    epoch::Epoch,
     pull::{Member, Pull, Stopped},
     subjects::{INTAKE, INTAKE_GROUP, USER_EVENTS},
 };
@@ -49,8 +50,14 @@ pub(super) struct InOrder {
 }
 
 /// Why a session ended.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Lost {
+    #[error("USER_STATE isn't what it was")]
+    States,
+    #[error("USER_EVENTS isn't what it was")]
+    Events,
+    #[error("a state is of the later epoch {0}")]
+    Outdated(Epoch),
     #[error("another gateway was chosen")]
     Pin,
     #[error("an event came out of order")]
@@ -66,7 +73,11 @@ impl Lost {
     pub(super) fn may_keep_pin(&self) -> bool {
         matches!(
             self,
-            Self::Gap | Self::Stopped(Stopped::Silent | Stopped::Reconnected)
+            Self::Gap
+                | Self::States
+                | Self::Events
+                | Self::Outdated(_)
+                | Self::Stopped(Stopped::Silent | Stopped::Reconnected)
         )
     }
 }

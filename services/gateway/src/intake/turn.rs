@@ -17,20 +17,21 @@ use metrics::{Counter, Histogram};
 use moka::sync::Cache;
 use usersync_core::{
     event::{Event, InvalidEvent},
-    json,
-    state::{self, Applied, Position, State},
+    state::{self, Applied, Position, State, Unreadable},
     subjects,
     trace::TraceContext,
     user_id::UserId,
 };
 use usersync_traces::{Span, Traces};
 
-use super::refusal;
+use super::{refusal, session::Lost, survey::Ground};
 
 /// The largest state, in bytes of JSON: with its headers it must fit into one message.
 const MAX_STATE_BYTES: usize = 512 * 1024;
 /// How long to wait when the server can't store or answer.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// How long before a state is looked at again that only a newer program can read.
+const UPGRADE: Duration = Duration::from_secs(5);
 
 /// What all turns share.
 pub(super) struct Desk {
@@ -54,9 +55,12 @@ pub(super) struct Stored {
 /// What intake counts.
 pub(super) struct Meters {
     pub changed: Counter,
+    pub unchanged: Counter,
     pub known: Counter,
     pub after_delete: Counter,
     pub refused: Counter,
+    /// Events that a state had to forget within the duplicate window.
+    pub forgotten: Counter,
     /// From the event's being stored to its state's being stored.
     pub seconds: Histogram,
 }
@@ -80,9 +84,24 @@ enum Origin {
     Leader,
 }
 
-/// Merges `arrivals` and stores the result; returns when all of them are acknowledged.
-pub(super) async fn take(desk: Arc<Desk>, user_id: UserId, mut arrivals: Vec<Arrival>) -> UserId {
-    if let Some(too_large) = merge(&desk, &user_id, &mut arrivals).await {
+/// What a merge came to.
+enum Merged {
+    /// All is stored and acknowledged.
+    Done,
+    /// The state would have so many bytes; nothing is stored.
+    TooLarge(usize),
+    /// The session is lost; nothing is stored.
+    Lost,
+}
+
+/// Merges `arrivals` and stores the result; returns when all of them are acknowledged, or the session is lost.
+pub(super) async fn take(
+    desk: Arc<Desk>,
+    ground: Arc<Ground>,
+    user_id: UserId,
+    mut arrivals: Vec<Arrival>,
+) -> UserId {
+    if let Merged::TooLarge(too_large) = merge(&desk, &ground, &user_id, &mut arrivals).await {
         if arrivals.len() == 1 {
             arrivals[0].span.fail("refused");
             let reason = format!(
@@ -98,7 +117,8 @@ pub(super) async fn take(desk: Arc<Desk>, user_id: UserId, mut arrivals: Vec<Arr
         } else {
             // One of several made the state too large: find out which.
             for arrival in arrivals.drain(..) {
-                Box::pin(take(desk.clone(), user_id.clone(), vec![arrival])).await;
+                let alone = vec![arrival];
+                Box::pin(take(desk.clone(), ground.clone(), user_id.clone(), alone)).await;
             }
         }
     }
@@ -116,8 +136,7 @@ pub(super) async fn refuse(desk: &Desk, message: &Message, seq: u64, invalid: &I
     acknowledge(message).await;
 }
 
-/// `Some(size)` when the merged state would be too large; nothing is stored then.
-async fn merge(desk: &Desk, user_id: &UserId, arrivals: &mut [Arrival]) -> Option<usize> {
+async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [Arrival]) -> Merged {
     let mut origin = Origin::Cache;
     loop {
         let base = match desk.known.get(user_id).filter(|_| origin == Origin::Cache) {
@@ -136,13 +155,21 @@ async fn merge(desk: &Desk, user_id: &UserId, arrivals: &mut [Arrival]) -> Optio
                 }
             }
         };
-        let mut state: Option<State> = match base.payload.is_empty() {
+        let is_new = base.payload.is_empty();
+        let mut state = match is_new {
             true => None,
-            false => match json::read(&base.payload) {
+            false => match State::read(&base.payload) {
                 Ok(state) => Some(state),
-                Err(error) => {
+                Err(newer @ Unreadable::Newer(_)) => {
+                    tracing::error!(user.id = %user_id, error = %newer, "can't merge into a state; trying again");
+                    desk.known.invalidate(user_id);
+                    origin = Origin::Leader;
+                    tokio::time::sleep(UPGRADE).await;
+                    continue;
+                }
+                Err(broken @ Unreadable::NoState(_)) => {
                     // Only a foreign writer can have stored it; a user.created puts it right.
-                    tracing::error!(user.id = %user_id, line = error.line(), "USER_STATE holds something that is no state; starting anew");
+                    tracing::error!(user.id = %user_id, error = %broken, "USER_STATE holds something that is no state; starting anew");
                     None
                 }
             },
@@ -150,18 +177,36 @@ async fn merge(desk: &Desk, user_id: &UserId, arrivals: &mut [Arrival]) -> Optio
         let now_us = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default();
         let applied: Vec<Applied> = arrivals
             .iter()
-            .map(|arrival| state::apply(&mut state, &arrival.event, arrival.at, now_us))
+            .map(|arrival| {
+                state::apply(
+                    &mut state,
+                    &arrival.event,
+                    arrival.at,
+                    &ground.history,
+                    now_us,
+                )
+            })
             .collect();
+        if applied.contains(&Applied::Outdated) {
+            if origin != Origin::Leader {
+                origin = Origin::Leader;
+                continue;
+            }
+            let epoch = state.and_then(|state| state.epoch);
+            ground.lose(epoch.map_or(Lost::Events, Lost::Outdated));
+            return Merged::Lost;
+        }
         // What is at hand, or on a replica that lags, may be outdated: drop nothing on its word alone.
         if origin != Origin::Leader && applied.contains(&Applied::AfterDelete) {
             origin = Origin::Leader;
             continue;
         }
-        if let Some(state) = state.filter(|_| applied.contains(&Applied::Changed)) {
+        let changed = |applied: &Applied| matches!(applied, Applied::Changed { .. });
+        if let Some(state) = state.filter(|_| applied.iter().any(changed)) {
             let payload = match serde_json::to_vec(&state) {
                 Ok(payload) if payload.len() > MAX_STATE_BYTES => {
                     if origin == Origin::Leader {
-                        return Some(payload.len());
+                        return Merged::TooLarge(payload.len());
                     }
                     origin = Origin::Leader;
                     continue;
@@ -169,11 +214,34 @@ async fn merge(desk: &Desk, user_id: &UserId, arrivals: &mut [Arrival]) -> Optio
                 Ok(payload) => Bytes::from(payload),
                 Err(error) => {
                     tracing::error!(user.id = %user_id, %error, "can't write a state as JSON");
-                    return Some(0);
+                    return Merged::TooLarge(0);
                 }
             };
+            if is_new {
+                match ground.intact.check().await {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        ground.lose(Lost::States);
+                        return Merged::Lost;
+                    }
+                    Err(error) => {
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "can't look at USER_STATE; trying again"
+                        );
+                        origin = Origin::Leader;
+                        tokio::time::sleep(PATIENCE).await;
+                        continue;
+                    }
+                }
+            }
             match store(desk, user_id, arrivals, payload.clone(), base.seq).await {
-                Ok(seq) => desk.known.insert(user_id.clone(), Stored { seq, payload }),
+                Ok(seq) => {
+                    if is_new {
+                        ground.intact.one_more();
+                    }
+                    desk.known.insert(user_id.clone(), Stored { seq, payload });
+                }
                 Err(kind) => {
                     desk.known.invalidate(user_id);
                     origin = Origin::Leader;
@@ -184,32 +252,41 @@ async fn merge(desk: &Desk, user_id: &UserId, arrivals: &mut [Arrival]) -> Optio
                     continue;
                 }
             }
-        } else if origin != Origin::Cache {
+        } else if origin != Origin::Cache && !is_new {
             desk.known.insert(user_id.clone(), base);
         }
         for (arrival, applied) in arrivals.iter_mut().zip(applied) {
             acknowledge(&arrival.message).await;
             arrival.span.set("usersync.result", result(applied));
             match applied {
-                Applied::Changed => {
+                Applied::Changed { forgotten } => {
                     desk.meters.changed.increment(1);
+                    if forgotten > 0 {
+                        desk.meters.forgotten.increment(forgotten as u64);
+                        ground.crowd();
+                    }
                     let micros = now_us.saturating_sub(arrival.at.stored_us);
                     desk.meters.seconds.record(Duration::from_micros(micros));
                 }
+                Applied::Unchanged => desk.meters.unchanged.increment(1),
                 Applied::Known => desk.meters.known.increment(1),
                 Applied::AfterDelete => desk.meters.after_delete.increment(1),
+                // Ends the session instead.
+                Applied::Outdated => {}
             }
         }
-        return None;
+        return Merged::Done;
     }
 }
 
 /// What is said of an event in its span.
 fn result(applied: Applied) -> &'static str {
     match applied {
-        Applied::Changed => "changed",
+        Applied::Changed { .. } => "changed",
+        Applied::Unchanged => "unchanged",
         Applied::Known => "known",
         Applied::AfterDelete => "after_delete",
+        Applied::Outdated => "outdated",
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use usersync_core::{
     event::EventType,
     nats::REQUEST_TIMEOUT,
-    state::{Cause, State},
+    state::{Cause, FORMAT, State},
     subjects,
     user_id::UserId,
 };
@@ -68,8 +68,17 @@ impl Remedy {
 
 /// What says that an orphan is gone, after the state there is, if there is one. No event of USER_EVENTS is in it.
 pub(crate) fn tombstone(user: &UserId, before: Option<&State>, now: u64) -> State {
+    let cause = Cause {
+        id: format!("orphan:{user}:{now}"),
+        kind: EventType::Deleted,
+        source: Some(SOURCE.to_owned()),
+        timestamp: Timestamp::now(),
+        stored_us: now,
+    };
+    let nobody = || State::unknown(user.clone(), cause.clone());
+    let before = before.cloned().unwrap_or_else(nobody);
     State {
-        user_id: user.clone(),
+        format: FORMAT,
         username: None,
         email: None,
         status: None,
@@ -77,16 +86,9 @@ pub(crate) fn tombstone(user: &UserId, before: Option<&State>, now: u64) -> Stat
         deleted: true,
         erased: false,
         partial: false,
-        version: before.map_or(now, |before| now.max(before.version + 1)),
-        event_seq: before.map_or(0, |before| before.event_seq),
-        event: Cause {
-            id: format!("orphan:{user}:{now}"),
-            kind: EventType::Deleted,
-            source: Some(SOURCE.to_owned()),
-            timestamp: Timestamp::now(),
-            stored_us: now,
-        },
-        recent: before.map_or_else(Vec::new, |before| before.recent.clone()),
+        version: now.max(before.version + 1),
+        event: cause,
+        ..before
     }
 }
 
@@ -114,6 +116,10 @@ pub(crate) fn now_us() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use usersync_core::event_key::EventKey;
+
     use super::*;
 
     #[test]
@@ -123,9 +129,10 @@ mod tests {
         before.deleted = false;
         before.username = Some("ann".to_owned());
         before.event_seq = 41;
-        before.recent = vec!["e".to_owned()];
+        let key = EventKey::new(None, "e");
+        before.seen.remember(&key, 1_000, Duration::MAX);
         let gone = tombstone(&user, Some(&before), 500);
         assert!(gone.deleted && gone.version == 1_001 && gone.event_seq == 41);
-        assert_eq!((gone.username, gone.recent), (None, before.recent));
+        assert_eq!((gone.username, gone.seen), (None, before.seen));
     }
 }

@@ -23,7 +23,7 @@ use tokio::{
 use usersync_core::{
     check::{Check, Class, Policy, Request},
     event::Event,
-    json, load,
+    load,
     member::Member,
     nats::REQUEST_TIMEOUT,
     state::State,
@@ -97,7 +97,7 @@ impl Table {
 
     /// The user of a state, and what it is to hash to when it says what the row does; `None` where no row is expected.
     pub(crate) fn hash_of_state(&self, state: &[u8]) -> Option<(String, RowHash)> {
-        let state: State = json::read(state).ok()?;
+        let state = State::read(state).ok()?;
         if state.deleted {
             return None;
         }
@@ -415,7 +415,7 @@ async fn newest(states: &Stream, user: &UserId) -> anyhow::Result<(u64, Option<S
     );
     match found.await.context("asking for a state took too long")? {
         Ok(message) => {
-            let state = json::read(&message.payload).ok();
+            let state = State::read(&message.payload).ok();
             Ok((message.sequence, state))
         }
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((0, None)),

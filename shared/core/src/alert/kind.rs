@@ -35,6 +35,10 @@ pub enum Kind {
     Rows,
     /// NATS is running out of storage.
     Storage,
+    /// A stream of events or states was lost, made anew, or went back.
+    Streams,
+    /// A user has more events within the duplicate window than a state remembers.
+    Crowded,
 }
 
 /// How bad it is.
@@ -49,7 +53,7 @@ pub enum Severity {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Breaker,
         Self::Backlog,
         Self::Worker,
@@ -62,6 +66,8 @@ impl Kind {
         Self::Outbox,
         Self::Rows,
         Self::Storage,
+        Self::Streams,
+        Self::Crowded,
     ];
 
     /// The token in the subject.
@@ -79,15 +85,20 @@ impl Kind {
             Self::Outbox => "outbox",
             Self::Rows => "rows",
             Self::Storage => "storage",
+            Self::Streams => "streams",
+            Self::Crowded => "crowded",
         }
     }
 
     /// How bad it is; as the alert of deploy/prometheus/rules/alerts.yml has it, where there is one.
     pub const fn severity(self) -> Severity {
         match self {
-            Self::Breaker | Self::Worker | Self::Gone | Self::Intake | Self::Outbox => {
-                Severity::Critical
-            }
+            Self::Breaker
+            | Self::Worker
+            | Self::Gone
+            | Self::Intake
+            | Self::Outbox
+            | Self::Streams => Severity::Critical,
             _ => Severity::Warning,
         }
     }
@@ -107,6 +118,8 @@ impl Kind {
             Self::Outbox => "outbox-stuck",
             Self::Rows => "outbox-rows-failed",
             Self::Storage => "nats-storage",
+            Self::Streams => "streams-changed",
+            Self::Crowded => "crowded-user",
         }
     }
 }

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 use usersync_core::{
     event::{Envelope, Event},
-    state::{Position, State, apply},
+    state::State,
     target::TargetConfig,
 };
 
@@ -24,14 +24,7 @@ pub(super) fn state(mut user: Value) -> State {
         id: Some("e1".to_owned()),
         timestamp: Some("2026-01-31T12:00:00.5Z".parse().unwrap()),
     };
-    let event = Event::from_value(user, envelope).unwrap();
-    let at = Position {
-        seq: 7,
-        stored_us: 1,
-    };
-    let mut state = None;
-    apply(&mut state, &event, at, 1_000);
-    state.unwrap()
+    State::of_one(&Event::from_value(user, envelope).unwrap(), 7, 1_000)
 }
 
 /// What `rule` makes of `user`: `[action, members]`, the reason for a skip, or the refusal.

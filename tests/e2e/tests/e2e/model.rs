@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream::message::StreamMessage;
 use jiff::Timestamp;
+use serde_json::Value;
 use usersync_core::{
+    epoch::{Epoch, Epochs},
     event::{Envelope, Event},
-    state::{self, Position, State},
-    subjects,
+    state::{self, History, Position, Repeated, State},
+    subjects::{self, USER_EVENTS},
     user_id::UserId,
 };
 
@@ -21,7 +23,7 @@ impl Intake {
     /// with the events it can't parse. Versions differ by design, nothing else may.
     pub(crate) async fn equals_the_reference(&self) {
         self.all_taken_in().await;
-        let (mut expected, refused) = fold(&self.events().await);
+        let (mut expected, refused) = fold(&self.events().await, &self.history().await);
         let states = self.states().await;
         for (user, state) in &states {
             if let Some(expected) = expected.get_mut(user) {
@@ -43,10 +45,21 @@ impl Intake {
         refused.sort();
         assert_eq!(letters, refused, "the dead letters");
     }
+
+    /// What the sequences of USER_EVENTS count in, as its metadata says.
+    async fn history(&self) -> History {
+        let info = self.stream(USER_EVENTS).await.get_info().await.unwrap();
+        let epoch = info.config.metadata.get("usersync-epoch");
+        let epoch = epoch.map_or_else(|| Epoch::begin(1), |epoch| epoch.parse().unwrap());
+        History {
+            epochs: Epochs::beginning_with(epoch),
+            window: info.config.duplicate_window,
+        }
+    }
 }
 
 /// The states that `events` lead to, and the sequences of those that are invalid.
-fn fold(events: &[StreamMessage]) -> (BTreeMap<UserId, State>, Vec<u64>) {
+fn fold(events: &[StreamMessage], history: &History) -> (BTreeMap<UserId, State>, Vec<u64>) {
     let mut states: BTreeMap<UserId, Option<State>> = BTreeMap::new();
     let mut refused = Vec::new();
     for message in events {
@@ -57,9 +70,10 @@ fn fold(events: &[StreamMessage]) -> (BTreeMap<UserId, State>, Vec<u64>) {
         let at = Position {
             seq: message.sequence,
             stored_us: stored_us(message),
+            repeated: repeated(message),
         };
         let state = states.entry(event.user_id.clone()).or_default();
-        state::apply(state, &event, at, 0);
+        state::apply(state, &event, at, history, 0);
     }
     let states = states
         .into_iter()
@@ -77,6 +91,15 @@ fn parse(message: &StreamMessage) -> Option<Event> {
         timestamp: Some(Timestamp::from_microsecond(stored_us).unwrap()),
     };
     Event::parse(&message.payload, envelope).ok()
+}
+
+fn repeated(message: &StreamMessage) -> Repeated {
+    let body: Value = serde_json::from_slice(&message.payload).unwrap();
+    match (message.headers.get(NATS_MESSAGE_ID), body["id"].is_string()) {
+        (Some(_), _) => Repeated::ByStream,
+        (None, true) => Repeated::ByState,
+        (None, false) => Repeated::Never,
+    }
 }
 
 fn stored_us(message: &StreamMessage) -> u64 {

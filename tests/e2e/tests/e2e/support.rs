@@ -1,6 +1,7 @@
 //! What the tests share: events and states on NATS, and HTTP peers under the test's control.
 
 mod api;
+mod backup;
 mod bus;
 mod load;
 mod recorder;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use usersync_stack::{Stack, StackBuilder};
 
 pub(crate) use api::Api;
+pub(crate) use backup::Backup;
 pub(crate) use bus::Bus;
 pub(crate) use load::Load;
 pub(crate) use recorder::{Call, Gate, Recorder, answer};

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use usersync_core::{
     alert::{Alert, Kind},
     check::{Check, Report, Stage},
+    seen::MOST_SEEN,
     subjects::{CHECKS_BUCKET, GATEWAY_TARGET, USER_CHECK, check_pause, check_schedule},
 };
 
@@ -25,6 +26,8 @@ use crate::{
 
 /// A relay that works may have looked as long ago as this.
 const BLIND: Duration = Duration::from_secs(15);
+/// For how long people are told of what has happened to a stream, or of a user with too many events.
+const TOLD: Duration = Duration::from_secs(60 * 60);
 /// A source that no gateway has spoken of for so long isn't relayed any more by anybody's settings.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
@@ -104,6 +107,22 @@ impl Settings {
             let summary =
                 format!("NATS is running out of storage: {used} of {limit} bytes are used");
             found.push(of_all(Kind::Storage, Duration::ZERO, summary));
+        }
+        let recent = |at: &Timestamp| age(now, *at) < TOLD;
+        let mark = look.mark.as_ref();
+        let incident = mark.and_then(|mark| mark.incident.as_ref());
+        if let Some(incident) = incident.filter(|incident| recent(&incident.at)) {
+            let what = of_all(Kind::Streams, Duration::ZERO, incident.what.clone());
+            found.push(what.since(Some(incident.at)));
+        }
+        if mark
+            .and_then(|mark| mark.crowded)
+            .is_some_and(|at| recent(&at))
+        {
+            let summary = format!(
+                "a user has more than {MOST_SEEN} events within the duplicate window: an older one that is repeated is not recognised"
+            );
+            found.push(of_all(Kind::Crowded, Duration::ZERO, summary));
         }
         found
     }

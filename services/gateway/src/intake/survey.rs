@@ -1,0 +1,449 @@
+//! Looks at both streams before a session begins and every second while it goes on: they are those they were, and
+//! nothing of them is gone. What is mended here is mended before anything merges; see `mark` for what is compared.
+
+use std::{
+    pin::pin,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use async_nats::{
+    datetime,
+    jetstream::{
+        self,
+        consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+        kv::UpdateErrorKind,
+        stream::{Info, Stream},
+    },
+};
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use usersync_core::{
+    epoch::{Epoch, Epochs},
+    json,
+    nats::REQUEST_TIMEOUT,
+    state::History,
+    streams,
+    subjects::INTAKE,
+};
+
+use super::{
+    intact::Intact,
+    mark::{self, Decision, EPOCH, Extent, Found, Incident, Mark, Marks, Newest},
+    session::Lost,
+};
+
+/// How often the streams are looked at.
+const EVERY: Duration = Duration::from_secs(1);
+/// Messages asked for at once.
+const FETCHED: usize = 1_000;
+/// How long the server keeps a consumer that nobody reads any more.
+const FORGOTTEN: Duration = Duration::from_secs(30);
+
+/// Who looks.
+pub(super) struct Survey {
+    pub jetstream: jetstream::Context,
+    pub events: Stream<()>,
+    pub states: Stream<()>,
+    /// Whether to go on although states are gone for good.
+    pub accept_empty_state: bool,
+}
+
+/// What the session before knew and the mark may not.
+#[derive(Default)]
+pub(super) struct Expected {
+    /// How many users have a state at least.
+    pub users: u64,
+    /// An epoch that a state is of.
+    pub epoch: Option<Epoch>,
+}
+
+/// What a session stands on.
+pub(super) struct Ground {
+    pub history: History,
+    pub intact: Intact,
+    /// Whether a user had more events than a state remembers.
+    crowded: AtomicBool,
+    lost: OnceLock<Lost>,
+    ended: CancellationToken,
+}
+
+/// Renews the mark while a session goes on.
+pub(super) struct Watch {
+    events: Stream<()>,
+    states: Stream<()>,
+    marks: Marks,
+    mark: Mark,
+    revision: u64,
+}
+
+/// What follows from states that are missing.
+enum Mending {
+    /// None are.
+    Nothing,
+    /// All events are there: they are merged again from the first.
+    FromEvents { first: u64, what: String },
+    /// They stay away until somebody brings them back.
+    GoOn { what: String },
+}
+
+impl Survey {
+    /// Looks before this gateway stands by. Where states are to be made again and nobody does, events are handed out
+    /// from the first on, so that somebody is chosen to.
+    ///
+    /// # Errors
+    /// When a stream can't be read, or states are gone for good: what brings them back.
+    pub(super) async fn stand_by(&self, expected: &Expected) -> anyhow::Result<()> {
+        let (known, _) = self.marks().await?.read().await?;
+        let (states, events) = (self.states_info().await?, self.events_info().await?);
+        let least = known.map(|known| known.states.messages.max(expected.users));
+        if let Mending::FromEvents { first, .. } = self.mending(least, &states, &events).await? {
+            let consumer = self.events.consumer_info(INTAKE).await?;
+            let mut groups = consumer.priority_groups.iter();
+            if !groups.any(|group| group.pinned_client_id.is_some()) {
+                self.events.reset_consumer(INTAKE, Some(first)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks when this gateway is chosen, and mends what can be mended: a new epoch begins where USER_EVENTS isn't what
+    /// it was, and events are merged again where states are gone.
+    ///
+    /// # Errors
+    /// Those of [`Self::stand_by`], and when another gateway does the same.
+    pub(super) async fn begin(&self, expected: &Expected) -> anyhow::Result<(Ground, Watch)> {
+        let marks = self.marks().await?;
+        let (known, revision) = marks.read().await?;
+        let least = known.as_ref();
+        let least = least.map(|known| known.states.messages.max(expected.users));
+        let states = self.states_info().await?;
+        let extent = Extent::of(&states);
+        let from = match &known {
+            Some(known) if known.states.can_become(&extent) => known.states.last_seq + 1,
+            _ => 1,
+        };
+        let mut newest = self.newest_since(from).await?;
+        newest.see(expected.epoch.clone(), 0, 0);
+        // After the states: none of them contains an event that isn't seen here.
+        let events = self.events_info().await?;
+        let mending = self.mending(least, &states, &events).await?;
+        let named = events.config.metadata.get(EPOCH);
+        let found = Found {
+            named: named.and_then(|epoch| epoch.parse().ok()),
+            events: Extent::of(&events),
+            newest,
+        };
+        let (epochs, what) = match mark::decide(known.as_ref(), &found) {
+            Decision::GoOn(epochs) => (epochs, None),
+            Decision::Anew { ordinal, what } => {
+                (Epochs::beginning_with(Epoch::begin(ordinal)), Some(what))
+            }
+            Decision::Behind {
+                lineage,
+                ordinal,
+                what,
+            } => {
+                let known = known
+                    .as_ref()
+                    .map_or(Timestamp::UNIX_EPOCH, |known| known.last_event);
+                let from = self.first_after(known, &found.newest).await?;
+                (lineage.and_then(ordinal, from), Some(what))
+            }
+        };
+        let mut mark = Mark::new(epochs, &events, extent);
+        (mark.incident, mark.crowded) =
+            known.map_or((None, None), |known| (known.incident, known.crowded));
+        if let Some(what) = what {
+            let what = format!(
+                "{what}. A new epoch begins: what comes now counts as newer than every state. Compare the states with the \
+                 main databases (`nats pub user.check.gateway ''`): events that are gone can be seen there only"
+            );
+            tracing::error!(epoch = %mark.epochs.current(), reason = what, "USER_EVENTS is not what it was");
+            mark.incident = Some(Incident::now(what));
+        }
+        if let Mending::FromEvents { what, .. } | Mending::GoOn { what } = &mending {
+            tracing::error!(reason = what, "USER_STATE is not what it was");
+            mark.incident = Some(Incident::now(what.as_str()));
+        }
+        if let Mending::FromEvents { first, .. } = mending {
+            self.events.reset_consumer(INTAKE, Some(first)).await?;
+        }
+        let written = marks.write(&mark, revision).await;
+        let revision = written.context("another gateway looks at the streams, too")?;
+        if found.named.as_ref() != Some(mark.epochs.current()) {
+            self.name_epoch(&events, mark.epochs.current()).await?;
+        }
+        let ground = Ground {
+            history: History {
+                epochs: mark.epochs.clone(),
+                window: events.config.duplicate_window,
+            },
+            intact: Intact::new(self.states.clone(), &mark.states),
+            crowded: AtomicBool::new(false),
+            lost: OnceLock::new(),
+            ended: CancellationToken::new(),
+        };
+        let watch = Watch {
+            events: self.events.clone(),
+            states: self.states.clone(),
+            marks,
+            mark,
+            revision,
+        };
+        Ok((ground, watch))
+    }
+
+    async fn marks(&self) -> anyhow::Result<Marks> {
+        Marks::open(&self.jetstream).await
+    }
+
+    async fn states_info(&self) -> anyhow::Result<Info> {
+        let missing = "USER_STATE can't be read; where it is missing, start a gateway again to have it made, or restore it";
+        self.states.get_info().await.context(missing)
+    }
+
+    /// With its consumer made where it is missing: who restores a stream needs not know of it.
+    async fn events_info(&self) -> anyhow::Result<Info> {
+        let missing = "USER_EVENTS can't be read; where it is missing, start a gateway again to have it made, or restore it";
+        let info = self.events.get_info().await.context(missing)?;
+        if self.events.consumer_info(INTAKE).await.is_err() {
+            streams::ensure_consumers(&self.jetstream).await?;
+        }
+        Ok(info)
+    }
+
+    /// Whether of at least so many states some are missing, and what is to be done about it.
+    ///
+    /// # Errors
+    /// When they are gone for good.
+    async fn mending(
+        &self,
+        least: Option<u64>,
+        states: &Info,
+        events: &Info,
+    ) -> anyhow::Result<Mending> {
+        let (has, events) = (states.state.messages, &events.state);
+        let least = match least {
+            Some(least) => least,
+            // Before there was a mark: whoever has merged events has states.
+            None if has == 0 && events.messages > 0 => {
+                let consumer = self.events.consumer_info(INTAKE).await?;
+                u64::from(consumer.ack_floor.stream_sequence > 0 || events.first_sequence > 1)
+            }
+            None => 0,
+        };
+        if has >= least {
+            return Ok(Mending::Nothing);
+        }
+        let gone = match has {
+            0 => "USER_STATE is empty".to_owned(),
+            _ => format!("USER_STATE has {has} of {least} users"),
+        };
+        let first = events.first_sequence.max(1);
+        if first == 1 {
+            let what = format!(
+                "{gone}. The states are made again from every event in USER_EVENTS; users who came by a bulk load come \
+                 back by another (`usersync-scheduler load --source NAME`)"
+            );
+            return Ok(Mending::FromEvents { first, what });
+        }
+        if self.accept_empty_state || has * 2 > least {
+            let what = format!(
+                "{gone}, and USER_EVENTS begins at {first}: those who are missing come back by a bulk load only \
+                 (`usersync-scheduler load --source NAME`), or from a backup"
+            );
+            return Ok(Mending::GoOn { what });
+        }
+        anyhow::bail!(
+            "{gone}, but USER_EVENTS begins at {first}: older events are gone, so the states can't be made from them. \
+             Bring them back from the main database (`usersync-scheduler load --source NAME`; intake goes on by itself \
+             once most users are there), restore the stream (`nats stream restore`), or start usersync-gateway once with \
+             --accept-empty-state to go on from the events that are left"
+        );
+    }
+
+    /// The newest event that states from sequence `from` of USER_STATE on contain.
+    async fn newest_since(&self, from: u64) -> anyhow::Result<Newest> {
+        let mut newest = Newest::default();
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: from,
+            },
+            ..reading()
+        };
+        let consumer: PullConsumer = self.states.create_consumer(config).await?;
+        let name = consumer.cached_info().name.clone();
+        let mut left = consumer.cached_info().num_pending;
+        if left > 0 {
+            let messages = consumer.stream().max_messages_per_batch(FETCHED);
+            let mut messages = messages.messages().await?;
+            while left > 0 {
+                let message = timeout(REQUEST_TIMEOUT, messages.next()).await;
+                let message = message.context("USER_STATE: no answer")?;
+                let message = message.context("USER_STATE: reading ended")??;
+                left = message.info().map_err(anyhow::Error::from_boxed)?.pending;
+                if let Ok(contained) = json::read::<Contained>(&message.payload) {
+                    newest.see(
+                        contained.epoch,
+                        contained.event_seq,
+                        contained.event.stored_us,
+                    );
+                }
+            }
+        }
+        self.states.delete_consumer(&name).await?;
+        Ok(newest)
+    }
+
+    /// The first sequence of USER_EVENTS that is none of before: stored later than anything that was known, and not
+    /// acknowledged in the consumer that was restored with it.
+    async fn first_after(&self, known: Timestamp, newest: &Newest) -> anyhow::Result<u64> {
+        let merged = i64::try_from(newest.stored_us).unwrap_or_default() + 1;
+        let after = known
+            .max(Timestamp::from_microsecond(merged)?)
+            .as_nanosecond()
+            + 1;
+        let start_time = datetime::from_nanos(after).map_err(anyhow::Error::from_boxed)?;
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::ByStartTime { start_time },
+            headers_only: true,
+            ..reading()
+        };
+        let consumer: PullConsumer = self.events.create_consumer(config).await?;
+        let info = consumer.cached_info();
+        let mut first = self.events.get_info().await?.state.last_sequence + 1;
+        if info.num_pending > 0 {
+            let messages = consumer.fetch().max_messages(1).messages().await?;
+            let message = timeout(REQUEST_TIMEOUT, pin!(messages).next()).await;
+            if let Some(message) = message.context("USER_EVENTS: no answer")? {
+                let message = message.map_err(anyhow::Error::from_boxed)?;
+                first = message
+                    .info()
+                    .map_err(anyhow::Error::from_boxed)?
+                    .stream_sequence;
+            }
+        }
+        self.events.delete_consumer(&info.name).await?;
+        let floor = self
+            .events
+            .consumer_info(INTAKE)
+            .await?
+            .ack_floor
+            .stream_sequence;
+        Ok(first.max(floor + 1))
+    }
+
+    /// Writes the epoch into the metadata of USER_EVENTS, where a backup takes it along.
+    async fn name_epoch(&self, events: &Info, epoch: &Epoch) -> anyhow::Result<()> {
+        let mut config = events.config.clone();
+        config.metadata.insert(EPOCH.to_owned(), epoch.to_string());
+        let updated = self.jetstream.update_stream(&config).await;
+        updated.context("naming the epoch in the metadata of USER_EVENTS")?;
+        Ok(())
+    }
+}
+
+/// A consumer that is read once and acknowledges nothing.
+fn reading() -> pull::Config {
+    pull::Config {
+        ack_policy: AckPolicy::None,
+        inactive_threshold: FORGOTTEN,
+        memory_storage: true,
+        num_replicas: 1,
+        ..pull::Config::default()
+    }
+}
+
+/// What of a state tells which events it contains.
+#[derive(Deserialize)]
+struct Contained {
+    #[serde(default)]
+    epoch: Option<Epoch>,
+    event_seq: u64,
+    event: Stored,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    stored_us: u64,
+}
+
+impl Ground {
+    /// Ends the session.
+    pub(super) fn lose(&self, lost: Lost) {
+        let _ = self.lost.set(lost);
+        self.ended.cancel();
+    }
+
+    /// Waits until somebody ends it.
+    pub(super) async fn lost(&self) -> Lost {
+        self.ended.cancelled().await;
+        self.lost.get().cloned().unwrap_or(Lost::States)
+    }
+
+    /// A user has more events than a state remembers.
+    pub(super) fn crowd(&self) {
+        self.crowded.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Watch {
+    /// Looks every second, until the streams aren't what they were.
+    pub(super) async fn run(&mut self, ground: &Ground) -> Lost {
+        loop {
+            tokio::time::sleep(EVERY).await;
+            if let Ok(Err(lost)) = timeout(REQUEST_TIMEOUT, self.look(ground)).await {
+                return lost;
+            }
+        }
+    }
+
+    /// Looks once. What can't be asked now is asked next time: a session doesn't live without its streams anyway.
+    pub(super) async fn look(&mut self, ground: &Ground) -> Result<(), Lost> {
+        let least = ground.intact.least();
+        // States first: none of them contains an event that isn't seen after them.
+        let Ok(states) = self.states.get_info().await else {
+            return Ok(());
+        };
+        if !ground.intact.is_so(&states, least) {
+            return Err(Lost::States);
+        }
+        let Ok(events) = self.events.get_info().await else {
+            return Ok(());
+        };
+        let mut mark = self.mark.clone();
+        (mark.states, mark.events) = (Extent::of(&states), Extent::of(&events));
+        mark.last_event = mark::last_event(&events);
+        let named = events.config.metadata.get(EPOCH).cloned();
+        let same = named.is_none_or(|named| named == mark.epochs.current().to_string());
+        if !same || !self.mark.events.can_become(&mark.events) {
+            return Err(Lost::Events);
+        }
+        if ground.crowded.swap(false, Ordering::Relaxed) {
+            mark.crowded = Some(Timestamp::now());
+        }
+        if mark == self.mark {
+            return Ok(());
+        }
+        match self.marks.write(&mark, self.revision).await {
+            Ok(revision) => (self.mark, self.revision) = (mark, revision),
+            Err(error) if is_overtaken(&error) => return Err(Lost::Pin),
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "can't renew the mark"),
+        }
+        Ok(())
+    }
+}
+
+/// Whether somebody else has written the mark.
+fn is_overtaken(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<jetstream::kv::UpdateError>();
+    error.is_some_and(|error| error.kind() == UpdateErrorKind::WrongLastRevision)
+}

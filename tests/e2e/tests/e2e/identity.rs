@@ -1,0 +1,134 @@
+//! An event is known by its source and its id, whichever way it comes, for as long as the duplicate window.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where its set-up fails")]
+
+use async_nats::jetstream::message::PublishMessage;
+use serde_json::{Value, json};
+
+use crate::intake::Intake;
+
+fn event(source: &str, id: &str, user: u64) -> Value {
+    json!({"id": id, "type": "user.created", "user_id": user, "source": source})
+}
+
+fn cloud_event(source: &str, id: &str, user: u64) -> Value {
+    json!({"specversion": "1.0", "id": id, "source": source, "type": "user.created", "subject": user.to_string(), "data": {}})
+}
+
+/// What the answers to `bodies`, posted one after the other, say of duplicates.
+async fn duplicates(intake: &Intake, content_type: &str, bodies: &[Value]) -> Vec<bool> {
+    let mut duplicates = Vec::new();
+    for body in bodies {
+        let answer = intake.post_raw(content_type, body.to_string()).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        duplicates.push(answer.body["duplicate"].as_bool().unwrap());
+    }
+    duplicates
+}
+
+#[tokio::test]
+async fn equal_ids_of_two_sources_are_two_events() {
+    let intake = Intake::start().await;
+    let of = |make: fn(&str, &str, u64) -> Value, first: u64| {
+        [
+            make("/crm", "1", first),
+            make("/shop", "1", first + 1),
+            make("/crm", "1", first),
+            // Both may hold whatever could stand between them.
+            make("a:b", "c", first + 2),
+            make("a", "b:c", first + 3),
+        ]
+    };
+    let expected = [false, false, true, false, false];
+    let plain = duplicates(&intake, "application/json", &of(event, 10)).await;
+    assert_eq!(plain, expected, "over HTTP");
+    let bodies = of(
+        |source, id, user| cloud_event(source, &format!("ce-{id}"), user),
+        20,
+    );
+    let told = duplicates(&intake, "application/cloudevents+json", &bodies).await;
+    assert_eq!(told, expected, "as CloudEvents");
+    for body in of(
+        |source, id, user| event(source, &format!("n-{id}"), user),
+        30,
+    ) {
+        intake.publish_json("user.created", body).await;
+    }
+    intake.all_taken_in().await;
+    for user in (10..14).chain(20..24).chain(30..34) {
+        assert!(
+            intake.state_message(&user.to_string()).await.is_some(),
+            "user {user}"
+        );
+    }
+    assert_eq!(
+        intake.counted("known").await,
+        1.0,
+        "over NATS, where the stream knows no id"
+    );
+}
+
+#[tokio::test]
+async fn one_event_is_the_same_over_http_and_nats() {
+    let intake = Intake::start().await;
+    intake.post(&event("/crm", "1", 7)).await;
+    let before = intake.state("7").await;
+    intake
+        .publish_json("user.created", event("/crm", "1", 7))
+        .await;
+    assert_eq!(intake.state("7").await, before);
+}
+
+#[tokio::test]
+async fn a_repetition_never_brings_an_old_value_back() {
+    let intake = Intake::start().await;
+    let say = |id: &str, value: &str| json!({"id": id, "user_id": 1, "source": "s", "data": {"k": value}});
+    let mut events = vec![say("evt-A", "old"), say("evt-B", "new")];
+    events.extend((0..20).map(|n| say(&format!("evt-{n}"), &format!("v{n}"))));
+    events.push(say("evt-last", "newest"));
+    let events = events;
+    for event in &events {
+        intake.publish_json("user.updated", event.clone()).await;
+    }
+    let before = intake.state("1").await;
+    assert_eq!(before.data["k"], "newest");
+    for event in &events {
+        intake.publish_json("user.updated", event.clone()).await;
+    }
+    assert_eq!(intake.state("1").await, before);
+    assert_eq!(intake.counted("known").await, events.len() as f64);
+}
+
+#[tokio::test]
+async fn an_event_that_changes_nothing_stores_nothing() {
+    let intake = Intake::start().await;
+    intake
+        .post(&json!({"type": "user.created", "user_id": 1, "username": "ann"}))
+        .await;
+    let before = intake.state("1").await;
+    for member in [json!({"username": "ann"}), json!({"data": null}), json!({})] {
+        let mut event = member;
+        event["type"] = json!("user.updated");
+        event["user_id"] = json!(1);
+        intake.post(&event).await;
+    }
+    assert_eq!(intake.state("1").await, before);
+    assert_eq!(intake.counted("unchanged").await, 3.0);
+}
+
+#[tokio::test]
+async fn users_with_too_many_events_are_counted() {
+    let intake = Intake::start().await;
+    let message = |n: u32| {
+        let body = json!({"user_id": 1, "data": {"n": n}}).to_string();
+        PublishMessage::build()
+            .message_id(format!("m-{n}"))
+            .payload(body.into())
+    };
+    for n in 0..260 {
+        intake.publish_message("user.updated", message(n)).await;
+    }
+    assert_eq!(intake.state("1").await.seen.len(), 256);
+    let metrics = intake.stack.gateway_metrics().await.unwrap();
+    assert_eq!(metrics.sum("usersync_intake_forgotten_total", &[]), 4.0);
+}
