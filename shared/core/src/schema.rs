@@ -37,7 +37,10 @@ impl PartialSchema for UserId {
         OneOfBuilder::new()
             .description(Some("42 and \"42\" are the same user"))
             .item(number("An integer from 0 to 2^64-1"))
-            .item(text("Any other permitted string", "^[A-Za-z0-9_-]{1,64}$"))
+            .item(text(
+                "Any other string of printable ASCII without spaces",
+                "^[!-~]{1,128}$",
+            ))
             .into()
     }
 }

@@ -189,7 +189,7 @@ impl Known<'_> {
         let (name, user) = (&config.name, &self.state.user_id);
         let version = self.state.version;
         let mut task = Task {
-            id: format!("{name}:{user}:{version}"),
+            id: subjects::task(name, user, version),
             target: name.clone(),
             enabled: config.enabled,
             priority: Priority::Live,

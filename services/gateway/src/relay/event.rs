@@ -131,7 +131,7 @@ mod tests {
                 "/user_id: is required",
             ),
             (
-                row("user.created", Some(json!({"user_id": "secret.x"}))),
+                row("user.created", Some(json!({"user_id": "secret x"}))),
                 "/user_id: must be",
             ),
             (

@@ -80,7 +80,7 @@ pub(crate) fn tombstone(user: &UserId, before: Option<&State>, now: u64) -> Stat
         version: before.map_or(now, |before| now.max(before.version + 1)),
         event_seq: before.map_or(0, |before| before.event_seq),
         event: Cause {
-            id: format!("orphan:{user}:{now}"),
+            id: format!("orphan:{}:{now}", user.token()),
             kind: EventType::Deleted,
             source: Some(SOURCE.to_owned()),
             timestamp: Timestamp::now(),
