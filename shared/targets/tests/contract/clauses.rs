@@ -375,8 +375,26 @@ async fn ids_that_differ_in_case_are_different_users(
 
 async fn unusual_ids_are_kept(peer: &mut dyn Peer, place: &str) -> Result<()> {
     let target = connect(peer, place, json!({}))?;
-    let long = "z".repeat(64);
+    let (long, odd) = ("z".repeat(128), "|".repeat(128));
     let ids = [
+        "auth0|6f1c",
+        "f:3c1d:jane",
+        "jane@example.com",
+        "urn:uuid:0198c0de-0000-7000-8000-00000000abcd",
+        "6F1C",
+        "a/b?c=d&e#f%20",
+        "'\"`\\;--",
+        "{a}{b}",
+        "}{",
+        "{}",
+        "*",
+        ">",
+        "a.b",
+        "a=7Cb",
+        "42:deleted",
+        "+42",
+        "1e3",
+        &odd,
         "0",
         "042",
         "42",
