@@ -9,10 +9,9 @@ use async_trait::async_trait;
 use futures_util::future::join;
 use redis::{RedisError, aio::MultiplexedConnection};
 use tokio::task::yield_now;
-use usersync_core::user_id::UserId;
 use usersync_digest::{Each, Row, RowHash, Scan, Scanned, Side, SideError};
 
-use super::{RedisTarget, describe, document, late};
+use super::{RedisTarget, describe, document, key, late};
 use crate::{Action, Delivery, Holdings};
 
 /// Keys asked for at once, about.
@@ -37,17 +36,20 @@ impl RedisHoldings<'_> {
         let (mut cursor, mut keys) = first(&mut connection).await?;
         let (mut page, mut documents) = (Vec::<Vec<u8>>::new(), Documents::new());
         loop {
-            keys.retain(|key| user(key).is_some());
+            keys.retain(|key| key::user(key).is_some());
             let hashing = async {
                 // What is asked for is sent first.
                 yield_now().await;
                 for (key, document) in page.iter().zip(documents) {
                     bytes += key.len() as u64;
                     // It has gone meanwhile, or is no text.
-                    let (Some(document), Some(id)) = (document, user(key)) else {
+                    let (Some(document), Some(id)) = (document, key::user(key)) else {
                         continue;
                     };
                     bytes += document.len() as u64;
+                    if key::is_former_tombstone(id, &document) {
+                        continue;
+                    }
                     row.begin(id);
                     document::hashed(&document, &mut row);
                     each(id, row.hash());
@@ -104,15 +106,6 @@ async fn next(
 async fn in_time<T>(call: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
     let answered = tokio::time::timeout(PATIENCE, call).await;
     answered.unwrap_or_else(|_| Err(late()))
-}
-
-/// The id in a user's key; tombstones and keys of others have none.
-fn user(key: &[u8]) -> Option<&str> {
-    let id = std::str::from_utf8(key).ok()?.strip_prefix("user:")?;
-    let is_id = id
-        .parse::<UserId>()
-        .is_ok_and(|user| user.to_string() == id);
-    is_id.then_some(id)
 }
 
 #[async_trait]

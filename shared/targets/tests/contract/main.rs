@@ -14,6 +14,7 @@ mod postgres;
 mod redis;
 mod tables;
 mod tables_checked;
+mod tombstones;
 
 use anyhow::Result;
 
