@@ -35,7 +35,9 @@ fn number(description: &str) -> RefOr<Schema> {
 impl PartialSchema for UserId {
     fn schema() -> RefOr<Schema> {
         OneOfBuilder::new()
-            .description(Some("42 and \"42\" are the same user"))
+            .description(Some(
+                "42 and \"42\" are the same user; answers have integers above 2^53 - 1 as strings",
+            ))
             .item(number("An integer from 0 to 2^64-1"))
             .item(text(
                 "Any other string of printable ASCII without spaces",

@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use utoipa::ToSchema;
 
 /// An integer 0…2^64−1 or a string of 1 to 128 bytes of printable ASCII without space.
 ///
@@ -140,11 +141,46 @@ impl fmt::Display for UserId {
     }
 }
 
+/// As [`Ids::Auto`]: what is emitted survives programs that hold numbers as IEEE doubles.
 impl Serialize for UserId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Number(number) => serializer.serialize_u64(*number),
-            Self::Text(text) => serializer.serialize_str(text),
+        Ids::Auto.of(self).serialize(serializer)
+    }
+}
+
+/// How integer ids are written in JSON. Other ids are strings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Ids {
+    /// As a number, however large.
+    #[default]
+    Number,
+    /// As a string.
+    String,
+    /// As a number up to 2^53 − 1, above as a string.
+    Auto,
+}
+
+/// An id as JSON; see [`Ids::of`].
+#[derive(Clone, Copy, Debug)]
+pub struct JsonId<'a>(Ids, &'a UserId);
+
+impl Ids {
+    /// `user_id`, to be written like this.
+    pub const fn of(self, user_id: &UserId) -> JsonId<'_> {
+        JsonId(self, user_id)
+    }
+}
+
+impl Serialize for JsonId<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match (self.1, self.0) {
+            (UserId::Text(text), _) => serializer.serialize_str(text),
+            (UserId::Number(number), Ids::Auto) if *number > MAX_SAFE_INTEGER => {
+                serializer.collect_str(number)
+            }
+            (UserId::Number(number), Ids::Number | Ids::Auto) => serializer.serialize_u64(*number),
+            (UserId::Number(number), Ids::String) => serializer.collect_str(number),
         }
     }
 }
@@ -202,6 +238,23 @@ mod tests {
             assert_eq!(id.to_string(), text);
             assert_eq!(serde_json::to_string(&id).unwrap(), format!("{text:?}"));
         }
+    }
+
+    #[test]
+    fn integers_are_written_as_asked_for_and_read_in_any_form() {
+        let written = |ids: Ids, id: u64| {
+            let id = UserId::from(id);
+            let text = serde_json::to_string(&ids.of(&id)).unwrap();
+            assert_eq!(serde_json::from_str::<UserId>(&text).unwrap(), id);
+            text
+        };
+        let (safe, unsafe_) = (MAX_SAFE_INTEGER, MAX_SAFE_INTEGER + 1);
+        assert_eq!(written(Ids::Number, u64::MAX), "18446744073709551615");
+        assert_eq!(written(Ids::String, 42), "\"42\"");
+        assert_eq!(written(Ids::Auto, safe), "9007199254740991");
+        assert_eq!(written(Ids::Auto, unsafe_), "\"9007199254740992\"");
+        let own = serde_json::to_string(&UserId::from(u64::MAX)).unwrap();
+        assert_eq!(own, "\"18446744073709551615\"");
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl RedisHoldings<'_> {
                         continue;
                     }
                     row.begin(id);
-                    document::hashed(&document, &mut row);
+                    document::hashed(&document, id, &mut row);
                     each(id, row.hash());
                 }
             };
@@ -125,8 +125,10 @@ impl Holdings for Scanned<RedisHoldings<'_>> {
         if delivery.action != Action::Upsert {
             return None;
         }
-        let mut row = Row::new(&delivery.user_id.to_string());
-        document::hashed(&document::written(delivery).ok()?, &mut row);
+        let id = delivery.user_id.to_string();
+        let mut row = Row::new(&id);
+        let written = document::written(delivery, self.0.target.ids).ok()?;
+        document::hashed(&written, &id, &mut row);
         Some(row.hash())
     }
 

@@ -20,7 +20,7 @@ use redis::{
     RedisError, Script, TlsCertificates, aio::MultiplexedConnection,
 };
 use secrecy::ExposeSecret;
-use usersync_core::target::TargetConfig;
+use usersync_core::{target::TargetConfig, user_id::Ids};
 use usersync_digest::Scanned;
 
 use self::holdings::RedisHoldings;
@@ -45,6 +45,8 @@ pub(crate) struct RedisTarget {
     timeout: Duration,
     limits: Limits,
     verify: bool,
+    /// How integer ids are written.
+    ids: Ids,
 }
 
 /// What the script is to write for one user.
@@ -79,6 +81,7 @@ impl RedisTarget {
             script: Script::new(include_str!("write.lua")),
             limits: Limits::of(config, CONCURRENCY, BATCH),
             verify: config.verify,
+            ids: config.ids,
         })
     }
 
@@ -92,7 +95,7 @@ impl RedisTarget {
             call.key(key::document(user_id))
                 .key(key::tombstone(user_id));
             let entry = match delivery.action {
-                Action::Upsert => Entry::upsert(delivery)?,
+                Action::Upsert => Entry::upsert(delivery, self.ids)?,
                 Action::Delete => Entry::delete(delivery),
                 Action::Disable => Entry::disable(delivery, held.next().flatten())?,
             };
@@ -272,8 +275,8 @@ impl Target for RedisTarget {
 }
 
 impl Entry {
-    fn upsert(delivery: &Delivery) -> Result<Self, RedisError> {
-        let body = document::written(delivery).map_err(|_| unwritable())?;
+    fn upsert(delivery: &Delivery, ids: Ids) -> Result<Self, RedisError> {
+        let body = document::written(delivery, ids).map_err(|_| unwritable())?;
         Ok(Self {
             version: delivery.version.to_string(),
             body,

@@ -10,6 +10,7 @@ mod control;
 mod database_targets;
 mod delivery;
 mod http_target;
+mod ids;
 mod independent_client;
 mod ingest;
 mod intake;
