@@ -10,7 +10,7 @@ use usersync_targets::{Delivery, Outcome, Target};
 use crate::{
     checks, clauses,
     deliveries::{data, deleted, disabled, email, partial, user, whole},
-    failures,
+    failures, numbers,
     peer::{Peer, connect},
 };
 
@@ -44,6 +44,7 @@ pub(crate) async fn hold(peer: &mut dyn Peer) -> Result<()> {
         clauses::ids_that_differ_in_case_are_different_users,
         clauses::unusual_ids_are_kept,
         clauses::texts_of_any_script_and_length_are_kept,
+        numbers::numbers_are_kept,
         clauses::a_batch_of_large_users_is_held,
         clauses::another_users_row_is_never_touched,
         clauses::two_users_can_swap_what_is_unique,

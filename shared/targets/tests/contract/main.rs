@@ -9,6 +9,7 @@ mod failures;
 mod http;
 mod mysql;
 mod neo4j;
+mod numbers;
 mod peer;
 mod postgres;
 mod redis;
