@@ -241,7 +241,9 @@ impl Known<'_> {
         if repair.is_none() && !above_floor {
             return Ok(task);
         }
-        let question = (subjects::worker_task(name), user.to_string());
+        // As JSON: the id itself may look like some.
+        let named = serde_json::json!(user).to_string();
+        let question = (subjects::worker_task(name), named);
         let answers: Vec<Memory> = workers::ask(self.control, [question]).await?;
         let failed = answers
             .iter()
