@@ -81,16 +81,18 @@ fn status_of(routes: &Routes, request: &Request) -> Option<Value> {
     }))
 }
 
+/// The user that a body names: as JSON, or else as the bare id.
+fn user_of(body: &[u8]) -> Option<UserId> {
+    let body = body.trim_ascii();
+    let json: Option<Value> = serde_json::from_slice(body).ok();
+    let named = json.and_then(|value| UserId::try_from(&value).ok());
+    named.or_else(|| std::str::from_utf8(body).ok()?.parse().ok())
+}
+
 /// What is known of the delivery of one user, named in the body.
 fn task_of(routes: &Routes, request: &Request) -> Option<Value> {
     let route = routes.of(&target_of(request)?)?;
-    let body = request.message.payload.trim_ascii();
-    let user: Option<UserId> = match serde_json::from_slice(body) {
-        Ok(value) => UserId::try_from(&value as &Value).ok(),
-        Err(_) => std::str::from_utf8(body)
-            .ok()
-            .and_then(|text| text.parse().ok()),
-    };
+    let user = user_of(&request.message.payload);
     let (failing, others) = {
         let failures = route.failures();
         (failures.of(&user?).cloned(), failures.len())
@@ -103,4 +105,28 @@ fn task_of(routes: &Routes, request: &Request) -> Option<Value> {
     // So that who asks can tell whether anybody fails whom no worker knows of.
     answer["failing"] = others.into();
     Some(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_named_as_json_or_by_the_bare_id() {
+        let of = |body: &str| user_of(body.as_bytes()).map(|user| user.to_string());
+        for (body, user) in [
+            ("42", "42"),
+            (" \"42\" ", "42"),
+            ("auth0|6f", "auth0|6f"),
+            ("\"auth0|6f\"", "auth0|6f"),
+            ("\"1e3\"", "1e3"),
+            ("1e3", "1e3"),
+            ("{}", "{}"),
+            ("\"\\\"a\\\"\"", "\"a\""),
+            ("null", "null"),
+        ] {
+            assert_eq!(of(body).as_deref(), Some(user), "{body}");
+        }
+        assert_eq!(of("a b"), None);
+    }
 }

@@ -13,6 +13,7 @@ use url::Url;
 use crate::{
     network::Kind,
     target::{TargetConfig, TargetName},
+    user_id::Ids,
 };
 
 /// The three targets of the original system.
@@ -150,6 +151,27 @@ pub fn entry(name: &str, table: Value) -> Result<TargetConfig, Vec<String>> {
     }
 }
 
+/// Has an entry that is to be written say what `ids` are, where it doesn't: an entry that exists keeps what it has, a new
+/// one (`stored` is `None`) is of `auto`. What is no entry stays as it is.
+pub fn settle_ids(entry: &mut Value, stored: Option<&[u8]>) {
+    let Some(members) = entry.as_object_mut() else {
+        return;
+    };
+    if members.contains_key(IDS) {
+        return;
+    }
+    let ids = match stored {
+        None => Some(json!(Ids::Auto)),
+        Some(stored) => serde_json::from_slice::<Value>(stored)
+            .ok()
+            .and_then(|stored| stored.get(IDS).cloned()),
+    };
+    members.extend(ids.map(|ids| (IDS.to_owned(), ids)));
+}
+
+/// The key of an entry that says how ids are written.
+pub const IDS: &str = "ids";
+
 /// Keys that are unknown or don't fit, tried one at a time so that all are found. Never quotes a
 /// value: it may be a secret.
 fn misfits(name: &str, members: &serde_json::Map<String, Value>) -> Vec<String> {
@@ -213,6 +235,7 @@ fn expected(key: &str) -> &'static str {
         }
         "filter" => "expected a CEL expression such as `user.status == 'active'`",
         "on_delete" | "on_out_of_scope" => "expected delete, disable or ignore",
+        "ids" => "expected number, string or auto",
         "linger" => "expected a duration such as 5ms",
         "rate_limit" => "expected a number of users per second from 1",
         "table" => {
@@ -234,7 +257,7 @@ fn expected(key: &str) -> &'static str {
             "expected a reference, `env:NAME` or `file:PATH`, never the secret itself"
         }
         _ => {
-            "is no key of a target; expected one of url, allow_networks, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, fields, table, verify, read_url, suppress_unchanged, results, headers, secret, previous_secret, auth, tls, note"
+            "is no key of a target; expected one of url, allow_networks, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, ids, fields, table, verify, read_url, suppress_unchanged, results, headers, secret, previous_secret, auth, tls, note"
         }
     }
 }
@@ -242,6 +265,29 @@ fn expected(key: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_entry_is_of_auto_and_one_that_exists_keeps_what_it_has() {
+        let settled = |entry: Value, stored: Option<&str>| {
+            let mut entry = entry;
+            settle_ids(&mut entry, stored.map(str::as_bytes));
+            entry[IDS].clone()
+        };
+        let silent = json!({"url": "http://h/x"});
+        assert_eq!(settled(silent.clone(), None), "auto");
+        assert_eq!(settled(json!({"ids": "number"}), None), "number");
+        let old = r#"{"url": "http://h/x"}"#;
+        assert_eq!(settled(silent.clone(), Some(old)), Value::Null);
+        assert_eq!(
+            settled(silent.clone(), Some(r#"{"ids": "string"}"#)),
+            "string"
+        );
+        assert_eq!(settled(silent, Some("broken")), Value::Null);
+        let read = entry("t", json!({"url": "http://h/x"})).unwrap();
+        assert_eq!(read.ids, Ids::Number);
+        let wrong = entry("t", json!({"url": "http://h/x", "ids": "text"})).unwrap_err();
+        assert_eq!(wrong, ["ids: expected number, string or auto"]);
+    }
 
     #[test]
     fn the_shipped_targets_are_those_of_the_original_system() {

@@ -9,7 +9,11 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::{json, user_id::UserId};
+use crate::{
+    json,
+    number::{self, Beyond},
+    user_id::UserId,
+};
 
 /// The four things that can happen to a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -174,6 +178,18 @@ impl Event {
     /// # Errors
     /// [`InvalidEvent`] when the payload is too large, no JSON object, or breaks the contract.
     pub fn parse(payload: &[u8], envelope: Envelope) -> Result<Self, InvalidEvent> {
+        Self::read(payload, envelope, Beyond::All)
+    }
+
+    /// The same of a document that a database has written.
+    ///
+    /// # Errors
+    /// As [`Event::parse`].
+    pub fn of_row(document: &[u8], envelope: Envelope) -> Result<Self, InvalidEvent> {
+        Self::read(document, envelope, Beyond::AllButDoubles)
+    }
+
+    fn read(payload: &[u8], envelope: Envelope, beyond: Beyond) -> Result<Self, InvalidEvent> {
         if payload.len() > MAX_EVENT_BYTES {
             let reason = format!(
                 "the event has {} bytes; at most {MAX_EVENT_BYTES} are taken",
@@ -182,6 +198,7 @@ impl Event {
             return Err(InvalidEvent::new("", reason));
         }
         let value = json::read(payload).map_err(|error| not_json(&error))?;
+        check_integers(payload, &value, beyond)?;
         Self::from_value(value, envelope)
     }
 
@@ -245,6 +262,21 @@ impl Event {
             source,
             erase,
         })
+    }
+}
+
+/// Refuses a document with an integer that can't be held: `value`, what was read of it, has another number there.
+///
+/// # Errors
+/// [`InvalidEvent`] that points to it.
+pub fn check_integers(text: &[u8], value: &Value, beyond: Beyond) -> Result<(), InvalidEvent> {
+    match number::find(text, value, beyond) {
+        // Of that one more is to be said.
+        Some(pointer) if pointer != "/user_id" => Err(InvalidEvent::new(
+            pointer,
+            "must be from -9223372036854775808 to 18446744073709551615; send larger integers as strings",
+        )),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -434,7 +466,8 @@ mod tests {
             ("", json!([])),
             ("", json!({"user_id": 1, "data": nested})),
             ("/user_id", json!({})),
-            ("/user_id", json!({"user_id": "a.b"})),
+            ("/user_id", json!({"user_id": "a b"})),
+            ("/user_id", json!({"user_id": "a".repeat(129)})),
             ("/user_id", json!({"user_id": -1})),
             ("/type", json!({"user_id": 1, "type": "user.exploded"})),
             ("/type", json!({"user_id": 1, "type": "user.deleted"})),
@@ -453,6 +486,43 @@ mod tests {
         for (pointer, value) in cases {
             let error = parse(value.clone()).expect_err(&value.to_string());
             assert_eq!(error.pointer, pointer, "{value}");
+        }
+    }
+
+    #[test]
+    fn numbers_stay_what_they_are_or_are_refused() {
+        let taken = |number: &str| {
+            let event = format!(r#"{{"user_id": 1, "data": {{"n": [{number}]}}}}"#);
+            let event = Event::parse(event.as_bytes(), envelope())?;
+            Ok(serde_json::to_value(&event).unwrap()["data"]["n"][0].to_string())
+        };
+        for (number, written) in [
+            ("-0.0", "-0.0"),
+            ("1e300", "1e+300"),
+            ("5e-324", "5e-324"),
+            ("9007199254740993", "9007199254740993"),
+            ("18446744073709551615", "18446744073709551615"),
+            ("-9223372036854775808", "-9223372036854775808"),
+            ("0.1", "0.1"),
+        ] {
+            assert_eq!(taken(number).as_deref(), Ok(written), "{number}");
+        }
+        for number in ["18446744073709551616", "-9223372036854775809"] {
+            let error: InvalidEvent = taken(number).unwrap_err();
+            assert_eq!(error.pointer, "/data/n/0", "{number}");
+        }
+        let mut random = 0x2545_f491_4f6c_dd1d_u64;
+        for _ in 0..1_000 {
+            // Xorshift: any bits will do.
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let double = f64::from_bits(random);
+            if double.is_finite() {
+                let written = taken(&json!(double).to_string()).unwrap();
+                let again: f64 = written.parse().unwrap();
+                assert_eq!(again.to_bits(), double.to_bits(), "{double:e} {written}");
+            }
         }
     }
 

@@ -23,6 +23,7 @@ pub mod load;
 pub mod member;
 pub mod nats;
 pub mod network;
+pub mod number;
 pub mod pull;
 mod refusals;
 pub mod registry;

@@ -35,9 +35,14 @@ fn number(description: &str) -> RefOr<Schema> {
 impl PartialSchema for UserId {
     fn schema() -> RefOr<Schema> {
         OneOfBuilder::new()
-            .description(Some("42 and \"42\" are the same user"))
+            .description(Some(
+                "42 and \"42\" are the same user; answers have integers above 2^53 - 1 as strings",
+            ))
             .item(number("An integer from 0 to 2^64-1"))
-            .item(text("Any other permitted string", "^[A-Za-z0-9_-]{1,64}$"))
+            .item(text(
+                "Any other string of printable ASCII without spaces",
+                "^[!-~]{1,128}$",
+            ))
             .into()
     }
 }

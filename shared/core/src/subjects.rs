@@ -78,14 +78,14 @@ pub const CONTROL: &str = "usersync";
 /// The target name under which refused events are dead-lettered and the states checked; no real target may have it.
 pub const GATEWAY_TARGET: &str = "gateway";
 
-/// The state of one user.
+/// The state of one user. Here as everywhere below a user is named by the [token](UserId::token) of their id.
 pub fn state(user_id: &UserId) -> String {
-    format!("user.state.{user_id}")
+    format!("user.state.{}", user_id.token())
 }
 
 /// "Deliver this user's newest state to this target now."
 pub fn repair(target: &TargetName, user_id: &UserId) -> String {
-    format!("user.repair.{target}.{user_id}")
+    format!("user.repair.{target}.{}", user_id.token())
 }
 
 /// All repairs of one target.
@@ -95,7 +95,7 @@ pub fn repairs_of(target: &TargetName) -> String {
 
 /// All repairs of one user.
 pub fn repairs_for(user_id: &UserId) -> String {
-    format!("user.repair.*.{user_id}")
+    format!("user.repair.*.{}", user_id.token())
 }
 
 /// All dead letters of one target.
@@ -105,7 +105,7 @@ pub fn dead_letters_of(target: &TargetName) -> String {
 
 /// All dead letters of one user.
 pub fn dead_letters_for(user_id: &UserId) -> String {
-    format!("user.dead.*.{user_id}")
+    format!("user.dead.*.{}", user_id.token())
 }
 
 /// All events that intake refused.
@@ -184,9 +184,14 @@ pub fn claim_of_job(print: &str) -> String {
     format!("same.{print}")
 }
 
+/// The id of a delivery, the same on every redelivery; an HTTP target gets it as a header.
+pub fn task(target: &TargetName, user_id: &UserId, version: u64) -> String {
+    format!("{target}:{}:{version}", user_id.token())
+}
+
 /// What could not be delivered to a target.
 pub fn dead_letter(target: &TargetName, user_id: &UserId) -> String {
-    format!("user.dead.{target}.{user_id}")
+    format!("user.dead.{target}.{}", user_id.token())
 }
 
 /// An event that intake refused, by its sequence in [`USER_EVENTS`].
@@ -201,17 +206,13 @@ pub fn event_type(subject: &str) -> Option<EventType> {
 
 /// The user a `user.state.<user_id>` subject is about.
 pub fn user_of_state(subject: &str) -> Option<UserId> {
-    subject.strip_prefix("user.state.")?.parse().ok()
+    UserId::from_token(subject.strip_prefix("user.state.")?)
 }
 
 /// The user a `user.repair.<target>.<user_id>` subject is about.
 pub fn user_of_repair(subject: &str) -> Option<UserId> {
-    subject
-        .strip_prefix("user.repair.")?
-        .split_once('.')?
-        .1
-        .parse()
-        .ok()
+    let (_, token) = subject.strip_prefix("user.repair.")?.split_once('.')?;
+    UserId::from_token(token)
 }
 
 /// Target and user of a `user.dead.<target>.<user_id>` subject, `None` for a refused event.
@@ -226,7 +227,7 @@ pub fn of_repair(subject: &str) -> Option<(TargetName, UserId)> {
 
 fn target_and_user(tokens: &str) -> Option<(TargetName, UserId)> {
     let (target, user_id) = tokens.split_once('.')?;
-    Some((target.parse().ok()?, user_id.parse().ok()?))
+    Some((target.parse().ok()?, UserId::from_token(user_id)?))
 }
 
 /// The sequence in USER_EVENTS that a `user.dead.gateway.<seq>` subject is about.
@@ -270,13 +271,25 @@ mod tests {
 
     #[test]
     fn subjects_parse_back_to_what_built_them() {
-        let user: UserId = "a-B_9".parse().unwrap();
         let target: TargetName = "unified-auth".parse().unwrap();
-        assert_eq!(user_of_state(&state(&user)), Some(user.clone()));
-        assert_eq!(user_of_repair(&repair(&target, &user)), Some(user.clone()));
-        let both = Some((target.clone(), user.clone()));
-        assert_eq!(of_repair(&repair(&target, &user)), both);
-        assert_eq!(of_dead_letter(&dead_letter(&target, &user)), both);
+        for id in [
+            "42",
+            "a-B_9",
+            "auth0|6f",
+            "jane@example.com",
+            "*",
+            ">",
+            "a.b",
+        ] {
+            let user: UserId = id.parse().unwrap();
+            assert_eq!(user_of_state(&state(&user)), Some(user.clone()));
+            assert_eq!(user_of_repair(&repair(&target, &user)), Some(user.clone()));
+            let both = Some((target.clone(), user.clone()));
+            assert_eq!(of_repair(&repair(&target, &user)), both);
+            assert_eq!(of_dead_letter(&dead_letter(&target, &user)), both);
+            assert_eq!(state(&user).split('.').count(), 3);
+        }
+        let user: UserId = "a-B_9".parse().unwrap();
         assert_eq!(of_dead_letter(&refused_event(7)), None);
         assert_eq!(seq_of_refused(&refused_event(7)), Some(7));
         assert_eq!(seq_of_refused(&dead_letter(&target, &user)), None);

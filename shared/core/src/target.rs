@@ -16,6 +16,7 @@ use crate::{
     retry::{Breaker, Retry},
     secret::SecretRef,
     subjects::GATEWAY_TARGET,
+    user_id::Ids,
 };
 
 /// A target's name: one subject token that is also a durable consumer's name.
@@ -134,6 +135,10 @@ pub struct TargetConfig {
     /// What becomes of a deleted user.
     #[serde(default)]
     pub on_delete: Removal,
+    /// How integer ids are written in JSON: `number`, `string`, or `auto`, which is a string above 2^53 − 1, where many
+    /// programs take neighbours for one. An entry without it means `number`; a new one is stored with `auto`.
+    #[serde(default)]
+    pub ids: Ids,
     /// Which members of the user it gets.
     #[serde(default)]
     pub fields: Fields,

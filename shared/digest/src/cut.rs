@@ -51,8 +51,11 @@ impl Cut {
             }
             _ => None,
         };
-        // Servers subtract in 63 bits.
-        let numbers = numbers.filter(|(least, most)| most - least < i128::from(i64::MAX));
+        // Servers subtract in 63 bits, and not all of them hold more.
+        let held = i128::from(i64::MIN)..=i128::from(i64::MAX);
+        let numbers = numbers.filter(|(least, most)| {
+            held.contains(least) && held.contains(most) && most - least < *held.end()
+        });
         let Some((least, most)) = numbers else {
             let bits = BUCKETS.trailing_zeros();
             let cut = Self {
@@ -140,6 +143,10 @@ mod tests {
             (Extent::Texts, Extent::Numbers(1, 2)),
             (all, all),
             (Extent::Empty, Extent::Texts),
+            (
+                Extent::Empty,
+                Extent::Numbers(u64::MAX.into(), u64::MAX.into()),
+            ),
         ] {
             let (cut, buckets) = Cut::first(left, right);
             assert_eq!((cut.keys, buckets), (Keys::Hashes, 16_384));

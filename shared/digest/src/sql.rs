@@ -125,7 +125,11 @@ impl Table {
             Some(column) => format!(", {}", text(column)),
             None => ", NULL".to_owned(),
         });
-        let (id, fields) = (text(&self.id), fields.collect::<String>());
+        let id = match (flavour, self.integer_ids) {
+            (Flavour::MySql, true) => text(&format!("({} + 0)", self.id)),
+            _ => text(&self.id),
+        };
+        let fields = fields.collect::<String>();
         format!("SELECT {id}{fields} FROM {}{}", self.name, self.filter(&[]))
     }
 

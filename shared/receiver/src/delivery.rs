@@ -12,14 +12,15 @@ use crate::problem::{Fault, Problem};
 
 /// The largest version: what every JSON reader and a BIGINT can hold.
 const MAX_VERSION: u64 = (1 << 53) - 1;
-const MAX_TASK_ID_CHARS: usize = 256;
+/// A target's name, the longest token of an id, and a version.
+const MAX_TASK_ID_CHARS: usize = 512;
 /// The most users in one call.
 const MAX_ITEMS: usize = 1_000;
 
 /// What a target is asked to store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Delivery {
-    /// `<target>:<user_id>:<version>`, the same on every redelivery.
+    /// `<target>:<user_id>:<version>`, the same on every redelivery; the id as subjects have it ([`UserId::token`]).
     pub task_id: String,
     /// The last event merged into this state: a hint, several events may be merged in it.
     pub event_type: Option<EventType>,
@@ -58,7 +59,7 @@ impl Delivery {
             {
                 id
             }
-            _ => return Err(fault("/task_id", "must be a string of 1 to 256 characters")),
+            _ => return Err(fault("/task_id", "must be a string of 1 to 512 characters")),
         };
         let user_id = members.get("user_id").unwrap_or(&Value::Null);
         let user_id =
@@ -226,7 +227,7 @@ mod tests {
         let cases = [
             ("/task_id", json!({"task_id": ""})),
             ("/task_id", json!({"task_id": 7})),
-            ("/user_id", json!({"user_id": "a.b"})),
+            ("/user_id", json!({"user_id": "a b"})),
             ("/user_id", json!({"user_id": null})),
             ("/version", json!({"version": 0})),
             ("/version", json!({"version": 9007199254740992u64})),

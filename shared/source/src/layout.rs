@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-use usersync_core::member::Member;
+use usersync_core::{member::Member, user_id::UserId};
 
 use crate::{Kind, Live, LiveColumn, SourceError};
 
@@ -209,16 +209,15 @@ impl Layout {
 
     /// Whether the column of the id can hold `id`; some servers refuse to be asked for what it can't.
     pub fn can_hold(&self, id: &str) -> bool {
+        // Servers read more spellings than they show, and would answer with another user.
+        let is_number = matches!(id.parse(), Ok(UserId::Number(_)));
         match (self.id.kind, self.id.shown.as_str()) {
+            (Kind::Integer, _) if !is_number => false,
             (Kind::Integer, "smallint") => id.parse::<i16>().is_ok(),
             (Kind::Integer, "integer") => id.parse::<i32>().is_ok(),
             (Kind::Integer, "bigint") => id.parse::<i64>().is_ok(),
             (Kind::Integer, _) => id.parse::<u64>().is_ok(),
-            (_, "uuid") => {
-                let digits = id.bytes().filter(|byte| *byte != b'-');
-                digits.clone().count() == 32
-                    && digits.into_iter().all(|byte| byte.is_ascii_hexdigit())
-            }
+            (_, "uuid") => is_uuid(id),
             _ => true,
         }
     }
@@ -227,6 +226,15 @@ impl Layout {
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.columns.iter().map(|column| &column.member)
     }
+}
+
+/// Whether `id` is a UUID as servers show it: in its canonical spelling (RFC 9562).
+fn is_uuid(id: &str) -> bool {
+    let fits = |(at, byte): (usize, u8)| match at {
+        8 | 13 | 18 | 23 => byte == b'-',
+        _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+    };
+    id.len() == 36 && id.bytes().enumerate().all(fits)
 }
 
 /// The name of every outbox.
@@ -399,7 +407,21 @@ mod tests {
                 "18446744073709551615",
                 true,
             ),
+            (Kind::Integer, "bigint", "+7", false),
+            (Kind::Integer, "integer", "007", false),
             (Kind::Text, "text", "ann", true),
+            (
+                Kind::Verbatim,
+                "uuid",
+                "0198F2A4-6B7C-7D00-8000-0123456789AB",
+                false,
+            ),
+            (
+                Kind::Verbatim,
+                "uuid",
+                "0198f2a46b7c7d0080000123456789ab",
+                false,
+            ),
             (Kind::Verbatim, "uuid", "ann", false),
             (
                 Kind::Verbatim,

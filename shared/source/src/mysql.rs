@@ -238,7 +238,7 @@ impl Session for MySql {
 
     async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
         let statement = format!(
-            "SELECT DISTINCT user_id FROM {} WHERE state = 0 AND user_id IN ({})",
+            "SELECT DISTINCT user_id COLLATE utf8mb4_bin FROM {} WHERE state = 0 AND user_id COLLATE utf8mb4_bin IN ({})",
             self.outbox,
             vec!["?"; ids.len()].join(", ")
         );

@@ -27,7 +27,7 @@ pub enum Action {
 /// What a target is to hold of one user.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Delivery {
-    /// `<target>:<user_id>:<version>`: the same on every redelivery, so an idempotency key.
+    /// `<target>:<user_id>:<version>`: the same on every redelivery, so an idempotency key. The id is its token.
     pub task_id: String,
     /// Who.
     pub user_id: UserId,

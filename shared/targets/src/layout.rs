@@ -23,8 +23,47 @@ pub(crate) struct LiveColumn {
     pub(crate) defaulted: bool,
     /// The server computes it: nobody may write it.
     pub(crate) generated: bool,
+    /// What ids it keeps apart; `None` where it may take two of them for one.
+    pub(crate) ids: Option<Ids>,
+}
+
+/// The ids that a column keeps, each as it is spelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ids {
     /// Texts that differ in anything are different there.
-    pub(crate) exact: bool,
+    Texts,
+    /// Integers from 0 to this one.
+    Numbers { most: u64 },
+    /// UUIDs. The server takes them in many spellings and shows them in one.
+    Uuids,
+}
+
+impl Ids {
+    /// Whether the column shows `id` as it is; else what it holds.
+    fn fit(self, id: &UserId) -> Result<(), String> {
+        match (self, id) {
+            (Self::Texts, _) => Ok(()),
+            (Self::Numbers { most }, UserId::Number(number)) if *number <= most => Ok(()),
+            (Self::Numbers { most }, _) => Err(format!(
+                "holds integers, and the user's id is none from 0 to {most}"
+            )),
+            (Self::Uuids, UserId::Text(text)) if is_uuid(text) => Ok(()),
+            (Self::Uuids, _) => Err(
+                "holds UUIDs, and the user's id is none in the spelling of the server, which is lower case with four hyphens: \
+                 0198c0de-0000-7000-8000-000000000000"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+/// Whether `text` is a UUID in its canonical spelling (RFC 9562).
+fn is_uuid(text: &str) -> bool {
+    let fits = |(at, byte): (usize, u8)| match at {
+        8 | 13 | 18 | 23 => byte == b'-',
+        _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+    };
+    text.len() == 36 && text.bytes().enumerate().all(fits)
 }
 
 /// A table as the server describes it.
@@ -42,8 +81,8 @@ pub(crate) struct Live {
 pub(crate) struct Layout {
     pub(crate) table: Table,
     pub(crate) name: String,
-    /// Whether ids are integers there; else they are texts.
-    pub(crate) integer_ids: bool,
+    /// What the column of the id holds.
+    pub(crate) ids: Ids,
     pub(crate) id_cast: String,
     pub(crate) columns: Vec<Column>,
     pub(crate) numbers_itself: bool,
@@ -116,12 +155,12 @@ impl Layout {
             format!("column `{name}` is {shown}; expected {expected}")
         };
 
-        let ids = "a text that compares byte by byte, or an integer";
+        let ids = "a text that compares byte by byte, an integer, or a UUID";
         let id = find(&table.id);
         match id {
             None => problems.push(missing(&table.id, ids)),
             Some(id) => {
-                if !(id.kind == Kind::Integer || (id.kind == Kind::Text && id.exact)) {
+                if id.ids.is_none() {
                     problems.push(wrong(id, ids));
                 }
                 if !live.unique.contains(&table.id) {
@@ -209,7 +248,7 @@ impl Layout {
         Ok(Self {
             table: table.clone(),
             name: name.to_owned(),
-            integer_ids: id.is_some_and(|id| id.kind == Kind::Integer),
+            ids: id.and_then(|id| id.ids).unwrap_or(Ids::Texts),
             id_cast: id.map(|id| id.cast.clone()).unwrap_or_default(),
             columns,
             numbers_itself: live.numbers_itself,
@@ -222,16 +261,8 @@ impl Layout {
     /// What this very user can't be written for: names the column and what it holds, never the value.
     pub(crate) fn row(&self, index: usize, delivery: &Delivery) -> Result<Row, String> {
         let id = &delivery.user_id;
-        let fits = match id {
-            UserId::Number(number) => i64::try_from(*number).is_ok(),
-            UserId::Text(_) => false,
-        };
-        if self.integer_ids && !fits {
-            return Err(format!(
-                "column `{}` holds integers, and the user's id is none that fits",
-                self.table.id
-            ));
-        }
+        let fits = self.ids.fit(id);
+        fits.map_err(|why| format!("column `{}` {why}", self.table.id))?;
         let version = i64::try_from(delivery.version)
             .map_err(|_| format!("column `{}` can't hold the version", self.table.version))?;
         let cell = |column: &Column| self.cell(column, delivery);
@@ -293,6 +324,41 @@ impl Row {
         Shape {
             merged: self.merged,
             told: self.cells.iter().map(Option::is_some).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_column_takes_the_ids_that_it_shows_as_they_are() {
+        let uuid = "0198c0de-0000-7000-8000-00000000abcd";
+        let (upper, bare) = (uuid.to_ascii_uppercase(), uuid.replace('-', ""));
+        let (braced, small) = (format!("{{{uuid}}}"), Ids::Numbers { most: 32_767 });
+        let most = Ids::Numbers { most: u64::MAX };
+        for (ids, id, fits) in [
+            (Ids::Uuids, uuid, true),
+            (Ids::Uuids, &upper, false),
+            (Ids::Uuids, &bare, false),
+            (Ids::Uuids, &braced, false),
+            (Ids::Uuids, "42", false),
+            (small, "32767", true),
+            (small, "32768", false),
+            (small, "042", false),
+            (small, "+42", false),
+            (small, "-1", false),
+            (most, "18446744073709551615", true),
+            (most, "18446744073709551616", false),
+            (Ids::Texts, "042", true),
+            (Ids::Texts, &upper, true),
+        ] {
+            assert_eq!(
+                ids.fit(&id.parse().unwrap()).is_ok(),
+                fits,
+                "{id} in {ids:?}"
+            );
         }
     }
 }

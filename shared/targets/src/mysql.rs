@@ -26,7 +26,7 @@ use crate::{
     ConfigError,
     cell::Kind,
     dialect::{Dialect, Fate, Held},
-    layout::{Layout, Live, Row, Shape},
+    layout::{Ids, Layout, Live, Row, Shape},
     password, rows,
     sql::SqlTarget,
     tls::Peer,
@@ -289,7 +289,7 @@ impl Dialect for MySql {
         });
         // Ids are ASCII; a binary collation keeps `aB` and `Ab` apart.
         format!(
-            "CREATE TABLE IF NOT EXISTS {} (\n  {} VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,\n\
+            "CREATE TABLE IF NOT EXISTS {} (\n  {} VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,\n\
              {}  {} {DELETED},\n  {} {VERSION}\n) DEFAULT CHARACTER SET utf8mb4",
             quoted(name),
             quoted(&table.id),
@@ -392,8 +392,8 @@ fn bind_id<'q>(
     layout: &Layout,
     id: &'q str,
 ) -> Query<'q, sqlx::MySql, MySqlArguments> {
-    match id.parse::<i64>() {
-        Ok(number) if layout.integer_ids => query.bind(number),
+    match (layout.ids, id.parse::<u64>()) {
+        (Ids::Numbers { .. }, Ok(number)) => query.bind(number),
         _ => query.bind(id),
     }
 }
@@ -407,7 +407,13 @@ fn held(row: &MySqlRow, layout: &Layout) -> Result<(String, Held), sqlx::Error> 
             .map(|cell| row.try_get(cell))
             .collect::<Result<_, _>>()?,
     };
-    Ok((row.try_get(0)?, held))
+    let id: String = row.try_get(0)?;
+    let id = match layout.ids {
+        // ZEROFILL shows zeros before a number.
+        Ids::Numbers { .. } => id.parse::<u64>().map_or(id, |number| number.to_string()),
+        Ids::Texts | Ids::Uuids => id,
+    };
+    Ok((id, held))
 }
 
 /// `schema.table` is two names.

@@ -18,6 +18,7 @@ use usersync_core::{
     event::Change,
     fields::{Fields, Members},
     state::State,
+    subjects,
     target::{Removal, TargetConfig, TargetName},
 };
 
@@ -210,7 +211,7 @@ impl Rule {
             Some((Removal::Ignore, why)) => return Verdict::Skip { why },
         };
         Verdict::Send(Delivery {
-            task_id: format!("{}:{}:{}", self.target, state.user_id, state.version),
+            task_id: subjects::task(&self.target, &state.user_id, state.version),
             user_id: state.user_id,
             version: state.version,
             action,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
-use usersync_core::catalogue::{self, Catalogue};
+use usersync_core::catalogue::{self, Catalogue, IDS};
 use usersync_core::secret::SecretRef;
 
 use crate::{Endpoints, secret};
@@ -38,6 +38,12 @@ pub(crate) fn write(
         if let Some(SecretRef::File(path)) = &target.secret {
             secret::ensure(path, |random| format!("whsec_{}", BASE64.encode(random)))?;
         }
+    }
+    let mut shipped = serde_json::to_value(&shipped)?;
+    let entries = shipped.as_object_mut().into_iter();
+    for entry in entries.flat_map(|entries| entries.values_mut()) {
+        // The files that ship are silent about it.
+        entry.as_object_mut().map(|entry| entry.remove(IDS));
     }
     write("10-shipped.json", serde_json::to_string_pretty(&shipped)?)?;
     if let Some(toml) = toml {

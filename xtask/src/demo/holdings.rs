@@ -74,11 +74,8 @@ pub(super) async fn redis(url: &str) -> Result<Users> {
             .arg("user:*")
             .query_async(&mut connection)
             .await?;
-        // `user:<id>:deleted` remembers the version of a deleted user.
-        let keys: Vec<String> = keys
-            .into_iter()
-            .filter(|key| key.matches(':').count() == 1)
-            .collect();
+        // Keys with a space remember the versions of deleted users.
+        let keys: Vec<String> = keys.into_iter().filter(|key| !key.contains(' ')).collect();
         if keys.is_empty() {
             return Ok((keys, Vec::new()));
         }

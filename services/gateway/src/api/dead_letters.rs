@@ -40,7 +40,7 @@ pub(super) async fn list(
 #[utoipa::path(get, operation_id = "dead.show", path = "/v1/dead-letters/{target}/{user_id}", tag = "dead letters",
     params(
         ("target" = TargetName, Path, description = "The target's name"),
-        ("user_id" = String, Path, description = "The user's id"),
+        ("user_id" = String, Path, description = "The user's id, percent-encoded"),
     ),
     responses(
         (status = 200, description = "The dead letter", body = Letter),

@@ -8,7 +8,10 @@ use serde::{
     de::{Error as _, SeqAccess, Visitor},
 };
 use serde_json::{Value, value::RawValue};
-use usersync_core::event::{self, MAX_EVENT_BYTES};
+use usersync_core::{
+    event::{self, MAX_EVENT_BYTES},
+    number::Beyond,
+};
 
 use crate::problem::Problem;
 
@@ -51,7 +54,9 @@ fn document(text: &[u8], large: StatusCode) -> Result<Value, Problem> {
         let detail = format!("the event has {bytes} bytes; at most {MAX_EVENT_BYTES} are taken");
         return Err(Problem::new(large, detail));
     }
-    serde_json::from_slice(text).map_err(|error| not_json(&error))
+    let value = serde_json::from_slice(text).map_err(|error| not_json(&error))?;
+    event::check_integers(text, &value, Beyond::All)?;
+    Ok(value)
 }
 
 fn not_json(error: &serde_json::Error) -> Problem {
@@ -112,6 +117,23 @@ mod tests {
             assert_eq!(refused(body.as_bytes()).0, 400, "{body}");
         }
         assert_eq!(refused(b"[\"\xff\"]").0, 400);
+    }
+
+    #[test]
+    fn an_integer_beyond_64_bits_is_refused_where_it_is() {
+        let refused = |body: &str| match Documents::of(body.as_bytes()) {
+            Err(problem) => problem,
+            Ok(Documents::Many(items)) => item(items[0]).unwrap_err(),
+            Ok(Documents::One(_)) => panic!("taken"),
+        };
+        for body in [
+            r#"{"data": {"n": 18446744073709551616}}"#,
+            r#"[{"data": {"n": -9223372036854775809}}]"#,
+        ] {
+            let problem = refused(body);
+            assert_eq!(problem.status, 422, "{body}");
+            assert_eq!(problem.pointer.as_deref(), Some("/data/n"), "{body}");
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::{
 ///
 /// As it stands in USER_STATE, a tombstone included.
 #[utoipa::path(get, operation_id = "users.show", path = "/v1/users/{id}", tag = "users",
-    params(("id" = String, Path, description = "The user's id")),
+    params(("id" = String, Path, description = "The user's id, percent-encoded")),
     responses(
         (status = 200, description = "The state", body = UserState),
         (status = 400, description = "No user id", body = Problem, content_type = "application/problem+json"),
@@ -37,15 +37,17 @@ pub(super) async fn show(
     State(control): State<Arc<Control>>,
     User(user_id): User,
 ) -> Result<Response, Problem> {
-    let message = users::state(&control, &ById { user_id }).await?;
-    Ok(([(CONTENT_TYPE, "application/json")], message.payload).into_response())
+    let by = ById { user_id };
+    let message = users::state(&control, &by).await?;
+    let state = users::shown(&by.user_id, message.payload);
+    Ok(([(CONTENT_TYPE, "application/json")], state).into_response())
 }
 
 /// How every target stands with a user
 ///
 /// Derived from consumers, waiting repairs, dead letters and what workers remember of failures.
 #[utoipa::path(get, operation_id = "users.targets", path = "/v1/users/{id}/targets", tag = "users",
-    params(("id" = String, Path, description = "The user's id")),
+    params(("id" = String, Path, description = "The user's id, percent-encoded")),
     responses(
         (status = 200, description = "One task for every target", body = Tasks),
         (status = 400, description = "No user id", body = Problem, content_type = "application/problem+json"),
@@ -74,7 +76,7 @@ pub(super) struct How {
 /// From the streams, where bytes are overwritten, and from every target. What isn't done at once goes on as a job, whose
 /// `erasure` says what was erased where; asked for again, it says how far the targets are by then.
 #[utoipa::path(delete, operation_id = "users.erase", path = "/v1/users/{id}/data", tag = "users",
-    params(("id" = String, Path, description = "The user's id"), How),
+    params(("id" = String, Path, description = "The user's id, percent-encoded"), How),
     responses(
         (status = 200, description = "It is done, as far as the targets are to be had", body = Job),
         (status = 202, description = "It is under way: see `/v1/repairs/{id}`", body = Job),

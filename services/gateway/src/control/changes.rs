@@ -131,18 +131,25 @@ pub(crate) async fn put(control: &Control, put: Put) -> Result<Saved, Problem> {
         warnings: Vec::new(),
         entry: TargetConfig::clone(&config),
     };
-    let value = text(&entry);
+    let settled = |stored: Option<&Stored>| {
+        let mut entry = entry.clone();
+        let before = stored.and_then(|stored| stored.value.as_deref());
+        catalogue::settle_ids(&mut entry, before);
+        entry
+    };
     let change = |stored: Option<&Stored>| {
         expect(&name, stored, put.revision)?;
-        Ok(Some(value.clone()))
+        Ok(Some(text(&settled(stored))))
     };
     if put.dry_run {
         let stored = registry.stored(name.as_ref()).await?;
         change(stored.as_ref())?;
         saved.created = !is_there(stored.as_ref());
+        saved.entry = read(&name, settled(stored.as_ref()))?;
     } else {
         let (before, revision) = write(registry, &name, put.revision.is_some(), change).await?;
         saved.created = !is_there(before.as_ref());
+        saved.entry = read(&name, settled(before.as_ref()))?;
         saved.revision = revision;
         // Whoever follows the bucket does it too; done here, it is so when this is answered.
         if let Err(error) = streams::ensure_target_consumers(&control.jetstream, &config).await {

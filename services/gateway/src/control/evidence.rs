@@ -32,7 +32,7 @@ pub(super) fn whose(event: &[u8], user: &UserId) -> Whose {
             Some(Ok(_)) => Whose::Others,
             Some(Err(_)) | None => Whose::Unclear,
         },
-        None if says(&text, &id) => Whose::Theirs,
+        None if says(&text, user) => Whose::Theirs,
         None => elsewhere(&text),
     }
 }
@@ -45,19 +45,34 @@ fn elsewhere(event: &str) -> Whose {
     }
 }
 
-fn says(event: &str, id: &str) -> bool {
-    ids(event).any(|named| named == id)
+fn says(event: &str, user: &UserId) -> bool {
+    ids(event).any(|named| named == *user)
 }
 
 /// Every id after `"user_id":`.
-fn ids(event: &str) -> impl Iterator<Item = &str> {
+fn ids(event: &str) -> impl Iterator<Item = UserId> {
     event.split("\"user_id\"").skip(1).filter_map(|rest| {
         let value = rest.trim_start().strip_prefix(':')?.trim_start();
-        let value = value.strip_prefix('"').unwrap_or(value);
-        let no_id = |symbol: char| !(symbol.is_ascii_alphanumeric() || "_-".contains(symbol));
-        let id = value.split(no_id).next()?;
-        id.parse::<UserId>().is_ok().then_some(id)
+        match value.strip_prefix('"') {
+            Some(text) => unquoted(text).parse().ok(),
+            None => {
+                let no_id = |symbol: char| !symbol.is_ascii_alphanumeric();
+                value.split(no_id).next()?.parse().ok()
+            }
+        }
     })
+}
+
+/// What stands before the quote that ends a JSON string, or before what can't be in an id, with its escapes read.
+fn unquoted(text: &str) -> String {
+    let mut escaped = false;
+    let end = text.find(|symbol: char| {
+        let ends = !symbol.is_ascii_graphic() || (symbol == '"' && !escaped);
+        escaped = symbol == '\\' && !escaped;
+        ends
+    });
+    let raw = &text[..end.unwrap_or(text.len())];
+    serde_json::from_str(&format!("\"{raw}\"")).unwrap_or_else(|_| raw.to_owned())
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
@@ -102,6 +117,33 @@ mod tests {
         ] {
             let text = String::from_utf8_lossy(event);
             assert_eq!(whose(event, &user), Whose::Unclear, "{text}");
+        }
+    }
+
+    #[test]
+    fn ids_of_any_spelling_are_found_in_what_is_no_json() {
+        for (id, event) in [
+            ("auth0|6f", &br#"{"user_id":"auth0|6f","email":"a@x"#[..]),
+            (
+                "jane@x.org",
+                b"{\"user_id\": \"jane@x.org\", \"email\": \"\xff\"}",
+            ),
+            ("a\"b", br#"{"user_id":"a\"b","email":"#),
+            ("a\\", br#"{"user_id":"a\\","email":"#),
+            ("a\\", br#"{"user_id":"a\u005c","email":"#),
+            ("a\"b", br#"{"user_id":"a\"b"}"#),
+        ] {
+            let user = id.parse().unwrap();
+            let text = String::from_utf8_lossy(event);
+            assert_eq!(whose(event, &user), Whose::Theirs, "{text}");
+        }
+        let user = "auth0|6f".parse().unwrap();
+        for event in [
+            &br#"{"user_id":"auth0|6F","email":"#[..],
+            br#"{"user_id":"auth0","x":"auth0|6f"#,
+        ] {
+            let text = String::from_utf8_lossy(event);
+            assert_eq!(whose(event, &user), Whose::Others, "{text}");
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_nats::jetstream::{message::StreamMessage, stream::DirectGetErrorKind};
+use bytes::Bytes;
 use futures_util::{TryStreamExt, future::join_all};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -138,7 +139,22 @@ pub(crate) async fn state(control: &Control, by: &ById) -> Result<StreamMessage,
 /// The newest state as JSON.
 pub(crate) async fn show(control: &Control, by: ById) -> Result<serde_json::Value, Problem> {
     let message = state(control, &by).await?;
-    serde_json::from_slice(&message.payload).map_err(nats)
+    serde_json::from_slice(&shown(&by.user_id, message.payload)).map_err(nats)
+}
+
+/// A state with its user's id as every answer has it: older states have large numbers in them.
+pub(crate) fn shown(user_id: &UserId, state: Bytes) -> Bytes {
+    let UserId::Number(number) = user_id else {
+        return state;
+    };
+    let (held, answered) = (number.to_string(), serde_json::json!(user_id).to_string());
+    let head = |id: &str| format!("{{\"user_id\":{id}");
+    match state.strip_prefix(head(&held).as_bytes()) {
+        Some(rest) if held != answered && rest.starts_with(b",") => {
+            [head(&answered).as_bytes(), rest].concat().into()
+        }
+        _ => state,
+    }
 }
 
 /// How every target stands with a user.
@@ -189,7 +205,7 @@ impl Known<'_> {
         let (name, user) = (&config.name, &self.state.user_id);
         let version = self.state.version;
         let mut task = Task {
-            id: format!("{name}:{user}:{version}"),
+            id: subjects::task(name, user, version),
             target: name.clone(),
             enabled: config.enabled,
             priority: Priority::Live,
@@ -225,7 +241,9 @@ impl Known<'_> {
         if repair.is_none() && !above_floor {
             return Ok(task);
         }
-        let question = (subjects::worker_task(name), user.to_string());
+        // As JSON: the id itself may look like some.
+        let named = serde_json::json!(user).to_string();
+        let question = (subjects::worker_task(name), named);
         let answers: Vec<Memory> = workers::ask(self.control, [question]).await?;
         let failed = answers
             .iter()

@@ -24,7 +24,8 @@ pub(super) async fn store(
     headers.insert(header::REASON, invalid.reason.as_ref());
     headers.insert(header::SUBJECT, message.subject.as_str());
     if !invalid.pointer.is_empty() {
-        headers.insert(header::POINTER, invalid.pointer.as_ref());
+        let pointer = invalid.pointer.replace(char::is_control, " ");
+        headers.insert(header::POINTER, pointer);
     }
     let mut payload = message.payload.clone();
     let most = jetstream

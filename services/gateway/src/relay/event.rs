@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::Value;
-use usersync_core::event::{Envelope, Event, EventType, MAX_EVENT_BYTES, not_json};
+use usersync_core::{
+    event::{Envelope, Event, EventType, MAX_EVENT_BYTES, check_integers, not_json},
+    number::Beyond,
+};
 use usersync_source::{OutboxRow, SourceName};
 
 /// An event on its way.
@@ -28,6 +31,8 @@ pub(super) fn of(source: &SourceName, row: &OutboxRow) -> Result<Ready, String> 
     };
     let parse = |text: &[u8]| serde_json::from_slice::<Value>(text);
     let mut members = parse(payload).map_err(|error| not_json(&error).to_string())?;
+    check_integers(payload, &members, Beyond::AllButDoubles)
+        .map_err(|invalid| invalid.to_string())?;
     if let Some(previous) = &row.previous
         && let Ok(previous) = parse(previous)
     {
@@ -131,7 +136,7 @@ mod tests {
                 "/user_id: is required",
             ),
             (
-                row("user.created", Some(json!({"user_id": "secret.x"}))),
+                row("user.created", Some(json!({"user_id": "secret x"}))),
                 "/user_id: must be",
             ),
             (

@@ -82,9 +82,9 @@ impl Files {
             let entry = entries.get(*name);
             let config = entry.and_then(|entry| entry.config.as_deref());
             let runs = config.and_then(|config| serde_json::to_value(config).ok());
-            let hash = runs.and_then(|runs| seed::hash(name, &runs));
+            let same = runs.is_some_and(|runs| seed::says(name, runs, &file.hash));
             // One that an operator has deleted is no target any more.
-            entry.is_some() && hash.as_ref() != Some(&file.hash) && !known.edited.contains(*name)
+            entry.is_some() && !same && !known.edited.contains(*name)
         };
         let differing = known.entries.iter().filter(differs);
         FilesStatus {

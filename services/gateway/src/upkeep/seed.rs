@@ -3,7 +3,7 @@
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use usersync_core::{
-    catalogue,
+    catalogue::{self, IDS},
     registry::{Registry, Stored, WriteError},
     target::TargetName,
 };
@@ -76,10 +76,14 @@ pub(super) async fn apply(
         };
         let value = stored.as_ref().and_then(|stored| stored.value.as_deref());
         let hash = file.map(|file| file.hash.as_str());
-        let same = hash.is_some() && hash_of(name, value) == hash.map(str::to_owned);
+        let same = hash.is_some_and(|hash| stored_says(name, value, hash));
         let step = decide(hash, stored.as_ref(), same, last.as_deref(), edited);
         let (value, from) = match (step, file) {
-            (Step::Write, Some(file)) => (Some(file.table.to_string().into()), file.hash.as_str()),
+            (Step::Write, Some(file)) => {
+                let mut table = file.table.clone();
+                catalogue::settle_ids(&mut table, value);
+                (Some(table.to_string().into()), file.hash.as_str())
+            }
             (Step::Delete, _) => (None, NOT_IN_FILES),
             _ => return Ok(step),
         };
@@ -99,11 +103,11 @@ pub(crate) async fn file_of(
     name: &TargetName,
     value: Option<&[u8]>,
 ) -> anyhow::Result<Option<String>> {
-    let Some(hash) = hash_of(name.as_ref(), value) else {
+    if value.is_none() {
         return Ok(None);
-    };
+    }
     let last = last_from_file(registry, name.as_ref()).await?;
-    Ok(last.filter(|last| *last == hash))
+    Ok(last.filter(|last| stored_says(name.as_ref(), value, last)))
 }
 
 async fn last_from_file(registry: &Registry, name: &str) -> anyhow::Result<Option<String>> {
@@ -111,15 +115,33 @@ async fn last_from_file(registry: &Registry, name: &str) -> anyhow::Result<Optio
     Ok(history.into_iter().rev().find_map(|stored| stored.file))
 }
 
-fn hash_of(name: &str, value: Option<&[u8]>) -> Option<String> {
-    hash(name, &serde_json::from_slice(value?).ok()?)
+fn stored_says(name: &str, value: Option<&[u8]>, expected: &str) -> bool {
+    let entry = value.and_then(|value| serde_json::from_slice(value).ok());
+    entry.is_some_and(|entry| says(name, entry, expected))
 }
 
-/// The hash of what an entry means, every default filled in; `None` for a bad one.
+/// Whether an entry says what the file's entry of that hash says: all of it, or, where that is silent about `ids`, all
+/// else.
+pub(super) fn says(name: &str, mut entry: Value, expected: &str) -> bool {
+    let is = |entry: &Value| hash(name, entry).as_deref() == Some(expected);
+    is(&entry) || {
+        let silent = entry
+            .as_object_mut()
+            .and_then(|members| members.remove(IDS));
+        silent.is_some() && is(&entry)
+    }
+}
+
+/// The hash of what an entry means, every default filled in but for `ids`, which follow from what is stored; `None` for a
+/// bad one.
 pub(super) fn hash(name: &str, table: &Value) -> Option<String> {
     let config = catalogue::entry(name, table.clone()).ok()?;
+    let mut meaning = serde_json::to_value(config).ok()?;
+    if let (None, Some(members)) = (table.get(IDS), meaning.as_object_mut()) {
+        members.remove(IDS);
+    }
     // Members are sorted in a `Value`, so the text is always the same.
-    let text = serde_json::to_value(config).ok()?.to_string();
+    let text = meaning.to_string();
     let digest = Sha256::digest(text);
     Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
@@ -243,5 +265,17 @@ mod tests {
         assert_eq!(hash("t", &long), short);
         assert_ne!(hash("t", &json!({"url": "http://h/y"})), short);
         assert_eq!(hash("t", &json!({"url": 5})), None);
+    }
+
+    #[test]
+    fn what_a_file_is_silent_about_makes_no_difference_to_it() {
+        let silent = json!({"url": "http://h/x"});
+        let told = |ids: &str| json!({"url": "http://h/x", "ids": ids});
+        let same =
+            |stored: &Value, file: &Value| says("t", stored.clone(), &hash("t", file).unwrap());
+        assert!(same(&told("auto"), &silent) && same(&silent, &silent));
+        assert!(same(&told("number"), &told("number")));
+        assert!(!same(&told("auto"), &told("number")) && !same(&silent, &told("auto")));
+        assert!(!same(&told("auto"), &json!({"url": "http://h/y"})));
     }
 }

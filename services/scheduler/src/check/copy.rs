@@ -226,7 +226,7 @@ pub(crate) async fn newest(states: &Stream, user: &UserId) -> anyhow::Result<(u6
 /// What a target is told of somebody who isn't: that there is nobody, whatever version it has.
 fn nobody(config: &TargetConfig, user: &UserId) -> Delivery {
     Delivery {
-        task_id: format!("{}:{user}:0", config.name),
+        task_id: subjects::task(&config.name, user, 0),
         user_id: user.clone(),
         version: (1 << 53) - 1,
         action: Action::Delete,

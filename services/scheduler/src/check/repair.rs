@@ -69,7 +69,7 @@ impl Remedy {
 /// What says that an orphan is gone, after the state there is, if there is one. No event of USER_EVENTS is in it.
 pub(crate) fn tombstone(user: &UserId, before: Option<&State>, now: u64) -> State {
     let cause = Cause {
-        id: format!("orphan:{user}:{now}"),
+        id: format!("orphan:{}:{now}", user.token()),
         kind: EventType::Deleted,
         source: Some(SOURCE.to_owned()),
         timestamp: Timestamp::now(),

@@ -87,7 +87,7 @@ pub(crate) fn of_document(source: &SourceName, document: &[u8]) -> Result<Event,
         id: Some(format!("{source}:load")),
         timestamp: Some(Timestamp::now()),
     };
-    let mut event = Event::parse(document, envelope).map_err(|invalid| invalid.to_string())?;
+    let mut event = Event::of_row(document, envelope).map_err(|invalid| invalid.to_string())?;
     event.source = Some(source.to_string());
     Ok(event)
 }

@@ -78,7 +78,8 @@ fn length(column: Option<&str>, stored: Stored, form: Form, text: &str) -> Strin
 /// The id as a text.
 fn id(table: &Table) -> String {
     match table.integer_ids {
-        true => table.id.clone(),
+        // A column with ZEROFILL shows zeros before its numbers, an expression doesn't.
+        true => format!("({} + 0)", table.id),
         false => format!("CONVERT({} USING utf8mb4)", table.id),
     }
 }
@@ -115,7 +116,7 @@ fn bucket(table: &Table, cut: &Cut) -> String {
             "CAST(CONV(LEFT(SHA2({}, 256), 8), 16, 10) AS UNSIGNED)",
             // A number has no character set of its own.
             match table.integer_ids {
-                true => format!("CAST({} AS CHAR)", table.id),
+                true => format!("CAST({} AS CHAR)", id(table)),
                 false => id(table),
             }
         ),

@@ -64,7 +64,11 @@ impl Words for SqliteWords {
             |other: &str| format!("CASE typeof({value}) WHEN 'blob' THEN NULL ELSE {other} END");
         let format = "'%Y-%m-%dT%H:%M:%fZ'";
         match column.kind {
-            Kind::Integer | Kind::Float | Kind::Verbatim if !text => unless_blob(&value),
+            // By itself SQLite writes 15 digits of 17, and infinity as a number that nobody can read.
+            Kind::Integer | Kind::Float | Kind::Verbatim if !text => format!(
+                "CASE typeof({value}) WHEN 'blob' THEN NULL WHEN 'real' \
+                 THEN json(CASE WHEN {value} - {value} = 0 THEN printf('%!.17g', {value}) ELSE 'null' END) ELSE {value} END"
+            ),
             Kind::Boolean if !text => format!(
                 "json(CASE WHEN {value} IS NULL THEN 'null' WHEN {value} THEN 'true' ELSE 'false' END)"
             ),

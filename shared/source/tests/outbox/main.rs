@@ -1,6 +1,8 @@
 //! What an outbox promises, on every kind of server.
 
 mod clauses;
+mod ids;
+mod numbers;
 mod place;
 mod reading;
 mod tls;

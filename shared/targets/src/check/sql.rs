@@ -14,7 +14,7 @@ use super::{Field, Holdings};
 use crate::{
     Action, Delivery,
     dialect::Dialect,
-    layout::{Layout, Live},
+    layout::{Ids, Layout, Live},
     trouble::Trouble,
 };
 
@@ -206,7 +206,7 @@ impl<'a, D: Dialect> SqlHoldings<'a, D> {
         let table = sql::Table {
             name: quoted(&layout.name),
             id: quoted(&layout.table.id),
-            integer_ids: layout.integer_ids,
+            integer_ids: matches!(layout.ids, Ids::Numbers { .. }),
             counts: Some(format!(
                 "NOT COALESCE({}, FALSE)",
                 quoted(&layout.table.deleted)

@@ -16,7 +16,7 @@ use usersync_core::{
     header_text::HeaderText,
     target::TargetConfig,
     trace::TraceContext,
-    user_id::UserId,
+    user_id::{Ids, JsonId},
 };
 
 use super::signer::Signer;
@@ -38,7 +38,7 @@ const BODY: usize = 1_024;
 struct Body<'a> {
     task_id: &'a str,
     event_type: EventType,
-    user_id: &'a UserId,
+    user_id: JsonId<'a>,
     #[serde(skip_serializing_if = "Change::is_keep")]
     username: &'a Change<String>,
     #[serde(skip_serializing_if = "Change::is_keep")]
@@ -57,7 +57,7 @@ struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    fn of(delivery: &'a Delivery) -> Self {
+    fn of(delivery: &'a Delivery, ids: Ids) -> Self {
         let members = &delivery.members;
         let disable = delivery.action == Action::Disable;
         // Over HTTP a status is inside of data and nowhere else.
@@ -70,7 +70,7 @@ impl<'a> Body<'a> {
         Self {
             task_id: &delivery.task_id,
             event_type: delivery.event_type,
-            user_id: &delivery.user_id,
+            user_id: ids.of(&delivery.user_id),
             username: &members.username,
             email: &members.email,
             data,
@@ -94,12 +94,18 @@ pub(super) struct Caller {
     pub(super) method: Method,
     pub(super) url: Url,
     pub(super) signer: Option<Signer>,
+    /// How integer ids are written.
+    pub(super) ids: Ids,
 }
 
 impl Caller {
     /// One user.
     pub(super) fn single(&self, delivery: &Delivery) -> Result<Request, Failure> {
-        let mut request = self.request(&delivery.task_id, &Body::of(delivery), Signer::sign)?;
+        let mut request = self.request(
+            &delivery.task_id,
+            &Body::of(delivery, self.ids),
+            Signer::sign,
+        )?;
         let headers = request.headers_mut();
         headers.insert(TASK_ID, value(&delivery.task_id)?);
         headers.insert(VERSION, HeaderValue::from(delivery.version));
@@ -114,7 +120,8 @@ impl Caller {
 
     /// Several users, as an array. Task ids and versions are inside.
     pub(super) fn several(&self, batch: &[Delivery]) -> Result<Request, Failure> {
-        let bodies: Vec<_> = batch.iter().map(Body::of).collect();
+        let bodies = batch.iter().map(|delivery| Body::of(delivery, self.ids));
+        let bodies: Vec<_> = bodies.collect();
         self.request(&batch_id(batch), &bodies, Signer::sign)
     }
 

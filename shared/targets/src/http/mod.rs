@@ -89,6 +89,7 @@ impl HttpTarget {
             method,
             url: config.url.clone(),
             signer,
+            ids: config.ids,
         };
         Ok(Self {
             client,

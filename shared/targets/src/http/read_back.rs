@@ -3,7 +3,8 @@
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use reqwest::{Method, Request, StatusCode, Url};
 use serde_json::Value;
-use usersync_core::target::TargetConfig;
+use url::form_urlencoded;
+use usersync_core::{target::TargetConfig, user_id::UserId};
 
 use super::{
     HttpTarget,
@@ -58,8 +59,7 @@ impl HttpTarget {
     }
 
     async fn read_one(&self, template: &str, delivery: &Delivery) -> Standing {
-        let url = template.replace(ID, &delivery.user_id.to_string());
-        let Ok(url) = url.parse() else {
+        let Some(url) = place(template, &delivery.user_id) else {
             return unreadable("`read_url` is none with this user's id in it");
         };
         let response = match self.client.send(Request::new(Method::GET, url)).await {
@@ -95,6 +95,44 @@ impl HttpTarget {
     }
 }
 
+/// Where one user is read: the id is percent-encoded, so that it stays one part of the path or of the query.
+fn place(template: &str, user_id: &UserId) -> Option<Url> {
+    let id = user_id.to_string();
+    let before = template.split(ID).next().unwrap_or_default();
+    // In a path these two are steps, however they are spelled.
+    if matches!(id.as_str(), "." | "..") && !before.contains('?') {
+        return None;
+    }
+    let encoded: String = form_urlencoded::byte_serialize(id.as_bytes()).collect();
+    template.replace(ID, &encoded).parse().ok()
+}
+
 fn unreadable(reason: &'static str) -> Standing {
     Standing::Unknown(Outcome::Transient(Failure::new(reason)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_stays_one_part_of_the_url() {
+        let place = |template: &str, id: &str| {
+            place(template, &id.parse().unwrap()).map(|url| url.to_string())
+        };
+        let path = "http://h/users/{id}";
+        for (id, expected) in [
+            ("42", Some("http://h/users/42")),
+            ("a/b?c#d", Some("http://h/users/a%2Fb%3Fc%23d")),
+            ("auth0|6f", Some("http://h/users/auth0%7C6f")),
+            ("100%", Some("http://h/users/100%25")),
+            ("...", Some("http://h/users/...")),
+            (".", None),
+            ("..", None),
+        ] {
+            assert_eq!(place(path, id).as_deref(), expected, "{id}");
+        }
+        let query = place("http://h/users?id={id}", "..&x=+").unwrap();
+        assert_eq!(query, "http://h/users?id=..%26x%3D%2B");
+    }
 }

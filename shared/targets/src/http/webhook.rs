@@ -37,6 +37,7 @@ impl Webhook {
             method: Method::POST,
             url: config.url.clone(),
             signer: Signer::new(config)?,
+            ids: config.ids,
         };
         let client = HttpClient::new(config, call::headers(config)?, 1, way)?;
         Ok(Self { client, caller })

@@ -3,7 +3,10 @@
 use sqlx::{Row as _, mysql::MySqlRow};
 use usersync_digest::Stored;
 
-use crate::{cell::Kind, layout::LiveColumn};
+use crate::{
+    cell::Kind,
+    layout::{Ids, LiveColumn},
+};
 
 /// A column, and whether the server numbers it by itself.
 pub(super) fn column(row: &MySqlRow) -> Result<(LiveColumn, bool), sqlx::Error> {
@@ -46,6 +49,14 @@ pub(super) fn column(row: &MySqlRow) -> Result<(LiveColumn, bool), sqlx::Error> 
         (Kind::Json, _) => Stored::Json,
         _ => Stored::Other,
     };
+    let exact = collation.is_some_and(|collation| collation.ends_with("_bin"));
+    let ids = match kind {
+        Kind::Text => exact.then_some(Ids::Texts),
+        Kind::Integer => Some(Ids::Numbers {
+            most: most(&data_type, shown.contains("unsigned")),
+        }),
+        _ => (data_type == "uuid").then_some(Ids::Uuids),
+    };
     let numbered = extra.contains("auto_increment");
     let column = LiveColumn {
         name,
@@ -56,7 +67,19 @@ pub(super) fn column(row: &MySqlRow) -> Result<(LiveColumn, bool), sqlx::Error> 
         nullable,
         defaulted: has_default || numbered || extra.contains("generated"),
         generated: extra.contains("generated") && !extra.contains("default_generated"),
-        exact: collation.is_some_and(|collation| collation.ends_with("_bin")),
+        ids,
     };
     Ok((column, numbered))
+}
+
+/// The largest integer of a type.
+fn most(data_type: &str, unsigned: bool) -> u64 {
+    let bits = match data_type {
+        "tinyint" => 8,
+        "smallint" => 16,
+        "mediumint" => 24,
+        "int" => 32,
+        _ => 64,
+    };
+    u64::MAX >> (64 - bits + u32::from(!unsigned))
 }

@@ -4,7 +4,10 @@ use sqlx::{Row as _, postgres::PgRow};
 use usersync_digest::Stored;
 
 use super::quote;
-use crate::{cell::Kind, layout::LiveColumn};
+use crate::{
+    cell::Kind,
+    layout::{Ids, LiveColumn},
+};
 
 /// A column, and whether it has a unique key of its own.
 pub(super) fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {
@@ -50,6 +53,7 @@ pub(super) fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {
         _ => Stored::Other,
     };
     let deterministic: bool = row.try_get(7)?;
+    let most = |most| Ids::Numbers { most };
     let column = LiveColumn {
         name,
         kind,
@@ -60,7 +64,15 @@ pub(super) fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {
         nullable: row.try_get(4)?,
         defaulted: row.try_get(5)?,
         generated: row.try_get(6)?,
-        exact: deterministic && matches!(type_name.as_str(), "text" | "varchar"),
+        ids: match type_name.as_str() {
+            "text" | "varchar" if deterministic => Some(Ids::Texts),
+            "int2" => Some(most(i16::MAX as u64)),
+            "int4" => Some(most(i32::MAX as u64)),
+            "int8" => Some(most(i64::MAX as u64)),
+            "uuid" => Some(Ids::Uuids),
+            // What is filled with spaces, or compares without a look at case.
+            _ => None,
+        },
     };
     Ok((column, row.try_get(10)?))
 }

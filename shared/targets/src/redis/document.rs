@@ -3,7 +3,11 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use usersync_core::{event::Change, fields::Members, user_id::UserId};
+use usersync_core::{
+    event::Change,
+    fields::Members,
+    user_id::{Ids, JsonId, UserId},
+};
 use usersync_digest::Row;
 
 use crate::Delivery;
@@ -12,7 +16,7 @@ use crate::Delivery;
 #[derive(Serialize)]
 struct Document<'a> {
     version: u64,
-    user_id: &'a UserId,
+    user_id: JsonId<'a>,
     #[serde(flatten)]
     members: &'a Members,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -22,10 +26,10 @@ struct Document<'a> {
 }
 
 /// The JSON to store for a user who is to be there.
-pub(super) fn written(delivery: &Delivery) -> serde_json::Result<Vec<u8>> {
+pub(super) fn written(delivery: &Delivery, ids: Ids) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec(&Document {
         version: delivery.version,
-        user_id: &delivery.user_id,
+        user_id: ids.of(&delivery.user_id),
         members: &delivery.members,
         partial: delivery.partial,
         timestamp: delivery.timestamp,
@@ -73,24 +77,34 @@ const TIMESTAMP: &[u8] = b",\"timestamp\":\"";
 /// How far from the end that is looked for: far enough for any ordinary source.
 const TAIL: usize = 320;
 
-/// Adds what a document tells of the user to a row: all but [`ABOUT`], in the form that [`written`] has.
+/// Adds what a document tells of the user `id` to a row: all but [`ABOUT`] and the id itself, which may be a number or a
+/// string, in the form that [`written`] has.
 ///
 /// A document as we write it needs no parsing for that, which is what most of a scan would cost.
-pub(super) fn hashed(document: &[u8], row: &mut Row) {
-    match told(document) {
+pub(super) fn hashed(document: &[u8], id: &str, row: &mut Row) {
+    match told(document, id) {
         Some(told) => row.field(Some(told)),
-        None => row.field(Some(&rewritten(document))),
+        None => row.field(Some(&rewritten(document, id))),
     }
 }
 
 /// The members of a document that is as [`written`] makes it, as they are.
-fn told(document: &[u8]) -> Option<&[u8]> {
+fn told<'a>(document: &'a [u8], id: &str) -> Option<&'a [u8]> {
     let rest = document.strip_prefix(b"{\"version\":")?;
     let members = rest.iter().position(|byte| *byte == b',')? + 1;
-    let rest = &rest[members..];
-    if !rest.starts_with(b"\"user_id\":") {
-        return None;
-    }
+    let rest = rest[members..].strip_prefix(b"\"user_id\":")?;
+    let number = |rest: &'a [u8]| rest.strip_prefix(id.as_bytes());
+    let string = |rest: &'a [u8]| {
+        // One that is written with escapes is parsed.
+        let rest = rest.strip_prefix(b"\"")?.strip_prefix(id.as_bytes())?;
+        let plain = !id.contains(['"', '\\']);
+        rest.strip_prefix(b"\"").filter(|_| plain)
+    };
+    let is_number = id.parse::<u64>().is_ok();
+    let rest = number(rest)
+        .filter(|_| is_number)
+        .or_else(|| string(rest))?;
+    let rest = rest.strip_prefix(b",")?;
     let from = rest.len().saturating_sub(TAIL);
     let mut places = rest[from..].windows(TIMESTAMP.len());
     let end = from + places.rposition(|place| place == TIMESTAMP)?;
@@ -106,12 +120,17 @@ fn told(document: &[u8]) -> Option<&[u8]> {
 }
 
 /// The members of any other document, as [`written`] would have made them; what is no document is as it is.
-fn rewritten(document: &[u8]) -> Vec<u8> {
+fn rewritten(document: &[u8], id: &str) -> Vec<u8> {
     let Ok(Value::Object(mut members)) = serde_json::from_slice(document) else {
         return document.to_vec();
     };
     for name in ABOUT {
         members.remove(name);
+    }
+    // Another user's id is a difference.
+    let held = members.get("user_id").map(UserId::try_from);
+    if matches!(held, Some(Ok(held)) if held.to_string() == id) {
+        members.remove("user_id");
     }
     let mut text = String::new();
     let mut write = |name: &str, value: &Value| {
@@ -150,7 +169,7 @@ mod tests {
 
     fn hash(document: &str) -> String {
         let mut row = Row::default();
-        hashed(document.as_bytes(), &mut row);
+        hashed(document.as_bytes(), "42", &mut row);
         String::from_utf8(row.octets().to_vec()).unwrap()
     }
 
@@ -158,13 +177,17 @@ mod tests {
     fn version_time_and_source_do_not_count_and_nothing_else_is_left_out() {
         let data = r#"{"a":1,"timestamp":"x","source":null}"#;
         let members = format!(r#""user_id":42,"username":"ann","email":null,"data":{data}"#);
-        let expected = format!("{}:{members}", members.len());
+        let told = members.strip_prefix("\"user_id\":42,").unwrap();
+        let expected = format!("{}:{told}", told.len());
         let documents = [
             format!(r#"{{"version":5,{members},"timestamp":"2026-01-01T00:00:00Z","source":"s"}}"#),
             format!(
                 r#"{{"version":61,{members},"timestamp":"2026-02-01T00:00:00Z","source":null}}"#
             ),
             format!(r#"{{"version":5,{members},"timestamp":"","source":"a \"quoted\" one"}}"#),
+            format!(
+                r#"{{"version":5,"user_id":"42",{told},"timestamp":"2026-01-01T00:00:00Z","source":"s"}}"#
+            ),
             // Written by others.
             format!(r#"{{"timestamp":"","source":"s",{members},"version":5}}"#),
             format!(
@@ -181,6 +204,12 @@ mod tests {
             r#"{{"version":5,{members},"timestamp":"2026-01-01T00:00:00Z","source":"s","role":"admin"}}"#
         );
         assert!(hash(&more).contains("admin"));
+        for other in ["43", "420", "\"43\"", "042", "\"042\"", "null"] {
+            let other = format!(
+                r#"{{"version":5,"user_id":{other},{told},"timestamp":"2026-01-01T00:00:00Z","source":"s"}}"#
+            );
+            assert_ne!(hash(&other), expected, "{other}");
+        }
         assert_eq!(hash("no document"), "11:no document");
     }
 }

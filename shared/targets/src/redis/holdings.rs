@@ -9,10 +9,9 @@ use async_trait::async_trait;
 use futures_util::future::join;
 use redis::{RedisError, aio::MultiplexedConnection};
 use tokio::task::yield_now;
-use usersync_core::user_id::UserId;
 use usersync_digest::{Each, Row, RowHash, Scan, Scanned, Side, SideError};
 
-use super::{RedisTarget, describe, document, late};
+use super::{RedisTarget, describe, document, key, late};
 use crate::{Action, Delivery, Holdings};
 
 /// Keys asked for at once, about.
@@ -37,19 +36,22 @@ impl RedisHoldings<'_> {
         let (mut cursor, mut keys) = first(&mut connection).await?;
         let (mut page, mut documents) = (Vec::<Vec<u8>>::new(), Documents::new());
         loop {
-            keys.retain(|key| user(key).is_some());
+            keys.retain(|key| key::user(key).is_some());
             let hashing = async {
                 // What is asked for is sent first.
                 yield_now().await;
                 for (key, document) in page.iter().zip(documents) {
                     bytes += key.len() as u64;
                     // It has gone meanwhile, or is no text.
-                    let (Some(document), Some(id)) = (document, user(key)) else {
+                    let (Some(document), Some(id)) = (document, key::user(key)) else {
                         continue;
                     };
                     bytes += document.len() as u64;
+                    if key::is_former_tombstone(id, &document) {
+                        continue;
+                    }
                     row.begin(id);
-                    document::hashed(&document, &mut row);
+                    document::hashed(&document, id, &mut row);
                     each(id, row.hash());
                 }
             };
@@ -106,15 +108,6 @@ async fn in_time<T>(call: impl Future<Output = Result<T, RedisError>>) -> Result
     answered.unwrap_or_else(|_| Err(late()))
 }
 
-/// The id in a user's key; tombstones and keys of others have none.
-fn user(key: &[u8]) -> Option<&str> {
-    let id = std::str::from_utf8(key).ok()?.strip_prefix("user:")?;
-    let is_id = id
-        .parse::<UserId>()
-        .is_ok_and(|user| user.to_string() == id);
-    is_id.then_some(id)
-}
-
 #[async_trait]
 impl Scan for RedisHoldings<'_> {
     async fn scan(&self, each: Each<'_>) -> Result<u64, SideError> {
@@ -132,8 +125,10 @@ impl Holdings for Scanned<RedisHoldings<'_>> {
         if delivery.action != Action::Upsert {
             return None;
         }
-        let mut row = Row::new(&delivery.user_id.to_string());
-        document::hashed(&document::written(delivery).ok()?, &mut row);
+        let id = delivery.user_id.to_string();
+        let mut row = Row::new(&id);
+        let written = document::written(delivery, self.0.target.ids).ok()?;
+        document::hashed(&written, &id, &mut row);
         Some(row.hash())
     }
 

@@ -5,6 +5,7 @@
 
 mod document;
 mod holdings;
+mod key;
 
 use std::{
     future::Future,
@@ -19,7 +20,7 @@ use redis::{
     RedisError, Script, TlsCertificates, aio::MultiplexedConnection,
 };
 use secrecy::ExposeSecret;
-use usersync_core::{target::TargetConfig, user_id::UserId};
+use usersync_core::{target::TargetConfig, user_id::Ids};
 use usersync_digest::Scanned;
 
 use self::holdings::RedisHoldings;
@@ -44,6 +45,8 @@ pub(crate) struct RedisTarget {
     timeout: Duration,
     limits: Limits,
     verify: bool,
+    /// How integer ids are written.
+    ids: Ids,
 }
 
 /// What the script is to write for one user.
@@ -78,6 +81,7 @@ impl RedisTarget {
             script: Script::new(include_str!("write.lua")),
             limits: Limits::of(config, CONCURRENCY, BATCH),
             verify: config.verify,
+            ids: config.ids,
         })
     }
 
@@ -87,14 +91,18 @@ impl RedisTarget {
         call.arg(SECONDS);
         let mut held = self.held(batch).await?.into_iter();
         for delivery in batch {
-            call.key(key(&delivery.user_id))
-                .key(format!("user:{}:deleted", delivery.user_id));
+            let user_id = &delivery.user_id;
+            call.key(key::document(user_id))
+                .key(key::tombstone(user_id));
             let entry = match delivery.action {
-                Action::Upsert => Entry::upsert(delivery)?,
+                Action::Upsert => Entry::upsert(delivery, self.ids)?,
                 Action::Delete => Entry::delete(delivery),
                 Action::Disable => Entry::disable(delivery, held.next().flatten())?,
             };
-            call.arg(entry.version).arg(entry.body);
+            let heir = key::formerly_remembered(user_id).map(|user| key::tombstone(&user));
+            call.arg(entry.version)
+                .arg(entry.body)
+                .arg(heir.unwrap_or_default());
         }
         call.invoke_async(&mut self.connection().await?).await
     }
@@ -114,7 +122,7 @@ impl RedisTarget {
         let mut call = redis::cmd("MGET");
         let before = call.args_iter().count();
         for delivery in deliveries {
-            call.arg(key(&delivery.user_id));
+            call.arg(key::document(&delivery.user_id));
         }
         if call.args_iter().count() == before {
             return Ok(Vec::new());
@@ -267,8 +275,8 @@ impl Target for RedisTarget {
 }
 
 impl Entry {
-    fn upsert(delivery: &Delivery) -> Result<Self, RedisError> {
-        let body = document::written(delivery).map_err(|_| unwritable())?;
+    fn upsert(delivery: &Delivery, ids: Ids) -> Result<Self, RedisError> {
+        let body = document::written(delivery, ids).map_err(|_| unwritable())?;
         Ok(Self {
             version: delivery.version.to_string(),
             body,
@@ -296,16 +304,14 @@ impl Entry {
     }
 }
 
-fn key(user_id: &UserId) -> String {
-    format!("user:{user_id}")
-}
-
 fn unwritable() -> RedisError {
     (ErrorKind::Client, "the user can't be written as JSON").into()
 }
 
 /// Whether the document is what was told.
 fn compare(document: Option<&[u8]>, delivery: &Delivery) -> Standing {
+    let id = delivery.user_id.to_string();
+    let document = document.filter(|held| !key::is_former_tombstone(&id, held));
     match (document.map(serde_json::from_slice), delivery.action) {
         (None, Action::Delete | Action::Disable) => Standing::Same,
         (None, Action::Upsert) => Standing::Missing,

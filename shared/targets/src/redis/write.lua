@@ -1,43 +1,70 @@
 -- Writes a batch of users, each only if nothing newer is stored.
 --
 -- KEYS: the document and the tombstone of each user, in turn.
--- ARGV: seconds to keep, then version and document of each user, in turn; '' deletes. A version
+-- ARGV: seconds to keep, then version, document and heir of each user, in turn; '' deletes. A version
 -- given as N:HELD counts only as long as the document is at version HELD (0: there is none).
 -- Answers per user: 0 written, the newer version found, or the error's text.
 --
 -- A document starts with {"version":N, so that a look at its head tells the version.
+--
+-- Tombstones were kept at <document>:deleted once, and are read there until they expire. The document of a user whose
+-- id ends in :deleted has such a key too: a tombstone is a number, a document isn't. Where such a user is written, the
+-- tombstone that is there moves to the heir: the key of today. (A cluster never had them, so they need be no KEYS.)
 local seconds = ARGV[1]
-local tombstones = {}
-for i = 2, #KEYS, 2 do tombstones[i / 2] = KEYS[i] end
+local tombstones, formers = {}, {}
+for i = 2, #KEYS, 2 do
+  tombstones[i / 2] = KEYS[i]
+  formers[i / 2] = KEYS[i - 1] .. ':deleted'
+end
 local buried = redis.call('MGET', unpack(tombstones))
+local former = redis.pcall('MGET', unpack(formers))
+if former.err then former = {} end
+
+local function version_of(tombstone)
+  return tonumber(string.match(tombstone or '', '^%d+$') or 0)
+end
+
+local function bequeath(document, heir)
+  local version = redis.call('GET', document)
+  local left = redis.call('TTL', document)
+  if version_of(version) > version_of(redis.call('GET', heir)) then
+    redis.call('SET', heir, version, 'EX', left > 0 and left or seconds)
+  end
+end
+
 local answers = {}
 for i = 1, #KEYS, 2 do
   local document, tombstone = KEYS[i], KEYS[i + 1]
-  local number, body, expected = ARGV[i + 1], ARGV[i + 2], nil
-  local version = tonumber(number)
+  local user = (i + 1) / 2
+  local number, body, heir = ARGV[3 * user - 1], ARGV[3 * user], ARGV[3 * user + 1]
+  local version, expected = tonumber(number), nil
   if not version then
     number, expected = string.match(number, '^(%d+):(%d+)$')
     version, expected = tonumber(number), tonumber(expected)
   end
-  local user = (i + 1) / 2
   local head = redis.pcall('GETRANGE', document, 0, 31)
   local answer
   if type(head) == 'table' then
     answer = head.err
   else
     local held = tonumber(string.match(head, '^{"version":(%d+)') or 0)
-    local newest = math.max(held, tonumber(buried[user] or 0) or 0)
+    local once = version_of(former[user])
+    local newest = math.max(held, version_of(buried[user]), once)
     local written
     if newest > version then
       answer = newest
     elseif expected and held ~= expected then
       answer = 'CHANGED meanwhile'
-    elseif body == '' then
-      written = redis.pcall('SET', tombstone, number, 'EX', seconds)
-      if not written.err then redis.call('DEL', document) end
     else
-      written = redis.pcall('SET', document, body, 'EX', seconds)
-      if buried[user] and not written.err then redis.call('DEL', tombstone) end
+      if heir ~= '' and version_of(head) > 0 then bequeath(document, heir) end
+      if body == '' then
+        written = redis.pcall('SET', tombstone, number, 'EX', seconds)
+        if not written.err then redis.call('DEL', document) end
+      else
+        written = redis.pcall('SET', document, body, 'EX', seconds)
+        if buried[user] and not written.err then redis.call('DEL', tombstone) end
+      end
+      if once > 0 and not written.err then redis.call('DEL', formers[user]) end
     end
     if written then answer = written.err or 0 end
   end

@@ -10,7 +10,7 @@ use usersync_targets::{Delivery, Outcome, Target};
 use crate::{
     checks, clauses,
     deliveries::{data, deleted, disabled, email, partial, user, whole},
-    failures,
+    failures, numbers,
     peer::{Peer, connect},
 };
 
@@ -44,6 +44,7 @@ pub(crate) async fn hold(peer: &mut dyn Peer) -> Result<()> {
         clauses::ids_that_differ_in_case_are_different_users,
         clauses::unusual_ids_are_kept,
         clauses::texts_of_any_script_and_length_are_kept,
+        numbers::numbers_are_kept,
         clauses::a_batch_of_large_users_is_held,
         clauses::another_users_row_is_never_touched,
         clauses::two_users_can_swap_what_is_unique,
@@ -375,8 +376,26 @@ async fn ids_that_differ_in_case_are_different_users(
 
 async fn unusual_ids_are_kept(peer: &mut dyn Peer, place: &str) -> Result<()> {
     let target = connect(peer, place, json!({}))?;
-    let long = "z".repeat(64);
+    let (long, odd) = ("z".repeat(128), "|".repeat(128));
     let ids = [
+        "auth0|6f1c",
+        "f:3c1d:jane",
+        "jane@example.com",
+        "urn:uuid:0198c0de-0000-7000-8000-00000000abcd",
+        "6F1C",
+        "a/b?c=d&e#f%20",
+        "'\"`\\;--",
+        "{a}{b}",
+        "}{",
+        "{}",
+        "*",
+        ">",
+        "a.b",
+        "a=7Cb",
+        "42:deleted",
+        "+42",
+        "1e3",
+        &odd,
         "0",
         "042",
         "42",

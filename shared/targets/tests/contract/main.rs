@@ -9,11 +9,13 @@ mod failures;
 mod http;
 mod mysql;
 mod neo4j;
+mod numbers;
 mod peer;
 mod postgres;
 mod redis;
 mod tables;
 mod tables_checked;
+mod tombstones;
 
 use anyhow::Result;
 

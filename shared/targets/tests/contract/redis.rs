@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use async_trait::async_trait;
 use redis::AsyncTypedCommands as _;
 use serde_json::{Value, json};
+use usersync_core::user_id::UserId;
 use usersync_stack::{Directory, RedisServer, Signal, free_port};
 use usersync_targets::Delivery;
 
@@ -36,7 +37,7 @@ impl Redis {
         Ok(Self { server, dir })
     }
 
-    async fn client(&self) -> Result<redis::aio::MultiplexedConnection> {
+    pub(crate) async fn client(&self) -> Result<redis::aio::MultiplexedConnection> {
         let client = redis::Client::open(self.server.url())?;
         Ok(client.get_multiplexed_async_connection().await?)
     }
@@ -77,10 +78,8 @@ impl Peer for Redis {
             return Ok(None);
         };
         let document: Value = serde_json::from_str(&text)?;
-        ensure!(
-            document["user_id"].to_string().trim_matches('"') == id,
-            "{document}"
-        );
+        let shown: UserId = serde_json::from_value(document["user_id"].clone())?;
+        ensure!(shown.to_string() == id, "{document}");
         let text = |name: &str| document[name].as_str().map(str::to_owned);
         Ok(Some(Held {
             username: text("username"),

@@ -5,11 +5,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use usersync_stack::eventually;
-use usersync_targets::{ConfigError, Outcome, Target};
+use usersync_targets::{ConfigError, Outcome, Standing, Target};
 
 use crate::{
+    checks::differing,
     clauses::{is_delivered, one},
-    deliveries::{data, user, whole},
+    deliveries::{data, deleted, user, whole},
     mysql::MySql,
     peer::{Peer, config, connect},
     postgres::Postgres,
@@ -413,6 +414,98 @@ async fn integer_ids_take_only_numbers_that_fit() -> Result<()> {
         {
             is_delivered(&outcome)?;
         }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_integer_column_refuses_only_who_is_beyond_it() -> Result<()> {
+    let (mysql, postgres) = (MySql::start().await?, Postgres::start().await?);
+    let most = u64::MAX;
+    let rows: [(&dyn Peer, &str, u64); 8] = [
+        (&mysql, "tinyint", 127),
+        (&mysql, "smallint unsigned", 65_535),
+        (&mysql, "mediumint", 8_388_607),
+        (&mysql, "int unsigned", 4_294_967_295),
+        (&mysql, "bigint unsigned", most),
+        (&mysql, "bigint(20) unsigned zerofill", most),
+        (&postgres, "smallint", 32_767),
+        (&postgres, "integer", 2_147_483_647),
+    ];
+    for (number, (peer, kind, most)) in rows.into_iter().enumerate() {
+        let place = format!("up_to_{number}");
+        let table = format!("CREATE TABLE {place} (id {kind} PRIMARY KEY, email text, {SYNC})");
+        match kind {
+            "smallint" | "integer" => postgres.run(&table).await?,
+            _ => mysql.run(&table).await?,
+        }
+        let target = mapped(peer, &place, json!({"email": "email"}))?;
+        let largest = most.to_string();
+        let mut batch = vec![user("7", 5, "ann"), user(&largest, 5, "ben")];
+        let fitting = batch.len();
+        batch.extend(
+            most.checked_add(1)
+                .map(|more| user(&more.to_string(), 5, "cat")),
+        );
+        batch.push(user("18446744073709551616", 5, "dan"));
+        batch.push(user("007", 5, "eve"));
+        let outcomes = target.deliver(&batch).await;
+        for outcome in &outcomes[..fitting] {
+            is_delivered(outcome).with_context(|| format!("{kind}: {outcomes:?}"))?;
+        }
+        for outcome in &outcomes[fitting..] {
+            let Outcome::Permanent(failure) = outcome else {
+                anyhow::bail!("{kind}: {outcome:?}");
+            };
+            let most = format!("none from 0 to {most}");
+            ensure!(failure.reason.contains(&most), "{failure:?}");
+        }
+        let standings = target.compare(&batch).await.context("it isn't read")?;
+        ensure!(
+            standings[..fitting] == [Standing::Same, Standing::Same],
+            "{kind}: {standings:?}"
+        );
+        let differing = differing(&*target, &batch[..fitting]).await?;
+        ensure!(differing.is_empty(), "{kind}: {differing:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_uuid_column_takes_the_spelling_that_the_server_shows_and_no_other() -> Result<()> {
+    let (mysql, postgres) = (MySql::start().await?, Postgres::start().await?);
+    let table = format!("CREATE TABLE uuids (id uuid PRIMARY KEY, email text, {SYNC})");
+    mysql.run(&table).await?;
+    postgres.run(&table).await?;
+    let id = "0198c0de-6b7c-7d00-8000-00000000abcd";
+    let others = [
+        id.to_ascii_uppercase(),
+        id.replace('-', ""),
+        format!("{{{id}}}"),
+        "0198c0de6b7c-7d00-8000-00000000-abcd".to_owned(),
+        "42".to_owned(),
+    ];
+    for peer in [&mysql as &dyn Peer, &postgres] {
+        let target = mapped(peer, "uuids", json!({"email": "email"}))?;
+        let mut batch = vec![user(id, 5, "ann")];
+        batch.extend(others.iter().map(|id| user(id, 9, "mallory")));
+        let outcomes = target.deliver(&batch).await;
+        is_delivered(&outcomes[0])?;
+        for outcome in &outcomes[1..] {
+            let Outcome::Permanent(failure) = outcome else {
+                anyhow::bail!("{outcome:?}");
+            };
+            ensure!(failure.reason.contains("holds UUIDs"), "{failure:?}");
+        }
+        // Nor does a deletion of the other spelling touch this one.
+        let gone = one(&*target, deleted(&others[0], 9)).await;
+        ensure!(matches!(gone, Outcome::Permanent(_)), "{gone:?}");
+        let standings = target.compare(&batch[..1]).await.context("it isn't read")?;
+        ensure!(standings == [Standing::Same], "{standings:?}");
+        let older = one(&*target, user(id, 4, "ann")).await;
+        ensure!(older == Outcome::AlreadyNewer, "{older:?}");
+        let differing = differing(&*target, &batch).await?;
+        ensure!(differing.is_empty(), "{differing:?}");
     }
     Ok(())
 }

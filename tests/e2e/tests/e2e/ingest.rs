@@ -311,7 +311,7 @@ async fn what_can_not_be_shown_is_a_problem_document() {
     let intake = Intake::start().await;
     let answer = intake.get("/v1/users/42").await;
     answer.is_problem(404, "", "a user nobody has heard of");
-    let answer = intake.get("/v1/users/a.b").await;
+    let answer = intake.get("/v1/users/a%20b").await;
     answer.is_problem(400, "", "no user id");
     let answer = intake.get("/v2/users").await;
     answer.is_problem(404, "", "no such path");

@@ -12,6 +12,7 @@ mod delivery;
 mod history;
 mod http_target;
 mod identity;
+mod ids;
 mod independent_client;
 mod ingest;
 mod intake;

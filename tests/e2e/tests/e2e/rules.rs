@@ -191,7 +191,7 @@ async fn redis_keeps_the_document_of_a_disabled_user() -> Result<()> {
         .await?;
     assert!(ttl > 86_000, "{ttl}");
     assert_eq!(redis.get("user:2").await?, None);
-    let remembered = redis.get("user:2:deleted").await?;
+    let remembered = redis.get("user: deleted:{user:2}:2").await?;
     assert_eq!(remembered, Some(bus.state(2).await?["version"].to_string()));
 
     bus.publish("user.created", user(1, json!({"status": "active"})))

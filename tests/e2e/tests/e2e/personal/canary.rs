@@ -41,7 +41,7 @@ fn invalid() -> Vec<Vec<u8>> {
         user(90, json!({"email": long})),
         user(90, json!({"email": {"canary": 1}})),
         user(90, json!({"username": ["canary"]})),
-        user(90, json!({"user_id": "canary@example.com"})),
+        user(90, json!({"user_id": "canary example"})),
         user(90, json!({"user_id": {"canary": 1}})),
         user(90, json!({"type": "canary"})),
         user(90, json!({"id": "canary with space"})),
@@ -277,22 +277,22 @@ async fn what_is_planted_in_users_is_nowhere_but_where_it_belongs() -> Result<()
         (
             Method::POST,
             "/v1/targets/ruled/preview",
-            json!({"user_id": "canary@example.com"}),
+            json!({"user_id": "canary example"}),
         ),
         (
             Method::POST,
             "/v1/repairs",
-            json!({"target": "ruled", "user_id": "canary@example.com"}),
+            json!({"target": "ruled", "user_id": "canary example"}),
         ),
         (
             Method::POST,
             "/v1/repairs",
-            json!({"target": "ruled", "user_ids": "canary@example.com"}),
+            json!({"target": "ruled", "user_ids": "canary example"}),
         ),
-        (Method::GET, "/v1/users/canary@example.com", Value::Null),
+        (Method::GET, "/v1/users/canary%20example", Value::Null),
         (
             Method::DELETE,
-            "/v1/users/canary@example.com/data",
+            "/v1/users/canary%20example/data",
             Value::Null,
         ),
     ] {

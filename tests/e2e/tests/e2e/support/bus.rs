@@ -89,7 +89,7 @@ impl Bus {
 
     /// Asks for one user's newest state to be delivered to `target`.
     pub(crate) async fn repair(&self, target: &str, user: impl Into<UserId>) -> Result<()> {
-        let subject = format!("user.repair.{target}.{}", user.into());
+        let subject = format!("user.repair.{target}.{}", user.into().token());
         self.jetstream.publish(subject, "".into()).await?.await?;
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Bus {
 
     /// A user's newest state, null for a user nobody has heard of.
     pub(crate) async fn state(&self, user: impl Into<UserId>) -> Result<Value> {
-        let subject = format!("user.state.{}", user.into());
+        let subject = format!("user.state.{}", user.into().token());
         let stored = self.last(USER_STATE, &subject).await?;
         Ok(stored.map_or(Value::Null, |(_, body)| body))
     }
@@ -151,7 +151,7 @@ impl Bus {
         target: &str,
         user: impl Into<UserId>,
     ) -> Result<Option<DeadLetter>> {
-        let subject = format!("user.dead.{target}.{}", user.into());
+        let subject = format!("user.dead.{target}.{}", user.into().token());
         let stored = self.last(USER_DEAD, &subject).await?;
         Ok(stored.map(|(headers, body)| DeadLetter { headers, body }))
     }
