@@ -6,8 +6,11 @@ use axum::{
     http::{StatusCode, request::Parts},
 };
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use usersync_core::{
     check::Checked,
+    event::check_integers,
+    number::Beyond,
     target::{InvalidTargetName, TargetName},
     user_id::UserId,
 };
@@ -46,14 +49,19 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
         [] => b"{}",
         body => body,
     };
-    serde_json::from_slice(body).map_err(|error| {
+    let misfit = |error: serde_json::Error| {
         let status = match error.is_data() {
             true => StatusCode::UNPROCESSABLE_ENTITY,
             false => StatusCode::BAD_REQUEST,
         };
         let error = without_values(&error.to_string());
         Problem::new(status, format!("the body doesn't fit: {error}"))
-    })
+    };
+    let request = serde_json::from_slice(body).map_err(misfit)?;
+    // A user that is tried out has the numbers an event may have.
+    let all: Value = serde_json::from_slice(body).map_err(misfit)?;
+    check_integers(body, &all, Beyond::All)?;
+    Ok(request)
 }
 
 /// An error of serde without the value that it quotes, which may be a user's.
@@ -123,6 +131,14 @@ pub(super) fn parse_user(id: &str) -> Result<UserId, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_integer_that_would_be_rounded_is_refused() {
+        let body = br#"{"user": {"user_id": 1, "data": {"n": 18446744073709551616}}}"#;
+        let refused = parse::<Value>(body).unwrap_err();
+        assert_eq!(refused.status, 422);
+        assert_eq!(refused.pointer.as_deref(), Some("/user/data/n"));
+    }
 
     #[test]
     fn what_is_wrong_is_said_without_the_value() {

@@ -99,10 +99,11 @@ impl RedisTarget {
                 Action::Delete => Entry::delete(delivery),
                 Action::Disable => Entry::disable(delivery, held.next().flatten())?,
             };
-            let heir = key::formerly_remembered(user_id).map(|user| key::tombstone(&user));
-            call.arg(entry.version)
-                .arg(entry.body)
-                .arg(heir.unwrap_or_default());
+            let mut version = entry.version;
+            if let Some(user) = key::formerly_remembered(user_id) {
+                version += &format!(" {}", key::tombstone(&user));
+            }
+            call.arg(version).arg(entry.body);
         }
         call.invoke_async(&mut self.connection().await?).await
     }

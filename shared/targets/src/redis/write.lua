@@ -1,8 +1,9 @@
 -- Writes a batch of users, each only if nothing newer is stored.
 --
 -- KEYS: the document and the tombstone of each user, in turn.
--- ARGV: seconds to keep, then version, document and heir of each user, in turn; '' deletes. A version
--- given as N:HELD counts only as long as the document is at version HELD (0: there is none).
+-- ARGV: seconds to keep, then version and document of each user, in turn; '' deletes. A version
+-- given as N:HELD counts only as long as the document is at version HELD (0: there is none); what
+-- follows a space is the heir.
 -- Answers per user: 0 written, the newer version found, or the error's text.
 --
 -- A document starts with {"version":N, so that a look at its head tells the version.
@@ -11,17 +12,17 @@
 -- id ends in :deleted has such a key too: a tombstone is a number, a document isn't. Where such a user is written, the
 -- tombstone that is there moves to the heir: the key of today. (A cluster never had them, so they need be no KEYS.)
 local seconds = ARGV[1]
-local tombstones, formers = {}, {}
-for i = 2, #KEYS, 2 do
-  tombstones[i / 2] = KEYS[i]
-  formers[i / 2] = KEYS[i - 1] .. ':deleted'
+local users = #KEYS / 2
+local places = {}
+for user = 1, users do
+  places[user] = KEYS[2 * user]
+  places[users + user] = KEYS[2 * user - 1] .. ':deleted'
 end
-local buried = redis.call('MGET', unpack(tombstones))
-local former = redis.pcall('MGET', unpack(formers))
-if former.err then former = {} end
+local buried = redis.pcall('MGET', unpack(places))
+if buried.err then buried = redis.call('MGET', unpack(places, 1, users)) end
 
 local function version_of(tombstone)
-  return tonumber(string.match(tombstone or '', '^%d+$') or 0)
+  return tombstone and tonumber(string.match(tombstone, '^%d+$')) or 0
 end
 
 local function bequeath(document, heir)
@@ -33,13 +34,12 @@ local function bequeath(document, heir)
 end
 
 local answers = {}
-for i = 1, #KEYS, 2 do
-  local document, tombstone = KEYS[i], KEYS[i + 1]
-  local user = (i + 1) / 2
-  local number, body, heir = ARGV[3 * user - 1], ARGV[3 * user], ARGV[3 * user + 1]
-  local version, expected = tonumber(number), nil
+for user = 1, users do
+  local document, tombstone = KEYS[2 * user - 1], KEYS[2 * user]
+  local number, body = ARGV[2 * user], ARGV[2 * user + 1]
+  local version, expected, heir = tonumber(number), nil, ''
   if not version then
-    number, expected = string.match(number, '^(%d+):(%d+)$')
+    number, expected, heir = string.match(number, '^(%d+):?(%d*) ?(.*)$')
     version, expected = tonumber(number), tonumber(expected)
   end
   local head = redis.pcall('GETRANGE', document, 0, 31)
@@ -48,8 +48,8 @@ for i = 1, #KEYS, 2 do
     answer = head.err
   else
     local held = tonumber(string.match(head, '^{"version":(%d+)') or 0)
-    local once = version_of(former[user])
-    local newest = math.max(held, version_of(buried[user]), once)
+    local former = version_of(buried[users + user])
+    local newest = math.max(held, version_of(buried[user]), former)
     local written
     if newest > version then
       answer = newest
@@ -64,7 +64,7 @@ for i = 1, #KEYS, 2 do
         written = redis.pcall('SET', document, body, 'EX', seconds)
         if buried[user] and not written.err then redis.call('DEL', tombstone) end
       end
-      if once > 0 and not written.err then redis.call('DEL', formers[user]) end
+      if former > 0 and not written.err then redis.call('DEL', places[users + user]) end
     end
     if written then answer = written.err or 0 end
   end

@@ -10,7 +10,7 @@ use usersync_core::{
 };
 use usersync_stack::{Stack, eventually, http};
 
-use crate::support::{Api, Bus, Recorder, SOON, answer, only};
+use crate::support::{Api, Bus, Call, Recorder, SOON, answer, only};
 
 const IDS: [&str; 14] = [
     "auth0|6f1c",
@@ -120,7 +120,11 @@ async fn whatever_an_identity_provider_calls_a_user_every_door_takes_it() -> Res
 async fn told(recorder: &Recorder, path: &str) -> Result<Value> {
     eventually(SOON, async || {
         let calls = recorder.calls();
-        let call = calls.iter().find(|call| call.path == path);
+        let largest = |call: &&Call| {
+            let id = UserId::try_from(&call.body["user_id"]);
+            call.path == path && id == Ok(u64::MAX.into())
+        };
+        let call = calls.iter().find(largest);
         let call = call.with_context(|| format!("no call to {path}"))?;
         Ok(call.body["user_id"].clone())
     })

@@ -323,7 +323,7 @@ async fn who_registers_again_meanwhile_is_somebody_new_and_stays() -> Result<()>
     assert_eq!(recorder.holds(7)["data"]["n"], 399);
 
     let nobody = api
-        .call(Method::DELETE, "/v1/users/a.b/data", &[], None)
+        .call(Method::DELETE, "/v1/users/a%20b/data", &[], None)
         .await?;
     assert_eq!(nobody.status, 400);
     eventually(Duration::from_secs(10), async || {
