@@ -1,4 +1,4 @@
-//! Whether USER_STATE still has every user it had. Asked before a user is taken for new: where the states were deleted,
+//! Whether USER_STATE still has every state it had. Asked before a user is taken for new: where the states were deleted,
 //! purged or restored while a gateway runs, an update would else be stored as all that is known of its user.
 
 use std::{
@@ -12,11 +12,37 @@ use tokio::sync::Mutex;
 use super::mark::Extent;
 
 /// What USER_STATE has at least.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Least {
+    pub users: u64,
+    pub last_seq: u64,
+}
+
+impl Least {
+    pub(super) fn max(self, other: Self) -> Self {
+        Self {
+            users: self.users.max(other.users),
+            last_seq: self.last_seq.max(other.last_seq),
+        }
+    }
+
+    pub(super) fn is_met(&self, info: &Info) -> bool {
+        info.state.messages >= self.users && !self.went_back(info)
+    }
+
+    /// Whether it is an older copy, or begun anew.
+    pub(super) fn went_back(&self, info: &Info) -> bool {
+        info.state.last_sequence < self.last_seq
+    }
+}
+
+/// Looks whether it has.
 pub(super) struct Intact {
     states: Stream<()>,
     created: String,
     /// Users. Only intake and bulk loads add some, and nobody takes any away.
-    least: AtomicU64,
+    users: AtomicU64,
+    last_seq: AtomicU64,
     /// When the last look began, and what it found.
     last: Mutex<Option<(Instant, bool)>>,
 }
@@ -27,14 +53,16 @@ impl Intact {
         Self {
             states,
             created: found.created.clone(),
-            least: AtomicU64::new(found.messages),
+            users: AtomicU64::new(found.messages),
+            last_seq: AtomicU64::new(found.last_seq),
             last: Mutex::default(),
         }
     }
 
-    /// A user more is stored.
-    pub(super) fn one_more(&self) {
-        self.least.fetch_add(1, Ordering::Relaxed);
+    /// A state is stored at `seq`; the first of its user, or another.
+    pub(super) fn stored(&self, seq: u64, first: bool) {
+        self.users.fetch_add(u64::from(first), Ordering::Relaxed);
+        self.last_seq.fetch_max(seq, Ordering::Relaxed);
     }
 
     /// Whether no user was missing at some time after the call. Those who ask at the same time share one look.
@@ -47,18 +75,21 @@ impl Intact {
             return Ok(intact);
         }
         let began = Instant::now();
-        let least = self.least.load(Ordering::Relaxed);
+        let least = self.least();
         let intact = self.is_so(&self.states.get_info().await?, least);
         *last = Some((began, intact));
         Ok(intact)
     }
 
     /// What to compare a look with that begins now.
-    pub(super) fn least(&self) -> u64 {
-        self.least.load(Ordering::Relaxed)
+    pub(super) fn least(&self) -> Least {
+        Least {
+            users: self.users.load(Ordering::Relaxed),
+            last_seq: self.last_seq.load(Ordering::Relaxed),
+        }
     }
 
-    pub(super) fn is_so(&self, info: &Info, least: u64) -> bool {
-        info.created.to_string() == self.created && info.state.messages >= least
+    pub(super) fn is_so(&self, info: &Info, least: Least) -> bool {
+        info.created.to_string() == self.created && least.is_met(info)
     }
 }

@@ -12,7 +12,10 @@ use usersync_core::{
     subjects::{EPOCHS_BUCKET, EPOCHS_KEY},
 };
 
-/// The key in the metadata of USER_EVENTS that names its current epoch.
+use super::intact::Least;
+
+/// The key in the metadata of USER_EVENTS that names its current epoch. In that of USER_STATE it names the one in which
+/// the stream was begun.
 pub(super) const EPOCH: &str = "usersync-epoch";
 /// The format of [`Mark`]; a newer one is refused.
 const FORMAT: u32 = 1;
@@ -101,6 +104,10 @@ impl Newest {
                 stored_us,
             };
         }
+    }
+
+    pub(super) fn seq(&self) -> u64 {
+        self.seq
     }
 
     fn ordinal(&self) -> u64 {
@@ -218,6 +225,14 @@ impl Marks {
 }
 
 impl Mark {
+    /// What USER_STATE has at least.
+    pub(super) fn least(&self) -> Least {
+        Least {
+            users: self.states.messages,
+            last_seq: self.states.last_seq,
+        }
+    }
+
     pub(super) fn new(epochs: Epochs, events: &Info, states: Extent) -> Self {
         Self {
             format: FORMAT,

@@ -167,7 +167,7 @@ impl Intake {
                     if let Lost::States | Lost::Events = lost {
                         desk.known.invalidate_all();
                     }
-                    expected.users = ground.intact.least();
+                    expected.states = ground.intact.least();
                     if let Lost::Outdated(epoch) = &lost {
                         expected.epoch = Some(epoch.clone());
                     }

@@ -35,7 +35,7 @@ use usersync_core::{
 };
 
 use super::{
-    intact::Intact,
+    intact::{Intact, Least},
     mark::{self, Decision, EPOCH, Extent, Found, Incident, Mark, Marks, Newest},
     session::Lost,
 };
@@ -59,8 +59,8 @@ pub(super) struct Survey {
 /// What the session before knew and the mark may not.
 #[derive(Default)]
 pub(super) struct Expected {
-    /// How many users have a state at least.
-    pub users: u64,
+    /// What USER_STATE has at least.
+    pub states: Least,
     /// An epoch that a state is of.
     pub epoch: Option<Epoch>,
 }
@@ -103,7 +103,7 @@ impl Survey {
     pub(super) async fn stand_by(&self, expected: &Expected) -> anyhow::Result<()> {
         let (known, _) = self.marks().await?.read().await?;
         let (states, events) = (self.states_info().await?, self.events_info().await?);
-        let least = known.map(|known| known.states.messages.max(expected.users));
+        let least = known.map(|known| known.least().max(expected.states));
         if let Mending::FromEvents { first, .. } = self.mending(least, &states, &events).await? {
             let consumer = self.events.consumer_info(INTAKE).await?;
             let mut groups = consumer.priority_groups.iter();
@@ -123,7 +123,7 @@ impl Survey {
         let marks = self.marks().await?;
         let (known, revision) = marks.read().await?;
         let least = known.as_ref();
-        let least = least.map(|known| known.states.messages.max(expected.users));
+        let least = least.map(|known| known.least().max(expected.states));
         let states = self.states_info().await?;
         let extent = Extent::of(&states);
         let from = match &known {
@@ -178,8 +178,13 @@ impl Survey {
         }
         let written = marks.write(&mark, revision).await;
         let revision = written.context("another gateway looks at the streams, too")?;
-        if found.named.as_ref() != Some(mark.epochs.current()) {
-            self.name_epoch(&events, mark.epochs.current()).await?;
+        let current = mark.epochs.current();
+        if found.named.as_ref() != Some(current) {
+            self.name_epoch(&events, current).await?;
+        }
+        // Tells a stream that is restored from one that is made anew.
+        if !states.config.metadata.contains_key(EPOCH) {
+            self.name_epoch(&states, current).await?;
         }
         let ground = Ground {
             history: History {
@@ -220,13 +225,13 @@ impl Survey {
         Ok(info)
     }
 
-    /// Whether of at least so many states some are missing, and what is to be done about it.
+    /// Whether states are missing, and what is to be done about it.
     ///
     /// # Errors
     /// When they are gone for good.
     async fn mending(
         &self,
-        least: Option<u64>,
+        least: Option<Least>,
         states: &Info,
         events: &Info,
     ) -> anyhow::Result<Mending> {
@@ -236,26 +241,41 @@ impl Survey {
             // Before there was a mark: whoever has merged events has states.
             None if has == 0 && events.messages > 0 => {
                 let consumer = self.events.consumer_info(INTAKE).await?;
-                u64::from(consumer.ack_floor.stream_sequence > 0 || events.first_sequence > 1)
+                let merged = consumer.ack_floor.stream_sequence > 0 || events.first_sequence > 1;
+                Least {
+                    users: u64::from(merged),
+                    last_seq: 0,
+                }
             }
-            None => 0,
+            None => Least::default(),
         };
-        if has >= least {
+        if least.is_met(states) {
             return Ok(Mending::Nothing);
         }
+        let users = least.users;
         let gone = match has {
             0 => "USER_STATE is empty".to_owned(),
-            _ => format!("USER_STATE has {has} of {least} users"),
+            _ if has < users => format!("USER_STATE has {has} of {users} users"),
+            _ => format!(
+                "USER_STATE is older than before: it ends at {}, not behind {}",
+                states.state.last_sequence, least.last_seq
+            ),
         };
         let first = events.first_sequence.max(1);
-        if first == 1 {
+        // An older copy contains all events up to the newest it knows, but for those that come again anyway.
+        let restored = least.went_back(states) && states.config.metadata.contains_key(EPOCH);
+        let contained = match restored {
+            true => self.newest_since(1).await?.seq(),
+            false => 0,
+        };
+        if first <= contained + 1 {
             let what = format!(
                 "{gone}. The states are made again from every event in USER_EVENTS; users who came by a bulk load come \
                  back by another (`usersync-scheduler load --source NAME`)"
             );
             return Ok(Mending::FromEvents { first, what });
         }
-        if self.accept_empty_state || has * 2 > least {
+        if self.accept_empty_state || has * 2 > users {
             let what = format!(
                 "{gone}, and USER_EVENTS begins at {first}: those who are missing come back by a bulk load only \
                  (`usersync-scheduler load --source NAME`), or from a backup"
@@ -341,12 +361,12 @@ impl Survey {
         Ok(first.max(floor + 1))
     }
 
-    /// Writes the epoch into the metadata of USER_EVENTS, where a backup takes it along.
-    async fn name_epoch(&self, events: &Info, epoch: &Epoch) -> anyhow::Result<()> {
-        let mut config = events.config.clone();
+    /// Writes the epoch into the metadata of a stream, where a backup takes it along.
+    async fn name_epoch(&self, stream: &Info, epoch: &Epoch) -> anyhow::Result<()> {
+        let mut config = stream.config.clone();
         config.metadata.insert(EPOCH.to_owned(), epoch.to_string());
         let updated = self.jetstream.update_stream(&config).await;
-        updated.context("naming the epoch in the metadata of USER_EVENTS")?;
+        updated.with_context(|| format!("naming the epoch in the metadata of {}", config.name))?;
         Ok(())
     }
 }

@@ -237,9 +237,7 @@ async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [A
             }
             match store(desk, user_id, arrivals, payload.clone(), base.seq).await {
                 Ok(seq) => {
-                    if is_new {
-                        ground.intact.one_more();
-                    }
+                    ground.intact.stored(seq, is_new);
                     desk.known.insert(user_id.clone(), Stored { seq, payload });
                 }
                 Err(kind) => {

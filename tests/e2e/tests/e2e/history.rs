@@ -226,6 +226,22 @@ async fn states_gone_for_good_stop_intake_although_some_are_there_again() {
     );
 }
 
+#[tokio::test]
+async fn an_older_copy_of_the_states_is_brought_up_to_date_from_the_events() {
+    let intake = Intake::start().await;
+    history(&intake).await;
+    let backup = Backup::of(&intake.jetstream, USER_STATE).await.unwrap();
+    // The first events are gone since long: what came after the copy is there.
+    let events = intake.stream(USER_EVENTS).await;
+    events.purge().sequence(USERS + 1).await.unwrap();
+    say(&intake, "d").await;
+    intake.all_taken_in().await;
+    intake.jetstream.delete_stream(USER_STATE).await.unwrap();
+    backup.restore(&intake.jetstream).await.unwrap();
+    until_all_say(&intake, "d").await;
+    alerted(&intake, "USER_STATE is older than before").await;
+}
+
 /// Moves a stream to another place: backed up, deleted and restored.
 async fn move_stream(intake: &Intake, name: &str) -> Result<()> {
     let backup = Backup::of(&intake.jetstream, name).await?;
