@@ -20,6 +20,7 @@ pub mod lanes;
 pub mod load;
 pub mod member;
 pub mod nats;
+pub mod nats_service;
 pub mod network;
 pub mod pull;
 mod refusals;

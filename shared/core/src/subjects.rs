@@ -165,6 +165,21 @@ pub fn worker_task(target: &TargetName) -> String {
     format!("usersync.worker.task.{target}")
 }
 
+/// True for a subject that answers may go to: an inbox, or what the server makes of one whose owner is in another
+/// account (`_R_.…`) or cluster (`_GR_.<cluster>.<server>.…`). No client may name those two itself; a test holds the server to it.
+pub fn is_inbox(reply: &str) -> bool {
+    let reply = match reply.strip_prefix("_GR_.") {
+        Some(routed) => routed.splitn(3, '.').nth(2).unwrap_or_default(),
+        None => reply,
+    };
+    let Some((first, rest)) = reply.split_once('.') else {
+        return false;
+    };
+    let mut tokens = rest.split('.');
+    (first.starts_with("_INBOX") || first == "_R_")
+        && tokens.all(|token| !token.is_empty() && !token.contains(['*', '>', ' ']))
+}
+
 /// The key of one worker's breaker in [`BREAKERS_BUCKET`].
 pub fn breaker(target: &TargetName, worker: &str) -> String {
     format!("{target}.{worker}")
@@ -263,6 +278,37 @@ pub mod header {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answers_go_to_inboxes_only() {
+        for inbox in [
+            "_INBOX.a",
+            "_INBOX_worker.a.b",
+            "_R_.a.b",
+            "_GR_.abcdef.abcdefgh._INBOX.a",
+        ] {
+            assert!(is_inbox(inbox), "{inbox}");
+        }
+        for other in [
+            "",
+            "_INBOX",
+            "_INBOX.",
+            "_INBOX..a",
+            "_INBOX.*",
+            "_INBOX.>",
+            "_R_",
+            "user.state.42",
+            "user.created",
+            "$JS.API.STREAM.PURGE.USER_DEAD",
+            "$JS.ACK.USER_STATE.audit.1.1.1.1.0",
+            "$KV.user_targets.audit",
+            "usersync.users.erase",
+            "a._INBOX.b",
+            "_GR_.abcdef.abcdefgh.user.created",
+        ] {
+            assert!(!is_inbox(other), "{other}");
+        }
+    }
 
     #[test]
     fn subjects_parse_back_to_what_built_them() {

@@ -3,6 +3,7 @@
 mod changed;
 mod logins;
 mod peer;
+mod replies;
 mod store;
 mod tls;
 
