@@ -99,6 +99,12 @@ pub(crate) async fn run(
         .timeout(nats::REQUEST_TIMEOUT)
         .ack_timeout(nats::REQUEST_TIMEOUT);
     let jetstream = context.build(client.clone());
+    if let Some(connected) = shutdown
+        .run_until_cancelled(nats::until_connected(&client))
+        .await
+    {
+        connected?;
+    }
     if let Some(scheduler) = shutdown
         .run_until_cancelled(open(jetstream.clone(), sources, common, health))
         .await

@@ -77,6 +77,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         .timeout(nats::REQUEST_TIMEOUT)
         .ack_timeout(nats::REQUEST_TIMEOUT);
     let jetstream = context.build(client.clone());
+    if let Some(connected) = shutdown
+        .run_until_cancelled(nats::until_connected(&client))
+        .await
+    {
+        connected?;
+    }
 
     // The last, random part is enough to tell workers apart.
     let id = uuid::Uuid::now_v7().simple().to_string();

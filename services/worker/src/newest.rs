@@ -5,7 +5,7 @@ use async_nats::{
     jetstream::{Message, stream::DirectGetErrorKind},
 };
 use futures_util::future::join_all;
-use usersync_core::{json, state::State, subjects, trace::TraceContext};
+use usersync_core::{state::State, stored_state, subjects, trace::TraceContext, user_id::UserId};
 use usersync_targets::{Failure, Outcome};
 
 use crate::{route::Route, task::Item};
@@ -26,7 +26,11 @@ pub(crate) async fn of(route: &Route, items: &[Item]) -> Vec<Newest> {
     let mut asked = Vec::new();
     for (index, item) in items.iter().enumerate() {
         match newest_message(route, item) {
-            Some(message) => newest.push(parse(&message.payload, message.headers.as_ref())),
+            Some(message) => newest.push(parse(
+                &item.user_id,
+                &message.payload,
+                message.headers.as_ref(),
+            )),
             None => {
                 newest.push(Newest::Nothing);
                 asked.push(async move { (index, ask(route, item).await) });
@@ -56,12 +60,16 @@ async fn ask(route: &Route, item: &Item) -> Newest {
             let held = item.newest();
             if let Some(held) = held.filter(|held| held.stream_seq > message.sequence) {
                 // A replica that lags knows less than we do.
-                return parse(&held.message.payload, held.message.headers.as_ref());
+                return parse(
+                    &item.user_id,
+                    &held.message.payload,
+                    held.message.headers.as_ref(),
+                );
             }
             if item.only_live() && held.is_some_and(|held| message.sequence > held.stream_seq) {
                 return Newest::Nothing;
             }
-            match parse(&message.payload, Some(&message.headers)) {
+            match parse(&item.user_id, &message.payload, Some(&message.headers)) {
                 Newest::State(state, _) if item.only_recheck() >= Some(state.version) => {
                     Newest::Nothing
                 }
@@ -83,15 +91,14 @@ async fn ask(route: &Route, item: &Item) -> Newest {
     }
 }
 
-fn parse(payload: &[u8], headers: Option<&HeaderMap>) -> Newest {
-    match json::read(payload) {
+fn parse(user_id: &UserId, payload: &[u8], headers: Option<&HeaderMap>) -> Newest {
+    match stored_state::read(user_id, payload) {
         Ok(state) => {
             let header = |name: &str| Some(headers?.get(name)?.as_str());
             Newest::State(Box::new(state), TraceContext::read(header))
         }
         Err(error) => {
-            let place = format!("line {} column {}", error.line(), error.column());
-            let reason = format!("what USER_STATE holds is no state: {place}");
+            let reason = format!("what USER_STATE holds is no state: {error}");
             Newest::Failed(Outcome::Permanent(Failure::new(reason)))
         }
     }

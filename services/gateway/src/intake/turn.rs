@@ -17,9 +17,8 @@ use metrics::{Counter, Histogram};
 use moka::sync::Cache;
 use usersync_core::{
     event::{Event, InvalidEvent},
-    json,
     state::{self, Applied, Position, State},
-    subjects,
+    stored_state, subjects,
     trace::TraceContext,
     user_id::UserId,
 };
@@ -138,11 +137,11 @@ async fn merge(desk: &Desk, user_id: &UserId, arrivals: &mut [Arrival]) -> Optio
         };
         let mut state: Option<State> = match base.payload.is_empty() {
             true => None,
-            false => match json::read(&base.payload) {
+            false => match stored_state::read(user_id, &base.payload) {
                 Ok(state) => Some(state),
                 Err(error) => {
                     // Only a foreign writer can have stored it; a user.created puts it right.
-                    tracing::error!(user.id = %user_id, line = error.line(), "USER_STATE holds something that is no state; starting anew");
+                    tracing::error!(user.id = %user_id, %error, "USER_STATE holds something that is no state; starting anew");
                     None
                 }
             },

@@ -18,10 +18,9 @@ use usersync_core::{
     check::{Check, Class},
     event::EventType,
     fields::Members,
-    json,
     nats::REQUEST_TIMEOUT,
     state::State,
-    subjects,
+    stored_state, subjects,
     target::TargetConfig,
     user_id::UserId,
 };
@@ -216,7 +215,7 @@ pub(crate) async fn newest(states: &Stream, user: &UserId) -> anyhow::Result<(u6
     let found = timeout(REQUEST_TIMEOUT, found).await;
     match found.context("asking for a state took too long")? {
         Ok(message) => {
-            let state = json::read(&message.payload).ok();
+            let state = stored_state::read(user, &message.payload).ok();
             Ok((message.sequence, state))
         }
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok((0, None)),

@@ -19,6 +19,7 @@ mod merging;
 mod model;
 mod monitoring;
 mod notify;
+mod old_server;
 mod outbox;
 mod permissions;
 mod personal;
