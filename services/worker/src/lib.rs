@@ -77,12 +77,6 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         .timeout(nats::REQUEST_TIMEOUT)
         .ack_timeout(nats::REQUEST_TIMEOUT);
     let jetstream = context.build(client.clone());
-    if let Some(connected) = shutdown
-        .run_until_cancelled(nats::until_connected(&client))
-        .await
-    {
-        connected?;
-    }
 
     // The last, random part is enough to tell workers apart.
     let id = uuid::Uuid::now_v7().simple().to_string();
@@ -106,7 +100,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         egress: settings.common.egress,
         traces: traces.clone(),
     };
-    fleet.run(shutdown).await;
+    tokio::select! {
+        error = nats::until_too_old(&client) => return Err(error),
+        () = fleet.run(shutdown) => {}
+    }
     posting.await.context("the board panicked")?;
     if let Err(error) = answering.await.context("the desk panicked")? {
         tracing::warn!(

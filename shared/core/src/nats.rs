@@ -18,7 +18,7 @@ use secrecy::ExposeSecret;
 
 use self::failures::Failures;
 pub use self::{
-    servers::{OLDEST_SERVER, Server, servers, until_connected},
+    servers::{OLDEST_SERVER, Server, servers, until_connected, until_too_old},
     tls::Tls,
 };
 use crate::{admin::Health, refusals::Refusals, secret::SecretRef, settings::Reader};

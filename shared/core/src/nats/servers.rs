@@ -62,6 +62,14 @@ pub async fn until_connected(client: &Client) -> anyhow::Result<()> {
     supported(client)
 }
 
+/// Waits for a server that is too old, and says so; for ever where there is none.
+pub async fn until_too_old(client: &Client) -> anyhow::Error {
+    match until_connected(client).await {
+        Err(error) => error,
+        Ok(()) => std::future::pending().await,
+    }
+}
+
 /// Looks at the version of the server that `client` is connected to.
 ///
 /// # Errors
