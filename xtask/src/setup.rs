@@ -252,7 +252,7 @@ impl Tool {
         let bin = bin.display();
         match self {
             Self::Nats => format!(
-                "by hand: put nats-server 2.14 or newer on PATH or into {bin}, from \
+                "by hand: put nats-server 2.14.4 or newer on PATH or into {bin}, from \
                  https://github.com/nats-io/nats-server/releases"
             ),
             Self::Redis => apt::REDIS.by_hand(),

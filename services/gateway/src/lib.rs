@@ -168,6 +168,7 @@ async fn make_streams(
     health: &Health,
 ) -> anyhow::Result<()> {
     let jetstream = &control.jetstream;
+    nats::until_connected(&jetstream.client()).await?;
     let mut said = false;
     while let Err(error) = jetstream.query_account().await {
         if !said {
@@ -177,6 +178,7 @@ async fn make_streams(
         health.down("streams", format!("waiting for JetStream: {error}"));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    streams::refuse_empty_start(jetstream).await?;
     streams::ensure(jetstream, settings.streams).await?;
     streams::ensure_consumers(jetstream).await?;
     notify::begin(jetstream, &settings.notify).await?;
@@ -193,6 +195,7 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     upkeep::Files::read(settings.common.targets.clone())?;
     let jetstream = nats::check(&settings.common.nats, "usersync-gateway").await?;
     tracing::info!("NATS with JetStream answers");
+    streams::refuse_empty_start(&jetstream).await?;
     for step in streams::plan(&jetstream, settings.streams).await? {
         let doing = match step {
             streams::Step::Create(_) => "would be created",

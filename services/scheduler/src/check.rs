@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     check::{Checked, Class, Report, Request, Stage},
-    state::State,
+    stored_state,
     subjects::GATEWAY_TARGET,
     target::TargetName,
     user_id::UserId,
@@ -263,8 +263,7 @@ impl Check<'_> {
             let page = states.next().await?;
             let ended = page.is_none();
             // What can't be read is refused by workers too, and dead-lettered there.
-            let read = |message: &Message| State::read(&message.payload).ok();
-            let read = page.iter().flatten().filter_map(read);
+            let read = page.iter().flatten().filter_map(stored_state::of_message);
             let read = read.map(|state| state.user_id);
             users.extend(read.filter(|user| self.request.covers(user)));
             if !ended && users.len() < CHUNK {
@@ -393,8 +392,8 @@ impl Check<'_> {
 }
 
 /// The user of `state`, and what a target answers when it holds of them what it is meant to; `None` when that is nothing.
-fn expected(rule: &Rule, holdings: &dyn Holdings, state: &[u8]) -> Option<(String, RowHash)> {
-    let state = State::read(state).ok()?;
+fn expected(rule: &Rule, holdings: &dyn Holdings, state: &Message) -> Option<(String, RowHash)> {
+    let state = stored_state::of_message(state)?;
     let id = state.user_id.to_string();
     let hash = match rule.apply(state) {
         Verdict::Send(delivery) => holdings.expected(&delivery),

@@ -99,10 +99,16 @@ pub(crate) async fn run(
         .timeout(nats::REQUEST_TIMEOUT)
         .ack_timeout(nats::REQUEST_TIMEOUT);
     let jetstream = context.build(client.clone());
-    if let Some(scheduler) = shutdown
-        .run_until_cancelled(open(jetstream.clone(), sources, common, health))
-        .await
-    {
+    let opened = async {
+        tokio::select! {
+            error = nats::until_too_old(&client) => Err(error),
+            scheduler = open(jetstream.clone(), sources, common, health) => {
+                nats::until_connected(&client).await.map(|()| scheduler)
+            }
+        }
+    };
+    if let Some(scheduler) = shutdown.run_until_cancelled(opened).await {
+        let scheduler = scheduler?;
         let states = states_check(&scheduler.sources).cloned();
         let entries = scheduler.registry.clone().follow(shutdown.clone());
         tokio::join!(

@@ -16,7 +16,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
-use usersync_core::{nats::REQUEST_TIMEOUT, registry::BREAKER_AGE, subjects, target::TargetName};
+use usersync_core::{
+    follow::{self, Change},
+    nats::REQUEST_TIMEOUT,
+    registry::BREAKER_AGE,
+    subjects,
+    target::TargetName,
+};
 
 use crate::breaker::State;
 
@@ -134,7 +140,7 @@ impl Board {
         posted: &mut HashMap<TargetName, Notice>,
     ) -> anyhow::Result<()> {
         let bucket = jetstream.get_key_value(subjects::BREAKERS_BUCKET).await?;
-        let mut watch = bucket.watch_all().await?;
+        let mut watch = follow::bucket(jetstream, &bucket, None).await?;
         let mut renew = tokio::time::interval(BREAKER_AGE / 4);
         loop {
             self.post(&bucket, posted).await?;
@@ -177,7 +183,7 @@ impl Board {
     }
 
     /// Looks whether a change of the bucket resets something here.
-    fn read(&self, change: &kv::Entry, posted: &mut HashMap<TargetName, Notice>) {
+    fn read(&self, change: &Change, posted: &mut HashMap<TargetName, Notice>) {
         let (target, worker) = match change.key.split_once('.') {
             Some((target, worker)) => (target, Some(worker)),
             None => (&*change.key, None),
@@ -185,11 +191,15 @@ impl Board {
         let Ok(target) = target.parse::<TargetName>() else {
             return;
         };
-        let put = change.operation == kv::Operation::Put;
         let reset = match worker {
-            None => put && change.value.trim_ascii() == RESET,
+            None => change
+                .value
+                .as_deref()
+                .is_some_and(|value| value.trim_ascii() == RESET),
             Some(worker) => {
-                let ours = !put && worker == self.0.worker && posted.contains_key(&target);
+                let ours = change.value.is_none()
+                    && worker == self.0.worker
+                    && posted.contains_key(&target);
                 if ours {
                     // It isn't there any more: if nothing comes of the reset it is posted again.
                     posted.remove(&target);

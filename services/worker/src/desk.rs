@@ -1,15 +1,17 @@
 //! Answers about this worker: the NATS service `usersync-worker`, every worker for itself.
 
-use anyhow::anyhow;
-use async_nats::{
-    Client,
-    service::{Request, ServiceExt},
-};
+use std::collections::HashMap;
+
+use async_nats::Client;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use usersync_core::{target::TargetName, user_id::UserId};
+use usersync_core::{
+    nats_service::{About, NatsService, Request},
+    target::TargetName,
+    user_id::UserId,
+};
 
 use crate::fleet::Routes;
 
@@ -23,21 +25,20 @@ pub(crate) async fn run(
     routes: Routes,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let refused = |error: async_nats::Error| anyhow!("starting the service: {error}");
-    let service = client
-        .service_builder()
-        .description("Delivers the newest state of every user to its targets")
+    let about = About {
+        name: "usersync-worker",
+        version: env!("CARGO_PKG_VERSION"),
+        description: "Delivers the newest state of every user to its targets",
         // Everybody answers, not one of them.
-        .queue_group(&worker)
-        .start("usersync-worker", env!("CARGO_PKG_VERSION"))
-        .await
-        .map_err(refused)?;
-    let endpoint = |name: &'static str| {
-        let builder = service.endpoint_builder().name(name);
-        builder.add(format!("usersync.worker.{name}.*"))
+        queue_group: &worker,
     };
-    let mut status = endpoint("status").await.map_err(refused)?;
-    let mut task = endpoint("task").await.map_err(refused)?;
+    let service = NatsService::start(client, about).await?;
+    let endpoint = |name: &'static str| {
+        let subject = format!("usersync.worker.{name}.*");
+        service.endpoint(name, subject, HashMap::new())
+    };
+    let mut status = endpoint("status").await?;
+    let mut task = endpoint("task").await?;
     loop {
         let (request, answer): (Request, Option<Value>) = tokio::select! {
             () = shutdown.cancelled() => break,
@@ -53,11 +54,10 @@ pub(crate) async fn run(
         };
         if let Some(mut answer) = answer {
             answer["worker"] = json!(worker);
-            // Whoever asked may be gone.
-            let _ = request.respond(Ok(answer.to_string().into())).await;
+            request.respond(Ok(answer.to_string().into())).await;
         }
     }
-    service.stop().await.map_err(refused)
+    Ok(())
 }
 
 fn target_of(request: &Request) -> Option<TargetName> {

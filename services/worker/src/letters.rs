@@ -8,14 +8,11 @@ use std::{
 
 use anyhow::Context as _;
 use async_nats::jetstream::{
-    self,
-    consumer::{DeliverPolicy, push},
-    context::PublishErrorKind,
-    stream::DirectGetErrorKind,
+    self, consumer::DeliverPolicy, context::PublishErrorKind, stream::DirectGetErrorKind,
 };
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
-use usersync_core::{dead_letter, subjects, target::TargetName, user_id::UserId};
+use usersync_core::{dead_letter, follow, subjects, target::TargetName, user_id::UserId};
 
 /// How long to wait before following again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -65,20 +62,12 @@ impl Letters {
     }
 
     async fn read(&self) -> anyhow::Result<()> {
-        let stream = self.jetstream.get_stream_no_info(subjects::USER_DEAD);
-        let inbox = self.jetstream.client().new_inbox();
-        let config = push::OrderedConfig {
-            // Named, because only then the filter is part of the request, where permissions see it.
-            name: inbox.rsplit('.').next().map(str::to_owned),
-            deliver_subject: inbox,
-            filter_subject: subjects::dead_letters_of(&self.target),
-            deliver_policy: DeliverPolicy::LastPerSubject,
-            headers_only: true,
-            ..push::OrderedConfig::default()
-        };
-        let consumer = stream.await?.create_consumer(config).await?;
-        let mut complete = consumer.cached_info().num_pending == 0;
-        let mut letters = consumer.messages().await?;
+        let filter = subjects::dead_letters_of(&self.target);
+        let newest = DeliverPolicy::LastPerSubject;
+        let followed =
+            follow::messages(&self.jetstream, subjects::USER_DEAD, &filter, newest, true).await?;
+        let mut complete = followed.pending == 0;
+        let mut letters = followed.messages;
         // What was cleared meanwhile must not stay, and what is there not be missing for a moment.
         let mut fresh = HashMap::new();
         let mut taken = false;

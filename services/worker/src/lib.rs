@@ -100,7 +100,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         egress: settings.common.egress,
         traces: traces.clone(),
     };
-    fleet.run(shutdown).await;
+    tokio::select! {
+        error = nats::until_too_old(&client) => return Err(error),
+        () = fleet.run(shutdown) => {}
+    }
     posting.await.context("the board panicked")?;
     if let Err(error) = answering.await.context("the desk panicked")? {
         tracing::warn!(

@@ -7,8 +7,9 @@ use async_nats::{
 use futures_util::future::join_all;
 use usersync_core::{
     state::{State, Unreadable},
-    subjects,
+    stored_state, subjects,
     trace::TraceContext,
+    user_id::UserId,
 };
 use usersync_targets::{Failure, Outcome};
 
@@ -30,7 +31,11 @@ pub(crate) async fn of(route: &Route, items: &[Item]) -> Vec<Newest> {
     let mut asked = Vec::new();
     for (index, item) in items.iter().enumerate() {
         match newest_message(route, item) {
-            Some(message) => newest.push(parse(&message.payload, message.headers.as_ref())),
+            Some(message) => newest.push(parse(
+                &item.user_id,
+                &message.payload,
+                message.headers.as_ref(),
+            )),
             None => {
                 newest.push(Newest::Nothing);
                 asked.push(async move { (index, ask(route, item).await) });
@@ -60,12 +65,16 @@ async fn ask(route: &Route, item: &Item) -> Newest {
             let held = item.newest();
             if let Some(held) = held.filter(|held| held.stream_seq > message.sequence) {
                 // A replica that lags knows less than we do.
-                return parse(&held.message.payload, held.message.headers.as_ref());
+                return parse(
+                    &item.user_id,
+                    &held.message.payload,
+                    held.message.headers.as_ref(),
+                );
             }
             if item.only_live() && held.is_some_and(|held| message.sequence > held.stream_seq) {
                 return Newest::Nothing;
             }
-            match parse(&message.payload, Some(&message.headers)) {
+            match parse(&item.user_id, &message.payload, Some(&message.headers)) {
                 Newest::State(state, _) if item.only_recheck() >= Some(state.version) => {
                     Newest::Nothing
                 }
@@ -87,8 +96,8 @@ async fn ask(route: &Route, item: &Item) -> Newest {
     }
 }
 
-fn parse(payload: &[u8], headers: Option<&HeaderMap>) -> Newest {
-    match State::read(payload) {
+fn parse(user_id: &UserId, payload: &[u8], headers: Option<&HeaderMap>) -> Newest {
+    match stored_state::read(user_id, payload) {
         Ok(state) => {
             let header = |name: &str| Some(headers?.get(name)?.as_str());
             Newest::State(Box::new(state), TraceContext::read(header))
@@ -98,8 +107,8 @@ fn parse(payload: &[u8], headers: Option<&HeaderMap>) -> Newest {
             let reason = format!("can't read a state: {newer}");
             Newest::Failed(Outcome::Fault(Failure::new(reason)))
         }
-        Err(broken @ Unreadable::NoState(_)) => {
-            let reason = format!("can't read what USER_STATE holds: {broken}");
+        Err(broken @ (Unreadable::NoState(_) | Unreadable::OfAnother)) => {
+            let reason = format!("what USER_STATE holds is no state: {broken}");
             Newest::Failed(Outcome::Permanent(Failure::new(reason)))
         }
     }

@@ -1,9 +1,14 @@
 //! Connecting to NATS: one way for every binary, with its state visible in health and logs.
 
 mod failures;
+mod servers;
 mod tls;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use async_nats::{
@@ -12,11 +17,17 @@ use async_nats::{
 use secrecy::ExposeSecret;
 
 use self::failures::Failures;
-pub use self::tls::Tls;
+pub use self::{
+    servers::{OLDEST_SERVER, Server, servers, until_connected, until_too_old},
+    tls::Tls,
+};
 use crate::{admin::Health, refusals::Refusals, secret::SecretRef, settings::Reader};
 
 /// How long one request to the server may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What `nats.inbox_prefix` may be: our services answer to nothing else.
+const INBOX_PREFIX: &str = "one token that begins with _INBOX, such as _INBOX_worker";
 
 /// The `nats` section of the settings.
 #[derive(Clone, Debug)]
@@ -49,7 +60,7 @@ impl Settings {
             user: reader.optional("nats.user", "a user name"),
             password: reader.optional("nats.password", reference),
             nkey: reader.optional("nats.nkey", reference),
-            inbox_prefix: reader.optional("nats.inbox_prefix", "one token such as _INBOX_worker"),
+            inbox_prefix: reader.optional("nats.inbox_prefix", INBOX_PREFIX),
             credentials: reader.optional("nats.credentials", "the path of a credentials file"),
             tls: Tls::read(reader),
         };
@@ -80,8 +91,8 @@ impl Settings {
             }
         }
         let prefix = settings.inbox_prefix.as_deref().unwrap_or("_INBOX");
-        if prefix.is_empty() || prefix.contains([' ', '.', '*', '>']) {
-            reader.problem("nats.inbox_prefix", "one token such as _INBOX_worker");
+        if !prefix.starts_with("_INBOX") || prefix.contains([' ', '.', '*', '>']) {
+            reader.problem("nats.inbox_prefix", INBOX_PREFIX);
         }
         let credentials = settings.credentials.as_ref();
         if credentials.is_some_and(|path| !path.is_file()) {
@@ -139,14 +150,23 @@ pub async fn connect(settings: &Settings, name: &str, health: &Health) -> anyhow
     let refused = refusals.clone();
     let failures = Failures::default();
     let failed = failures.clone();
+    let known = Arc::new(OnceLock::<Client>::new());
+    let connected = known.clone();
     let on_event = move |event| {
         let (seen, url, refused) = (seen.clone(), url.clone(), refused.clone());
-        let failed = failed.clone();
+        let (failed, connected) = (failed.clone(), connected.clone());
         async move {
             match event {
                 Event::Connected => {
                     tracing::info!(nats.url = url, "connected to NATS");
-                    seen.up("nats");
+                    // Another server of the cluster, perhaps.
+                    match connected.get().map(servers::supported) {
+                        Some(Err(error)) => {
+                            tracing::error!(%error, "this NATS server won't do");
+                            seen.down("nats", error.to_string());
+                        }
+                        _ => seen.up("nats"),
+                    }
                 }
                 Event::Disconnected => {
                     tracing::warn!(nats.url = url, "lost NATS; reconnecting");
@@ -175,6 +195,8 @@ pub async fn connect(settings: &Settings, name: &str, health: &Health) -> anyhow
     let client =
         client.with_context(|| format!("nats.url: can't use {}", redacted(&settings.url)))?;
     refusals.of(&client);
+    // The one who makes the connection says so once.
+    let _ = known.set(client.clone());
     Ok(client)
 }
 
@@ -200,6 +222,7 @@ pub async fn check(settings: &Settings, name: &str) -> anyhow::Result<jetstream:
         // It tells its causes by itself.
         anyhow::anyhow!("can't connect to NATS at {url}: {error}; {hint}")
     })?;
+    servers::supported(&client)?;
     let jetstream = jetstream::new(client);
     let account = jetstream.query_account().await;
     account.with_context(|| {

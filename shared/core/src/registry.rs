@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::buckets::BREAKER_AGE;
 use crate::{
-    catalogue,
+    catalogue, follow,
     nats::REQUEST_TIMEOUT,
     subjects::{self, header},
     target::{TargetConfig, TargetName},
@@ -276,13 +276,15 @@ impl Registry {
         let last = self.store.stream.get_info().await?.state.last_sequence;
         let mut entries = self.entries().await?;
         send(&entries);
-        let mut watch = self.store.watch_all_from_revision(last + 1).await?;
+        let from = Some(last + 1);
+        let mut watch = follow::bucket(&self.jetstream, &self.store, from).await?;
         let until = Instant::now() + RECONCILE;
         while let Ok(change) = timeout_at(until, watch.next()).await {
             let change = change.context("the watch ended")??;
-            self.take(&mut entries, &change);
+            let text = change.value.as_deref();
+            apply(&mut entries, self.check, &change.key, change.revision, text);
             // What comes again may be older than what was read: a deleted entry would come back.
-            if change.delta == 0 {
+            if change.pending == 0 {
                 send(&entries);
             }
         }

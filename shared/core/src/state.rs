@@ -79,8 +79,11 @@ const fn first_format() -> u32 {
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
     /// It is no state.
-    #[error("it is no state (line {}, column {})", .0.line(), .0.column())]
+    #[error("line {} column {}", .0.line(), .0.column())]
     NoState(serde_json::Error),
+    /// Its `user_id` isn't that of its subject.
+    #[error("its user_id isn't that of its subject")]
+    OfAnother,
     /// A newer program wrote it.
     #[error(
         "it is written in format {0}, but this program reads up to {FORMAT}: upgrade it (docs/UPGRADING.md)"

@@ -12,7 +12,7 @@ use async_nats::jetstream::{
 
 use futures_util::TryStreamExt;
 
-use crate::{admin::Health, buckets, subjects, target::TargetConfig};
+use crate::{admin::Health, buckets, nats, subjects, target::TargetConfig};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -115,8 +115,17 @@ pub fn all(options: impl Into<Options>) -> Vec<Config> {
             allow_message_ttl: true,
             ..base(
                 subjects::USER_DEAD,
-                "What could not be taken in or delivered",
+                "What could not be delivered",
                 &[subjects::DEAD_LETTERS],
+            )
+        },
+        Config {
+            max_messages_per_subject: 1,
+            discard: DiscardPolicy::Old,
+            ..base(
+                subjects::USER_REFUSED,
+                "Events that were refused",
+                &[subjects::REFUSED_EVENTS],
             )
         },
         Config {
@@ -330,6 +339,35 @@ pub async fn missing(jetstream: &jetstream::Context) -> anyhow::Result<Vec<Strin
         missing.retain(|missing| *missing != name);
     }
     Ok(missing)
+}
+
+/// Refuses to begin with empty streams where the server keeps those of another account, which has no JetStream any more.
+///
+/// # Errors
+/// When it does so, when a server is too old, or the server can't be asked.
+pub async fn refuse_empty_start(jetstream: &jetstream::Context) -> anyhow::Result<()> {
+    let servers = nats::servers(&jetstream.client()).await?;
+    let mut hidden: Vec<_> = servers
+        .iter()
+        .flat_map(nats::Server::hidden_streams)
+        .collect();
+    if hidden.is_empty() {
+        return Ok(());
+    }
+    let missing = missing(jetstream).await?;
+    hidden.retain(|(_, stream)| missing.iter().any(|missing| missing == stream));
+    hidden.sort_unstable();
+    hidden.dedup();
+    let Some((account, _)) = hidden.first() else {
+        return Ok(());
+    };
+    let streams: Vec<_> = hidden.iter().map(|(_, stream)| *stream).collect();
+    anyhow::bail!(
+        "the server keeps {} of the account {account}, in which JetStream is off, and the account of this gateway has none: \
+         nothing was made. Bring the streams over as docs/UPGRADING.md says under \"Accounts\"; or, to begin empty, move the \
+         folder of that account out of the server's store and restart the server",
+        streams.join(", ")
+    )
 }
 
 /// Creates what is missing, updates what may be updated, and refuses what may not.

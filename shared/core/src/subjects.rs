@@ -10,7 +10,9 @@ pub const USER_EVENTS: &str = "USER_EVENTS";
 pub const USER_STATE: &str = "USER_STATE";
 /// Deliveries asked for: by an operator, a dead-letter replay, or the consistency check.
 pub const USER_REPAIR: &str = "USER_REPAIR";
-/// What could not be taken in or delivered.
+/// Events that intake refused, as they came. Apart from [`USER_DEAD`], which workers read: they hold personal data.
+pub const USER_REFUSED: &str = "USER_REFUSED";
+/// What could not be delivered.
 pub const USER_DEAD: &str = "USER_DEAD";
 /// What the server says of messages that ran out of deliveries.
 pub const USER_ADVISORY: &str = "USER_ADVISORY";
@@ -43,6 +45,10 @@ pub const EPOCHS_KEY: &str = "intake";
 pub const STATES: &str = "user.state.*";
 /// All repairs of all targets.
 pub const REPAIRS: &str = "user.repair.*.*";
+/// All refused events.
+pub const REFUSED_EVENTS: &str = "user.refused.*";
+/// Where refused events were kept before [`USER_REFUSED`], in [`USER_DEAD`].
+pub const FORMER_REFUSED_EVENTS: &str = "user.dead.gateway.*";
 /// All dead letters.
 pub const DEAD_LETTERS: &str = "user.dead.>";
 /// All delivery results.
@@ -75,7 +81,7 @@ pub const NOTIFY_GROUP: &str = "notify";
 pub const CHECKER: &str = "scheduler-checks";
 /// The name of the control plane as a NATS service, and the first token of its subjects.
 pub const CONTROL: &str = "usersync";
-/// The target name under which refused events are dead-lettered and the states checked; no real target may have it.
+/// The target name under which refused events are counted and the states checked; no real target may have it.
 pub const GATEWAY_TARGET: &str = "gateway";
 
 /// The state of one user. Here as everywhere below a user is named by the [token](UserId::token) of their id.
@@ -106,11 +112,6 @@ pub fn dead_letters_of(target: &TargetName) -> String {
 /// All dead letters of one user.
 pub fn dead_letters_for(user_id: &UserId) -> String {
     format!("user.dead.*.{}", user_id.token())
-}
-
-/// All events that intake refused.
-pub fn refused_events() -> String {
-    format!("user.dead.{GATEWAY_TARGET}.*")
 }
 
 /// An operation of the control plane: `usersync.<group>.<op>`, or `usersync.<group>` for the one without a name.
@@ -169,6 +170,21 @@ pub fn worker_task(target: &TargetName) -> String {
     format!("usersync.worker.task.{target}")
 }
 
+/// True for a subject that answers may go to: an inbox, or what the server makes of one whose owner is in another
+/// account (`_R_.…`) or cluster (`_GR_.<cluster>.<server>.…`). No client may name those two itself; a test holds the server to it.
+pub fn is_inbox(reply: &str) -> bool {
+    let reply = match reply.strip_prefix("_GR_.") {
+        Some(routed) => routed.splitn(3, '.').nth(2).unwrap_or_default(),
+        None => reply,
+    };
+    let Some((first, rest)) = reply.split_once('.') else {
+        return false;
+    };
+    let mut tokens = rest.split('.');
+    (first.starts_with("_INBOX") || first == "_R_")
+        && tokens.all(|token| !token.is_empty() && !token.contains(['*', '>', ' ']))
+}
+
 /// The key of one worker's breaker in [`BREAKERS_BUCKET`].
 pub fn breaker(target: &TargetName, worker: &str) -> String {
     format!("{target}.{worker}")
@@ -196,7 +212,7 @@ pub fn dead_letter(target: &TargetName, user_id: &UserId) -> String {
 
 /// An event that intake refused, by its sequence in [`USER_EVENTS`].
 pub fn refused_event(seq: u64) -> String {
-    format!("user.dead.{GATEWAY_TARGET}.{seq}")
+    format!("user.refused.{seq}")
 }
 
 /// The event type a raw event's subject names, `None` for an unknown one.
@@ -230,13 +246,20 @@ fn target_and_user(tokens: &str) -> Option<(TargetName, UserId)> {
     Some((target.parse().ok()?, UserId::from_token(user_id)?))
 }
 
-/// The sequence in USER_EVENTS that a `user.dead.gateway.<seq>` subject is about.
+/// The sequence in USER_EVENTS that a `user.refused.<seq>` subject is about.
 pub fn seq_of_refused(subject: &str) -> Option<u64> {
-    let tokens = subject.strip_prefix("user.dead.")?;
-    let (target, seq) = tokens.split_once('.')?;
-    let number = seq.parse().ok().filter(|_| target == GATEWAY_TARGET);
+    sequence(subject.strip_prefix("user.refused.")?)
+}
+
+/// The same of one of [`FORMER_REFUSED_EVENTS`].
+pub fn seq_of_former_refused(subject: &str) -> Option<u64> {
+    sequence(subject.strip_prefix("user.dead.gateway.")?)
+}
+
+fn sequence(token: &str) -> Option<u64> {
     // One subject for each: "017" and "+17" are none.
-    number.filter(|number: &u64| number.to_string() == seq)
+    let number: u64 = token.parse().ok()?;
+    (number.to_string() == token).then_some(number)
 }
 
 /// Names of headers that are our own.
@@ -270,6 +293,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn answers_go_to_inboxes_only() {
+        for inbox in [
+            "_INBOX.a",
+            "_INBOX_worker.a.b",
+            "_R_.a.b",
+            "_GR_.abcdef.abcdefgh._INBOX.a",
+        ] {
+            assert!(is_inbox(inbox), "{inbox}");
+        }
+        for other in [
+            "",
+            "_INBOX",
+            "_INBOX.",
+            "_INBOX..a",
+            "_INBOX.*",
+            "_INBOX.>",
+            "_R_",
+            "user.state.42",
+            "user.created",
+            "$JS.API.STREAM.PURGE.USER_DEAD",
+            "$JS.ACK.USER_STATE.audit.1.1.1.1.0",
+            "$KV.user_targets.audit",
+            "usersync.users.erase",
+            "a._INBOX.b",
+            "_GR_.abcdef.abcdefgh.user.created",
+        ] {
+            assert!(!is_inbox(other), "{other}");
+        }
+    }
+
+    #[test]
     fn subjects_parse_back_to_what_built_them() {
         let target: TargetName = "unified-auth".parse().unwrap();
         for id in [
@@ -291,6 +345,9 @@ mod tests {
         }
         let user: UserId = "a-B_9".parse().unwrap();
         assert_eq!(of_dead_letter(&refused_event(7)), None);
+        assert_eq!(of_dead_letter("user.dead.gateway.7"), None);
+        assert_eq!(seq_of_former_refused("user.dead.gateway.7"), Some(7));
+        assert_eq!(seq_of_former_refused("user.dead.gateway.07"), None);
         assert_eq!(seq_of_refused(&refused_event(7)), Some(7));
         assert_eq!(seq_of_refused(&dead_letter(&target, &user)), None);
         for kind in EventType::ALL {

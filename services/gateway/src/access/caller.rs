@@ -27,6 +27,8 @@ pub(crate) enum Scope {
     Read,
     /// Change targets, replay, repair, check.
     Operate,
+    /// Erase users for good.
+    Erase,
 }
 
 impl Scope {
@@ -36,6 +38,7 @@ impl Scope {
             Self::Publish => "publish",
             Self::Read => "read",
             Self::Operate => "operate",
+            Self::Erase => "erase",
         }
     }
 }
@@ -110,7 +113,7 @@ impl Caller {
             name: "anyone".to_owned(),
             hashes: Vec::new(),
             signatures: None,
-            scopes: vec![Scope::Publish, Scope::Read, Scope::Operate],
+            scopes: vec![Scope::Publish, Scope::Read, Scope::Operate, Scope::Erase],
             sources: Vec::new(),
             limit: Limit::default(),
         }
@@ -230,7 +233,7 @@ fn caller(name: String, mut entry: Map<String, Value>) -> Result<Caller, String>
     )?;
     let scopes: Vec<Scope> = take(&mut entry, "scopes")?.unwrap_or_default();
     if scopes.is_empty() {
-        return Err(".scopes: expected a list of publish, read and operate".to_owned());
+        return Err(".scopes: expected a list of publish, read, operate and erase".to_owned());
     }
     if signatures.is_some() && !scopes.contains(&Scope::Publish) {
         return Err(
@@ -280,7 +283,7 @@ fn take<T: DeserializeOwned>(
         let expected = match key {
             "hashes" => "a list of texts",
             "secrets" => "a list of references, `env:NAME` or `file:PATH`, never a secret itself",
-            "scopes" => "a list of publish, read and operate",
+            "scopes" => "a list of publish, read, operate and erase",
             "limit" => "whole numbers, 1 or more: requests and events per second, and burst, events at once",
             _ => "a list of sources that it may publish for",
         };

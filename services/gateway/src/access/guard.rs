@@ -65,6 +65,7 @@ pub(crate) fn scope_of(method: &Method, path: &str) -> Option<Scope> {
         (&Method::GET | &Method::HEAD, "/v1/openapi.json") => None,
         (&Method::POST, "/v1/events") => Some(Scope::Publish),
         (&Method::GET | &Method::HEAD, _) => Some(Scope::Read),
+        (&Method::DELETE, path) if path.starts_with("/v1/users/") => Some(Scope::Erase),
         _ => Some(Scope::Operate),
     }
 }
@@ -254,6 +255,13 @@ mod tests {
             (Method::POST, "/v1/targets/a/preview", Some(Scope::Operate)),
             (Method::DELETE, "/v1/targets/a", Some(Scope::Operate)),
             (Method::PUT, "/v1/events", Some(Scope::Operate)),
+            (Method::DELETE, "/v1/users/42/data", Some(Scope::Erase)),
+            (Method::DELETE, "/v1/users/a.b/data", Some(Scope::Erase)),
+            (
+                Method::DELETE,
+                "/v1/users/{user_id}/data",
+                Some(Scope::Erase),
+            ),
             (Method::GET, "/anything", Some(Scope::Read)),
         ] {
             assert_eq!(scope_of(&method, path), scope, "{method} {path}");

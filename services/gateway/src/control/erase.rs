@@ -19,7 +19,7 @@ use usersync_core::{
     dead_letter,
     event::{Envelope, Event, EventType},
     event_key::EventKey,
-    subjects::{self, INTAKE, USER_DEAD, USER_EVENTS},
+    subjects::{self, INTAKE, REFUSED_EVENTS, USER_DEAD, USER_EVENTS, USER_REFUSED},
     target::Removal,
     user_id::UserId,
 };
@@ -30,6 +30,7 @@ use super::{
     bulk::{self, Task},
     erasure::{self, AtTarget, Erasure, Gone, newest},
     evidence::{Whose, whose},
+    former_refused,
     jobs::{self, Job, Record, Work},
     scan::{self, Found, PAGE, Query},
 };
@@ -64,9 +65,9 @@ pub(crate) struct Erase {
 /// Erases a user, as a job.
 pub(crate) async fn start(control: &Arc<Control>, erase: Erase) -> Result<Job, Problem> {
     let events = control.stream(USER_EVENTS).await?;
-    let refused = control.stream(USER_DEAD).await?;
+    let refused = control.stream(USER_REFUSED).await?;
     let total = scan::count(&events, subjects::EVENTS).await?
-        + scan::count(&refused, &subjects::refused_events()).await?;
+        + scan::count(&refused, REFUSED_EVENTS).await?;
     jobs::start(control, Work::Erase(erase), bulk::MOST_PER_SECOND, total).await
 }
 
@@ -202,8 +203,10 @@ impl Erase {
         record: &mut Record,
         erasure: &mut Erasure,
     ) -> anyhow::Result<bool> {
-        let dead = control.stream(USER_DEAD).await?;
-        let walk = Walk::new(&dead, subjects::refused_events());
+        // A gateway of before may have refused something just now.
+        former_refused::bring_over(control).await?;
+        let refused = control.stream(USER_REFUSED).await?;
+        let walk = Walk::new(&refused, REFUSED_EVENTS.to_owned());
         let ended = self
             .walk(control, record, walk, |found| {
                 if dead_letter::is_cleared(&found.headers) {
@@ -357,7 +360,7 @@ fn creates(found: &Found) -> bool {
 }
 
 /// Deletes messages so that the server overwrites their bytes; those that are gone already are no error.
-async fn overwrite(stream: &Stream<()>, seqs: Vec<u64>) -> anyhow::Result<()> {
+pub(super) async fn overwrite(stream: &Stream<()>, seqs: Vec<u64>) -> anyhow::Result<()> {
     let overwritten = seqs.into_iter().map(async |seq| {
         let Err(error) = stream.delete_message(seq).await else {
             return Ok(());

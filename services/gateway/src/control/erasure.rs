@@ -5,6 +5,7 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use serde::{Deserialize, Serialize};
 use usersync_core::{
     state::State,
+    stored_state,
     subjects::{self, USER_STATE},
     target::{Removal, TargetName},
     user_id::UserId,
@@ -29,7 +30,7 @@ pub(crate) struct Erasure {
     pub revived: bool,
     /// Events of the user in USER_EVENTS that were overwritten.
     pub events: u64,
-    /// Refused events of the user in USER_DEAD that were overwritten.
+    /// Refused events of the user that were overwritten.
     pub refused_events: u64,
     /// Refused events that don't say whose they are: look at them with `usersync.refused.list`.
     pub unclear: u64,
@@ -127,7 +128,7 @@ pub(super) async fn newest(control: &Control, user_id: &UserId) -> anyhow::Resul
     let subject = subjects::state(user_id);
     match states.get_last_raw_message_by_subject(&subject).await {
         // What is no state was stored by a foreign writer; the event that erases takes its place.
-        Ok(message) => Ok(State::read(&message.payload).ok()),
+        Ok(message) => Ok(stored_state::read(user_id, &message.payload).ok()),
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {subject}")),
     }

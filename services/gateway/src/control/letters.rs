@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use usersync_core::{
-    subjects::{self, USER_DEAD},
+    subjects::{self, USER_DEAD, USER_REFUSED},
     target::TargetName,
 };
 
@@ -46,7 +46,8 @@ pub(crate) async fn count(
 
 /// The events that intake refused.
 pub(crate) async fn refused(control: &Control) -> anyhow::Result<u64> {
-    under(control, subjects::refused_events()).await
+    let refused = control.jetstream.get_stream(USER_REFUSED).await?;
+    Ok(refused.cached_info().state.messages)
 }
 
 async fn under(control: &Control, filter: String) -> anyhow::Result<u64> {

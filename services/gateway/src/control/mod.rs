@@ -12,6 +12,7 @@ pub(crate) mod dead_letters;
 pub(crate) mod erase;
 mod erasure;
 mod evidence;
+pub(crate) mod former_refused;
 pub(crate) mod jobs;
 pub(crate) mod letters;
 pub(crate) mod look;

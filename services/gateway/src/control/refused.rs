@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use usersync_core::{
     dead_letter,
-    subjects::{self, USER_DEAD, header},
+    subjects::{self, REFUSED_EVENTS, USER_REFUSED, header},
 };
 
 use super::{
@@ -91,9 +91,9 @@ pub(crate) async fn list(control: &Control, list: List) -> Result<Refused, Probl
         let detail = format!("limit: expected 1 to {PAGE}");
         return Err(Problem::unprocessable(detail));
     }
-    let stream = control.stream(USER_DEAD).await?;
+    let stream = control.stream(USER_REFUSED).await?;
     let query = Query {
-        filter: subjects::refused_events(),
+        filter: REFUSED_EVENTS.to_owned(),
         headers_only: true,
     };
     let page = scan::page(&stream, &query, list.from.unwrap_or(1), limit).await?;
@@ -108,7 +108,7 @@ pub(crate) async fn list(control: &Control, list: List) -> Result<Refused, Probl
 }
 
 pub(crate) async fn show(control: &Control, one: One) -> Result<RefusedEvent, Problem> {
-    let stream = control.stream(USER_DEAD).await?;
+    let stream = control.stream(USER_REFUSED).await?;
     let subject = subjects::refused_event(one.seq);
     let missing = || Problem::not_found(format!("event {} was not refused", one.seq));
     let message = match stream.get_last_raw_message_by_subject(&subject).await {
@@ -133,10 +133,10 @@ pub(crate) async fn show(control: &Control, one: One) -> Result<RefusedEvent, Pr
 pub(crate) async fn discard(control: &Control, discard: Discard) -> Result<Count, Problem> {
     let filter = match (discard.seq, discard.all) {
         (Some(seq), false) => subjects::refused_event(seq),
-        (None, true) => subjects::refused_events(),
+        (None, true) => REFUSED_EVENTS.to_owned(),
         _ => return Err(Problem::unprocessable("expected one of seq and all = true")),
     };
-    let stream = control.stream(USER_DEAD).await?;
+    let stream = control.stream(USER_REFUSED).await?;
     let matched = match discard.dry_run {
         true => scan::count(&stream, &filter).await?,
         false => stream.purge().filter(filter).await.map_err(nats)?.purged,

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use usersync_core::{
     state::State,
+    stored_state,
     streams::ACK_WAIT,
     subjects::{self, USER_DEAD, USER_REPAIR, USER_STATE},
     target::{TargetConfig, TargetName},
@@ -160,8 +161,8 @@ pub(crate) fn shown(user_id: &UserId, state: Bytes) -> Bytes {
 /// How every target stands with a user.
 pub(crate) async fn tasks(control: &Control, by: ById) -> Result<Tasks, Problem> {
     let message = state(control, &by).await?;
-    let newest = State::read(&message.payload).map_err(nats)?;
     let user = &by.user_id;
+    let newest = stored_state::read(user, &message.payload).map_err(nats)?;
     let live = queues(&control.stream(USER_STATE).await?).await?;
     let repairs = existing(control, USER_REPAIR, &subjects::repairs_for(user)).await?;
     let letters = existing(control, USER_DEAD, &subjects::dead_letters_for(user)).await?;

@@ -314,11 +314,14 @@ fn arrival(raw: &InOrder) -> Result<(Event, Repeated), InvalidEvent> {
         let reason = "the subject names no event type; expected user.created, user.updated, user.deleted or user.status_changed";
         return Err(InvalidEvent::new("", reason));
     };
-    let message_id = raw
-        .message
-        .headers
-        .as_ref()
-        .and_then(|headers| headers.get(async_nats::header::NATS_MESSAGE_ID));
+    let headers = raw.message.headers.as_ref();
+    if let Some(name) = headers.and_then(refusal::header_of_jetstream) {
+        let reason = format!(
+            "the header {name} is what JetStream writes on answers and copies: publish the event without it"
+        );
+        return Err(InvalidEvent::new("", reason));
+    }
+    let message_id = headers.and_then(|headers| headers.get(async_nats::header::NATS_MESSAGE_ID));
     let mut repeated = match message_id {
         Some(_) => Repeated::ByStream,
         None => Repeated::ByState,

@@ -1,4 +1,4 @@
-//! Events that can't be taken: kept as `user.dead.gateway.<stream seq>`, with the reason and the original bytes.
+//! Events that can't be taken: kept as `user.refused.<stream seq>`, with the reason and the original bytes.
 
 use async_nats::{
     HeaderMap,
@@ -11,6 +11,22 @@ use usersync_core::{
 
 /// What the headers of a dead letter take of the largest message, in bytes.
 const ROOM_FOR_HEADERS: usize = 4 * 1024;
+
+/// Headers that JetStream itself writes: on the answer to a direct get, on what a stream republishes. Where one is, the
+/// message is no publisher's: somebody had an answer sent to the subject of an event.
+const OF_JETSTREAM: [&str; 5] = [
+    "Nats-Stream",
+    "Nats-Sequence",
+    "Nats-Subject",
+    "Nats-Time-Stamp",
+    "Nats-Last-Sequence",
+];
+
+/// The first of these that a message has.
+pub(super) fn header_of_jetstream(headers: &HeaderMap) -> Option<&'static str> {
+    let mut names = OF_JETSTREAM.into_iter();
+    names.find(|name| headers.get(*name).is_some())
+}
 
 /// Stores a refused event and awaits the PubAck; the caller may acknowledge it then.
 pub(super) async fn store(

@@ -17,8 +17,8 @@ use metrics::{Counter, Histogram};
 use moka::sync::Cache;
 use usersync_core::{
     event::{Event, InvalidEvent},
-    state::{self, Applied, Position, State, Unreadable},
-    subjects,
+    state::{self, Applied, Position, Unreadable},
+    stored_state, subjects,
     trace::TraceContext,
     user_id::UserId,
 };
@@ -158,7 +158,7 @@ async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [A
         let is_new = base.payload.is_empty();
         let mut state = match is_new {
             true => None,
-            false => match State::read(&base.payload) {
+            false => match stored_state::read(user_id, &base.payload) {
                 Ok(state) => Some(state),
                 Err(newer @ Unreadable::Newer(_)) => {
                     tracing::error!(user.id = %user_id, error = %newer, "can't merge into a state; trying again");
@@ -167,7 +167,7 @@ async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [A
                     tokio::time::sleep(UPGRADE).await;
                     continue;
                 }
-                Err(broken @ Unreadable::NoState(_)) => {
+                Err(broken @ (Unreadable::NoState(_) | Unreadable::OfAnother)) => {
                     // Only a foreign writer can have stored it; a user.created puts it right.
                     tracing::error!(user.id = %user_id, error = %broken, "USER_STATE holds something that is no state; starting anew");
                     None

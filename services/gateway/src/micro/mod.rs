@@ -7,16 +7,16 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{
-    Client,
-    service::{Request, Service, ServiceExt, endpoint::Endpoint, error},
-};
+use async_nats::Client;
 use axum::http::StatusCode;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::select_all};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use usersync_core::subjects;
+use usersync_core::{
+    nats_service::{About, NatsService, Refused, Request},
+    subjects,
+};
 
 use crate::{
     api::extract::parse,
@@ -276,12 +276,22 @@ pub(crate) async fn serve(
     control: Arc<Control>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let service = start(client).await.map_err(anyhow::Error::from_boxed)?;
+    let about = About {
+        name: subjects::CONTROL,
+        version: env!("CARGO_PKG_VERSION"),
+        description: "The control plane of usersync: targets, users, dead letters, repairs, breakers, checks, alerts, status",
+        queue_group: subjects::CONTROL,
+    };
+    let service = NatsService::start(client, about).await?;
     let mut endpoints = Vec::new();
     for operation in operations() {
-        let endpoint = add(&service, &operation).await;
+        let Operation { group, name, .. } = operation;
+        let about = HashMap::from([("request".to_owned(), operation.request.to_owned())]);
+        let endpoint = format!("{group}-{name}");
+        let endpoint = endpoint.trim_end_matches('-');
+        let subject = subjects::control(group, name);
+        let requests = service.endpoint(endpoint, subject, about).await?;
         let run = Arc::new(operation.run);
-        let requests = endpoint.map_err(anyhow::Error::from_boxed)?;
         endpoints.push(requests.map(move |request| (run.clone(), request)));
     }
     let mut requests = select_all(endpoints);
@@ -302,30 +312,8 @@ pub(crate) async fn serve(
         }
     };
     shutdown.run_until_cancelled(answering).await;
-    // It takes itself off the list; requests go to the other gateways.
-    service.stop().await.map_err(anyhow::Error::from_boxed)
-}
-
-async fn start(client: Client) -> Result<Service, async_nats::Error> {
-    client
-        .service_builder()
-        .description(
-            "The control plane of usersync: targets, users, dead letters, repairs, breakers, checks, alerts, status",
-        )
-        .queue_group(subjects::CONTROL)
-        .start(subjects::CONTROL, env!("CARGO_PKG_VERSION"))
-        .await
-}
-
-async fn add(service: &Service, operation: &Operation) -> Result<Endpoint, async_nats::Error> {
-    let Operation { group, name, .. } = operation;
-    let about = HashMap::from([("request".to_owned(), operation.request.to_owned())]);
-    service
-        .endpoint_builder()
-        .name(format!("{group}-{name}").trim_end_matches('-'))
-        .metadata(about)
-        .add(subjects::control(group, name))
-        .await
+    // With its end requests go to the other gateways.
+    Ok(())
 }
 
 /// Refuses an answer that the server wouldn't take, which would leave the one who asked without any.
@@ -341,14 +329,11 @@ fn fit(answer: Vec<u8>, most: usize) -> Answer {
 }
 
 async fn respond(request: &Request, answer: Answer) {
-    let answer = answer.map(Into::into).map_err(|problem| error::Error {
-        code: problem.status.as_u16().into(),
-        // A header holds one line.
-        status: problem.detail.replace(char::is_control, " "),
+    let answer = answer.map(Into::into).map_err(|problem| Refused {
+        code: problem.status.as_u16(),
+        detail: problem.detail.into_owned(),
     });
-    if let Err(error) = request.respond(answer).await {
-        tracing::warn!(%error, "can't answer a request");
-    }
+    request.respond(answer).await;
 }
 
 #[cfg(test)]

@@ -15,8 +15,7 @@ use serde::Deserialize;
 use usersync_core::{
     dead_letter::{Class, DeadLetter, Same},
     pull::Pull,
-    state::State,
-    streams,
+    stored_state, streams,
     subjects::{self, BACKSTOP, USER_ADVISORY, USER_DEAD, USER_REPAIR, USER_STATE},
     target::TargetName,
     user_id::UserId,
@@ -153,7 +152,7 @@ async fn deliver_again(
     let letters = jetstream.get_stream_no_info(USER_DEAD).await?;
     let subject = subjects::dead_letter(target, user_id);
     let letter = found(letters.get_last_raw_message_by_subject(&subject).await)?;
-    let version = State::read(&state.payload).map_or(0, |state| state.version);
+    let version = stored_state::read(user_id, &state.payload).map_or(0, |state| state.version);
     if letter
         .and_then(|letter| DeadLetter::read(&letter))
         .is_some_and(|letter| letter.version >= version)
@@ -178,7 +177,7 @@ async fn store(
     state: &StreamMessage,
     attempts: u32,
 ) -> anyhow::Result<()> {
-    let version = State::read(&state.payload).map_or(0, |state| state.version);
+    let version = stored_state::read(&user_id, &state.payload).map_or(0, |state| state.version);
     let letter = DeadLetter {
         target: target.clone(),
         user_id,

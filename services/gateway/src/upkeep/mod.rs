@@ -15,7 +15,10 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{admin::Health, streams};
 
-use crate::{Settings, control::Control};
+use crate::{
+    Settings,
+    control::{Control, former_refused},
+};
 
 pub(crate) use files::{Files, FilesStatus};
 
@@ -25,6 +28,7 @@ pub(crate) use files::{Files, FilesStatus};
 /// # Errors
 /// When the bucket can't be read or written.
 pub(crate) async fn begin(control: &Control) -> anyhow::Result<()> {
+    former_refused::bring_over(control).await?;
     let registry = control.registry().await?;
     control.files.seed(registry).await?;
     for (name, entry) in registry.entries().await? {
@@ -60,6 +64,7 @@ pub(crate) async fn run(
             files::follow(&control),
             gone::follow(&control, &runbook),
             backstop::run(&control),
+            former_refused::follow(&control),
             watch::run(&control, &health, settings.alerts, runbook.clone()),
         )
     };

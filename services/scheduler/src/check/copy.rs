@@ -20,7 +20,7 @@ use usersync_core::{
     fields::Members,
     nats::REQUEST_TIMEOUT,
     state::State,
-    subjects,
+    stored_state, subjects,
     target::TargetConfig,
     user_id::UserId,
 };
@@ -215,7 +215,7 @@ pub(crate) async fn newest(states: &Stream, user: &UserId) -> anyhow::Result<(u6
     let found = timeout(REQUEST_TIMEOUT, found).await;
     match found.context("asking for a state took too long")? {
         Ok(message) => {
-            let state = State::read(&message.payload).ok();
+            let state = stored_state::unless_newer(user, &message.payload)?;
             Ok((message.sequence, state))
         }
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok((0, None)),

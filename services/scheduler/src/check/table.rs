@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
+use async_nats::{
+    Message,
+    jetstream::stream::{LastRawMessageErrorKind, Stream},
+};
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryFutureExt, TryStreamExt, stream};
 use tokio::{
@@ -27,6 +30,7 @@ use usersync_core::{
     member::Member,
     nats::REQUEST_TIMEOUT,
     state::State,
+    stored_state,
     subjects::{self, GATEWAY_TARGET, INTAKE, USER_EVENTS},
     user_id::UserId,
 };
@@ -96,8 +100,8 @@ impl Table {
     }
 
     /// The user of a state, and what it is to hash to when it says what the row does; `None` where no row is expected.
-    pub(crate) fn hash_of_state(&self, state: &[u8]) -> Option<(String, RowHash)> {
-        let state = State::read(state).ok()?;
+    pub(crate) fn hash_of_state(&self, state: &Message) -> Option<(String, RowHash)> {
+        let state = stored_state::of_message(state)?;
         if state.deleted {
             return None;
         }
@@ -415,7 +419,7 @@ async fn newest(states: &Stream, user: &UserId) -> anyhow::Result<(u64, Option<S
     );
     match found.await.context("asking for a state took too long")? {
         Ok(message) => {
-            let state = State::read(&message.payload).ok();
+            let state = stored_state::unless_newer(user, &message.payload)?;
             Ok((message.sequence, state))
         }
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((0, None)),

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use anyhow::Context as _;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use usersync_core::{member::Member, state::State, subjects, user_id::UserId};
+use usersync_core::{member::Member, state::State, stored_state, subjects, user_id::UserId};
 use usersync_source::{Database, Layout, SourceName};
 
 use super::{Contest, PATIENCE, publish::Publisher, rows};
@@ -121,7 +121,10 @@ impl Contested {
         let subject = subjects::state(user_id);
         let found = match self.states.get_last_raw_message_by_subject(&subject).await {
             // What is no state is replaced.
-            Ok(message) => (message.sequence, State::read(&message.payload).ok()),
+            Ok(message) => {
+                let state = stored_state::unless_newer(user_id, &message.payload)?;
+                (message.sequence, state)
+            }
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => (0, None),
             Err(error) => return Err(error).context("reading a state"),
         };

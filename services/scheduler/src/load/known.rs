@@ -1,7 +1,7 @@
 //! What is to be known of the states there are, read once from the first to the newest.
 
 use async_nats::jetstream;
-use usersync_core::{load::digest_of_state, member::Member, state::State, subjects};
+use usersync_core::{load::digest_of_state, member::Member, stored_state, subjects};
 
 use super::{part::Parts, progress::Progress};
 use crate::states::States;
@@ -21,7 +21,7 @@ pub(super) async fn read(
             let Some(user_id) = subjects::user_of_state(&message.subject) else {
                 continue;
             };
-            let state = State::read(&message.payload).ok();
+            let state = stored_state::read(&user_id, &message.payload).ok();
             let living = state.filter(|state| !state.deleted);
             let whole = living.as_ref().filter(|state| !state.partial);
             let digest = whole.map(|state| digest_of_state(state, members));

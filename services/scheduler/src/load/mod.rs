@@ -104,6 +104,7 @@ async fn load_all(
     let client = nats::connect(settings, "usersync-scheduler", &Health::default()).await?;
     let context = jetstream::context::ContextBuilder::new().timeout(nats::REQUEST_TIMEOUT);
     let jetstream = context.build(client.clone());
+    nats::until_connected(&client).await?;
     let found = streams::wait_for_stream(&jetstream, USER_STATE, &Health::default()).await;
     anyhow::ensure!(
         work.dry_run || found.cached_info().config.allow_batch_publish,

@@ -89,12 +89,14 @@ async fn a_key_lets_in_within_its_scopes_only() -> Result<()> {
     let reader = new_key(&["--scope", "read", "--name", "dashboard"])?;
     let operator = new_key(&["--scope", "read", "--scope", "operate", "--name", "ops"])?;
     assert!(!publisher.entry.contains(&publisher.key) && publisher.key.len() > 40);
-    let entries = [&publisher, &reader, &operator].map(|made| made.entry.as_str());
+    let eraser = new_key(&["--scope", "erase", "--name", "privacy"])?;
+    let entries = [&publisher, &reader, &operator, &eraser].map(|made| made.entry.as_str());
     let gateway = Guarded::start(&entries.concat(), &[]).await?;
 
     let (publish, read, operate) = (&publisher.key, &reader.key, &operator.key);
+    let erase = &eraser.key;
     let wrong = read.replace(char::is_lowercase, "x");
-    let (post, get) = (Method::POST, Method::GET);
+    let (post, get, delete) = (Method::POST, Method::GET, Method::DELETE);
     for (key, method, path, status, challenge) in [
         ("", &post, "/v1/events", 401, "Bearer realm=\"usersync\""),
         (
@@ -134,6 +136,20 @@ async fn a_key_lets_in_within_its_scopes_only() -> Result<()> {
         ),
         (
             operate,
+            &delete,
+            "/v1/users/1/data?dry_run=true",
+            403,
+            "Bearer realm=\"usersync\", error=\"insufficient_scope\", scope=\"erase\"",
+        ),
+        (
+            erase,
+            &delete,
+            "/v1/targets/a",
+            403,
+            "Bearer realm=\"usersync\", error=\"insufficient_scope\", scope=\"operate\"",
+        ),
+        (
+            operate,
             &post,
             "/v1/events",
             403,
@@ -157,6 +173,7 @@ async fn a_key_lets_in_within_its_scopes_only() -> Result<()> {
         (read, &get, "/v1/targets", 200),
         (operate, &get, "/v1/targets", 200),
         (operate, &post, "/v1/repairs", 422),
+        (erase, &delete, "/v1/users/1/data?dry_run=true", 200),
     ] {
         let body = json!({"type": "user.created", "user_id": 1}).to_string();
         let answer = Answer::to(gateway.request(key, method.clone(), path).body(body)).await;

@@ -385,3 +385,29 @@ async fn live_states_flow_under_many_repairs() -> Result<()> {
     assert_eq!(recorder.arrived(), 3_001, "and no repair is forgotten");
     Ok(())
 }
+
+/// Whoever wrote it, nobody is told of one user under the name of another.
+#[tokio::test]
+async fn a_state_about_somebody_else_than_its_subject_is_delivered_to_nobody() -> Result<()> {
+    let recorder = Recorder::start(|_| async { answer(200) }).await?;
+    let stack = only(recorder.target("audit", "")).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish("user.created", change(42, 1)).await?;
+    bus.publish("user.created", change(43, 1)).await?;
+    bus.until_settled("audit").await?;
+    let state = bus.state(43).await?.to_string();
+    let stored = bus.jetstream().publish("user.state.42", state.into());
+    stored.await?.await?;
+    bus.until_settled("audit").await?;
+    assert_eq!(told(&recorder, 43), [1]);
+    assert_eq!(told(&recorder, 42), [1]);
+    let letter = bus.dead_letter("audit", 42).await?;
+    let reason = letter
+        .as_ref()
+        .map(|letter| letter.header("Usersync-Reason"));
+    ensure!(
+        reason.is_some_and(|reason| reason.contains("isn't that of its subject")),
+        "{reason:?}"
+    );
+    Ok(())
+}

@@ -53,7 +53,7 @@ async def main(url):
 
     broken = b'{"user_id": 42, "user'
     refused = await js.publish("user.updated", broken)
-    letter = await newest(js, "USER_DEAD", f"user.dead.gateway.{refused.seq}")
+    letter = await newest(js, "USER_REFUSED", f"user.refused.{refused.seq}")
 
     report = {
         "first": json.loads(first.data),

@@ -17,7 +17,7 @@ use reqwest::header;
 use serde_json::Value;
 use usersync_core::{
     state::State,
-    subjects::{self, INTAKE, USER_DEAD, USER_EVENTS, USER_STATE},
+    subjects::{self, INTAKE, USER_EVENTS, USER_REFUSED, USER_STATE},
     user_id::UserId,
 };
 use usersync_stack::{Launch, Service, Stack, eventually, free_port, http, tools};
@@ -192,7 +192,7 @@ impl Intake {
 
     /// Every dead letter.
     pub(crate) async fn dead_letters(&self) -> Vec<StreamMessage> {
-        messages(&self.stream(USER_DEAD).await).await
+        messages(&self.stream(USER_REFUSED).await).await
     }
 
     /// How many messages a stream holds, and the last sequence it gave.

@@ -22,6 +22,7 @@ mod merging;
 mod model;
 mod monitoring;
 mod notify;
+mod old_server;
 mod outbox;
 mod permissions;
 mod personal;

@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where its set-up fails")]
 
+use async_nats::jetstream::message::PublishMessage;
 use serde_json::json;
 use usersync_core::event::{MAX_EVENT_BYTES, MAX_EVENT_ITEMS, MAX_EVENT_MEMBERS};
-use usersync_core::subjects::{self, USER_DEAD, USER_EVENTS, header};
+use usersync_core::subjects::{self, USER_EVENTS, USER_REFUSED, header};
 
 use crate::intake::{Intake, header_of};
 
@@ -217,7 +218,7 @@ async fn every_invalid_event_becomes_exactly_one_dead_letter_and_holds_up_nothin
 
     let letters = intake.dead_letters().await;
     for (seq, case) in &published {
-        let subject = format!("user.dead.gateway.{seq}");
+        let subject = format!("user.refused.{seq}");
         let letter = letters
             .iter()
             .find(|letter| letter.subject.as_str() == subject)
@@ -236,7 +237,7 @@ async fn every_invalid_event_becomes_exactly_one_dead_letter_and_holds_up_nothin
     }
     // One each, and none was stored twice: the stream never gave another sequence.
     let count = cases.len() as u64;
-    assert_eq!(intake.size(USER_DEAD).await, (count, count));
+    assert_eq!(intake.size(USER_REFUSED).await, (count, count));
     assert_eq!(intake.counted("refused").await, cases.len() as f64);
 
     let states = intake.states().await;
@@ -292,7 +293,7 @@ async fn an_event_of_exactly_the_size_limit_is_taken() {
         .await;
     let state = intake.state("1").await;
     assert!(state.data["fill"].as_str().unwrap().len() > MAX_EVENT_BYTES - 100);
-    assert_eq!(intake.size(USER_DEAD).await, (0, 0));
+    assert_eq!(intake.size(USER_REFUSED).await, (0, 0));
 }
 
 #[tokio::test]
@@ -384,4 +385,34 @@ async fn only_the_event_that_makes_a_state_too_large_is_refused() {
     assert_eq!(header_of(&letters[0].headers, header::CLASS), "invalid");
     let reason = header_of(&letters[0].headers, header::REASON);
     assert!(reason.contains("at most 524288"), "{reason}");
+}
+
+/// What a direct get answers when somebody has the answer sent to the subject of an event: an old event, which would be
+/// merged a second time.
+#[tokio::test]
+async fn what_jetstream_wrote_is_no_event() {
+    let intake = Intake::start().await;
+    let answer = serde_json::to_vec(&json!({"user_id": 42, "username": "old"})).unwrap();
+    let mut published = Vec::new();
+    for name in [
+        "Nats-Stream",
+        "Nats-Sequence",
+        "Nats-Subject",
+        "Nats-Time-Stamp",
+        "Nats-Last-Sequence",
+    ] {
+        let message = PublishMessage::build().payload(answer.clone().into());
+        let sent = intake.publish_message("user.created", message.header(name, "1"));
+        published.push((sent.await.sequence, name));
+    }
+    intake.all_taken_in().await;
+    let letters = intake.dead_letters().await;
+    assert_eq!(letters.len(), published.len());
+    for (letter, (seq, name)) in letters.iter().zip(&published) {
+        assert_eq!(letter.subject.as_str(), subjects::refused_event(*seq));
+        assert_eq!(letter.payload, answer, "nothing that was promised is lost");
+        let reason = header_of(&letter.headers, header::REASON);
+        assert!(reason.contains(name), "{reason}");
+    }
+    assert!(intake.state_message("42").await.is_none());
 }

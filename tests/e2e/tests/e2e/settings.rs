@@ -10,18 +10,19 @@ use async_nats::jetstream::stream::{self, StorageType};
 use serde_json::{Value, json};
 use usersync_core::streams;
 use usersync_core::subjects::{
-    INTAKE, USER_ADVISORY, USER_ALERT, USER_CHECK, USER_DEAD, USER_EVENTS, USER_REPAIR,
-    USER_RESULT, USER_STATE,
+    INTAKE, USER_ADVISORY, USER_ALERT, USER_CHECK, USER_DEAD, USER_EVENTS, USER_REFUSED,
+    USER_REPAIR, USER_RESULT, USER_STATE,
 };
 use usersync_stack::{Directory, Launch, tools};
 
 use crate::intake::Intake;
 
-const STREAMS: [&str; 8] = [
+const STREAMS: [&str; 9] = [
     USER_EVENTS,
     USER_STATE,
     USER_REPAIR,
     USER_DEAD,
+    USER_REFUSED,
     USER_ADVISORY,
     USER_RESULT,
     USER_CHECK,

@@ -63,6 +63,7 @@ async fn every_path_of_the_document_is_served() -> Result<()> {
                 ("/livez" | "/healthz" | "/readyz" | "/metrics", _) => Value::Null,
                 ("/v1/events", "post") => "publish".into(),
                 (_, "get") => "read".into(),
+                ("/v1/users/{id}/data", "delete") => "erase".into(),
                 _ => "operate".into(),
             };
             assert_eq!(scope, &expected, "{method} {path}");

@@ -8,7 +8,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, MySqlConnection, PgConnection};
 use usersync_core::subjects::{
-    USER_ADVISORY, USER_ALERT, USER_CHECK, USER_DEAD, USER_REPAIR, USER_RESULT,
+    USER_ADVISORY, USER_ALERT, USER_CHECK, USER_DEAD, USER_REFUSED, USER_REPAIR, USER_RESULT,
 };
 use usersync_stack::{Directory, MariaDbServer, PostgresServer, Stack, eventually, http};
 
@@ -341,9 +341,9 @@ async fn what_is_planted_in_users_is_nowhere_but_where_it_belongs() -> Result<()
             search.look(&subject, &answer.payload);
         }
     }
-    let is_refused = |subject: &str| subject.starts_with("user.dead.gateway.");
-    search.stream(&bus, USER_DEAD, is_refused).await?;
+    search.stream(&bus, USER_REFUSED, |_| true).await?;
     for stream in [
+        USER_DEAD,
         USER_RESULT,
         USER_ALERT,
         USER_CHECK,
@@ -379,7 +379,7 @@ async fn what_is_planted_in_users_is_nowhere_but_where_it_belongs() -> Result<()
         search.looked_at
     );
     ensure!(
-        bus.count(USER_DEAD).await? > refused.len() as u64,
+        bus.count(USER_REFUSED).await? >= refused.len() as u64,
         "nothing was refused"
     );
     let leaks: Vec<_> = search

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
-use usersync_core::subjects::{USER_DEAD, USER_EVENTS};
+use usersync_core::subjects::{USER_DEAD, USER_EVENTS, USER_REFUSED};
 use usersync_stack::{Stack, eventually};
 
 use super::marked;
@@ -119,7 +119,8 @@ async fn an_erased_user_is_in_no_stream_and_at_no_target() -> Result<()> {
     .await?;
     bus.until_settled("good").await?;
     eventually(SOON, async || {
-        let (dead, held) = (bus.count(USER_DEAD).await?, good.holds(7));
+        let dead = bus.count(USER_DEAD).await? + bus.count(USER_REFUSED).await?;
+        let held = good.holds(7);
         ensure!(dead == 7, "{dead} dead letters and refused events");
         ensure!(
             held["username"] == NAME && held["data"]["phone"].is_null(),
@@ -141,7 +142,7 @@ async fn an_erased_user_is_in_no_stream_and_at_no_target() -> Result<()> {
     );
     let store = stack.dir().join("nats");
     let held = marked(&store, MARKS)?;
-    for stream in [USER_EVENTS, USER_DEAD] {
+    for stream in [USER_EVENTS, USER_REFUSED] {
         let holds = held
             .iter()
             .any(|(path, _)| path.to_string_lossy().contains(stream));
