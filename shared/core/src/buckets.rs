@@ -63,7 +63,11 @@ pub(crate) fn all(replicas: usize) -> Vec<kv::Config> {
             "Outboxes and who relays them: source.gateway -> state as JSON",
         )
     };
-    vec![targets, breakers, checks, jobs, relays]
+    let sources = bucket(
+        subjects::SOURCES_BUCKET,
+        "Outboxes and their epochs, which events may name: source -> epochs as JSON",
+    );
+    vec![targets, breakers, checks, jobs, relays, sources]
 }
 
 /// The buckets that are missing.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::{json, user_id::UserId};
+use crate::{json, outbox::Outbox, user_id::UserId};
 
 /// The four things that can happen to a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -121,6 +121,9 @@ pub struct Event {
     /// Of a `Deleted`: the user is erased, so targets that would only disable them delete them too.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub erase: bool,
+    /// Of an event that a relay made of a row: where it stands among the notes of its source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<Outbox>,
 }
 
 /// Why a document is no valid event, and where.
@@ -174,15 +177,25 @@ impl Event {
     /// # Errors
     /// [`InvalidEvent`] when the payload is too large, no JSON object, or breaks the contract.
     pub fn parse(payload: &[u8], envelope: Envelope) -> Result<Self, InvalidEvent> {
-        if payload.len() > MAX_EVENT_BYTES {
-            let reason = format!(
-                "the event has {} bytes; at most {MAX_EVENT_BYTES} are taken",
-                payload.len()
-            );
-            return Err(InvalidEvent::new("", reason));
-        }
+        within_size(payload)?;
         let value = json::read(payload).map_err(|error| not_json(&error))?;
         Self::from_value(value, envelope)
+    }
+
+    /// The same of a message of USER_EVENTS, which may be a relay's: its `outbox` is still to be vouched for.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_relayed(payload: &[u8], envelope: Envelope) -> Result<Self, InvalidEvent> {
+        within_size(payload)?;
+        let mut value = json::read(payload).map_err(|error| not_json(&error))?;
+        let outbox = match &mut value {
+            Value::Object(members) => Outbox::take(members)?,
+            _ => None,
+        };
+        let mut event = Self::from_value(value, envelope)?;
+        event.outbox = outbox;
+        Ok(event)
     }
 
     /// Takes one parsed document.
@@ -194,6 +207,11 @@ impl Event {
         let Value::Object(mut members) = value else {
             return Err(InvalidEvent::new("", "an event must be a JSON object"));
         };
+        if members.contains_key("outbox") {
+            let reason =
+                "is said by usersync-gateway only, of the rows that it relays; leave it out";
+            return Err(InvalidEvent::new("/outbox", reason));
+        }
         let user_id = match members.get("user_id") {
             None => return Err(InvalidEvent::new("/user_id", "is required")),
             Some(value) => UserId::try_from(value)
@@ -244,7 +262,18 @@ impl Event {
             timestamp,
             source,
             erase,
+            outbox: None,
         })
+    }
+}
+
+fn within_size(payload: &[u8]) -> Result<(), InvalidEvent> {
+    match payload.len() {
+        0..=MAX_EVENT_BYTES => Ok(()),
+        bytes => Err(InvalidEvent::new(
+            "",
+            format!("the event has {bytes} bytes; at most {MAX_EVENT_BYTES} are taken"),
+        )),
     }
 }
 
@@ -449,6 +478,10 @@ mod tests {
             ),
             ("/status", json!({"user_id": 1, "status": 1})),
             ("/data", json!({"user_id": 1, "status": "a", "data": 1})),
+            (
+                "/outbox",
+                json!({"user_id": 1, "outbox": {"epoch": "a", "note": 1, "owned": []}}),
+            ),
         ];
         for (pointer, value) in cases {
             let error = parse(value.clone()).expect_err(&value.to_string());

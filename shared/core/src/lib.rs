@@ -21,6 +21,7 @@ pub mod load;
 pub mod member;
 pub mod nats;
 pub mod network;
+pub mod outbox;
 pub mod pull;
 mod refusals;
 pub mod registry;

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::{
     event::{Change, Event, EventType},
     member::Member,
+    outbox::Notes,
     state::{Cause, State},
 };
 
@@ -22,9 +23,9 @@ pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64)
     let version = state
         .as_ref()
         .map_or(now_us, |state| now_us.max(state.version + 1));
-    let (event_seq, recent) = match &state {
-        Some(state) => (state.event_seq, state.recent.clone()),
-        None => (0, Vec::new()),
+    let (event_seq, recent, notes) = match &state {
+        Some(state) => (state.event_seq, state.recent.clone(), state.notes.clone()),
+        None => (0, Vec::new(), Notes::new()),
     };
     let base = state.filter(|state| !state.deleted);
     let known = base.is_some();
@@ -33,17 +34,7 @@ pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64)
         Some(base) => (base.username, base.email, base.data),
         None => (None, None, Value::Null),
     };
-    let told = Seen::of_row(row);
-    let mut changed = false;
-    for member in members {
-        let value = told.get(member);
-        changed |= match member {
-            Member::Username => replace(&mut username, value),
-            Member::Email => replace(&mut email, value),
-            Member::Status => put(&mut data, &[STATUS.to_owned()], value),
-            Member::Data(names) => put(&mut data, names, value.map(without_nulls)),
-        };
-    }
+    let changed = own(row, members, &mut username, &mut email, &mut data);
     if whole && !changed {
         return None;
     }
@@ -74,7 +65,31 @@ pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64)
             stored_us: now_us,
         },
         recent,
+        notes,
     })
+}
+
+/// Replaces the mapped `members` by what `row` says of them, which may be nothing; all others stay. Whether that
+/// changed anything.
+pub(crate) fn own(
+    row: &Event,
+    members: &[Member],
+    username: &mut Option<String>,
+    email: &mut Option<String>,
+    data: &mut Value,
+) -> bool {
+    let told = Seen::of_row(row);
+    let mut changed = false;
+    for member in members {
+        let value = told.get(member);
+        changed |= match member {
+            Member::Username => replace(username, value),
+            Member::Email => replace(email, value),
+            Member::Status => put(data, &[STATUS.to_owned()], value),
+            Member::Data(names) => put(data, names, value.map(without_nulls)),
+        };
+    }
+    changed
 }
 
 /// A number for what the mapped `members` of a row are; that of an equal state is the same ([`digest_of_state`]).

@@ -9,6 +9,8 @@ use utoipa::ToSchema;
 
 use crate::{
     event::{Change, Event, EventType},
+    load,
+    outbox::Notes,
     user_id::UserId,
 };
 
@@ -49,6 +51,9 @@ pub struct State {
     /// The ids of the last few events merged, oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub recent: Vec<String>,
+    /// By source, the newest note of its outbox that is contained: what says less is a late copy.
+    #[serde(skip_serializing_if = "Notes::is_empty", default)]
+    pub notes: Notes,
 }
 
 /// The event that made a state.
@@ -97,25 +102,55 @@ pub fn apply(state: &mut Option<State>, event: &Event, at: Position, now_us: u64
         if at.seq <= known.event_seq || known.recent.contains(&event.id) {
             return Applied::Known;
         }
+        let source = event.source.as_deref().unwrap_or_default();
+        let outbox = event.outbox.as_ref();
+        if outbox.is_some_and(|outbox| outbox.is_contained_in(&known.notes, source)) {
+            return Applied::Known;
+        }
         let erases = event.erase && !known.erased;
         if known.deleted && event.kind != EventType::Created && !erases {
-            return Applied::AfterDelete;
+            let Some(outbox) = &event.outbox else {
+                return Applied::AfterDelete;
+            };
+            // Else a late copy of an earlier note could revive.
+            known.notes.insert(source.to_owned(), outbox.remembered());
+            known.version = now_us.max(known.version + 1);
+            known.event_seq = at.seq;
+            return Applied::Changed;
         }
     }
     let base = state.take();
     let version = base
         .as_ref()
         .map_or(now_us, |base| now_us.max(base.version + 1));
+    let outbox = event.outbox.as_ref();
     let (mut user, partial) = match (event.kind, base) {
+        // A row says what its source owns; the rest is somebody else's.
+        (EventType::Created, Some(base)) if outbox.is_some() && !base.deleted => {
+            (User::of(base), false)
+        }
         (EventType::Created | EventType::Deleted, base) => (User::nobody(base), false),
-        (_, None) => (User::default(), true),
+        (_, None) => (User::default(), outbox.is_none()),
         (_, Some(base)) => {
-            let partial = base.partial;
+            let partial = base.partial && outbox.is_none();
             (User::of(base), partial)
         }
     };
+    if let Some(outbox) = outbox {
+        let source = event.source.clone().unwrap_or_default();
+        user.notes.insert(source, outbox.remembered());
+    }
     let deleted = event.kind == EventType::Deleted;
-    if !deleted {
+    if let (Some(outbox), false) = (outbox, deleted) {
+        let owned = &outbox.owned;
+        load::own(
+            event,
+            owned,
+            &mut user.username,
+            &mut user.email,
+            &mut user.data,
+        );
+    } else if !deleted {
         merge_member(&mut user.username, &event.username);
         merge_member(&mut user.email, &event.email);
         match &event.data {
@@ -154,6 +189,7 @@ pub fn apply(state: &mut Option<State>, event: &Event, at: Position, now_us: u64
             stored_us: at.stored_us,
         },
         recent: user.recent,
+        notes: user.notes,
     });
     Applied::Changed
 }
@@ -165,6 +201,7 @@ struct User {
     email: Option<String>,
     data: Value,
     recent: Vec<String>,
+    notes: Notes,
 }
 
 impl User {
@@ -174,12 +211,17 @@ impl User {
             email: base.email,
             data: base.data,
             recent: base.recent,
+            notes: base.notes,
         }
     }
 
     fn nobody(base: Option<State>) -> Self {
+        let Some(base) = base else {
+            return Self::default();
+        };
         Self {
-            recent: base.map(|base| base.recent).unwrap_or_default(),
+            recent: base.recent,
+            notes: base.notes,
             ..Self::default()
         }
     }
@@ -217,7 +259,7 @@ fn merge(target: &mut Value, patch: &Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Envelope;
+    use crate::{event::Envelope, member::Member, outbox::Outbox};
     use serde_json::json;
 
     /// Applies events given as (type, members) at sequences 1, 2, 3…
@@ -388,6 +430,87 @@ mod tests {
         assert_eq!(again("first", 3), Applied::Known);
         assert_eq!(again("third", 3), Applied::Changed);
         assert_ne!(state, before);
+    }
+
+    /// What the relay of `source` says of a row that maps username and data.a.
+    fn row(kind: EventType, note: i64, members: Value) -> Event {
+        let mut event = event(kind, members, 0);
+        event.id = format!("crm:e1:{note}");
+        event.source = Some("crm".to_owned());
+        event.outbox = Some(Outbox {
+            epoch: "e1".to_owned(),
+            note,
+            owned: vec![Member::Username, Member::Data(vec!["a".to_owned()])],
+            newer: Vec::new(),
+        });
+        event
+    }
+
+    fn say(state: &mut Option<State>, seq: u64, event: &Event) -> Applied {
+        apply(state, event, Position { seq, stored_us: 5 }, 1_000)
+    }
+
+    #[test]
+    fn a_row_replaces_what_its_source_owns_and_keeps_the_rest() {
+        let mut state = None;
+        let ann = json!({"username": "ann", "data": {"a": {"x": 1, "y": 2}}});
+        say(&mut state, 1, &row(Updated, 1, ann));
+        assert!(!state.as_ref().unwrap().partial, "a row is all there is");
+        let plan = json!({"email": "a@x", "data": {"plan": "gold"}});
+        say(&mut state, 2, &event(Updated, plan, 2));
+        // An object isn't merged, and what is null or absent is gone.
+        let row_2 = row(
+            Created,
+            2,
+            json!({"username": null, "data": {"a": {"y": 2}}}),
+        );
+        say(&mut state, 3, &row_2);
+        let now = state.clone().unwrap();
+        assert_eq!((now.username, now.email.as_deref()), (None, Some("a@x")));
+        assert_eq!(now.data, json!({"a": {"y": 2}, "plan": "gold"}));
+        say(&mut state, 4, &row(Updated, 3, json!({})));
+        assert_eq!(state.unwrap().data, json!({"plan": "gold"}));
+    }
+
+    #[test]
+    fn a_late_copy_of_a_row_changes_nothing() {
+        let mut state = None;
+        say(&mut state, 1, &row(Created, 7, json!({"username": "new"})));
+        let before = state.clone();
+        for (seq, note) in [(2, 7), (3, 6)] {
+            let late = row(Created, note, json!({"username": "old"}));
+            assert_eq!(say(&mut state, seq, &late), Applied::Known);
+        }
+        assert_eq!(state, before);
+        let gone = say(&mut state, 4, &row(Deleted, 8, json!({})));
+        assert_eq!(gone, Applied::Changed);
+        let late = row(Created, 7, json!({"username": "old"}));
+        assert_eq!(say(&mut state, 5, &late), Applied::Known);
+        assert!(state.as_ref().unwrap().deleted, "nor does it revive");
+        // Nor what came between two deletions of which the second one says nothing new.
+        say(&mut state, 6, &row(Deleted, 12, json!({})));
+        let late = row(Created, 10, json!({"username": "old"}));
+        assert_eq!(say(&mut state, 7, &late), Applied::Known);
+    }
+
+    #[test]
+    fn a_row_that_is_there_again_revives_and_an_updated_one_never() {
+        let mut state = None;
+        let whole = json!({"username": "ann", "email": "a@x", "data": {"plan": "gold"}});
+        say(&mut state, 1, &event(Created, whole, 1));
+        say(&mut state, 2, &event(Deleted, json!({"erase": true}), 2));
+        let update = row(Updated, 1, json!({"username": "ann"}));
+        assert_eq!(say(&mut state, 3, &update), Applied::Changed);
+        let known = state.clone().unwrap();
+        assert!(known.deleted && known.erased && known.notes["crm"].note == 1);
+        let again = row(Created, 2, json!({"username": "bob"}));
+        assert_eq!(say(&mut state, 4, &again), Applied::Changed);
+        let state = state.unwrap();
+        assert_eq!(
+            (state.username.as_deref(), state.email, state.data),
+            (Some("bob"), None, Value::Null),
+            "nothing of the user before"
+        );
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub const CHECKS_BUCKET: &str = "user_checks";
 pub const JOBS_BUCKET: &str = "user_jobs";
 /// The KV bucket of outboxes and who relays them: `<source>.<gateway>`.
 pub const RELAYS_BUCKET: &str = "user_relays";
+/// The KV bucket of the outboxes that gateways relay: `<source>`.
+pub const SOURCES_BUCKET: &str = "user_sources";
 /// All states.
 pub const STATES: &str = "user.state.*";
 /// All repairs of all targets.

@@ -138,6 +138,7 @@ fn every_bucket_is_documented() {
         subjects::CHECKS_BUCKET,
         subjects::JOBS_BUCKET,
         subjects::RELAYS_BUCKET,
+        subjects::SOURCES_BUCKET,
     ];
     assert_eq!(
         first_cells("Buckets"),

@@ -80,6 +80,7 @@ pub(crate) fn state(user: u64) -> Result<Bytes> {
             stored_us: unix_us(),
         },
         recent: Vec::new(),
+        notes: Default::default(),
     };
     padded(serde_json::to_value(state).context("a state as JSON")?)
 }

@@ -1,12 +1,13 @@
 //! Intake: events in stream order, merged into states. One gateway at a time does it.
 //!
-//! `session` hands over events in order, `turn` merges those of one user, `refusal` keeps what
-//! can't be merged. Correct because of stream order per user and optimistic concurrency; the pin
+//! `session` hands over events in order, `vouch` tells which of them a relay made, `turn` merges those of one user,
+//! `refusal` keeps what can't be merged. Correct because of stream order per user and optimistic concurrency; the pin
 //! only saves work. See docs/ARCHITECTURE.md, "Order is stream order".
 
 mod refusal;
 mod session;
 mod turn;
+mod vouch;
 
 use std::{
     sync::{
@@ -39,6 +40,7 @@ use usersync_traces::{Span, SpanKind, Traces};
 use crate::Settings;
 use session::{InOrder, Lost, Pinned, Session};
 use turn::{Arrival, Desk, Meters, Stored};
+use vouch::Voucher;
 
 /// Turns under way at once.
 const TURNS: usize = 2_000;
@@ -103,6 +105,7 @@ impl Intake {
             jetstream: self.jetstream.clone(),
             events,
         };
+        let voucher = Voucher::new(self.jetstream.clone());
         let desk = Arc::new(Desk {
             jetstream: self.jetstream.clone(),
             states,
@@ -139,7 +142,7 @@ impl Intake {
             };
             said.clear();
             self.active.set(1.0);
-            let ended = merge_events(&mut session, &desk, &shutdown).await;
+            let ended = merge_events(&mut session, &desk, &voucher, &shutdown).await;
             self.active.set(0.0);
             match ended {
                 Ended::Stopped => {
@@ -230,6 +233,7 @@ impl Intake {
 async fn merge_events(
     session: &mut Session,
     desk: &Arc<Desk>,
+    voucher: &Voucher,
     shutdown: &CancellationToken,
 ) -> Ended {
     let mut lanes = Lanes::default();
@@ -262,7 +266,16 @@ async fn merge_events(
                     Err(lost) => break Ended::Lost(lost),
                 };
                 let mut span = span(desk, &event);
-                match arrival(&event) {
+                let mut parsed = arrival(&event);
+                if let Ok((_, relayed)) = &mut parsed {
+                    let vouching = shutdown.run_until_cancelled(voucher.complete(relayed));
+                    match vouching.await {
+                        None => break Ended::Stopped,
+                        Some(Ok(())) => {}
+                        Some(Err(invalid)) => parsed = Err(invalid),
+                    }
+                }
+                match parsed {
                     Ok((user_id, parsed)) => {
                         let at = Position { seq: event.seq, stored_us: event.stored_us };
                         lanes.push(user_id, Arrival { event: parsed, at, message: event.message, span });
@@ -336,7 +349,7 @@ fn arrival(raw: &InOrder) -> Result<(UserId, Event), InvalidEvent> {
         id: Some(id),
         timestamp: Timestamp::from_microsecond(stored).ok(),
     };
-    let event = Event::parse(&raw.message.payload, envelope)?;
+    let event = Event::parse_relayed(&raw.message.payload, envelope)?;
     Ok((event.user_id.clone(), event))
 }
 

@@ -87,6 +87,7 @@ pub(crate) fn tombstone(user: &UserId, before: Option<&State>, now: u64) -> Stat
             stored_us: now,
         },
         recent: before.map_or_else(Vec::new, |before| before.recent.clone()),
+        notes: before.map_or_else(Default::default, |before| before.notes.clone()),
     }
 }
 
