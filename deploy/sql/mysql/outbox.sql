@@ -10,7 +10,7 @@ SET SESSION sql_mode = '';
 SET SESSION lock_wait_timeout = 10;
 
 -- Ids begin at the microseconds of now, so that none comes again after the outbox was removed and made anew. A user's id is
--- kept as it is, byte by byte. A service may write rows of its own, with the payload of an event.
+-- kept as it is, whatever the column's type and collation. A service may write rows of its own, with the payload of an event.
 SET @usersync_ddl = CONCAT('CREATE TABLE IF NOT EXISTS `user_outbox` (
   id           BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
   user_id      VARBINARY(3072) NOT NULL,

@@ -24,9 +24,8 @@ use sql::{name_quoted, quoted, select};
 /// Where a trigger says that there is something.
 const CHANNEL: &str = "user_outbox";
 
-/// Each statement sees what was committed before it. Where a policy would hide rows, the server says so instead: who is
-/// hidden isn't gone.
-const SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; SET row_security = off";
+/// Each statement sees what was committed before it.
+const SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
 /// One connection, and a second one that listens once somebody waits.
 pub(crate) struct Postgres {

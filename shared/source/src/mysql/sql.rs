@@ -23,6 +23,8 @@ pub(crate) fn script(layout: &Layout, epoch: &str) -> String {
     // Some types are kept as other bytes than they show.
     let kept = |of: &str| match layout.id.kind {
         Kind::Verbatim => format!("CAST({of}.{id} AS CHAR)"),
+        // In one character set, whatever the column's is.
+        Kind::Text => format!("CONVERT({of}.{id} USING utf8mb4)"),
         _ => format!("{of}.{id}"),
     };
     let id_changed = match layout.id.kind {

@@ -251,6 +251,7 @@ pub(crate) async fn ids_of_every_sort(place: &Place) -> Result<()> {
             ("CHAR(36)", "'0188f2c0-0000-7000-8000-0000000000ab'"),
             ("INT UNSIGNED ZEROFILL", "7"),
             ("VARCHAR(20) CHARACTER SET latin1", "'aB'"),
+            ("VARCHAR(20) CHARACTER SET utf16", "'aB'"),
             // Of MariaDB alone.
             ("UUID", "'0188f2c0-0000-7000-8000-0000000000ab'"),
         ],
