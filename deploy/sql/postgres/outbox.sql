@@ -56,7 +56,7 @@ BEGIN
   IF current_setting('usersync.apply', true) IN ('on', 'true', '1') THEN
     RETURN NULL;
   END IF;
-  IF TG_OP = 'UPDATE' AND OLD."id"::text IS NOT DISTINCT FROM NEW."id"::text THEN
+  IF TG_OP = 'UPDATE' AND OLD."id" IS NOT DISTINCT FROM NEW."id" THEN
     IF NEW."id" IS NOT NULL THEN
       INSERT INTO "public"."user_outbox" (user_id, event, tx) VALUES (NEW."id"::text, 'U', txid_current());
     END IF;

@@ -27,7 +27,11 @@ pub(crate) fn script(layout: &Layout) -> String {
         ("function", quoted(&table.beside("user_outbox_capture"))),
         (
             "same_id",
-            format!("OLD.{id}::text IS NOT DISTINCT FROM NEW.{id}::text"),
+            match layout.id.kind {
+                Kind::Integer => format!("OLD.{id} IS NOT DISTINCT FROM NEW.{id}"),
+                // Some texts are equal that aren't the same.
+                _ => format!("OLD.{id}::text IS NOT DISTINCT FROM NEW.{id}::text"),
+            },
         ),
         ("id", id),
     ];
