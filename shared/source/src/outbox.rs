@@ -63,6 +63,13 @@ pub struct Standing {
     pub reasons: Vec<Reason>,
 }
 
+impl Standing {
+    /// Whether an older version has made it, so that it tells of changes and has no notes.
+    pub fn is_older(&self) -> bool {
+        self.is_there && self.missing == [ABOUT]
+    }
+}
+
 /// Why a row could not be published.
 #[derive(Clone, Debug, Serialize)]
 pub struct Reason {
