@@ -1,30 +1,50 @@
 -- usersync: the outbox of users, for MySQL 8 and MariaDB 10.6 or newer.
 --
--- Every change of a user is written to user_outbox in the transaction that makes it, and usersync-gateway
--- publishes it from there. Run it again to renew the triggers; `usersync-scheduler outbox install` makes it
--- for other tables and columns. A session that applies what came from usersync says so, and nothing is
--- written for it: SET @usersync_apply = 1. See docs/OUTBOX.md.
+-- Every change of a user leaves a note in user_outbox, in the transaction that makes it: who changed, and how. usersync-gateway
+-- reads the note, then the row, and publishes it. Run this again to renew the triggers; `usersync-scheduler outbox install`
+-- makes them for other tables. A session that applies what came from usersync says so, and nothing is noted for it:
+-- SET @usersync_apply = 1. See docs/OUTBOX.md.
 
 SET NAMES utf8mb4;
 SET SESSION sql_mode = '';
 SET SESSION lock_wait_timeout = 10;
 
--- Ids begin at the microseconds of now, so that none comes again after the outbox was removed and made anew.
-SET @usersync_create = CONCAT('CREATE TABLE IF NOT EXISTS `user_outbox` (
+-- Ids begin at the microseconds of now, so that none comes again after the outbox was removed and made anew. A user's id is
+-- kept as it is, whatever the column's type and collation. A service may write rows of its own, with the payload of an event.
+SET @usersync_ddl = CONCAT('CREATE TABLE IF NOT EXISTS `user_outbox` (
   id           BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
-  user_id      VARCHAR(255) NOT NULL,
-  event        VARCHAR(32) CHARACTER SET ascii NOT NULL,
+  user_id      VARBINARY(3072) NOT NULL,
+  event        VARCHAR(32) CHARACTER SET ascii NOT NULL COMMENT ''I, U or D; or the type of the payload'',
   payload      LONGTEXT NULL,
   previous     LONGTEXT NULL,
   state        TINYINT NOT NULL DEFAULT 0 COMMENT ''0 waits, 1 published, 2 failed'',
   error        VARCHAR(1000) NULL,
   created_at   TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6),
   published_at TIMESTAMP(6) NULL DEFAULT NULL,
+  tx           BIGINT NULL COMMENT ''the connection'',
   KEY user_outbox_state (state, id)
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 AUTO_INCREMENT = ', CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS UNSIGNED));
-PREPARE usersync_create FROM @usersync_create;
-EXECUTE usersync_create;
-DEALLOCATE PREPARE usersync_create;
+PREPARE usersync_ddl FROM @usersync_ddl;
+EXECUTE usersync_ddl;
+DEALLOCATE PREPARE usersync_ddl;
+
+-- One of an older version; rows that wait are published as they stand.
+SET @usersync_ddl = IF((SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = DATABASE()
+    AND table_name = 'user_outbox' AND column_name = 'tx') = 0,
+  'ALTER TABLE `user_outbox` MODIFY user_id VARBINARY(3072) NOT NULL, ADD COLUMN tx BIGINT NULL', 'DO 0');
+PREPARE usersync_ddl FROM @usersync_ddl;
+EXECUTE usersync_ddl;
+DEALLOCATE PREPARE usersync_ddl;
+
+-- Which outbox this is: nobody can guess it, and one made anew is another one.
+CREATE TABLE IF NOT EXISTS `user_outbox_about` (
+  epoch    VARCHAR(64) CHARACTER SET ascii NOT NULL PRIMARY KEY,
+  first    BIGINT NOT NULL COMMENT 'rows before it were written by an older version',
+  approved BIGINT NOT NULL DEFAULT 0 COMMENT 'up to here, any number of users may be deleted'
+) ENGINE = InnoDB;
+INSERT INTO `user_outbox_about` (epoch, first)
+  SELECT LEFT(SHA2(CONCAT_WS('.', UUID(), RAND(), RAND(), RAND(), NOW(6), CONNECTION_ID()), 256), 32), (SELECT COALESCE(MAX(id), 0) + 1 FROM `user_outbox`) FROM DUAL
+  WHERE NOT EXISTS (SELECT 1 FROM `user_outbox_about`);
 
 -- No change slips through between the old triggers and the new.
 LOCK TABLES `users` WRITE;
@@ -33,9 +53,8 @@ DELIMITER //
 DROP TRIGGER IF EXISTS `user_outbox_insert` //
 CREATE TRIGGER `user_outbox_insert` AFTER INSERT ON `users` FOR EACH ROW
 BEGIN
-  IF COALESCE(@usersync_apply, '') IN ('', '0') THEN
-    INSERT INTO `user_outbox` (user_id, event, payload)
-      VALUES (LEFT(CAST(NEW.`id` AS CHAR), 255), 'user.created', JSON_OBJECT('user_id', NEW.`id`, 'username', CONVERT(NEW.`username` USING utf8mb4), 'email', CONVERT(NEW.`email` USING utf8mb4), 'status', CONVERT(NEW.`status` USING utf8mb4)));
+  IF COALESCE(@usersync_apply, '') IN ('', '0') AND NEW.`id` IS NOT NULL THEN
+    INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', CONNECTION_ID());
   END IF;
 END //
 
@@ -43,14 +62,15 @@ DROP TRIGGER IF EXISTS `user_outbox_update` //
 CREATE TRIGGER `user_outbox_update` AFTER UPDATE ON `users` FOR EACH ROW
 BEGIN
   IF COALESCE(@usersync_apply, '') IN ('', '0') THEN
-    IF NOT (CAST(OLD.`id` AS BINARY) <=> CAST(NEW.`id` AS BINARY)) THEN
-      INSERT INTO `user_outbox` (user_id, event, payload)
-        VALUES (LEFT(CAST(OLD.`id` AS CHAR), 255), 'user.deleted', JSON_OBJECT('user_id', OLD.`id`));
-      INSERT INTO `user_outbox` (user_id, event, payload)
-        VALUES (LEFT(CAST(NEW.`id` AS CHAR), 255), 'user.created', JSON_OBJECT('user_id', NEW.`id`, 'username', CONVERT(NEW.`username` USING utf8mb4), 'email', CONVERT(NEW.`email` USING utf8mb4), 'status', CONVERT(NEW.`status` USING utf8mb4)));
-    ELSEIF NOT (CAST(OLD.`username` AS BINARY) <=> CAST(NEW.`username` AS BINARY)) OR NOT (CAST(OLD.`email` AS BINARY) <=> CAST(NEW.`email` AS BINARY)) OR NOT (CAST(OLD.`status` AS BINARY) <=> CAST(NEW.`status` AS BINARY)) THEN
-      INSERT INTO `user_outbox` (user_id, event, payload, previous)
-        VALUES (LEFT(CAST(NEW.`id` AS CHAR), 255), IF(NOT (CAST(OLD.`username` AS BINARY) <=> CAST(NEW.`username` AS BINARY)) OR NOT (CAST(OLD.`email` AS BINARY) <=> CAST(NEW.`email` AS BINARY)), 'user.updated', 'user.status_changed'), JSON_OBJECT('user_id', NEW.`id`, 'username', CONVERT(NEW.`username` USING utf8mb4), 'email', CONVERT(NEW.`email` USING utf8mb4), 'status', CONVERT(NEW.`status` USING utf8mb4)), NULL);
+    IF NOT (OLD.`id` <=> NEW.`id`) THEN
+      IF OLD.`id` IS NOT NULL THEN
+        INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', CONNECTION_ID());
+      END IF;
+      IF NEW.`id` IS NOT NULL THEN
+        INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', CONNECTION_ID());
+      END IF;
+    ELSEIF NEW.`id` IS NOT NULL THEN
+      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'U', CONNECTION_ID());
     END IF;
   END IF;
 END //
@@ -58,9 +78,8 @@ END //
 DROP TRIGGER IF EXISTS `user_outbox_delete` //
 CREATE TRIGGER `user_outbox_delete` AFTER DELETE ON `users` FOR EACH ROW
 BEGIN
-  IF COALESCE(@usersync_apply, '') IN ('', '0') THEN
-    INSERT INTO `user_outbox` (user_id, event, payload)
-      VALUES (LEFT(CAST(OLD.`id` AS CHAR), 255), 'user.deleted', JSON_OBJECT('user_id', OLD.`id`));
+  IF COALESCE(@usersync_apply, '') IN ('', '0') AND OLD.`id` IS NOT NULL THEN
+    INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', CONNECTION_ID());
   END IF;
 END //
 

@@ -1,32 +1,50 @@
 -- usersync: the outbox of public.users, for PostgreSQL 14 or newer.
 --
--- Every change of a user is written to user_outbox in the transaction that makes it, and usersync-gateway
--- publishes it from there. Run it again to renew the trigger; `usersync-scheduler outbox install` makes it
--- for other tables and columns. A transaction that applies what came from usersync says so, and nothing is
--- written for it: SET LOCAL usersync.apply = 'on'. See docs/OUTBOX.md.
+-- Every change of a user leaves a note in user_outbox, in the transaction that makes it: who changed, and how. usersync-gateway
+-- reads the note, then the row, and publishes it. Run this again to renew the trigger; `usersync-scheduler outbox install`
+-- makes it for other tables. A transaction that applies what came from usersync says so, and nothing is noted for it:
+-- SET LOCAL usersync.apply = 'on'. See docs/OUTBOX.md.
 
 BEGIN;
 SET LOCAL lock_timeout = '10s';
 
--- Ids begin at the microseconds of now, so that none comes again after the outbox was removed and made anew.
+-- Ids begin at the microseconds of now, so that none comes again after the outbox was removed and made anew. A service may
+-- write rows of its own, with the payload of an event.
 DO $usersync$
 BEGIN
   IF to_regclass('"public"."user_outbox"') IS NULL THEN
     CREATE TABLE "public"."user_outbox" (
       id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
       user_id      text NOT NULL,
-      event        text NOT NULL,
+      event        text NOT NULL, -- I, U or D; or the type of the payload
       payload      text,
       previous     text,
       state        smallint NOT NULL DEFAULT 0, -- 0 waits, 1 published, 2 failed
       error        text,
-      created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-      published_at timestamptz
+      created_at   timestamptz NOT NULL DEFAULT statement_timestamp(),
+      published_at timestamptz,
+      tx           bigint -- the transaction
     ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
     EXECUTE format('ALTER TABLE "public"."user_outbox" ALTER COLUMN id RESTART WITH %s',
       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
     CREATE INDEX user_outbox_unpublished ON "public"."user_outbox" (id) WHERE state = 0;
     CREATE INDEX user_outbox_failed ON "public"."user_outbox" (id) WHERE state = 2;
+  END IF;
+  -- One of an older version; rows that wait are published as they stand.
+  IF NOT EXISTS (SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('"public"."user_outbox"') AND attname = 'tx') THEN
+    ALTER TABLE "public"."user_outbox" ADD COLUMN tx bigint, ALTER COLUMN created_at SET DEFAULT statement_timestamp();
+  END IF;
+  -- Which outbox this is: nobody can guess it, and one made anew is another one.
+  IF to_regclass('"public"."user_outbox_about"') IS NULL THEN
+    CREATE TABLE "public"."user_outbox_about" (
+      epoch    text PRIMARY KEY,
+      first    bigint NOT NULL, -- rows before it were written by an older version
+      approved bigint NOT NULL DEFAULT 0 -- up to here, any number of users may be deleted
+    );
+  END IF;
+  IF NOT EXISTS (SELECT 1 FROM "public"."user_outbox_about") THEN
+    INSERT INTO "public"."user_outbox_about" (epoch, first)
+      SELECT gen_random_uuid()::text, COALESCE(max(id), 0) + 1 FROM "public"."user_outbox";
   END IF;
 END
 $usersync$;
@@ -38,22 +56,17 @@ BEGIN
   IF current_setting('usersync.apply', true) IN ('on', 'true', '1') THEN
     RETURN NULL;
   END IF;
-  IF TG_OP = 'INSERT' THEN
-    INSERT INTO "public"."user_outbox" (user_id, event, payload)
-      VALUES (NEW."id"::text, 'user.created', json_build_object('user_id', NEW."id", 'username', NEW."username"::text, 'email', NEW."email"::text, 'status', NEW."status"::text)::text);
-  ELSIF TG_OP = 'DELETE' THEN
-    INSERT INTO "public"."user_outbox" (user_id, event, payload)
-      VALUES (OLD."id"::text, 'user.deleted', json_build_object('user_id', OLD."id")::text);
-  ELSIF OLD."id"::text IS DISTINCT FROM NEW."id"::text THEN
-    INSERT INTO "public"."user_outbox" (user_id, event, payload)
-      VALUES (OLD."id"::text, 'user.deleted', json_build_object('user_id', OLD."id")::text);
-    INSERT INTO "public"."user_outbox" (user_id, event, payload)
-      VALUES (NEW."id"::text, 'user.created', json_build_object('user_id', NEW."id", 'username', NEW."username"::text, 'email', NEW."email"::text, 'status', NEW."status"::text)::text);
-  ELSIF OLD."username"::text IS DISTINCT FROM NEW."username"::text OR OLD."email"::text IS DISTINCT FROM NEW."email"::text OR OLD."status"::text IS DISTINCT FROM NEW."status"::text THEN
-    INSERT INTO "public"."user_outbox" (user_id, event, payload, previous)
-      VALUES (NEW."id"::text, CASE WHEN OLD."username"::text IS DISTINCT FROM NEW."username"::text OR OLD."email"::text IS DISTINCT FROM NEW."email"::text THEN 'user.updated' ELSE 'user.status_changed' END, json_build_object('user_id', NEW."id", 'username', NEW."username"::text, 'email', NEW."email"::text, 'status', NEW."status"::text)::text, NULL);
+  IF TG_OP = 'UPDATE' AND OLD."id" IS NOT DISTINCT FROM NEW."id" THEN
+    IF NEW."id" IS NOT NULL THEN
+      INSERT INTO "public"."user_outbox" (user_id, event, tx) VALUES (NEW."id"::text, 'U', txid_current());
+    END IF;
   ELSE
-    RETURN NULL;
+    IF TG_OP <> 'INSERT' AND OLD."id" IS NOT NULL THEN
+      INSERT INTO "public"."user_outbox" (user_id, event, tx) VALUES (OLD."id"::text, 'D', txid_current());
+    END IF;
+    IF TG_OP <> 'DELETE' AND NEW."id" IS NOT NULL THEN
+      INSERT INTO "public"."user_outbox" (user_id, event, tx) VALUES (NEW."id"::text, 'I', txid_current());
+    END IF;
   END IF;
   PERFORM pg_notify('user_outbox', '');
   RETURN NULL;

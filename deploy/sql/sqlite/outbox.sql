@@ -1,17 +1,17 @@
 -- usersync: the outbox of users, for SQLite 3.38 or newer.
 --
--- Every change of a user is written to user_outbox in the transaction that makes it, and usersync-gateway
--- publishes it from there. Run it again to renew the triggers; `usersync-scheduler outbox install` makes it
--- for other tables and columns. A transaction that applies what came from usersync says so, and nothing is
--- written for it: INSERT INTO usersync_apply VALUES (1), and DELETE FROM usersync_apply before it commits.
--- See docs/OUTBOX.md.
+-- Every change of a user leaves a note in user_outbox, in the transaction that makes it: who changed, and how. usersync-gateway
+-- reads the note, then the row, and publishes it. Run this again to renew the triggers; `usersync-scheduler outbox install`
+-- makes them for other tables. A transaction that applies what came from usersync says so, and nothing is noted for it:
+-- INSERT INTO usersync_apply VALUES (1), and DELETE FROM usersync_apply before it commits. See docs/OUTBOX.md.
 
 BEGIN IMMEDIATE;
 
+-- A service may write rows of its own, with the payload of an event.
 CREATE TABLE IF NOT EXISTS user_outbox (
   id           INTEGER PRIMARY KEY AUTOINCREMENT,
   user_id      TEXT NOT NULL,
-  event        TEXT NOT NULL,
+  event        TEXT NOT NULL, -- I, U or D; or the type of the payload
   payload      TEXT,
   previous     TEXT,
   state        INTEGER NOT NULL DEFAULT 0, -- 0 waits, 1 published, 2 failed
@@ -27,38 +27,43 @@ CREATE INDEX IF NOT EXISTS user_outbox_unpublished ON user_outbox (id) WHERE sta
 CREATE INDEX IF NOT EXISTS user_outbox_failed ON user_outbox (id) WHERE state = 2;
 CREATE TABLE IF NOT EXISTS usersync_apply (applying INTEGER NOT NULL);
 
+-- Which outbox this is: nobody can guess it, and one made anew is another one.
+CREATE TABLE IF NOT EXISTS user_outbox_about (
+  epoch    TEXT PRIMARY KEY,
+  first    INTEGER NOT NULL, -- rows before it were written by an older version
+  approved INTEGER NOT NULL DEFAULT 0 -- up to here, any number of users may be deleted
+);
+INSERT INTO user_outbox_about (epoch, first)
+  SELECT lower(hex(randomblob(16))), (SELECT coalesce(max(id), 0) + 1 FROM user_outbox)
+  WHERE NOT EXISTS (SELECT 1 FROM user_outbox_about);
+
 DROP TRIGGER IF EXISTS user_outbox_insert;
 CREATE TRIGGER user_outbox_insert AFTER INSERT ON "users"
-WHEN NOT EXISTS (SELECT 1 FROM usersync_apply)
+WHEN NEW."id" IS NOT NULL AND NOT EXISTS (SELECT 1 FROM usersync_apply)
 BEGIN
-  INSERT INTO user_outbox (user_id, event, payload)
-    VALUES (CAST(NEW."id" AS TEXT), 'user.created', json_object('user_id', NEW."id", 'username', CASE typeof(NEW."username") WHEN 'blob' THEN NULL ELSE CAST(NEW."username" AS TEXT) END, 'email', CASE typeof(NEW."email") WHEN 'blob' THEN NULL ELSE CAST(NEW."email" AS TEXT) END, 'status', CASE typeof(NEW."status") WHEN 'blob' THEN NULL ELSE CAST(NEW."status" AS TEXT) END));
+  INSERT INTO user_outbox (user_id, event) VALUES (NEW."id", 'I');
 END;
 
 DROP TRIGGER IF EXISTS user_outbox_update;
 CREATE TRIGGER user_outbox_update AFTER UPDATE ON "users"
-WHEN NOT (OLD."id" IS NOT NEW."id" COLLATE BINARY) AND (OLD."username" IS NOT NEW."username" COLLATE BINARY OR OLD."email" IS NOT NEW."email" COLLATE BINARY OR OLD."status" IS NOT NEW."status" COLLATE BINARY) AND NOT EXISTS (SELECT 1 FROM usersync_apply)
+WHEN NEW."id" IS NOT NULL AND NOT (OLD."id" IS NOT NEW."id" COLLATE BINARY) AND NOT EXISTS (SELECT 1 FROM usersync_apply)
 BEGIN
-  INSERT INTO user_outbox (user_id, event, payload, previous)
-    VALUES (CAST(NEW."id" AS TEXT), CASE WHEN OLD."username" IS NOT NEW."username" COLLATE BINARY OR OLD."email" IS NOT NEW."email" COLLATE BINARY THEN 'user.updated' ELSE 'user.status_changed' END, json_object('user_id', NEW."id", 'username', CASE typeof(NEW."username") WHEN 'blob' THEN NULL ELSE CAST(NEW."username" AS TEXT) END, 'email', CASE typeof(NEW."email") WHEN 'blob' THEN NULL ELSE CAST(NEW."email" AS TEXT) END, 'status', CASE typeof(NEW."status") WHEN 'blob' THEN NULL ELSE CAST(NEW."status" AS TEXT) END), NULL);
+  INSERT INTO user_outbox (user_id, event) VALUES (NEW."id", 'U');
 END;
 
 DROP TRIGGER IF EXISTS user_outbox_rename;
 CREATE TRIGGER user_outbox_rename AFTER UPDATE ON "users"
 WHEN OLD."id" IS NOT NEW."id" COLLATE BINARY AND NOT EXISTS (SELECT 1 FROM usersync_apply)
 BEGIN
-  INSERT INTO user_outbox (user_id, event, payload)
-    VALUES (CAST(OLD."id" AS TEXT), 'user.deleted', json_object('user_id', OLD."id"));
-  INSERT INTO user_outbox (user_id, event, payload)
-    VALUES (CAST(NEW."id" AS TEXT), 'user.created', json_object('user_id', NEW."id", 'username', CASE typeof(NEW."username") WHEN 'blob' THEN NULL ELSE CAST(NEW."username" AS TEXT) END, 'email', CASE typeof(NEW."email") WHEN 'blob' THEN NULL ELSE CAST(NEW."email" AS TEXT) END, 'status', CASE typeof(NEW."status") WHEN 'blob' THEN NULL ELSE CAST(NEW."status" AS TEXT) END));
+  INSERT INTO user_outbox (user_id, event) SELECT OLD."id", 'D' WHERE OLD."id" IS NOT NULL;
+  INSERT INTO user_outbox (user_id, event) SELECT NEW."id", 'I' WHERE NEW."id" IS NOT NULL;
 END;
 
 DROP TRIGGER IF EXISTS user_outbox_delete;
 CREATE TRIGGER user_outbox_delete AFTER DELETE ON "users"
-WHEN NOT EXISTS (SELECT 1 FROM usersync_apply)
+WHEN OLD."id" IS NOT NULL AND NOT EXISTS (SELECT 1 FROM usersync_apply)
 BEGIN
-  INSERT INTO user_outbox (user_id, event, payload)
-    VALUES (CAST(OLD."id" AS TEXT), 'user.deleted', json_object('user_id', OLD."id"));
+  INSERT INTO user_outbox (user_id, event) VALUES (OLD."id", 'D');
 END;
 
 COMMIT;

@@ -238,11 +238,20 @@ async fn tell_cost_of_ids(jetstream: &jetstream::Context) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Looks whether the outbox of every source is there.
+/// Looks whether the outbox of every source is there, and whether the rows can be read that it is about.
 async fn check_sources(settings: &Settings) -> anyhow::Result<()> {
     for (name, config) in settings.sources.iter().filter(|(_, config)| config.outbox) {
-        let look = async { Database::connect(config).await?.standing().await };
+        let look = async {
+            let mut database = Database::connect(config).await?;
+            let layout = database.layout(false).await?;
+            database.page(&layout, None, 1).await?;
+            database.standing().await
+        };
         let standing = look.await.with_context(|| format!("source {name}"))?;
+        if standing.is_older() {
+            tracing::warn!(source = %name, "an older version has made the outbox; renew it with `usersync-scheduler outbox install`");
+            continue;
+        }
         anyhow::ensure!(
             standing.installed,
             "source {name}: its outbox isn't there; make it with `usersync-scheduler outbox install --source {name}`"

@@ -1,4 +1,4 @@
-//! `outbox install | uninstall | status`: the outbox beside a table of users.
+//! `outbox install | uninstall | approve | status`: the outbox beside a table of users.
 
 use std::io::Write;
 
@@ -11,14 +11,19 @@ use crate::settings::OutboxWork;
 pub(crate) async fn run(work: OutboxWork) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     match work {
-        OutboxWork::Install { source, all, print } => {
+        OutboxWork::Install {
+            source,
+            all,
+            new_epoch,
+            print,
+        } => {
             let mut database = connect(&source).await?;
             if print {
                 let (_, plan) = database.plan(all).await?;
                 write!(out, "{}", plan.script)?;
                 return Ok(());
             }
-            let plan = database.install(all).await?;
+            let plan = database.install_with(all, new_epoch).await?;
             let done = if plan.again { "renewed" } else { "made" };
             writeln!(
                 out,
@@ -49,6 +54,14 @@ pub(crate) async fn run(work: OutboxWork) -> anyhow::Result<()> {
                 )?,
                 false => writeln!(out, "nothing to remove: `{}` has no outbox", source.table)?,
             }
+        }
+        OutboxWork::Approve { source } => {
+            connect(&source).await?.approve().await?;
+            writeln!(
+                out,
+                "approved the deletions that are in the outbox of `{}` now",
+                source.table
+            )?;
         }
         OutboxWork::Status { source, json } => {
             let standing = connect(&source).await?.standing().await?;

@@ -72,6 +72,9 @@ pub enum OutboxCommand {
         /// Take every other column too, as data.<column>, but none that looks like a password
         #[arg(long)]
         all_columns: bool,
+        /// Make it another outbox, whose notes count anew: after the database was put back to an earlier time
+        #[arg(long)]
+        new_epoch: bool,
         /// Print the SQL instead of running it
         #[arg(long, visible_alias = "dry-run")]
         print: bool,
@@ -87,6 +90,14 @@ pub enum OutboxCommand {
         /// Print the SQL instead of running it
         #[arg(long, visible_alias = "dry-run")]
         print: bool,
+    },
+    /// Have deletions passed on that the relay holds back because there are so many
+    ///
+    /// It is about what is in the outbox now; later ones count anew.
+    Approve {
+        /// Which database and table.
+        #[command(flatten)]
+        source: SourceFlags,
     },
     /// Show whether it is there, what waits, and what could not be published
     Status {
@@ -120,7 +131,7 @@ pub struct SourceFlags {
     pub id: Option<String>,
     /// What a column holds: username, email, status, data or data.<path>; may be given several times
     ///
-    /// Without any, columns named username, email and status are taken, and no other.
+    /// Columns named username, email and status are taken besides; `--column email=` leaves one out.
     #[arg(long = "column", value_name = "COLUMN=MEMBER")]
     pub columns: Vec<String>,
 }
@@ -134,6 +145,9 @@ pub struct LoadFlags {
     /// The most users per second
     #[arg(long, value_name = "N")]
     pub rate: Option<NonZeroU32>,
+    /// Remove a member that left the mapping from every user of the table; may be given several times
+    #[arg(long, value_name = "MEMBER")]
+    pub forget: Vec<Member>,
     /// Only count what would be done
     #[arg(long)]
     pub dry_run: bool,
@@ -162,6 +176,8 @@ pub enum OutboxWork {
         source: SourceConfig,
         /// Whether to take columns that nobody named.
         all: bool,
+        /// Whether it is to be another outbox.
+        new_epoch: bool,
         /// Whether only to print.
         print: bool,
     },
@@ -173,6 +189,11 @@ pub enum OutboxWork {
         force: bool,
         /// Whether only to print.
         print: bool,
+    },
+    /// Approve the deletions in it.
+    Approve {
+        /// Where.
+        source: SourceConfig,
     },
     /// Show how it stands.
     Status {
@@ -192,6 +213,8 @@ pub struct LoadWork {
     pub source: SourceConfig,
     /// The most users per second.
     pub rate: Option<NonZeroU32>,
+    /// Members that are to leave the states.
+    pub forget: Vec<Member>,
     /// Whether only to count.
     pub dry_run: bool,
     /// Whether to report as JSON.
@@ -251,12 +274,14 @@ fn work(command: &Command, sources: &Sources, reader: &mut Reader) -> Option<Wor
         Command::Outbox(OutboxCommand::Install {
             source,
             all_columns,
+            new_epoch,
             print,
         }) => {
             let source = source.read(sources, reader)?;
             Work::Outbox(OutboxWork::Install {
                 source,
                 all: *all_columns,
+                new_epoch: *new_epoch,
                 print: *print,
             })
         }
@@ -271,6 +296,10 @@ fn work(command: &Command, sources: &Sources, reader: &mut Reader) -> Option<Wor
                 force: *force,
                 print: *print,
             })
+        }
+        Command::Outbox(OutboxCommand::Approve { source }) => {
+            let source = source.read(sources, reader)?;
+            Work::Outbox(OutboxWork::Approve { source })
         }
         Command::Outbox(OutboxCommand::Status { source, json }) => {
             let source = source.read(sources, reader)?;
@@ -292,6 +321,7 @@ fn work(command: &Command, sources: &Sources, reader: &mut Reader) -> Option<Wor
                 name: name.clone(),
                 source,
                 rate: flags.rate,
+                forget: flags.forget.clone(),
                 dry_run: flags.dry_run,
                 json: flags.json,
             })
@@ -350,8 +380,13 @@ impl SourceFlags {
         }
         for column in &self.columns {
             match column.rsplit_once('=') {
+                Some((column, "")) if !column.is_empty() => {
+                    config.columns.remove(column);
+                    config.without.insert(column.to_owned());
+                }
                 Some((column, member)) if !column.is_empty() => match member.parse::<Member>() {
                     Ok(member) => {
+                        config.without.remove(column);
                         config.columns.insert(column.to_owned(), member);
                     }
                     Err(error) => problems.push(format!("--column {column}: `{member}` {error}")),

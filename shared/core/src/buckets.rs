@@ -67,7 +67,11 @@ pub(crate) fn all(replicas: usize) -> Vec<kv::Config> {
         subjects::EPOCHS_BUCKET,
         "What intake knows of USER_EVENTS and USER_STATE: epochs, how far they were",
     );
-    vec![targets, breakers, checks, jobs, relays, epochs]
+    let sources = bucket(
+        subjects::SOURCES_BUCKET,
+        "Outboxes and their epochs, which events may name: source -> epochs as JSON",
+    );
+    vec![targets, breakers, checks, jobs, relays, epochs, sources]
 }
 
 /// The buckets that are missing.

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use crate::{
     json,
     number::{self, Beyond},
+    outbox::Outbox,
     user_id::UserId,
 };
 
@@ -125,6 +126,9 @@ pub struct Event {
     /// Of a `Deleted`: the user is erased, so targets that would only disable them delete them too.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub erase: bool,
+    /// Of an event that a relay made of a row: where it stands among the notes of its source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outbox: Option<Outbox>,
 }
 
 /// Why a document is no valid event, and where.
@@ -178,7 +182,7 @@ impl Event {
     /// # Errors
     /// [`InvalidEvent`] when the payload is too large, no JSON object, or breaks the contract.
     pub fn parse(payload: &[u8], envelope: Envelope) -> Result<Self, InvalidEvent> {
-        Self::read(payload, envelope, Beyond::All)
+        Self::from_value(read(payload, Beyond::All)?, envelope)
     }
 
     /// The same of a document that a database has written.
@@ -186,20 +190,22 @@ impl Event {
     /// # Errors
     /// As [`Event::parse`].
     pub fn of_row(document: &[u8], envelope: Envelope) -> Result<Self, InvalidEvent> {
-        Self::read(document, envelope, Beyond::AllButDoubles)
+        Self::from_value(read(document, Beyond::AllButDoubles)?, envelope)
     }
 
-    fn read(payload: &[u8], envelope: Envelope, beyond: Beyond) -> Result<Self, InvalidEvent> {
-        if payload.len() > MAX_EVENT_BYTES {
-            let reason = format!(
-                "the event has {} bytes; at most {MAX_EVENT_BYTES} are taken",
-                payload.len()
-            );
-            return Err(InvalidEvent::new("", reason));
-        }
-        let value = json::read(payload).map_err(|error| not_json(&error))?;
-        check_integers(payload, &value, beyond)?;
-        Self::from_value(value, envelope)
+    /// The same of a message of USER_EVENTS, which may be a relay's: its `outbox` is still to be vouched for.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_relayed(payload: &[u8], envelope: Envelope) -> Result<Self, InvalidEvent> {
+        let mut value = read(payload, Beyond::All)?;
+        let outbox = match &mut value {
+            Value::Object(members) => Outbox::take(members)?,
+            _ => None,
+        };
+        let mut event = Self::from_value(value, envelope)?;
+        event.outbox = outbox;
+        Ok(event)
     }
 
     /// Takes one parsed document.
@@ -211,6 +217,11 @@ impl Event {
         let Value::Object(mut members) = value else {
             return Err(InvalidEvent::new("", "an event must be a JSON object"));
         };
+        if members.contains_key("outbox") {
+            let reason =
+                "is said by usersync-gateway only, of the rows that it relays; leave it out";
+            return Err(InvalidEvent::new("/outbox", reason));
+        }
         let user_id = match members.get("user_id") {
             None => return Err(InvalidEvent::new("/user_id", "is required")),
             Some(value) => UserId::try_from(value)
@@ -261,8 +272,22 @@ impl Event {
             timestamp,
             source,
             erase,
+            outbox: None,
         })
     }
+}
+
+fn read(payload: &[u8], beyond: Beyond) -> Result<Value, InvalidEvent> {
+    if payload.len() > MAX_EVENT_BYTES {
+        let reason = format!(
+            "the event has {} bytes; at most {MAX_EVENT_BYTES} are taken",
+            payload.len()
+        );
+        return Err(InvalidEvent::new("", reason));
+    }
+    let value = json::read(payload).map_err(|error| not_json(&error))?;
+    check_integers(payload, &value, beyond)?;
+    Ok(value)
 }
 
 /// Refuses a document with an integer that can't be held: `value`, what was read of it, has another number there.
@@ -482,6 +507,10 @@ mod tests {
             ),
             ("/status", json!({"user_id": 1, "status": 1})),
             ("/data", json!({"user_id": 1, "status": "a", "data": 1})),
+            (
+                "/outbox",
+                json!({"user_id": 1, "outbox": {"epoch": "a", "note": 1, "owned": []}}),
+            ),
         ];
         for (pointer, value) in cases {
             let error = parse(value.clone()).expect_err(&value.to_string());

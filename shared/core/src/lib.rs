@@ -26,6 +26,7 @@ pub mod nats;
 pub mod nats_service;
 pub mod network;
 pub mod number;
+pub mod outbox;
 pub mod pull;
 mod refusals;
 pub mod registry;

@@ -25,17 +25,13 @@ pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64)
     if next.deleted {
         (next.username, next.email, next.data) = (None, None, Value::Null);
     }
-    let told = Seen::of_row(row);
-    let mut changed = false;
-    for member in members {
-        let value = told.get(member);
-        changed |= match member {
-            Member::Username => replace(&mut next.username, value),
-            Member::Email => replace(&mut next.email, value),
-            Member::Status => put(&mut next.data, &[STATUS.to_owned()], value),
-            Member::Data(names) => put(&mut next.data, names, value.map(without_nulls)),
-        };
-    }
+    let changed = own(
+        row,
+        members,
+        &mut next.username,
+        &mut next.email,
+        &mut next.data,
+    );
     if whole && !changed {
         return None;
     }
@@ -59,6 +55,29 @@ pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64)
         },
         ..next
     })
+}
+
+/// Replaces the mapped `members` by what `row` says of them, which may be nothing; all others stay. Whether that
+/// changed anything.
+pub(crate) fn own(
+    row: &Event,
+    members: &[Member],
+    username: &mut Option<String>,
+    email: &mut Option<String>,
+    data: &mut Value,
+) -> bool {
+    let told = Seen::of_row(row);
+    let mut changed = false;
+    for member in members {
+        let value = told.get(member);
+        changed |= match member {
+            Member::Username => replace(username, value),
+            Member::Email => replace(email, value),
+            Member::Status => put(data, &[STATUS.to_owned()], value),
+            Member::Data(names) => put(data, names, value.map(without_nulls)),
+        };
+    }
+    changed
 }
 
 /// A number for what the mapped `members` of a row are; that of an equal state is the same ([`digest_of_state`]).

@@ -13,7 +13,9 @@ use crate::{
     epoch::{Epoch, Epochs, Standing},
     event::{Change, Event, EventType},
     event_key::EventKey,
-    json,
+    json, load,
+    member::Member,
+    outbox::Notes,
     seen::Seen,
     user_id::UserId,
 };
@@ -69,6 +71,9 @@ pub struct State {
     /// The ids of the last few events merged, as v0.1.0 kept them; read, never written.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub recent: Vec<String>,
+    /// By source, the newest note of its outbox that is contained: what says less is a late copy.
+    #[serde(skip_serializing_if = "Notes::is_empty", default)]
+    pub notes: Notes,
 }
 
 const fn first_format() -> u32 {
@@ -207,6 +212,7 @@ pub fn apply(
     now_us: u64,
 ) -> Applied {
     let key = (at.repeated != Repeated::Never).then(|| event.key());
+    let mut stays_deleted = false;
     if let Some(known) = state {
         let epoch = known.epoch.as_ref();
         match history.epochs.standing(epoch, known.event_seq, at.seq) {
@@ -217,8 +223,15 @@ pub fn apply(
         if key.is_some_and(|key| known.knows(event, &key)) {
             return Applied::Known;
         }
+        let source = event.source.as_deref().unwrap_or_default();
+        let outbox = event.outbox.as_ref();
+        if outbox.is_some_and(|outbox| outbox.is_contained_in(&known.notes, source)) {
+            return Applied::Known;
+        }
         let erases = event.erase && !known.erased;
-        if known.deleted && event.kind != EventType::Created && !erases {
+        stays_deleted = known.deleted && event.kind != EventType::Created && !erases;
+        // The note of a row is kept all the same: a late copy of an earlier one could revive.
+        if stays_deleted && outbox.is_none() {
             return Applied::AfterDelete;
         }
     }
@@ -226,7 +239,10 @@ pub fn apply(
         None => (State::nobody(event), true),
         Some(base) => (base, false),
     };
-    changed |= next.merge(event);
+    changed |= next.note(event);
+    if !stays_deleted {
+        changed |= next.merge(event);
+    }
     if !changed && at.repeated != Repeated::ByState {
         *state = Some(next);
         return Applied::Unchanged;
@@ -239,7 +255,9 @@ pub fn apply(
     });
     next.epoch = Some(history.epochs.of(at.seq).clone());
     next.event_seq = at.seq;
-    next.event = Cause::of(event, at.stored_us);
+    if !stays_deleted {
+        next.event = Cause::of(event, at.stored_us);
+    }
     *state = Some(next);
     Applied::Changed { forgotten }
 }
@@ -290,37 +308,77 @@ impl State {
             event,
             seen: Seen::default(),
             recent: Vec::new(),
+            notes: Notes::new(),
         }
+    }
+
+    /// Keeps the note of a row's event, so that a late copy of an earlier one is known; whether it is one.
+    fn note(&mut self, event: &Event) -> bool {
+        let Some(outbox) = &event.outbox else {
+            return false;
+        };
+        let source = event.source.clone().unwrap_or_default();
+        self.notes.insert(source, outbox.remembered());
+        true
     }
 
     /// Takes in what `event` says of the user; whether anything is another now.
     fn merge(&mut self, event: &Event) -> bool {
-        let mut changed = false;
-        if matches!(event.kind, EventType::Created | EventType::Deleted) {
-            let deleted = event.kind == EventType::Deleted;
-            let mut said = User::default();
-            if !deleted {
-                said.merge(event);
-            }
-            changed |= replace(&mut self.username, said.username);
-            changed |= replace(&mut self.email, said.email);
-            changed |= replace(&mut self.data, said.data);
-            changed |= replace(&mut self.partial, false);
-            changed |= replace(&mut self.deleted, deleted);
-            changed |= replace(&mut self.erased, event.erase);
-        } else {
-            let mut user = User {
-                username: self.username.take(),
-                email: self.email.take(),
-                data: self.data.take(),
-            };
-            changed = user.merge(event);
-            (self.username, self.email, self.data) = (user.username, user.email, user.data);
-        }
+        let changed = match (event.kind, &event.outbox) {
+            (EventType::Deleted, _) | (EventType::Created, None) => self.replace(event),
+            (_, Some(outbox)) => self.own(event, &outbox.owned),
+            (EventType::Updated | EventType::StatusChanged, None) => self.patch(event),
+        };
         let status = self.data.get("status").and_then(Value::as_str);
         if self.status.as_deref() != status {
             self.status = status.map(str::to_owned);
         }
+        changed
+    }
+
+    /// The event is all there is to know.
+    fn replace(&mut self, event: &Event) -> bool {
+        let deleted = event.kind == EventType::Deleted;
+        let mut said = User::default();
+        if !deleted {
+            said.merge(event);
+        }
+        let mut changed = replace(&mut self.username, said.username);
+        changed |= replace(&mut self.email, said.email);
+        changed |= replace(&mut self.data, said.data);
+        changed |= replace(&mut self.partial, false);
+        changed |= replace(&mut self.deleted, deleted);
+        changed |= replace(&mut self.erased, event.erase);
+        changed
+    }
+
+    /// A row says what its source owns; the rest is somebody else's, and nobody's of whom was deleted.
+    fn own(&mut self, event: &Event, owned: &[Member]) -> bool {
+        if self.deleted {
+            (self.username, self.email, self.data) = (None, None, Value::Null);
+        }
+        let mut changed = load::own(
+            event,
+            owned,
+            &mut self.username,
+            &mut self.email,
+            &mut self.data,
+        );
+        changed |= replace(&mut self.partial, false);
+        changed |= replace(&mut self.deleted, false);
+        changed |= replace(&mut self.erased, false);
+        changed
+    }
+
+    /// The event says what has changed (RFC 7396).
+    fn patch(&mut self, event: &Event) -> bool {
+        let mut user = User {
+            username: self.username.take(),
+            email: self.email.take(),
+            data: self.data.take(),
+        };
+        let changed = user.merge(event);
+        (self.username, self.email, self.data) = (user.username, user.email, user.data);
         changed
     }
 }
@@ -402,7 +460,7 @@ fn merge(target: &mut Value, patch: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Envelope;
+    use crate::{event::Envelope, member::Member, outbox::Outbox};
     use serde_json::json;
 
     const MINUTE_US: u64 = 60_000_000;
@@ -744,6 +802,87 @@ mod tests {
         }
         let broken = State::read(br#"{"user_id": 1}"#).unwrap_err();
         assert!(matches!(broken, Unreadable::NoState(_)), "{broken}");
+    }
+
+    /// What the relay of `source` says of a row that maps username and data.a.
+    fn row(kind: EventType, note: i64, members: Value) -> Event {
+        let mut event = event(kind, members, 0);
+        event.id = format!("crm:e1:{note}");
+        event.source = Some("crm".to_owned());
+        event.outbox = Some(Outbox {
+            epoch: "e1".to_owned(),
+            note,
+            owned: vec![Member::Username, Member::Data(vec!["a".to_owned()])],
+            newer: Vec::new(),
+        });
+        event
+    }
+
+    fn hear(state: &mut Option<State>, seq: u64, event: &Event) -> Applied {
+        apply(state, event, at(seq), &history(), 1_000)
+    }
+
+    #[test]
+    fn a_row_replaces_what_its_source_owns_and_keeps_the_rest() {
+        let mut state = None;
+        let ann = json!({"username": "ann", "data": {"a": {"x": 1, "y": 2}}});
+        hear(&mut state, 1, &row(Updated, 1, ann));
+        assert!(!state.as_ref().unwrap().partial, "a row is all there is");
+        let plan = json!({"email": "a@x", "data": {"plan": "gold"}});
+        hear(&mut state, 2, &event(Updated, plan, 2));
+        // An object isn't merged, and what is null or absent is gone.
+        let row_2 = row(
+            Created,
+            2,
+            json!({"username": null, "data": {"a": {"y": 2}}}),
+        );
+        hear(&mut state, 3, &row_2);
+        let now = state.clone().unwrap();
+        assert_eq!((now.username, now.email.as_deref()), (None, Some("a@x")));
+        assert_eq!(now.data, json!({"a": {"y": 2}, "plan": "gold"}));
+        hear(&mut state, 4, &row(Updated, 3, json!({})));
+        assert_eq!(state.unwrap().data, json!({"plan": "gold"}));
+    }
+
+    #[test]
+    fn a_late_copy_of_a_row_changes_nothing() {
+        let mut state = None;
+        hear(&mut state, 1, &row(Created, 7, json!({"username": "new"})));
+        let before = state.clone();
+        for (seq, note) in [(2, 7), (3, 6)] {
+            let late = row(Created, note, json!({"username": "old"}));
+            assert_eq!(hear(&mut state, seq, &late), Applied::Known);
+        }
+        assert_eq!(state, before);
+        let gone = hear(&mut state, 4, &row(Deleted, 8, json!({})));
+        assert_eq!(gone, CHANGED);
+        let late = row(Created, 7, json!({"username": "old"}));
+        assert_eq!(hear(&mut state, 5, &late), Applied::Known);
+        assert!(state.as_ref().unwrap().deleted, "nor does it revive");
+        // Nor what came between two deletions of which the second one says nothing new.
+        hear(&mut state, 6, &row(Deleted, 12, json!({})));
+        let late = row(Created, 10, json!({"username": "old"}));
+        assert_eq!(hear(&mut state, 7, &late), Applied::Known);
+    }
+
+    #[test]
+    fn a_row_that_is_there_again_revives_and_an_updated_one_never() {
+        let mut state = None;
+        let whole = json!({"username": "ann", "email": "a@x", "data": {"plan": "gold"}});
+        hear(&mut state, 1, &event(Created, whole, 1));
+        hear(&mut state, 2, &event(Deleted, json!({"erase": true}), 2));
+        let update = row(Updated, 1, json!({"username": "ann"}));
+        assert_eq!(hear(&mut state, 3, &update), CHANGED);
+        let known = state.clone().unwrap();
+        assert!(known.deleted && known.erased && known.notes["crm"].note == 1);
+        let again = row(Created, 2, json!({"username": "bob"}));
+        assert_eq!(hear(&mut state, 4, &again), CHANGED);
+        let state = state.unwrap();
+        assert_eq!(
+            (state.username.as_deref(), state.email, state.data),
+            (Some("bob"), None, Value::Null),
+            "nothing of the user before"
+        );
     }
 
     #[test]

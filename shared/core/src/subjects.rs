@@ -41,6 +41,8 @@ pub const RELAYS_BUCKET: &str = "user_relays";
 pub const EPOCHS_BUCKET: &str = "user_epochs";
 /// Its only key.
 pub const EPOCHS_KEY: &str = "intake";
+/// The KV bucket of the outboxes that gateways relay: `<source>`.
+pub const SOURCES_BUCKET: &str = "user_sources";
 /// All states.
 pub const STATES: &str = "user.state.*";
 /// All repairs of all targets.

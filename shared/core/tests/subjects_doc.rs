@@ -139,6 +139,7 @@ fn every_bucket_is_documented() {
         subjects::JOBS_BUCKET,
         subjects::RELAYS_BUCKET,
         subjects::EPOCHS_BUCKET,
+        subjects::SOURCES_BUCKET,
     ];
     assert_eq!(
         first_cells("Buckets"),

@@ -206,6 +206,7 @@ impl Publisher {
             timestamp: Timestamp::now(),
             source: Some(self.source.to_string()),
             erase: false,
+            outbox: None,
         }
     }
 

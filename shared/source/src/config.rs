@@ -1,6 +1,12 @@
 //! What the settings say of a source: `[sources.NAME]`.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use jiff::fmt::serde::unsigned_duration::friendly::compact as duration;
 use secrecy::SecretString;
@@ -88,8 +94,10 @@ pub struct SourceConfig {
     pub table: TableName,
     /// Its column with the id.
     pub id: String,
-    /// What other columns hold: column → member. Empty: those that suggest themselves.
+    /// What other columns hold: column → member. Those that suggest themselves (username, email, status) come with them.
     pub columns: BTreeMap<String, Member>,
+    /// Columns that are left out although they suggest themselves.
+    pub without: BTreeSet<String>,
     /// Whether the gateway relays its outbox.
     pub outbox: bool,
     /// How it does.
@@ -112,7 +120,7 @@ pub struct OutboxConfig {
 impl Default for OutboxConfig {
     fn default() -> Self {
         Self {
-            poll_min: Duration::from_millis(10),
+            poll_min: Duration::from_millis(5),
             poll_max: Duration::from_secs(1),
             retention: Duration::from_secs(60 * 60),
         }
@@ -132,10 +140,27 @@ impl SourceConfig {
             },
             id: "id".to_owned(),
             columns: BTreeMap::new(),
+            without: BTreeSet::new(),
             outbox: true,
             relay: OutboxConfig::default(),
             check: Check::default(),
         }
+    }
+
+    /// The mapping as far as the settings tell: whether columns that suggest themselves are there, only the table does.
+    fn mapped(&self) -> BTreeMap<String, Member> {
+        let mut mapped = self.columns.clone();
+        for member in [Member::Username, Member::Email, Member::Status] {
+            let column = member.to_string();
+            let taken = self.columns.iter();
+            let taken = taken
+                .into_iter()
+                .any(|(name, taken)| *name == column || taken.overlaps(&member));
+            if !taken && !self.without.contains(&column) {
+                mapped.insert(column, member);
+            }
+        }
+        mapped
     }
 
     /// The kind of server.
@@ -214,7 +239,33 @@ pub fn read(reader: &mut Reader) -> BTreeMap<SourceName, SourceConfig> {
             },
         }
     }
+    for problem in contested(&found) {
+        reader.report(problem);
+    }
     found
+}
+
+/// Members that the outboxes of two sources would tell of: each would undo what the other says.
+fn contested(sources: &BTreeMap<SourceName, SourceConfig>) -> Vec<String> {
+    let relayed: Vec<_> = sources
+        .iter()
+        .filter(|(_, config)| config.outbox)
+        .map(|(name, config)| (name, config.mapped()))
+        .collect();
+    let mut problems = Vec::new();
+    for (at, (name, columns)) in relayed.iter().enumerate() {
+        for (other, others) in &relayed[..at] {
+            for (column, member) in columns {
+                if others.values().any(|taken| taken.overlaps(member)) {
+                    problems.push(format!(
+                        "sources.{name}.columns: `{member}` is what {other} maps, too, and each would undo what the other says; \
+                         leave it out in one of them: {column} = \"\""
+                    ));
+                }
+            }
+        }
+    }
+    problems
 }
 
 /// A text like `10ms`.
@@ -265,6 +316,10 @@ fn source(entry: Map<String, Value>) -> Result<SourceConfig, Vec<String>> {
     let columns = "a table of columns and members such as { phone = \"data.phone\" }";
     let columns: Option<BTreeMap<String, String>> = entry.take("columns", columns);
     for (column, member) in columns.unwrap_or_default() {
+        if member.is_empty() && is_name(&column) {
+            config.without.insert(column);
+            continue;
+        }
         match member.parse() {
             Ok(member) if is_name(&column) => {
                 config.columns.insert(column, member);
@@ -400,6 +455,34 @@ mod tests {
         assert_eq!(config.relay.retention, Duration::from_secs(7_200));
         assert_eq!(config.relay.poll_max, Duration::from_millis(50));
         assert_eq!(config.path(), PathBuf::from("/var/app.db"));
+    }
+
+    #[test]
+    fn two_outboxes_tell_of_no_member_both() {
+        let read = |columns: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a.toml");
+            let text =
+                format!("[sources.a]\nurl = 'sqlite:a'\n[sources.b]\nurl = 'sqlite:b'\n{columns}");
+            std::fs::write(&path, text).unwrap();
+            let mut reader = Reader::new(Some(&path));
+            super::read(&mut reader);
+            reader.finish().map_err(|problems| problems.to_string())
+        };
+        let problems = read("").unwrap_err();
+        assert!(
+            problems.contains("sources.b.columns: `email` is what a maps, too"),
+            "{problems}"
+        );
+        let rest = "[sources.b.columns]\nusername = ''\nemail = ''\nstatus = ''\n";
+        assert_eq!(read(rest), Ok(()));
+        assert_eq!(read("outbox = false"), Ok(()), "it is only compared");
+        let inside = format!("{rest}plan = 'data.plan'\n[sources.a.columns]\nmore = 'data'\n");
+        let problems = read(&inside).unwrap_err();
+        assert!(
+            problems.contains("`data.plan` is what a maps"),
+            "{problems}"
+        );
     }
 
     #[test]

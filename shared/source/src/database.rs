@@ -1,11 +1,11 @@
 //! One connection to a main database, with a limit on how long anything may take.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use tokio::time::timeout;
 
 use crate::{
-    Failure, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, TableName, UserRow,
+    About, Failure, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, TableName, UserRow,
     mysql::MySql, postgres::Postgres, session::Session, sqlite::Sqlite,
 };
 
@@ -23,7 +23,7 @@ pub struct RowsUnderWay {
     pub count: i64,
 }
 
-/// A connection. After an error that isn't [`SourceError::Refused`] it should be dropped, and another made.
+/// A connection. After an error that isn't [`SourceError::Refused`] or [`SourceError::Value`] it should be dropped, and another made.
 pub struct Database {
     pub(crate) session: Box<dyn Session>,
     pub(crate) config: SourceConfig,
@@ -66,7 +66,8 @@ impl Database {
     pub async fn layout(&mut self, all: bool) -> Result<Layout, SourceError> {
         let (table, id) = (self.config.table.clone(), self.config.id.clone());
         let live = within(PATIENCE, "looking at the table", self.session.look(&table)).await?;
-        Layout::fit(&table, &id, &self.config.columns, all, live.as_ref())
+        let (columns, without) = (&self.config.columns, &self.config.without);
+        Layout::fit(&table, &id, columns, without, all, live.as_ref())
     }
 
     pub(crate) async fn run(&mut self, script: &str) -> Result<(), SourceError> {
@@ -85,9 +86,15 @@ impl Database {
     /// Whether this connection is now the only one that relays the outbox; it stays so while it lives.
     ///
     /// # Errors
-    /// When the server can't be asked.
+    /// When the server can't be asked, or nobody may write to it: a copy may show old rows, and can't mark them.
     pub async fn try_lock(&mut self) -> Result<bool, SourceError> {
         let table = self.table();
+        let asking = self.session.read_only();
+        if let Some(why) = within(PATIENCE, "asking the server", asking).await? {
+            return Err(SourceError::Refused(format!(
+                "the outbox is relayed from the server that is written to, and this is another one: {why}"
+            )));
+        }
         within(
             PATIENCE,
             "taking the relay's lock",
@@ -134,11 +141,40 @@ impl Database {
     ///
     /// # Errors
     /// When they can't be read.
-    pub async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
+    pub async fn waiting(
+        &mut self,
+        layout: &Layout,
+        ids: &[String],
+    ) -> Result<Vec<String>, SourceError> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        within(PATIENCE, "reading the outbox", self.session.waiting(ids)).await
+        let reading = self.session.waiting(layout, ids);
+        within(PATIENCE, "reading the outbox", reading).await
+    }
+
+    /// Which outbox it is; none when it was made by an older version, which only has payloads.
+    ///
+    /// # Errors
+    /// When it can't be asked.
+    pub async fn about(&mut self) -> Result<Option<About>, SourceError> {
+        within(PATIENCE, "looking at the outbox", self.session.about()).await
+    }
+
+    /// The highest id of the outbox, 0 when it is empty.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn highest(&mut self) -> Result<i64, SourceError> {
+        within(PATIENCE, "reading the outbox", self.session.highest()).await
+    }
+
+    /// Approves any number of deletions in what is in the outbox now.
+    ///
+    /// # Errors
+    /// When that can't be written down.
+    pub async fn approve(&mut self) -> Result<(), SourceError> {
+        within(PATIENCE, "approving deletions", self.session.approve()).await
     }
 
     /// Marks rows that JetStream has confirmed.
@@ -207,12 +243,22 @@ impl Database {
         after: Option<&str>,
         most: u32,
     ) -> Result<Vec<UserRow>, SourceError> {
-        within(
-            SCHEMA_PATIENCE,
-            "reading users",
-            self.session.page(layout, after, most),
-        )
-        .await
+        let reading = self.session.page(layout, after, most);
+        match within(SCHEMA_PATIENCE, "reading users", reading).await {
+            Err(SourceError::Value(_)) => {}
+            read => return read,
+        }
+        // One of them can't be read: who it is shows when they are asked for one by one.
+        let mut ids_only = layout.clone();
+        ids_only.columns.clear();
+        let reading = self.session.page(&ids_only, after, most);
+        let page = within(SCHEMA_PATIENCE, "reading users", reading).await?;
+        let ids: Vec<String> = page.into_iter().map(|row| row.id).collect();
+        let mut read: HashMap<String, UserRow> = HashMap::new();
+        for row in self.users(layout, &ids).await? {
+            read.insert(row.id.clone(), row);
+        }
+        Ok(ids.iter().filter_map(|id| read.remove(id)).collect())
     }
 
     /// The users with these ids, those that are there.
@@ -224,7 +270,27 @@ impl Database {
         layout: &Layout,
         ids: &[String],
     ) -> Result<Vec<UserRow>, SourceError> {
-        within(PATIENCE, "reading users", self.session.users(layout, ids)).await
+        let mut found = Vec::new();
+        let mut left = vec![ids];
+        while let Some(ids) = left.pop() {
+            let reading = self.session.users(layout, ids);
+            match within(PATIENCE, "reading users", reading).await {
+                Ok(rows) => found.extend(rows),
+                // One of them can't be read, and holds nobody else back.
+                Err(SourceError::Value(_)) if ids.len() > 1 => {
+                    let (one, other) = ids.split_at(ids.len() / 2);
+                    left.extend([other, one]);
+                }
+                Err(SourceError::Value(reason)) => {
+                    found.extend(ids.iter().map(|id| UserRow {
+                        id: id.clone(),
+                        document: Err(reason.clone()),
+                    }));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
     }
 
     /// Roughly how many users there are.

@@ -1,6 +1,6 @@
-//! A user's JSON: as an expression that the server evaluates, which triggers and scans share, or as a form that a scan fills in.
+//! A user's JSON: as an expression that the server evaluates, or as a form that the values of a row fill in.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use usersync_core::member::Member;
 
@@ -17,16 +17,10 @@ pub(crate) trait Words {
     fn text(&self, value: &str) -> String;
     /// An object of names and expressions.
     fn object(&self, members: &[(String, String)]) -> String;
-    /// An object as an outbox keeps it.
-    fn kept(&self, object: String) -> String {
-        object
-    }
     /// The JSON value of a column; a text where `text` says so.
     fn value(&self, column: &Column, of: &str, text: bool) -> String;
     /// `value`, or an empty object where it is NULL.
     fn or_empty(&self, value: String) -> String;
-    /// Whether an update changes a column, byte by byte.
-    fn changed(&self, column: &Column) -> String;
 }
 
 /// A part of the document.
@@ -35,38 +29,7 @@ enum Node<'a> {
     Object(BTreeMap<&'a str, Node<'a>>),
 }
 
-/// What every template has a place for.
-pub(crate) fn places(words: &impl Words, layout: &Layout) -> Vec<(&'static str, String)> {
-    let document = |of| words.kept(document(words, layout, of));
-    let changed = |columns: Vec<&Column>| match columns.as_slice() {
-        [] => "FALSE".to_owned(),
-        columns => {
-            let each = columns.iter().map(|column| words.changed(column));
-            each.collect::<Vec<_>>().join(" OR ")
-        }
-    };
-    let more = layout.columns.iter();
-    let more = more.filter(|column| column.member != Member::Status);
-    vec![
-        ("table_shown", layout.table.to_string()),
-        ("new_document", document("NEW")),
-        (
-            "old_gone",
-            words.kept(words.object(&[id(words, layout, "OLD")])),
-        ),
-        (
-            "previous",
-            match layout.holds_json() {
-                true => document("OLD"),
-                false => "NULL".to_owned(),
-            },
-        ),
-        ("changed", changed(layout.columns.iter().collect())),
-        ("more_changed", changed(more.collect())),
-    ]
-}
-
-/// The members of a user as one object, `of` being the row: `NEW`, `OLD`, the table. The id stands first.
+/// The members of a user as one object, `of` being the table. The id stands first.
 pub(crate) fn document(words: &impl Words, layout: &Layout, of: &str) -> String {
     let mut written = vec![id(words, layout, of)];
     let all = members(layout);
@@ -133,19 +96,31 @@ fn render(words: &impl Words, node: &Node<'_>, of: &str) -> String {
     }
 }
 
-/// A document without its values, which a server tells as texts: for one that takes longer to write JSON.
+/// A document without its values, which a server tells as texts: so no setting of a session and no limit of a server's
+/// JSON functions can change them, and it takes less time.
 pub(crate) struct Blank {
-    /// What stands before each value, and how the value is written.
-    parts: Vec<(String, Written)>,
+    /// The value of each column, the id's first.
+    parts: Vec<Part>,
     end: String,
+}
+
+/// The place of one value.
+struct Part {
+    /// What stands before it.
+    before: String,
+    written: Written,
+    /// The column it is from.
+    column: String,
 }
 
 /// How a server's text becomes a JSON value.
 #[derive(Clone, Copy)]
 enum Written {
     Text,
-    /// A text where JSON has no such number.
+    /// A number; a text where JSON has no such number.
     Number,
+    /// A text of its digits.
+    Digits,
     Json,
     /// The same, and an empty object where there is none.
     Object,
@@ -155,12 +130,16 @@ impl Blank {
     /// The document of a row, and the columns it is made of behind the id, in order.
     pub(crate) fn of(layout: &Layout) -> (Self, Vec<&Column>) {
         let (mut parts, mut columns) = (Vec::new(), Vec::new());
-        let mut before = format!("{{\"{USER_ID}\":");
         let written = match layout.id.kind {
             Kind::Integer => Written::Number,
             _ => Written::Text,
         };
-        parts.push((std::mem::take(&mut before), written));
+        parts.push(Part {
+            before: format!("{{\"{USER_ID}\":"),
+            written,
+            column: layout.id.name.clone(),
+        });
+        let mut before = String::new();
         for (name, node) in members(layout) {
             before.push(',');
             outline(&name, node, &mut before, &mut parts, &mut columns);
@@ -169,31 +148,55 @@ impl Blank {
         (Self { parts, end }, columns)
     }
 
-    /// The document with these values; `None` is null.
-    pub(crate) fn filled<'a, E>(
+    /// The document with these values, the id's first; `None` is null. Why there is none, naming the column.
+    pub(crate) fn filled<'a>(
         &self,
-        values: impl Iterator<Item = Result<Option<&'a str>, E>>,
-    ) -> Result<Vec<u8>, E> {
+        values: impl Iterator<Item = Option<&'a [u8]>>,
+    ) -> Result<Vec<u8>, String> {
         let mut document = Vec::with_capacity(256);
-        for ((before, written), value) in self.parts.iter().zip(values) {
-            document.extend_from_slice(before.as_bytes());
-            match (value?, written) {
-                (None, Written::Object) => document.extend_from_slice(b"{}"),
-                (None, _) => document.extend_from_slice(b"null"),
-                (Some(value), Written::Json | Written::Object) => {
-                    document.extend_from_slice(value.as_bytes());
+        for (part, value) in self.parts.iter().zip(values) {
+            document.extend_from_slice(part.before.as_bytes());
+            let Some(value) = value else {
+                document.extend_from_slice(match part.written {
+                    Written::Object => b"{}",
+                    _ => b"null",
+                });
+                continue;
+            };
+            let Ok(value) = str::from_utf8(value) else {
+                return Err(format!(
+                    "its column `{}` holds bytes that are no text (UTF-8)",
+                    part.column
+                ));
+            };
+            match part.written {
+                Written::Json | Written::Object => document.extend_from_slice(value.as_bytes()),
+                // NaN and Infinity are none.
+                Written::Number if value.ends_with(|end: char| end.is_ascii_digit()) => {
+                    document.extend_from_slice(unpadded(value).as_bytes());
                 }
-                // NaN and Infinity.
-                (Some(value), Written::Number)
-                    if value.ends_with(|end: char| end.is_ascii_digit()) =>
-                {
-                    document.extend_from_slice(value.as_bytes());
-                }
-                (Some(value), Written::Number | Written::Text) => quote(value, &mut document),
+                Written::Digits => quote(&unpadded(value), &mut document),
+                Written::Number | Written::Text => quote(value, &mut document),
             }
         }
         document.extend_from_slice(self.end.as_bytes());
         Ok(document)
+    }
+}
+
+/// A number without the zeros before it, which a column may show (ZEROFILL) and JSON doesn't have.
+pub(crate) fn unpadded(number: &str) -> Cow<'_, str> {
+    let (sign, digits) = match number.strip_prefix('-') {
+        Some(digits) => ("-", digits),
+        None => ("", number),
+    };
+    let stripped = digits.trim_start_matches('0');
+    match digits.len() - stripped.len() {
+        0 => number.into(),
+        zeros => {
+            let kept = usize::from(!stripped.starts_with(|first: char| first.is_ascii_digit()));
+            format!("{sign}{}", &digits[zeros - kept..]).into()
+        }
     }
 }
 
@@ -202,7 +205,7 @@ fn outline<'a>(
     name: &str,
     node: Node<'a>,
     before: &mut String,
-    parts: &mut Vec<(String, Written)>,
+    parts: &mut Vec<Part>,
     columns: &mut Vec<&'a Column>,
 ) {
     let mut quoted = Vec::new();
@@ -214,11 +217,16 @@ fn outline<'a>(
             let written = match column.kind {
                 _ if column.member.is_text() => Written::Text,
                 Kind::Integer | Kind::Float => Written::Number,
+                Kind::Decimal => Written::Digits,
                 Kind::Json if column.member.is_whole() => Written::Object,
                 Kind::Boolean | Kind::Json => Written::Json,
                 _ => Written::Text,
             };
-            parts.push((std::mem::take(before), written));
+            parts.push(Part {
+                before: std::mem::take(before),
+                written,
+                column: column.name.clone(),
+            });
             columns.push(column);
         }
         Node::Object(members) => {
@@ -275,5 +283,21 @@ mod tests {
     fn places_are_filled_once() {
         let values = [("a", "{b}".to_owned()), ("b", "x".to_owned())];
         assert_eq!(filled("{a} {b} {c} '{}'", &values), "{b} x {c} '{}'");
+    }
+    #[test]
+    fn numbers_lose_the_zeros_that_a_column_shows() {
+        for (shown, number) in [
+            ("0000007", "7"),
+            ("-007", "-7"),
+            ("0", "0"),
+            ("000", "0"),
+            ("0.50", "0.50"),
+            ("007.50", "7.50"),
+            ("-00.5", "-0.5"),
+            ("1e300", "1e300"),
+            ("100", "100"),
+        ] {
+            assert_eq!(unpadded(shown), number, "{shown}");
+        }
     }
 }

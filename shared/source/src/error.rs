@@ -13,6 +13,9 @@ pub enum SourceError {
     /// The server can't be reached, refuses us, or broke off: trying again later may help.
     #[error("{0}")]
     Unavailable(String),
+    /// A value of a row can't be read; other rows can.
+    #[error("{0}")]
+    Value(String),
     /// Something in the database isn't as it must be; says what to do.
     #[error("{0}")]
     Refused(String),
@@ -45,6 +48,12 @@ impl SourceError {
             },
             other => format!("{doing}: {other}"),
         };
-        Self::Unavailable(text)
+        // Class 22 of the SQL standard: data exceptions.
+        let value = matches!(error, sqlx::Error::Database(answer)
+            if answer.code().is_some_and(|code| code.len() == 5 && code.starts_with("22")));
+        match value {
+            true => Self::Value(text),
+            false => Self::Unavailable(text),
+        }
     }
 }

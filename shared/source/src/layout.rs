@@ -1,12 +1,17 @@
 //! How the mapping in the settings fits the table that is there, or why it doesn't.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use usersync_core::{member::Member, user_id::UserId};
 
-use crate::{Kind, Live, LiveColumn, SourceError};
+use crate::{Kind, Live, LiveColumn, SourceError, document::unpadded};
 
-/// As many as one call of a server's JSON function takes.
+/// As many as one call of SQLite's JSON function takes.
 const MAX_COLUMNS: usize = 45;
 
 /// A table, in the schema of the connection unless it names one.
@@ -86,7 +91,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Fits `columns` (column → member) to the table; without any, those that suggest themselves.
+    /// Fits `columns` (column → member) to the table, and with them those that suggest themselves, but none `without`.
     ///
     /// # Errors
     /// [`SourceError::Refused`] with everything that is wrong, naming table and columns.
@@ -94,6 +99,7 @@ impl Layout {
         table: &TableName,
         id: &str,
         columns: &BTreeMap<String, Member>,
+        without: &BTreeSet<String>,
         all: bool,
         live: Option<&Live>,
     ) -> Result<Self, SourceError> {
@@ -129,14 +135,19 @@ impl Layout {
             }
             Some(_) => {}
         }
-        let wanted = match columns.is_empty() {
-            false => columns.clone(),
-            true => suggested(live, id),
+        let mut wanted: Vec<(String, Member)> = columns.clone().into_iter().collect();
+        let left_out = |name: &str| without.iter().any(|out| out.eq_ignore_ascii_case(name));
+        let free = |name: &str, member: &Member| {
+            let taken = |(column, taken): (&String, &Member)| {
+                column.eq_ignore_ascii_case(name) || taken.overlaps(member)
+            };
+            !left_out(name) && !columns.iter().any(taken)
         };
-        let mut wanted: Vec<(String, Member)> = wanted.into_iter().collect();
+        let more = suggested(live, id).into_iter();
+        wanted.extend(more.filter(|(name, member)| free(name, member)));
         if all {
             let more: Vec<_> = further(live, id, &wanted).collect();
-            wanted.extend(more);
+            wanted.extend(more.into_iter().filter(|(name, _)| !left_out(name)));
         }
         let mut fitted: Vec<Column> = Vec::new();
         for (name, member) in wanted {
@@ -197,11 +208,6 @@ impl Layout {
         })
     }
 
-    /// Whether a value can lose members of its own, which only a look at the former one tells.
-    pub(crate) fn holds_json(&self) -> bool {
-        self.columns.iter().any(|column| column.kind == Kind::Json)
-    }
-
     /// The table of the outbox.
     pub(crate) fn outbox(&self) -> TableName {
         self.table.beside(OUTBOX)
@@ -222,6 +228,16 @@ impl Layout {
         }
     }
 
+    /// An id as rows spell it, of one that an outbox has kept.
+    pub fn spelled<'a>(&self, kept: &'a str) -> Cow<'a, str> {
+        match self.id.kind {
+            Kind::Integer => unpadded(kept),
+            // Blanks behind a CHAR are none of its own, whatever the writer's session says.
+            Kind::Text if self.id.shown.starts_with("char(") => kept.trim_end_matches(' ').into(),
+            _ => kept.into(),
+        }
+    }
+
     /// The mapped members, sorted.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.columns.iter().map(|column| &column.member)
@@ -239,6 +255,8 @@ fn is_uuid(id: &str) -> bool {
 
 /// The name of every outbox.
 pub(crate) const OUTBOX: &str = "user_outbox";
+/// The name of the table that says which outbox it is.
+pub(crate) const ABOUT: &str = "user_outbox_about";
 
 /// Columns whose names say what they are.
 fn suggested(live: &Live, id: &str) -> BTreeMap<String, Member> {
@@ -306,9 +324,16 @@ mod tests {
     ) -> Result<Vec<String>, String> {
         let columns = columns
             .iter()
-            .map(|(column, member)| ((*column).to_owned(), member.parse().unwrap()));
+            .map(|(column, member)| ((*column).to_owned(), *member));
         let table = "users".parse().unwrap();
-        let layout = Layout::fit(&table, id, &columns.collect(), all, live);
+        let (columns, without): (Vec<_>, Vec<_>) =
+            columns.partition(|(_, member)| !member.is_empty());
+        let columns = columns
+            .into_iter()
+            .map(|(column, member)| (column, member.parse().unwrap()));
+        let without = without.into_iter().map(|(column, _)| column);
+        let without = without.collect();
+        let layout = Layout::fit(&table, id, &columns.collect(), &without, all, live);
         let shown = |column: &Column| format!("{}={}", column.name, column.member);
         match layout {
             Ok(layout) => Ok(layout.columns.iter().map(shown).collect()),
@@ -333,9 +358,22 @@ mod tests {
             all,
             ["username=username", "Email=email", "phone=data.phone"]
         );
+        // Naming a column adds to them, and takes their place where it says the same.
         let named = [("password_hash", "data.password_hash")];
         let named = fit(Some(&live), "id", &named, false).unwrap();
-        assert_eq!(named, ["password_hash=data.password_hash"]);
+        assert_eq!(
+            named,
+            [
+                "username=username",
+                "Email=email",
+                "password_hash=data.password_hash"
+            ]
+        );
+        let instead = [("phone", "username"), ("email", "")];
+        let instead = fit(Some(&live), "id", &instead, false).unwrap();
+        assert_eq!(instead, ["phone=username"]);
+        let elsewhere = fit(Some(&live), "id", &[("Email", "data.mail")], false).unwrap();
+        assert_eq!(elsewhere, ["username=username", "Email=data.mail"]);
     }
 
     #[test]

@@ -23,4 +23,4 @@ pub use database::{Database, RowsUnderWay};
 pub use error::SourceError;
 pub use layout::{Column, Layout, TableName};
 pub use outbox::{InstallPlan, Standing, shipped};
-pub use session::{Failure, Lag, OutboxRow, UserRow};
+pub use session::{About, Failure, Lag, OutboxRow, Payload, RowChange, UserRow};

@@ -6,6 +6,7 @@ use std::{str::FromStr, time::Duration};
 
 use async_trait::async_trait;
 use secrecy::ExposeSecret;
+use sha1::{Digest, Sha1};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row,
     mysql::{MySqlArguments, MySqlConnectOptions, MySqlRow, MySqlSslMode},
@@ -14,17 +15,19 @@ use sqlx::{
 use usersync_core::auth::Pem;
 
 use crate::{
-    Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError, TableName,
-    UserRow,
-    layout::OUTBOX,
-    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much},
+    About, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, Payload, SourceConfig,
+    SourceError, TableName, UserRow,
+    layout::{ABOUT, OUTBOX},
+    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much, user_row},
 };
-pub(crate) use sql::{TRIGGERS, script};
+pub(crate) use sql::{RANDOM, TRIGGERS, script};
 use sql::{name_quoted, quoted, ranges, select, statements};
 
 /// Marking a range must not lock the gap behind it, where writers add rows.
 const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
-const SESSION: &str = "SET SESSION innodb_lock_wait_timeout = 10, lock_wait_timeout = 10";
+/// Times are told in UTC, whatever the server's zone is.
+const SESSION: &str =
+    "SET SESSION innodb_lock_wait_timeout = 10, lock_wait_timeout = 10, time_zone = '+00:00'";
 /// The most ranges of ids in one statement.
 const RANGES: usize = 1_000;
 
@@ -32,6 +35,9 @@ const RANGES: usize = 1_000;
 pub(crate) struct MySql {
     connection: MySqlConnection,
     outbox: String,
+    about: String,
+    /// Whether the outbox is one of an older version, without notes.
+    old: bool,
 }
 
 impl MySql {
@@ -75,6 +81,8 @@ impl MySql {
         Ok(Self {
             connection,
             outbox: quoted(&config.table.beside(OUTBOX)),
+            about: quoted(&config.table.beside(ABOUT)),
+            old: false,
         })
     }
 
@@ -184,7 +192,15 @@ impl Session for MySql {
         for name in TRIGGERS {
             query = query.bind(name);
         }
+        let about = "SELECT COUNT(*) FROM information_schema.tables \
+             WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
+        let about = sqlx::query_scalar(about).bind(schema).bind(ABOUT);
+        let about: i64 = about
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(failed)?;
         Ok(Installed {
+            about: about > 0,
             outbox: columns
                 .fetch_all(&mut self.connection)
                 .await
@@ -197,28 +213,44 @@ impl Session for MySql {
     }
 
     fn script(&self, layout: &Layout) -> String {
-        script(layout)
+        let epoch = uuid::Uuid::now_v7().simple().to_string();
+        script(layout, &format!("'{epoch}'"))
+    }
+
+    fn new_epoch(&self, _: &TableName) -> String {
+        format!("DELETE FROM {};\n", self.about)
     }
 
     fn removal(&self, table: &TableName) -> String {
         let drops = TRIGGERS
             .map(|name| format!("DROP TRIGGER IF EXISTS {};\n", quoted(&table.beside(name))));
-        format!("{}DROP TABLE IF EXISTS {};\n", drops.concat(), self.outbox)
+        format!(
+            "{}DROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\n",
+            drops.concat(),
+            self.outbox,
+            self.about
+        )
     }
 
     async fn try_lock(&mut self, table: &TableName) -> Result<bool, SourceError> {
-        // Locks are the server's, not the database's, and their names short.
-        let statement = "SELECT COALESCE(GET_LOCK(CONCAT('usersync_outbox.', SHA1(COALESCE(?, DATABASE()))), 0), 0) = 1";
-        let taken = sqlx::query_scalar(statement).bind(&table.schema);
-        let taken = taken.fetch_one(&mut self.connection).await;
-        taken.map_err(|error| SourceError::of("taking the relay's lock", &error))
+        let failed = |error| SourceError::of("taking the relay's lock", &error);
+        let schema = sqlx::query_scalar("SELECT CAST(COALESCE(?, DATABASE()) AS CHAR)");
+        let schema = schema.bind(&table.schema).fetch_one(&mut self.connection);
+        let schema: String = schema.await.map_err(failed)?;
+        let taken = sqlx::query_scalar("SELECT COALESCE(GET_LOCK(?, 0), 0) = 1");
+        let taken = taken.bind(lock_name(&schema));
+        taken.fetch_one(&mut self.connection).await.map_err(failed)
     }
 
     async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
+        let tx = if self.old { "NULL" } else { "tx" };
+        let large = |column| format!("IF(LENGTH({column}) > {MOST_PAYLOAD}, NULL, {column})");
         let statement = format!(
-            "SELECT id, event, IF(LENGTH(payload) > {MOST_PAYLOAD}, NULL, payload), \
-             IF(LENGTH(previous) > {MOST_PAYLOAD}, NULL, previous), CAST(UNIX_TIMESTAMP(created_at) * 1000000 AS SIGNED) \
+            "SELECT id, CAST(user_id AS BINARY), event, CAST(LENGTH(payload) AS SIGNED), {}, {}, \
+             CAST(UNIX_TIMESTAMP(created_at) * 1000000 AS SIGNED), CAST({tx} AS SIGNED) \
              FROM {} WHERE state = 0 AND id > ? ORDER BY id LIMIT ?",
+            large("payload"),
+            large("previous"),
             self.outbox
         );
         let query = sqlx::query(AssertSqlSafe(statement));
@@ -236,18 +268,69 @@ impl Session for MySql {
         count.map_err(|error| SourceError::of("reading the outbox", &error))
     }
 
-    async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
+    async fn waiting(
+        &mut self,
+        layout: &Layout,
+        ids: &[String],
+    ) -> Result<Vec<String>, SourceError> {
+        // Kept as the column shows it, which may be with zeros before it.
+        let kept = match layout.id.kind {
+            Kind::Integer => "CAST(CAST(user_id AS DECIMAL(20, 0)) AS BINARY)",
+            _ => "CAST(user_id AS BINARY)",
+        };
         let statement = format!(
-            "SELECT DISTINCT user_id COLLATE utf8mb4_bin FROM {} WHERE state = 0 AND user_id COLLATE utf8mb4_bin IN ({})",
+            "SELECT DISTINCT {kept} FROM {} WHERE state = 0 AND {kept} IN ({})",
             self.outbox,
             vec!["?"; ids.len()].join(", ")
         );
         let mut waiting = sqlx::query_scalar(AssertSqlSafe(statement));
         for id in ids {
-            waiting = waiting.bind(id);
+            waiting = waiting.bind(id.as_bytes());
         }
-        let waiting = waiting.fetch_all(&mut self.connection).await;
-        waiting.map_err(|error| SourceError::of("reading the outbox", &error))
+        let waiting: Result<Vec<Vec<u8>>, _> = waiting.fetch_all(&mut self.connection).await;
+        let waiting = waiting.map_err(|error| SourceError::of("reading the outbox", &error))?;
+        let text = |id: Vec<u8>| String::from_utf8_lossy(&id).into_owned();
+        Ok(waiting.into_iter().map(text).collect())
+    }
+
+    async fn read_only(&mut self) -> Result<Option<&'static str>, SourceError> {
+        let read_only = sqlx::query_scalar("SELECT CAST(@@global.read_only AS SIGNED)");
+        let read_only: i64 = read_only
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(|error| SourceError::of("asking whether it may be written to", &error))?;
+        Ok((read_only != 0).then_some("it is read_only, as a replica is"))
+    }
+
+    async fn about(&mut self) -> Result<Option<About>, SourceError> {
+        let statement = format!("SELECT epoch, first, approved FROM {}", self.about);
+        let about = sqlx::query_as(AssertSqlSafe(statement));
+        let about: Option<(String, i64, i64)> =
+            match about.fetch_optional(&mut self.connection).await {
+                Ok(about) => about,
+                Err(error) if is_missing(&error) => None,
+                Err(error) => return Err(SourceError::of("looking which outbox it is", &error)),
+            };
+        self.old = about.is_none();
+        Ok(about.map(|(epoch, first, approved)| About {
+            epoch,
+            first,
+            approved,
+        }))
+    }
+
+    async fn highest(&mut self) -> Result<i64, SourceError> {
+        let statement = format!("SELECT COALESCE(MAX(id), 0) FROM {}", self.outbox);
+        let highest = sqlx::query_scalar(AssertSqlSafe(statement));
+        let highest = highest.fetch_one(&mut self.connection).await;
+        highest.map_err(|error| SourceError::of("reading the outbox", &error))
+    }
+
+    async fn approve(&mut self) -> Result<(), SourceError> {
+        let highest = self.highest().await?;
+        let statement = format!("UPDATE {} SET approved = {highest}", self.about);
+        self.execute("approving deletions", statement).await?;
+        Ok(())
     }
 
     async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError> {
@@ -352,14 +435,16 @@ impl Session for MySql {
         most: u32,
     ) -> Result<Vec<UserRow>, SourceError> {
         let id = name_quoted(&layout.id.name);
-        let behind = after.map_or_else(String::new, |_| format!("WHERE {id} > ? "));
-        let statement = format!("{} {behind}ORDER BY {id} LIMIT {most}", select(layout));
+        let behind = after.map_or_else(String::new, |_| format!("WHERE u.{id} > ? "));
+        let (select, blank) = select(layout);
+        let statement = format!("{select} {behind}ORDER BY u.{id} LIMIT {most}");
         let mut query = sqlx::query(AssertSqlSafe(statement));
         if let Some(after) = after {
             query = bind_id(query, layout, after);
         }
         let rows = query.fetch(&mut self.connection);
-        until_much(rows, "reading users", user_row, UserRow::bytes).await
+        let read = |row: &MySqlRow| Ok(user_row(layout.id.kind, &blank, &told(row)?));
+        until_much(rows, "reading users", read, UserRow::bytes).await
     }
 
     async fn users(
@@ -372,7 +457,8 @@ impl Session for MySql {
         }
         let places = vec!["?"; ids.len()].join(", ");
         let id = name_quoted(&layout.id.name);
-        let statement = format!("{} WHERE {id} IN ({places})", select(layout));
+        let (select, blank) = select(layout);
+        let statement = format!("{select} WHERE u.{id} IN ({places})");
         let mut query = sqlx::query(AssertSqlSafe(statement));
         for id in ids {
             query = bind_id(query, layout, id);
@@ -383,7 +469,13 @@ impl Session for MySql {
             .await
             .map_err(failed)?;
         rows.iter()
-            .map(|row| user_row(row).map_err(failed))
+            .map(|row| {
+                Ok(user_row(
+                    layout.id.kind,
+                    &blank,
+                    &told(row).map_err(failed)?,
+                ))
+            })
             .collect()
     }
 
@@ -422,21 +514,34 @@ fn bind_id<'q>(
     query.bind(id)
 }
 
+/// Locks are the server's, not the database's, and their names short. Hashed here: not every server has SHA1().
+fn lock_name(schema: &str) -> String {
+    let hash = Sha1::digest(schema.as_bytes());
+    let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("usersync_outbox.{hash}")
+}
+
+/// Whether there is no such table.
+fn is_missing(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(answer) if answer.code().as_deref() == Some("42S02"))
+}
+
 fn outbox_row(row: &MySqlRow) -> Result<OutboxRow, sqlx::Error> {
+    let user: Vec<u8> = row.try_get(1)?;
     Ok(OutboxRow {
         id: row.try_get(0)?,
-        event: row.try_get(1)?,
-        payload: row.try_get(2)?,
-        previous: row.try_get(3)?,
-        created_us: row.try_get(4)?,
+        user: String::from_utf8_lossy(&user).into_owned(),
+        event: row.try_get(2)?,
+        payload: Payload::of(row.try_get(3)?, row.try_get(4)?),
+        previous: row.try_get(5)?,
+        created_us: row.try_get(6)?,
+        tx: row.try_get(7)?,
     })
 }
 
-fn user_row(row: &MySqlRow) -> Result<UserRow, sqlx::Error> {
-    Ok(UserRow {
-        id: row.try_get(0)?,
-        document: row.try_get(1)?,
-    })
+/// The bytes of a row's texts: whoever is no text is found out later, one by one. MySQL calls JSON a type of its own.
+fn told(row: &MySqlRow) -> Result<Vec<Option<&[u8]>>, sqlx::Error> {
+    (0..row.len()).map(|at| row.try_get_unchecked(at)).collect()
 }
 
 fn column(row: &MySqlRow) -> Result<LiveColumn, sqlx::Error> {
@@ -456,4 +561,18 @@ fn column(row: &MySqlRow) -> Result<LiveColumn, sqlx::Error> {
         _ => Kind::Unsupported,
     };
     Ok(LiveColumn { name, kind, shown })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_has_the_name_that_older_gateways_ask_the_server_to_make() {
+        // SELECT SHA1('app')
+        assert_eq!(
+            lock_name("app"),
+            "usersync_outbox.7d1043473d55bfa90e8530d35801d4e381bc69f0"
+        );
+    }
 }

@@ -5,8 +5,12 @@ use serde::Serialize;
 use usersync_core::member::Member;
 
 use crate::{
-    Database, Failure, Layout, Server, SourceError, TableName, database::within, layout::OUTBOX,
-    mysql, postgres, session::Installed, sqlite,
+    Database, Failure, Layout, Server, SourceError, TableName,
+    database::within,
+    layout::{ABOUT, OUTBOX},
+    mysql, postgres,
+    session::Installed,
+    sqlite,
 };
 
 /// How long a look may take.
@@ -35,14 +39,19 @@ pub struct InstallPlan {
     pub mapped: Vec<String>,
     /// Whether there is an outbox already, whose triggers are renewed.
     pub again: bool,
+    /// Whether it has an epoch already.
+    about: bool,
 }
 
 /// How an outbox stands.
 #[derive(Clone, Debug, Serialize)]
 pub struct Standing {
-    /// Whether table and triggers are there.
+    /// Whether tables and triggers are there.
     pub installed: bool,
-    /// The triggers that are missing.
+    /// Whether changes wait in it, also where an older version has made it.
+    #[serde(skip)]
+    pub is_there: bool,
+    /// The triggers and tables that are missing.
     pub missing: Vec<String>,
     /// Rows that wait to be published.
     pub unpublished: u64,
@@ -52,6 +61,13 @@ pub struct Standing {
     pub failed: u64,
     /// Why, for the newest of them: `id`, `reason`.
     pub reasons: Vec<Reason>,
+}
+
+impl Standing {
+    /// Whether an older version has made it, so that it tells of changes and has no notes.
+    pub fn is_older(&self) -> bool {
+        self.is_there && self.missing == [ABOUT]
+    }
 }
 
 /// Why a row could not be published.
@@ -77,6 +93,7 @@ impl Database {
             script: self.session.script(&layout),
             mapped: mapped.collect(),
             again: !installed.outbox.is_empty(),
+            about: installed.about,
         };
         Ok((layout, plan))
     }
@@ -86,7 +103,23 @@ impl Database {
     /// # Errors
     /// Those of [`Self::plan`], and when the server refuses.
     pub async fn install(&mut self, all: bool) -> Result<InstallPlan, SourceError> {
+        self.install_with(all, false).await
+    }
+
+    /// The same; `new_epoch` makes it another outbox, whose notes count anew.
+    ///
+    /// # Errors
+    /// As [`Self::install`].
+    pub async fn install_with(
+        &mut self,
+        all: bool,
+        new_epoch: bool,
+    ) -> Result<InstallPlan, SourceError> {
         let (layout, plan) = self.plan(all).await?;
+        if new_epoch && plan.about {
+            let statement = self.session.new_epoch(&layout.table);
+            self.run(&statement).await?;
+        }
         self.run(&plan.script).await?;
         let installed = self.installed(&layout.table).await?;
         let missing = missing(self.config.server()?, &installed);
@@ -137,6 +170,7 @@ impl Database {
         let missing = missing(self.config.server()?, &installed);
         let mut standing = Standing {
             installed: missing.is_empty() && !installed.outbox.is_empty(),
+            is_there: !installed.outbox.is_empty(),
             missing,
             unpublished: 0,
             oldest_seconds: 0.0,
@@ -185,7 +219,7 @@ impl Database {
     }
 }
 
-/// Our triggers that aren't there.
+/// Our triggers and the table beside the outbox, as far as they aren't there.
 fn missing(server: Server, installed: &Installed) -> Vec<String> {
     let wanted: &[&str] = match server {
         Server::MySql => &mysql::TRIGGERS,
@@ -194,6 +228,8 @@ fn missing(server: Server, installed: &Installed) -> Vec<String> {
     };
     let there = |name: &&&str| installed.triggers.iter().any(|(found, _)| found == **name);
     let missing = wanted.iter().filter(|name| !there(name));
+    let about = (!installed.about).then_some(&ABOUT);
+    let missing = missing.chain(about);
     missing.map(|name| (*name).to_owned()).collect()
 }
 
@@ -229,7 +265,7 @@ pub fn shipped(server: Server) -> String {
         columns: columns.map(column).into(),
     };
     match server {
-        Server::MySql => mysql::script(&layout),
+        Server::MySql => mysql::script(&layout, mysql::RANDOM),
         Server::Postgres => postgres::script(&layout),
         Server::Sqlite => sqlite::script(&layout),
     }

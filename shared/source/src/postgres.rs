@@ -13,11 +13,10 @@ use sqlx::{
 use usersync_core::auth::Pem;
 
 use crate::{
-    Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError, TableName,
-    UserRow,
-    document::Blank,
-    layout::OUTBOX,
-    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much},
+    About, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, Payload, SourceConfig,
+    SourceError, TableName, UserRow,
+    layout::{ABOUT, OUTBOX},
+    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much, user_row},
 };
 pub(crate) use sql::{TRIGGERS, script};
 use sql::{name_quoted, quoted, select};
@@ -25,12 +24,18 @@ use sql::{name_quoted, quoted, select};
 /// Where a trigger says that there is something.
 const CHANNEL: &str = "user_outbox";
 
+/// Each statement sees what was committed before it.
+const SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED";
+
 /// One connection, and a second one that listens once somebody waits.
 pub(crate) struct Postgres {
     connection: PgConnection,
     options: PgConnectOptions,
     ears: Option<PgListener>,
     outbox: String,
+    about: String,
+    /// Whether the outbox is one of an older version, without notes.
+    old: bool,
 }
 
 impl Postgres {
@@ -62,12 +67,16 @@ impl Postgres {
         let options = options
             .application_name("usersync")
             .disable_statement_logging();
-        let connection = options.connect().await;
+        let trouble = |error: sqlx::Error| SourceError::of(&place, &error);
+        let mut connection = options.connect().await.map_err(trouble)?;
+        connection.execute(SESSION).await.map_err(trouble)?;
         Ok(Self {
-            connection: connection.map_err(|error| SourceError::of(&place, &error))?,
+            connection,
             options,
             ears: None,
             outbox: quoted(&config.table.beside(OUTBOX)),
+            about: quoted(&config.table.beside(ABOUT)),
+            old: false,
         })
     }
 
@@ -144,7 +153,12 @@ impl Session for Postgres {
              WHERE NOT t.tgisinternal AND t.tgname = 'user_outbox' \
                AND c.relnamespace = COALESCE(to_regnamespace($1), to_regnamespace(quote_ident(current_schema())))";
         let triggers = sqlx::query_as(triggers).bind(table.schema.as_deref().map(name_quoted));
+        let about = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(&self.about);
         Ok(Installed {
+            about: about
+                .fetch_one(&mut self.connection)
+                .await
+                .map_err(failed)?,
             outbox: columns
                 .fetch_all(&mut self.connection)
                 .await
@@ -160,13 +174,18 @@ impl Session for Postgres {
         script(layout)
     }
 
+    fn new_epoch(&self, _: &TableName) -> String {
+        format!("DELETE FROM {};\n", self.about)
+    }
+
     fn removal(&self, table: &TableName) -> String {
         format!(
             "BEGIN;\nSET LOCAL lock_timeout = '10s';\nDROP TRIGGER IF EXISTS user_outbox ON {};\n\
-             DROP FUNCTION IF EXISTS {}();\nDROP TABLE IF EXISTS {};\nCOMMIT;\n",
+             DROP FUNCTION IF EXISTS {}();\nDROP TABLE IF EXISTS {}, {};\nCOMMIT;\n",
             quoted(table),
             quoted(&table.beside("user_outbox_capture")),
-            self.outbox
+            self.outbox,
+            self.about
         )
     }
 
@@ -182,8 +201,10 @@ impl Session for Postgres {
         let large = |column| {
             format!("CASE WHEN octet_length({column}) <= {MOST_PAYLOAD} THEN {column} END")
         };
+        let tx = if self.old { "NULL::bigint" } else { "tx" };
         let statement = format!(
-            "SELECT id, event, {}, {}, (extract(epoch FROM created_at) * 1000000)::bigint \
+            "SELECT id, user_id, event, octet_length(payload)::bigint, {}, {}, \
+             (extract(epoch FROM created_at) * 1000000)::bigint, {tx} \
              FROM {} WHERE state = 0 AND id > $1 ORDER BY id LIMIT $2",
             large("payload"),
             large("previous"),
@@ -204,7 +225,7 @@ impl Session for Postgres {
         count.map_err(|error| SourceError::of("reading the outbox", &error))
     }
 
-    async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
+    async fn waiting(&mut self, _: &Layout, ids: &[String]) -> Result<Vec<String>, SourceError> {
         let statement = format!(
             "SELECT DISTINCT user_id FROM {} WHERE state = 0 AND user_id = ANY($1)",
             self.outbox
@@ -212,6 +233,56 @@ impl Session for Postgres {
         let waiting = sqlx::query_scalar(AssertSqlSafe(statement)).bind(ids);
         let waiting = waiting.fetch_all(&mut self.connection).await;
         waiting.map_err(|error| SourceError::of("reading the outbox", &error))
+    }
+
+    async fn read_only(&mut self) -> Result<Option<&'static str>, SourceError> {
+        let standby = sqlx::query_scalar("SELECT pg_is_in_recovery()");
+        let standby: bool = standby
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(|error| SourceError::of("asking whether it may be written to", &error))?;
+        Ok(standby.then_some("it is a standby"))
+    }
+
+    async fn about(&mut self) -> Result<Option<About>, SourceError> {
+        let failed = |error| SourceError::of("looking which outbox it is", &error);
+        let there = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(&self.about);
+        let there: bool = there
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        let mut about: Option<(String, i64, i64)> = None;
+        if there {
+            let statement = format!("SELECT epoch, first, approved FROM {}", self.about);
+            about = sqlx::query_as(AssertSqlSafe(statement))
+                .fetch_optional(&mut self.connection)
+                .await
+                .map_err(failed)?;
+        }
+        self.old = about.is_none();
+        Ok(about.map(|(epoch, first, approved)| About {
+            epoch,
+            first,
+            approved,
+        }))
+    }
+
+    async fn highest(&mut self) -> Result<i64, SourceError> {
+        let statement = format!("SELECT COALESCE(max(id), 0) FROM {}", self.outbox);
+        let highest = sqlx::query_scalar(AssertSqlSafe(statement));
+        let highest = highest.fetch_one(&mut self.connection).await;
+        highest.map_err(|error| SourceError::of("reading the outbox", &error))
+    }
+
+    async fn approve(&mut self) -> Result<(), SourceError> {
+        let statement = format!(
+            "UPDATE {} SET approved = (SELECT COALESCE(max(id), 0) FROM {})",
+            self.about, self.outbox
+        );
+        let done = sqlx::query(AssertSqlSafe(statement));
+        let done = done.execute(&mut self.connection).await;
+        done.map(drop)
+            .map_err(|error| SourceError::of("approving deletions", &error))
     }
 
     async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError> {
@@ -328,15 +399,15 @@ impl Session for Postgres {
         let behind = after.map_or_else(String::new, |_| {
             format!("WHERE u.{id} > $1::{} ", layout.id.shown)
         });
-        let (told, blank) = select(layout);
-        let statement = format!("{told} {behind}ORDER BY u.{id} LIMIT {most}");
+        let (select, blank) = select(layout);
+        let statement = format!("{select} {behind}ORDER BY u.{id} LIMIT {most}");
         let mut query = sqlx::query(AssertSqlSafe(statement));
         if let Some(after) = after {
             query = query.bind(after);
         }
         let rows = query.fetch(&mut self.connection);
-        let user_row = |row: &PgRow| user_row(row, &blank);
-        until_much(rows, "reading users", user_row, UserRow::bytes).await
+        let read = |row: &PgRow| Ok(user_row(layout.id.kind, &blank, &told(row)?));
+        until_much(rows, "reading users", read, UserRow::bytes).await
     }
 
     async fn users(
@@ -345,14 +416,20 @@ impl Session for Postgres {
         ids: &[String],
     ) -> Result<Vec<UserRow>, SourceError> {
         let id = name_quoted(&layout.id.name);
-        let (told, blank) = select(layout);
+        let (select, blank) = select(layout);
         let shown = &layout.id.shown;
-        let statement = format!("{told} WHERE u.{id} = ANY(CAST($1::text[] AS {shown}[]))");
+        let statement = format!("{select} WHERE u.{id} = ANY(CAST($1::text[] AS {shown}[]))");
         let failed = |error| SourceError::of("reading users", &error);
         let rows = sqlx::query(AssertSqlSafe(statement)).bind(ids);
         let rows = rows.fetch_all(&mut self.connection).await.map_err(failed)?;
         rows.iter()
-            .map(|row| user_row(row, &blank).map_err(failed))
+            .map(|row| {
+                Ok(user_row(
+                    layout.id.kind,
+                    &blank,
+                    &told(row).map_err(failed)?,
+                ))
+            })
             .collect()
     }
 
@@ -381,19 +458,18 @@ fn outbox_row(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
     };
     Ok(OutboxRow {
         id: row.try_get(0)?,
-        event: row.try_get(1)?,
-        payload: bytes(2)?,
-        previous: bytes(3)?,
-        created_us: row.try_get(4)?,
+        user: row.try_get(1)?,
+        event: row.try_get(2)?,
+        payload: Payload::of(row.try_get(3)?, bytes(4)?),
+        previous: bytes(5)?,
+        created_us: row.try_get(6)?,
+        tx: row.try_get(7)?,
     })
 }
 
-fn user_row(row: &PgRow, blank: &Blank) -> Result<UserRow, sqlx::Error> {
-    let told = (0..row.len()).map(|at| row.try_get::<Option<&str>, _>(at));
-    Ok(UserRow {
-        id: row.try_get(0)?,
-        document: Some(blank.filled(told)?),
-    })
+/// The bytes of a row's texts: whoever is no text is found out later, one by one.
+fn told(row: &PgRow) -> Result<Vec<Option<&[u8]>>, sqlx::Error> {
+    (0..row.len()).map(|at| row.try_get_unchecked(at)).collect()
 }
 
 fn column(row: &PgRow) -> Result<LiveColumn, sqlx::Error> {

@@ -5,27 +5,90 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{Stream, TryStreamExt};
 
-use crate::{Layout, Live, SourceError, TableName};
+use crate::{
+    Kind, Layout, Live, SourceError, TableName,
+    document::{Blank, unpadded},
+};
 
-/// A row of the outbox that waits to be published.
+/// A row of the outbox that waits to be published: a note of who changed, or the payload of an event.
 #[derive(Clone, Debug)]
 pub struct OutboxRow {
     /// Rises with every change of one user, in the order of commits.
     pub id: i64,
-    /// The event's type, such as `user.created`.
+    /// Whose it is, as the outbox has kept the id: [`Layout::spelled`] as rows do.
+    pub user: String,
+    /// What happened to the row ([`OutboxRow::change`]), or the type of the payload, such as `user.created`.
     pub event: String,
-    /// The user's members as JSON; none when the server could not write them, or they are too many.
-    pub payload: Option<Vec<u8>>,
-    /// What they were before, where members of members may have gone.
+    /// The user's members as JSON, where a service has written them, or a trigger of an older version.
+    pub payload: Option<Payload>,
+    /// What they were before, where a trigger of an older version has written them.
     pub previous: Option<Vec<u8>>,
-    /// When it was written, in unix microseconds.
+    /// When it was written, in unix microseconds; the same for all notes of one statement.
     pub created_us: i64,
+    /// Who has written it: a connection or a transaction.
+    pub tx: Option<i64>,
+}
+
+/// A payload in an outbox.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Payload {
+    /// JSON, perhaps.
+    Text(Vec<u8>),
+    /// Larger than any event may be.
+    TooLarge,
+}
+
+/// What happened to a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowChange {
+    /// It came.
+    Inserted,
+    /// It changed.
+    Updated,
+    /// It went.
+    Deleted,
 }
 
 impl OutboxRow {
+    /// What a note says; none when it says nothing that is known. A service may write the type of an event.
+    pub fn change(&self) -> Option<RowChange> {
+        match self.event.as_str() {
+            "I" | "user.created" => Some(RowChange::Inserted),
+            "U" | "user.updated" | "user.status_changed" => Some(RowChange::Updated),
+            "D" | "user.deleted" => Some(RowChange::Deleted),
+            _ => None,
+        }
+    }
+
+    /// Whether both are notes of one statement.
+    pub fn is_of_one_statement_with(&self, other: &Self) -> bool {
+        self.tx.is_some() && self.tx == other.tx && self.created_us == other.created_us
+    }
+
     pub(crate) fn bytes(&self) -> usize {
-        let texts = [&self.payload, &self.previous];
-        texts.into_iter().flatten().map(Vec::len).sum()
+        let payload = match &self.payload {
+            Some(Payload::Text(text)) => text.len(),
+            Some(Payload::TooLarge) | None => 0,
+        };
+        self.user.len() + payload + self.previous.as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// Which outbox it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// A random text; one that is made anew has another.
+    pub epoch: String,
+    /// The first id that was not written by an older version.
+    pub first: i64,
+    /// Up to this id, an operator has approved any number of deletions.
+    pub approved: i64,
+}
+
+impl Payload {
+    /// Of its size and, unless it is too large, its text.
+    pub(crate) fn of(size: Option<i64>, text: Option<Vec<u8>>) -> Option<Self> {
+        size.map(|_| text.map_or(Self::TooLarge, Self::Text))
     }
 }
 
@@ -72,13 +135,26 @@ const MOST_READ: usize = 16 << 20;
 pub struct UserRow {
     /// The id as a text: where the next page goes on.
     pub id: String,
-    /// The mapped members as JSON, `user_id` among them; none when the server could not write them.
-    pub document: Option<Vec<u8>>,
+    /// The mapped members as JSON, `user_id` among them; why there is none, without any value.
+    pub document: Result<Vec<u8>, String>,
 }
 
 impl UserRow {
     pub(crate) fn bytes(&self) -> usize {
         self.document.as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// A user of what a server tells: the id, then the columns of `blank`.
+pub(crate) fn user_row(id_kind: Kind, blank: &Blank, told: &[Option<&[u8]>]) -> UserRow {
+    let id = told.first().copied().flatten().unwrap_or_default();
+    let id = String::from_utf8_lossy(id);
+    UserRow {
+        id: match id_kind {
+            Kind::Integer => unpadded(&id).into_owned(),
+            _ => id.into_owned(),
+        },
+        document: blank.filled(told.iter().copied()),
     }
 }
 
@@ -108,6 +184,8 @@ pub(crate) struct Installed {
     pub outbox: Vec<String>,
     /// Our triggers, and the table each is on.
     pub triggers: Vec<(String, String)>,
+    /// Whether there is the table that says which outbox it is.
+    pub about: bool,
 }
 
 /// One connection. Every method but `wait` may take as long as the server does; callers set the limit.
@@ -121,7 +199,9 @@ pub(crate) trait Session: Send {
     async fn installed(&mut self, table: &TableName) -> Result<Installed, SourceError>;
     /// The script that makes or renews outbox and triggers.
     fn script(&self, layout: &Layout) -> String;
-    /// The script that removes them.
+    /// The statement that has the next script make a new epoch.
+    fn new_epoch(&self, table: &TableName) -> String;
+    /// The script that removes outbox and triggers.
     fn removal(&self, table: &TableName) -> String;
 
     /// Whether this connection is now the only one that relays the outbox of `table`.
@@ -131,7 +211,19 @@ pub(crate) trait Session: Send {
     /// How many aren't published, up to the id `last`.
     async fn unpublished_until(&mut self, last: i64) -> Result<i64, SourceError>;
     /// Those of `ids` of whom a row isn't published yet.
-    async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError>;
+    async fn waiting(
+        &mut self,
+        layout: &Layout,
+        ids: &[String],
+    ) -> Result<Vec<String>, SourceError>;
+    /// Why nobody can write to this server, if so: it is a copy of another one.
+    async fn read_only(&mut self) -> Result<Option<&'static str>, SourceError>;
+    /// Which outbox it is; none of an older version.
+    async fn about(&mut self) -> Result<Option<About>, SourceError>;
+    /// The highest id of the outbox, 0 when it is empty.
+    async fn highest(&mut self) -> Result<i64, SourceError>;
+    /// Approves any number of deletions up to the highest id.
+    async fn approve(&mut self) -> Result<(), SourceError>;
     /// Marks rows that are published.
     async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError>;
     /// Marks rows that never will be.

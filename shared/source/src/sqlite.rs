@@ -16,9 +16,9 @@ use sqlx::{
 };
 
 use crate::{
-    Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, SourceConfig, SourceError, TableName,
-    UserRow,
-    layout::OUTBOX,
+    About, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, Payload, SourceConfig,
+    SourceError, TableName, UserRow,
+    layout::{ABOUT, OUTBOX},
     session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much},
 };
 pub(crate) use sql::{TRIGGERS, script};
@@ -128,7 +128,12 @@ impl Session for Sqlite {
             .await
             .map_err(failed)?;
         let ours = |(name, _): &(String, String)| TRIGGERS.contains(&name.as_str());
+        let about = sqlx::query_scalar("SELECT count(*) > 0 FROM pragma_table_info(?)").bind(ABOUT);
         Ok(Installed {
+            about: about
+                .fetch_one(&mut self.connection)
+                .await
+                .map_err(failed)?,
             outbox: columns
                 .fetch_all(&mut self.connection)
                 .await
@@ -141,10 +146,14 @@ impl Session for Sqlite {
         script(layout)
     }
 
+    fn new_epoch(&self, _: &TableName) -> String {
+        format!("DELETE FROM {ABOUT};\n")
+    }
+
     fn removal(&self, _: &TableName) -> String {
         let drops = TRIGGERS.map(|name| format!("DROP TRIGGER IF EXISTS {name};\n"));
         format!(
-            "BEGIN IMMEDIATE;\n{}DROP TABLE IF EXISTS user_outbox;\nDROP TABLE IF EXISTS usersync_apply;\nCOMMIT;\n",
+            "BEGIN IMMEDIATE;\n{}DROP TABLE IF EXISTS user_outbox;\nDROP TABLE IF EXISTS {ABOUT};\nDROP TABLE IF EXISTS usersync_apply;\nCOMMIT;\n",
             drops.concat()
         )
     }
@@ -177,8 +186,9 @@ impl Session for Sqlite {
         let large = |column| {
             format!("CASE WHEN length({column}) <= {MOST_PAYLOAD} THEN CAST({column} AS BLOB) END")
         };
+        // Nothing tells which notes are of one statement.
         let statement = format!(
-            "SELECT id, event, {}, {}, CAST((julianday(created_at) - 2440587.5) * 86400000 AS INTEGER) * 1000 \
+            "SELECT id, CAST(user_id AS TEXT), event, length(payload), {}, {}, CAST((julianday(created_at) - 2440587.5) * 86400000 AS INTEGER) * 1000, CAST(NULL AS INTEGER) \
              FROM user_outbox WHERE state = 0 AND id > ? ORDER BY id LIMIT ?",
             large("payload"),
             large("previous")
@@ -195,9 +205,9 @@ impl Session for Sqlite {
         count.map_err(|error| SourceError::of("reading the outbox", &error))
     }
 
-    async fn waiting(&mut self, ids: &[String]) -> Result<Vec<String>, SourceError> {
+    async fn waiting(&mut self, _: &Layout, ids: &[String]) -> Result<Vec<String>, SourceError> {
         let statement = format!(
-            "SELECT DISTINCT user_id FROM user_outbox WHERE state = 0 AND user_id IN ({})",
+            "SELECT DISTINCT CAST(user_id AS TEXT) FROM user_outbox WHERE state = 0 AND CAST(user_id AS TEXT) IN ({})",
             vec!["?"; ids.len()].join(", ")
         );
         let mut waiting = sqlx::query_scalar(AssertSqlSafe(statement));
@@ -206,6 +216,45 @@ impl Session for Sqlite {
         }
         let waiting = waiting.fetch_all(&mut self.connection).await;
         waiting.map_err(|error| SourceError::of("reading the outbox", &error))
+    }
+
+    async fn read_only(&mut self) -> Result<Option<&'static str>, SourceError> {
+        Ok(None)
+    }
+
+    async fn about(&mut self) -> Result<Option<About>, SourceError> {
+        let failed = |error| SourceError::of("looking which outbox it is", &error);
+        let there = sqlx::query_scalar("SELECT count(*) > 0 FROM pragma_table_info(?)").bind(ABOUT);
+        let there: bool = there
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        if !there {
+            return Ok(None);
+        }
+        let about = sqlx::query_as("SELECT epoch, first, approved FROM user_outbox_about");
+        let about: Option<(String, i64, i64)> = about
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        Ok(about.map(|(epoch, first, approved)| About {
+            epoch,
+            first,
+            approved,
+        }))
+    }
+
+    async fn highest(&mut self) -> Result<i64, SourceError> {
+        let highest = sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM user_outbox");
+        let highest = highest.fetch_one(&mut self.connection).await;
+        highest.map_err(|error| SourceError::of("reading the outbox", &error))
+    }
+
+    async fn approve(&mut self) -> Result<(), SourceError> {
+        let statement = "UPDATE user_outbox_about SET approved = (SELECT coalesce(max(id), 0) FROM user_outbox)";
+        let done = sqlx::query(statement).execute(&mut self.connection).await;
+        done.map(drop)
+            .map_err(|error| SourceError::of("approving deletions", &error))
     }
 
     async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError> {
@@ -357,17 +406,20 @@ fn bind_id<'q>(
 fn outbox_row(row: &SqliteRow) -> Result<OutboxRow, sqlx::Error> {
     Ok(OutboxRow {
         id: row.try_get(0)?,
-        event: row.try_get(1)?,
-        payload: row.try_get(2)?,
-        previous: row.try_get(3)?,
-        created_us: row.try_get(4)?,
+        user: row.try_get(1)?,
+        event: row.try_get(2)?,
+        payload: Payload::of(row.try_get(3)?, row.try_get(4)?),
+        previous: row.try_get(5)?,
+        created_us: row.try_get(6)?,
+        tx: row.try_get(7)?,
     })
 }
 
 fn user_row(row: &SqliteRow) -> Result<UserRow, sqlx::Error> {
+    let document: Option<Vec<u8>> = row.try_get(1)?;
     Ok(UserRow {
         id: row.try_get(0)?,
-        document: row.try_get(1)?,
+        document: document.ok_or_else(|| "SQLite can't write it as JSON".to_owned()),
     })
 }
 

@@ -16,6 +16,8 @@ pub(crate) trait Dialect: Send + Sync {
     type Connection: Send;
     /// Whose SQL digests are asked for in.
     const FLAVOUR: Flavour;
+    /// Begins a transaction whose every statement sees what was committed before it.
+    const BEGIN: &str;
 
     /// Opens a connection.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, Trouble>> + Send;
@@ -40,6 +42,15 @@ pub(crate) trait Dialect: Send + Sync {
         layout: &Layout,
         rows: &[Row],
     ) -> impl Future<Output = Result<Vec<Fate>, Trouble>> + Send;
+
+    /// Whether a change of one of these rows is noted in the table's outbox and not published yet.
+    fn is_noted(
+        &self,
+        connection: &mut Self::Connection,
+        layout: &Layout,
+        outbox: &str,
+        rows: &[Row],
+    ) -> impl Future<Output = Result<bool, Trouble>> + Send;
 
     /// Writes the cells told and the version to rows that are there, not deleted and not newer.
     fn update(
@@ -102,6 +113,8 @@ pub(crate) enum Fate {
     Newer,
     /// Another user's row stands in the way, through another unique key.
     InTheWay,
+    /// The application has changed it, and its outbox hasn't told of it yet.
+    Noted,
 }
 
 /// A row as it is held.

@@ -74,6 +74,8 @@ pub(crate) struct Live {
     pub(crate) unique: BTreeSet<String>,
     /// It makes up values of its own for a column that isn't the id.
     pub(crate) numbers_itself: bool,
+    /// The outbox that its changes are noted in, as a statement names it.
+    pub(crate) outbox: Option<String>,
 }
 
 /// A mapping that fits the table.
@@ -86,6 +88,8 @@ pub(crate) struct Layout {
     pub(crate) id_cast: String,
     pub(crate) columns: Vec<Column>,
     pub(crate) numbers_itself: bool,
+    /// The outbox that its changes are noted in, as a statement names it.
+    pub(crate) outbox: Option<String>,
 }
 
 /// A column and what is written to it.
@@ -252,6 +256,7 @@ impl Layout {
             id_cast: id.map(|id| id.cast.clone()).unwrap_or_default(),
             columns,
             numbers_itself: live.numbers_itself,
+            outbox: live.outbox.clone(),
         })
     }
 

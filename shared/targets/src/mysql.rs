@@ -49,6 +49,8 @@ pub(crate) fn target(config: &TargetConfig, way: Way) -> Result<SqlTarget<MySql>
 impl Dialect for MySql {
     type Connection = MySqlConnection;
     const FLAVOUR: Flavour = Flavour::MySql;
+    // The session is at READ COMMITTED.
+    const BEGIN: &str = "BEGIN";
 
     async fn connect(&self) -> Result<MySqlConnection, Trouble> {
         self.open().await
@@ -89,6 +91,17 @@ impl Dialect for MySql {
                 (column.kind, column.stored) = (Kind::Json, Stored::Json);
             }
         }
+        // Seen by whoever may read it.
+        let outbox = "SELECT COUNT(*) FROM information_schema.triggers t JOIN information_schema.tables o \
+             ON o.table_schema = t.event_object_schema AND o.table_name = 'user_outbox' \
+             WHERE t.event_object_schema = COALESCE(?, DATABASE()) AND t.event_object_table = ? \
+             AND t.trigger_name = 'user_outbox_insert'";
+        let outbox = sqlx::query_scalar(outbox).bind(schema).bind(name);
+        let outbox: i64 = outbox.fetch_one(&mut *connection).await.map_err(trouble)?;
+        live.outbox = (outbox > 0).then(|| match schema {
+            Some(schema) => quoted(&format!("{schema}.user_outbox")),
+            None => quoted("user_outbox"),
+        });
         let keys = "SELECT CAST(MIN(column_name) AS CHAR) FROM information_schema.statistics \
              WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND non_unique = 0 \
              GROUP BY index_name HAVING COUNT(*) = 1 AND COUNT(sub_part) = 0";
@@ -136,6 +149,30 @@ impl Dialect for MySql {
             _ => Fate::InTheWay,
         };
         Ok(rows.iter().map(fate).collect())
+    }
+
+    async fn is_noted(
+        &self,
+        connection: &mut MySqlConnection,
+        layout: &Layout,
+        outbox: &str,
+        rows: &[Row],
+    ) -> Result<bool, Trouble> {
+        // Kept as the column shows it, which may be with zeros before it.
+        let kept = match matches!(layout.ids, Ids::Numbers { .. }) {
+            true => "CAST(CAST(user_id AS DECIMAL(20, 0)) AS BINARY)",
+            false => "CAST(user_id AS BINARY)",
+        };
+        let statement = format!(
+            "SELECT EXISTS (SELECT 1 FROM {outbox} WHERE state = 0 AND {kept} IN ({}))",
+            vec!["?"; rows.len()].join(", ")
+        );
+        let mut noted = sqlx::query_scalar(AssertSqlSafe(statement)).persistent(false);
+        for row in rows {
+            noted = noted.bind(row.id.as_bytes());
+        }
+        let noted: i64 = noted.fetch_one(connection).await.map_err(trouble)?;
+        Ok(noted != 0)
     }
 
     async fn update(

@@ -125,6 +125,7 @@ impl Postgres {
 impl Dialect for Postgres {
     type Connection = PgConnection;
     const FLAVOUR: Flavour = Flavour::Postgres;
+    const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
     async fn connect(&self) -> Result<PgConnection, Trouble> {
         self.open().await
@@ -149,11 +150,22 @@ impl Dialect for Postgres {
              LEFT JOIN pg_collation c ON c.oid = a.attcollation \
              WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
         let rows = sqlx::query(columns).bind(quoted(name));
-        let rows = rows.fetch_all(connection).await.map_err(trouble)?;
+        let rows = rows.fetch_all(&mut *connection).await.map_err(trouble)?;
         if rows.is_empty() {
             return Ok(None);
         }
-        let mut live = Live::default();
+        let outbox = "SELECT quote_ident(n.nspname) || '.user_outbox' FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             JOIN pg_class o ON o.relnamespace = c.relnamespace AND o.relname = 'user_outbox' \
+             WHERE t.tgrelid = to_regclass($1) AND t.tgname = 'user_outbox' AND has_table_privilege(o.oid, 'SELECT')";
+        let outbox = sqlx::query_scalar(outbox).bind(quoted(name));
+        let mut live = Live {
+            outbox: outbox
+                .fetch_optional(&mut *connection)
+                .await
+                .map_err(trouble)?,
+            ..Live::default()
+        };
         for row in &rows {
             let (column, unique) = column(row).map_err(trouble)?;
             if unique {
@@ -197,6 +209,20 @@ impl Dialect for Postgres {
             false => Fate::Newer,
         };
         Ok(rows.iter().map(fate).collect())
+    }
+
+    async fn is_noted(
+        &self,
+        connection: &mut PgConnection,
+        _: &Layout,
+        outbox: &str,
+        rows: &[Row],
+    ) -> Result<bool, Trouble> {
+        let statement =
+            format!("SELECT EXISTS (SELECT FROM {outbox} WHERE state = 0 AND user_id = ANY ($1))");
+        let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+        let noted = sqlx::query_scalar(AssertSqlSafe(statement)).bind(ids);
+        noted.fetch_one(connection).await.map_err(trouble)
     }
 
     async fn update(

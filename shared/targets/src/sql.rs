@@ -32,6 +32,8 @@ const BATCH: usize = 256;
 const TABLE: &str = "users";
 /// A table that didn't fit is looked at again after this long, so that it may be repaired meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Why a row isn't written over.
+const NOTED: &str = "the application has changed this row, and its outbox hasn't told of it yet";
 /// How often a statement is tried that the server rolled back for the sake of another one.
 const TURNS: u32 = 4;
 
@@ -143,7 +145,14 @@ impl<D: Dialect> SqlTarget<D> {
             let lease = self.connections.lease().await;
             let mut connection = self.connection(&lease).await?;
             let done = match how {
-                How::Upsert => self.dialect.upsert(&mut connection, layout, rows).await,
+                How::Upsert => match &layout.outbox {
+                    None => self.dialect.upsert(&mut connection, layout, rows).await,
+                    Some(outbox) => {
+                        let writing =
+                            self.upsert_unless_noted(&mut connection, layout, outbox, rows);
+                        writing.await
+                    }
+                },
                 How::Update => {
                     let updated = self.dialect.update(&mut connection, layout, rows).await;
                     updated.map(|()| vec![Fate::Written; rows.len()])
@@ -164,6 +173,48 @@ impl<D: Dialect> SqlTarget<D> {
                 }
             }
             turn += 1;
+        }
+    }
+
+    /// Writes rows of a table that is a source, too. A change of the application's own that isn't published yet is newer
+    /// than any state: writing over it would undo it for good. The upsert comes first, for it waits for whoever holds a
+    /// row; what they have noted by then is seen by the next statement.
+    async fn upsert_unless_noted(
+        &self,
+        connection: &mut D::Connection,
+        layout: &Layout,
+        outbox: &str,
+        rows: &[Row],
+    ) -> Result<Vec<Fate>, Trouble> {
+        self.dialect.run(connection, D::BEGIN).await?;
+        let writing = async {
+            let fates = self.dialect.upsert(connection, layout, rows).await?;
+            let noted = self.dialect.is_noted(connection, layout, outbox, rows);
+            Ok::<_, Trouble>((fates, noted.await?))
+        };
+        match writing.await {
+            Ok((fates, false)) => {
+                self.dialect.run(connection, "COMMIT").await?;
+                Ok(fates)
+            }
+            Ok((_, true)) => {
+                self.dialect.run(connection, "ROLLBACK").await?;
+                match rows {
+                    [_] => Ok(vec![Fate::Noted]),
+                    // Halves are tried, until it is alone.
+                    _ => Err(Trouble {
+                        blame: Blame::Conflict,
+                        failure: Failure::new(NOTED),
+                        lost: false,
+                    }),
+                }
+            }
+            Err(trouble) => {
+                if !trouble.lost {
+                    self.dialect.run(connection, "ROLLBACK").await?;
+                }
+                Err(trouble)
+            }
         }
     }
 
@@ -399,6 +450,7 @@ fn outcome(fate: Fate) -> Outcome {
     match fate {
         Fate::Written => Outcome::Delivered { guarded: true },
         Fate::Newer => Outcome::AlreadyNewer,
+        Fate::Noted => Outcome::Transient(Failure::new(NOTED)),
         Fate::InTheWay => Outcome::Transient(Failure {
             code: Some("23000".into()),
             ..Failure::new("another user's row has a value that must be unique")

@@ -213,7 +213,7 @@ impl Pool {
     }
 }
 
-/// Select, publish with a window of PubAcks, mark; until nothing waits.
+/// Select notes, select their users' rows, publish with a window of PubAcks, mark; until nothing waits.
 pub(crate) async fn relay(
     jetstream: &jetstream::Context,
     server: Server,
@@ -223,22 +223,49 @@ pub(crate) async fn relay(
     let began = Instant::now();
     loop {
         let select = format!(
-            "SELECT id, payload FROM user_outbox WHERE state = 0 ORDER BY id LIMIT {BATCH}"
+            "SELECT id, CAST(user_id AS CHAR(20)) FROM user_outbox WHERE state = 0 ORDER BY id LIMIT {BATCH}"
         );
-        let select = sqlx::AssertSqlSafe(select);
-        let rows: Vec<(i64, String)> = match &pool {
+        let select = AssertSqlSafe(select);
+        let notes: Vec<(i64, String)> = match &pool {
             Pool::Mysql(pool) => sqlx::query_as(select).fetch_all(pool).await?,
             Pool::Postgres(pool) => sqlx::query_as(select).fetch_all(pool).await?,
         };
-        if rows.is_empty() {
+        if notes.is_empty() {
             return Ok(began.elapsed().as_secs_f64());
         }
+        let (ids, users): (Vec<i64>, Vec<String>) = notes.into_iter().unzip();
+        let select = format!(
+            "SELECT id, username, email, phone, status, CAST(updated_at AS CHAR(30)) FROM users WHERE id IN ({})",
+            users.join(",")
+        );
+        let select = AssertSqlSafe(select);
+        let rows: Vec<(i64, [Option<String>; 5])> = match &pool {
+            Pool::Mysql(pool) => {
+                let rows = sqlx::query(select)
+                    .persistent(false)
+                    .fetch_all(pool)
+                    .await?;
+                rows.iter()
+                    .map(|row| (row.get(0), std::array::from_fn(|at| row.get(at + 1))))
+                    .collect()
+            }
+            Pool::Postgres(pool) => {
+                let rows = sqlx::query(select)
+                    .persistent(false)
+                    .fetch_all(pool)
+                    .await?;
+                rows.iter()
+                    .map(|row| (row.get(0), std::array::from_fn(|at| row.get(at + 1))))
+                    .collect()
+            }
+        };
         let mut publisher = Publisher::new(jetstream);
-        let ids: Vec<i64> = rows.iter().map(|(id, _)| *id).collect();
-        for (id, payload) in rows {
+        for (note, (id, [username, email, phone, status, updated_at])) in ids.iter().zip(rows) {
+            let user = json!({"user_id": id, "username": username, "email": email,
+                "data": {"phone": phone, "status": status, "updated_at": updated_at}});
             let message = PublishMessage::build()
-                .payload(payload.into())
-                .message_id(format!("bare-{id}"));
+                .payload(user.to_string().into())
+                .message_id(format!("bare-{note}"));
             publisher.publish("bare.event".to_owned(), message).await?;
         }
         publisher.finish().await?;

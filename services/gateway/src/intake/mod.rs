@@ -1,8 +1,8 @@
 //! Intake: events in stream order, merged into states. One gateway at a time does it.
 //!
 //! `survey` looks whether the streams are what they were, by the `mark` of before and by whether the states are `intact`;
-//! `session` hands over events in order, `turn` merges those of one user, `refusal` keeps what
-//! can't be merged. Correct because of stream order per user and optimistic concurrency; the pin
+//! `session` hands over events in order, `vouch` tells which of them a relay made, `turn` merges those of one user,
+//! `refusal` keeps what can't be merged. Correct because of stream order per user and optimistic concurrency; the pin
 //! only saves work. See docs/ARCHITECTURE.md, "Order is stream order".
 
 mod intact;
@@ -11,6 +11,7 @@ mod refusal;
 mod session;
 mod survey;
 mod turn;
+mod vouch;
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,6 +42,7 @@ pub(crate) use mark::{Mark, Marks};
 use session::{InOrder, Lost, Pinned, Session};
 use survey::{Expected, Ground, Survey, Watch};
 use turn::{Arrival, Desk, Meters, Stored};
+use vouch::Voucher;
 
 /// Turns under way at once.
 const TURNS: usize = 2_000;
@@ -108,6 +110,7 @@ impl Intake {
             jetstream: self.jetstream.clone(),
             events,
         };
+        let voucher = Voucher::new(self.jetstream.clone());
         let desk = Arc::new(Desk {
             jetstream: self.jetstream.clone(),
             states,
@@ -147,7 +150,7 @@ impl Intake {
             self.active.set(1.0);
             let ended = {
                 let watching = watch.run(&ground);
-                merge_events(&mut session, &desk, &ground, watching, &shutdown).await
+                merge_events(&mut session, &desk, &ground, &voucher, watching, &shutdown).await
             };
             self.active.set(0.0);
             match ended {
@@ -209,6 +212,7 @@ async fn merge_events(
     session: &mut Session,
     desk: &Arc<Desk>,
     ground: &Arc<Ground>,
+    voucher: &Voucher,
     watching: impl Future<Output = Lost>,
     shutdown: &CancellationToken,
 ) -> Ended {
@@ -250,7 +254,16 @@ async fn merge_events(
                     Err(lost) => break Ended::Lost(lost),
                 };
                 let mut span = span(desk, &event);
-                match arrival(&event) {
+                let mut parsed = arrival(&event);
+                if let Ok((relayed, _)) = &mut parsed {
+                    let vouching = shutdown.run_until_cancelled(voucher.complete(relayed));
+                    match vouching.await {
+                        None => break Ended::Stopped,
+                        Some(Ok(())) => {}
+                        Some(Err(invalid)) => parsed = Err(invalid),
+                    }
+                }
+                match parsed {
                     Ok((parsed, repeated)) => {
                         let user_id = parsed.user_id.clone();
                         let at = Position {
@@ -336,7 +349,7 @@ fn arrival(raw: &InOrder) -> Result<(Event, Repeated), InvalidEvent> {
         id: Some(id),
         timestamp: Timestamp::from_microsecond(stored).ok(),
     };
-    let event = Event::parse(&raw.message.payload, envelope)?;
+    let event = Event::parse_relayed(&raw.message.payload, envelope)?;
     if event.id == raw.seq.to_string() && !names_id(&raw.message.payload) {
         repeated = Repeated::Never;
     }

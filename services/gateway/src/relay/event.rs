@@ -1,13 +1,17 @@
-//! A row of an outbox as an event. Pure.
+//! A row of an outbox, or of its users, as an event. Pure.
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Map, Number, Value};
 use usersync_core::{
     event::{Envelope, Event, EventType, MAX_EVENT_BYTES, check_integers, not_json},
+    member::Member,
     number::Beyond,
+    outbox::Outbox,
 };
-use usersync_source::{OutboxRow, SourceName};
+use usersync_source::{About, Kind, OutboxRow, Payload, SourceName};
+
+use super::plan::{Step, What};
 
 /// An event on its way.
 #[derive(Debug)]
@@ -18,35 +22,67 @@ pub(super) struct Ready {
     pub body: Bytes,
 }
 
-/// The event of `row`, or why there can't be one.
-pub(super) fn of(source: &SourceName, row: &OutboxRow) -> Result<Ready, String> {
-    let kind: EventType = row
-        .event
-        .parse()
-        .map_err(|_| "its event is none of the four types".to_owned())?;
-    let Some(payload) = &row.payload else {
-        return Err(format!(
-            "its payload is missing: the database could not write the row as JSON, or it is longer than {MAX_EVENT_BYTES} bytes"
-        ));
-    };
-    let parse = |text: &[u8]| serde_json::from_slice::<Value>(text);
-    let mut members = parse(payload).map_err(|error| not_json(&error).to_string())?;
-    check_integers(payload, &members, Beyond::AllButDoubles)
-        .map_err(|invalid| invalid.to_string())?;
-    if let Some(previous) = &row.previous
-        && let Ok(previous) = parse(previous)
-    {
-        mark_removed(&previous, &mut members);
+/// Whose events are made, of which outbox.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    pub source: SourceName,
+    /// Which outbox it is; none of an older version.
+    pub about: Option<About>,
+    /// The members that rows own.
+    pub owned: Vec<Member>,
+}
+
+impl Origin {
+    /// The id of the event of a row: an older version has given another one to what it has written.
+    pub(super) fn id(&self, row: i64) -> String {
+        let source = &self.source;
+        match &self.about {
+            Some(about) if row >= about.first => format!("{source}:{}:{row}", about.epoch),
+            _ => format!("{source}:{row}"),
+        }
     }
-    let id = format!("{source}:{}", row.id);
-    let envelope = Envelope {
-        kind: Some(kind),
-        id: Some(id.clone()),
-        timestamp: Timestamp::from_microsecond(row.created_us).ok(),
-    };
-    let mut event = Event::from_value(members, envelope).map_err(|invalid| invalid.to_string())?;
-    event.source = Some(source.to_string());
-    let body = serde_json::to_vec(&event).map_err(|error| error.to_string())?;
+
+    /// The row of an event's id.
+    pub(super) fn row(&self, id: &str) -> Option<i64> {
+        let number = id.strip_prefix(self.source.as_ref())?.strip_prefix(':')?;
+        let of_epoch = || {
+            let epoch = &self.about.as_ref()?.epoch;
+            number.strip_prefix(epoch.as_str())?.strip_prefix(':')
+        };
+        of_epoch().unwrap_or(number).parse().ok()
+    }
+
+    /// The event of a step, or why there can't be one.
+    pub(super) fn event(&self, step: &Step, id_kind: Kind) -> Result<Event, String> {
+        let row = &step.row;
+        let (kind, members) = match &step.what {
+            What::Payload => payload(row)?,
+            What::Gone => (EventType::Deleted, gone(&row.user, id_kind)),
+            What::Row { kind, document } => (*kind, parse(document)?),
+        };
+        let envelope = Envelope {
+            kind: Some(kind),
+            id: Some(self.id(row.id)),
+            timestamp: Timestamp::from_microsecond(row.created_us).ok(),
+        };
+        let mut event =
+            Event::from_value(members, envelope).map_err(|invalid| invalid.to_string())?;
+        event.source = Some(self.source.to_string());
+        if let (Some(about), false) = (&self.about, step.what == What::Payload) {
+            event.outbox = Some(Outbox {
+                epoch: about.epoch.clone(),
+                note: row.id,
+                owned: self.owned.clone(),
+                newer: Vec::new(),
+            });
+        }
+        Ok(event)
+    }
+}
+
+/// An event as it is sent, or why it can't be.
+pub(super) fn written(event: &Event) -> Result<Ready, String> {
+    let body = serde_json::to_vec(event).map_err(|error| error.to_string())?;
     if body.len() > MAX_EVENT_BYTES {
         return Err(format!(
             "the event has {} bytes; at most {MAX_EVENT_BYTES} are taken",
@@ -54,10 +90,45 @@ pub(super) fn of(source: &SourceName, row: &OutboxRow) -> Result<Ready, String> 
         ));
     }
     Ok(Ready {
-        kind,
-        id,
+        kind: event.kind,
+        id: event.id.clone(),
         body: body.into(),
     })
+}
+
+fn parse(text: &[u8]) -> Result<Value, String> {
+    let value = serde_json::from_slice(text).map_err(|error| not_json(&error).to_string())?;
+    let checked = check_integers(text, &value, Beyond::AllButDoubles);
+    checked.map_err(|invalid| invalid.to_string())?;
+    Ok(value)
+}
+
+/// What a row with a payload says.
+fn payload(row: &OutboxRow) -> Result<(EventType, Value), String> {
+    let kind = row.event.parse();
+    let kind: EventType = kind.map_err(|_| "its event is none of the four types".to_owned())?;
+    let Some(Payload::Text(payload)) = &row.payload else {
+        return Err(format!(
+            "its payload is longer than {MAX_EVENT_BYTES} bytes"
+        ));
+    };
+    let mut members = parse(payload)?;
+    if let Some(previous) = &row.previous
+        && let Ok(previous) = serde_json::from_slice(previous)
+    {
+        mark_removed(&previous, &mut members);
+    }
+    Ok((kind, members))
+}
+
+/// What is left of a user who is gone.
+fn gone(user: &str, id_kind: Kind) -> Value {
+    let number = || match id_kind {
+        Kind::Integer => serde_json::from_str::<Number>(user).ok(),
+        _ => None,
+    };
+    let user_id = number().map_or_else(|| Value::from(user), Value::Number);
+    Value::Object(Map::from_iter([("user_id".to_owned(), user_id)]))
 }
 
 /// Members that were there and aren't become null: an event that leaves them out would leave them be
@@ -81,41 +152,98 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn row(event: &str, payload: Option<Value>) -> OutboxRow {
-        OutboxRow {
-            id: 7,
-            event: event.to_owned(),
-            payload: payload.map(|payload| payload.to_string().into_bytes()),
-            previous: None,
-            created_us: 1_500_000,
+    fn origin() -> Origin {
+        Origin {
+            source: "main".parse().unwrap(),
+            about: Some(About {
+                epoch: "e1".to_owned(),
+                first: 5,
+                approved: 0,
+            }),
+            owned: vec!["email".parse().unwrap(), "data.phone".parse().unwrap()],
         }
     }
 
-    fn made(row: &OutboxRow) -> Result<Value, String> {
-        let ready = of(&"main".parse().unwrap(), row)?;
+    fn row(event: &str, payload: Option<Value>) -> OutboxRow {
+        OutboxRow {
+            id: 7,
+            user: "42".to_owned(),
+            event: event.to_owned(),
+            payload: payload.map(|payload| Payload::Text(payload.to_string().into_bytes())),
+            previous: None,
+            created_us: 1_500_000,
+            tx: None,
+        }
+    }
+
+    fn made(row: OutboxRow, what: What) -> Result<Value, String> {
+        let step = Step {
+            row,
+            others: Vec::new(),
+            what,
+        };
+        let event = origin().event(&step, Kind::Integer)?;
+        let ready = written(&event)?;
         Ok(serde_json::from_slice(&ready.body).unwrap())
     }
 
     #[test]
-    fn an_event_says_where_it_is_from_and_always_has_the_same_id() {
+    fn the_event_of_a_row_says_what_its_source_owns_and_where_it_stands() {
+        let document = json!({"user_id": 42, "email": null, "data": {"phone": "1"}});
+        let what = What::Row {
+            kind: EventType::Updated,
+            document: document.to_string().into_bytes(),
+        };
+        let expected = json!({
+            "id": "main:e1:7", "type": "user.updated", "user_id": 42, "email": null, "source": "main",
+            "data": {"phone": "1"}, "timestamp": "1970-01-01T00:00:01.5Z",
+            "outbox": {"epoch": "e1", "note": 7, "owned": ["email", "data.phone"]},
+        });
+        assert_eq!(made(row("U", None), what).unwrap(), expected);
+        let gone = made(row("D", None), What::Gone).unwrap();
+        assert_eq!(
+            (&gone["type"], &gone["user_id"], &gone["outbox"]["note"]),
+            (&json!("user.deleted"), &json!(42), &json!(7))
+        );
+    }
+
+    #[test]
+    fn a_payload_is_published_as_it_stands() {
         let payload =
             json!({"user_id": 42, "email": null, "status": "active", "data": {"phone": "1"}});
-        let event = made(&row("user.updated", Some(payload))).unwrap();
+        let event = made(row("user.updated", Some(payload)), What::Payload).unwrap();
         let expected = json!({
-            "id": "main:7", "type": "user.updated", "user_id": 42, "email": null, "source": "main",
+            "id": "main:e1:7", "type": "user.updated", "user_id": 42, "email": null, "source": "main",
             "data": {"phone": "1", "status": "active"}, "timestamp": "1970-01-01T00:00:01.5Z",
         });
         assert_eq!(event, expected);
     }
 
     #[test]
-    fn what_left_a_document_is_cleared_however_deep() {
+    fn the_id_of_a_row_tells_its_outbox_except_what_an_older_version_has_written() {
+        let origin = origin();
+        assert_eq!(origin.id(7), "main:e1:7");
+        assert_eq!(origin.id(4), "main:4");
+        let rows = [
+            ("main:e1:7", Some(7)),
+            ("main:4", Some(4)),
+            ("main:e2:7", None),
+            ("other:4", None),
+            ("mainly", None),
+        ];
+        for (id, row) in rows {
+            assert_eq!(origin.row(id), row, "{id}");
+        }
+    }
+
+    #[test]
+    fn what_left_a_payload_is_cleared_however_deep() {
         let now = json!({"user_id": 1, "data": {"a": 1, "b": {"d": 4}, "e": [1]}});
         let previous =
             json!({"user_id": 1, "data": {"a": 0, "b": {"c": 3, "d": 4}, "e": {"f": 1}, "g": 1}});
         let mut row = row("user.updated", Some(now));
         row.previous = Some(previous.to_string().into_bytes());
-        let data = made(&row).unwrap()["data"].clone();
+        let data = made(row, What::Payload).unwrap()["data"].clone();
         assert_eq!(
             data,
             json!({"a": 1, "b": {"c": null, "d": 4}, "e": [1], "g": null})
@@ -125,12 +253,14 @@ mod tests {
     #[test]
     fn what_can_never_be_an_event_says_why_without_its_values() {
         let long = "secret".repeat(50_000);
+        let mut too_large = row("user.created", None);
+        too_large.payload = Some(Payload::TooLarge);
         let rows = [
             (
                 row("user.renamed", Some(json!({}))),
                 "none of the four types",
             ),
-            (row("user.created", None), "payload is missing"),
+            (too_large, "payload is longer than"),
             (
                 row("user.created", Some(json!({"email": "secret"}))),
                 "/user_id: is required",
@@ -148,9 +278,13 @@ mod tests {
             ),
         ];
         for (row, expected) in rows {
-            let reason = made(&row).unwrap_err();
+            let reason = made(row, What::Payload).unwrap_err();
             assert!(reason.contains(expected), "{reason}");
             assert!(!reason.contains("secret"), "{reason}");
         }
+        let mut negative = row("D", None);
+        negative.user = "-5".to_owned();
+        let reason = made(negative, What::Gone).unwrap_err();
+        assert!(reason.contains("/user_id: must be"), "{reason}");
     }
 }

@@ -16,6 +16,7 @@ pub(super) struct Meters {
     /// Whether this gateway relays.
     active: Gauge,
     published: Counter,
+    silent: Counter,
     failed: Counter,
     unpublished: Gauge,
     oldest: Gauge,
@@ -32,6 +33,7 @@ impl Meters {
         let meters = Self {
             active: gauge!("usersync_outbox_active", "source" => source.clone()),
             published: rows("published"),
+            silent: rows("silent"),
             failed: rows("failed"),
             unpublished: gauge!("usersync_outbox_unpublished", "source" => source.clone()),
             oldest: gauge!("usersync_outbox_oldest_seconds", "source" => source.clone()),
@@ -60,6 +62,7 @@ impl Meters {
 
     pub(super) fn window(&self, window: &Window) {
         self.published.increment(window.published.len() as u64);
+        self.silent.increment(window.silent.len() as u64);
         self.failed.increment(window.failed.len() as u64);
         let now = Timestamp::now().as_microsecond();
         for created in &window.created_us {
@@ -83,7 +86,7 @@ fn describe() {
     );
     describe_counter!(
         "usersync_outbox_rows_total",
-        "Rows of the outbox that were published as events, or failed, for they make no event"
+        "Rows of the outbox that were published as events, silent because nothing is to be said of them, or failed because they make no event"
     );
     describe_gauge!(
         "usersync_outbox_unpublished",

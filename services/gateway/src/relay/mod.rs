@@ -1,20 +1,29 @@
 //! The relay: what waits in the outbox of a main database becomes events. Per database, one gateway
 //! at a time does it, the one that holds the database's lock.
 //!
-//! `event` makes an event of a row, `window` publishes many in their order, `stored` finds rows that are
-//! published and don't say so, `pace` says when to look again. While one window is published, the one before
-//! is marked and the next one read. Rows are chosen by their state, never by "behind the last id": a transaction
-//! may take the lower id and commit later. A row is marked only after NATS has confirmed its event, so it can be
-//! published twice, under the same id. See docs/OUTBOX.md.
+//! A row of the outbox is a note of who changed. `plan` says what notes come to once the users' rows are read, `brake` when
+//! they delete too many, `newest` which of them say what the states do already. `event` makes events, `window` publishes
+//! many in their order, `stored` finds rows that are published and don't say so, `pace` says when to look again, `epochs`
+//! what intake is to know of an outbox. While one window is published, the one before is marked and the next one read.
+//! Rows are chosen by their state, never by "behind the last id": a transaction may take the lower id and commit later. A
+//! row is marked only after NATS has confirmed its event, so it can be published twice; intake knows it by its note.
+//! See docs/OUTBOX.md.
 
 mod board;
+mod brake;
+mod epochs;
 mod event;
 mod meters;
+mod newest;
 mod pace;
+mod plan;
 mod stored;
 mod window;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
 
 use async_nats::jetstream;
 use futures_util::future::join;
@@ -23,18 +32,28 @@ use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::Health,
     batch::{Batches, Mode},
+    event::{Event, EventType},
 };
-use usersync_source::{Database, OutboxRow, RowsUnderWay, SourceConfig, SourceError, SourceName};
+use usersync_source::{
+    About, Database, Layout, OutboxRow, RowsUnderWay, SourceConfig, SourceError, SourceName,
+};
 
 use board::Board;
 pub(crate) use board::{Notice, State};
+use brake::Brake;
+pub(crate) use epochs::Epochs;
+use event::Origin;
 use meters::Meters;
+use newest::{Differs, Newest};
 use pace::Pace;
+use plan::{Found, Plan, What};
 use stored::Stored;
-use window::Window;
+use window::{Sending, Window};
 
 /// The most rows in one window.
 const WINDOW: u32 = 2_000;
+/// Users whose rows are read at once.
+const USERS: usize = 500;
 /// The most rows removed at once: more than are published meanwhile.
 const PRUNED: u32 = 2 * WINDOW;
 /// How often a relay looks for rows to remove, unless there are plenty.
@@ -100,16 +119,35 @@ struct AtHand {
     /// Published and not marked yet.
     published: Window,
     /// Those behind them, read already.
-    ahead: Option<Vec<OutboxRow>>,
+    ahead: Option<Noted>,
+}
+
+/// Rows of the outbox, and what the rows of their users said later.
+struct Noted {
+    rows: Vec<OutboxRow>,
+    found: Found,
+}
+
+/// What a relay that has the lock knows of its source.
+struct Source {
+    layout: Layout,
+    origin: Origin,
+    /// Rows up to here were there when this relay took the lock: another one may have them in hand, so they are always
+    /// published, and its late copies count for nothing.
+    fence: i64,
+    /// Deletions to be looked at once more.
+    held: HashSet<i64>,
+    newest: Newest,
 }
 
 impl Relay {
     async fn run(self) {
         let mut pause = PAUSES.0;
         let mut said = String::new();
+        let mut brake = Brake::default();
         while !self.shutdown.is_cancelled() {
             let began = Instant::now();
-            let Err(error) = self.serve().await else {
+            let Err(error) = self.serve(&mut brake).await else {
                 break;
             };
             self.meters.idle();
@@ -131,7 +169,7 @@ impl Relay {
     }
 
     /// Connects, waits for the lock and relays until `shutdown`.
-    async fn serve(&self) -> Result<(), SourceError> {
+    async fn serve(&self, brake: &mut Brake) -> Result<(), SourceError> {
         let mut database = Database::connect(&self.config).await?;
         let mut said = false;
         while !database.try_lock().await? {
@@ -147,16 +185,47 @@ impl Relay {
                 return Ok(());
             }
         }
+        let mut source = self.source(&mut database).await?;
         tracing::info!(source = %self.name, "relaying the outbox");
         self.meters.active();
-        let relayed = self.relay(&mut database).await;
+        let relayed = self.relay(&mut database, &mut source, brake).await;
         if relayed.is_ok() {
             database.close().await;
         }
         relayed
     }
 
-    async fn relay(&self, database: &mut Database) -> Result<(), SourceError> {
+    /// What is to be known before the first row is published.
+    async fn source(&self, database: &mut Database) -> Result<Source, SourceError> {
+        let layout = database.layout(false).await?;
+        let about = database.about().await?;
+        let epoch = about.as_ref().map(|about| about.epoch.clone());
+        let unavailable = |error: anyhow::Error| SourceError::Unavailable(format!("{error:#}"));
+        if let Some(epoch) = &epoch {
+            let registering = epochs::register(&self.jetstream, self.name.as_ref(), epoch);
+            registering.await.map_err(unavailable)?;
+        }
+        let epoch = epoch.unwrap_or_default();
+        let newest = Newest::new(self.jetstream.clone(), self.name.to_string(), epoch);
+        Ok(Source {
+            origin: Origin {
+                source: self.name.clone(),
+                about,
+                owned: layout.members().cloned().collect(),
+            },
+            layout,
+            fence: database.highest().await?,
+            held: HashSet::new(),
+            newest: newest.await.map_err(unavailable)?,
+        })
+    }
+
+    async fn relay(
+        &self,
+        database: &mut Database,
+        source: &mut Source,
+        brake: &mut Brake,
+    ) -> Result<(), SourceError> {
         let mut pace = Pace::new(self.config.relay);
         let mut troubled = PAUSES.0;
         // Rows may be published that aren't marked: by a gateway that died, or an answer that never came.
@@ -167,29 +236,36 @@ impl Relay {
         let (mut look_at, mut prune_at) = (Instant::now(), Instant::now());
         let mut at_hand = AtHand::default();
         while !self.shutdown.is_cancelled() {
-            let rows = match at_hand.ahead.take() {
-                Some(rows) => rows,
-                None => database.unpublished(WINDOW).await?,
+            let noted = match at_hand.ahead.take() {
+                Some(noted) => noted,
+                None => {
+                    let rows = database.unpublished(WINDOW).await?;
+                    noted_of(database, source, rows).await?
+                }
             };
             if doubtful
-                && let Some(oldest) = rows.first()
+                && let Some(oldest) = noted.rows.first()
                 && Stored::may_be_forgotten(oldest)
             {
-                let marking = stored.mark(&self.jetstream, &self.name, database, oldest);
+                let marking = stored.mark(&self.jetstream, &source.origin, database, oldest);
                 if let Some(marked) = self.shutdown.run_until_cancelled(marking).await {
                     marked?;
                 }
                 doubtful = false;
                 continue;
             }
-            let found = rows.len();
+            let found = noted.rows.len();
             let mut trouble = None;
             if found > 0 {
-                let publishing = self.publish(&mut batches, database, &mut at_hand, rows);
+                let publishing =
+                    self.publish(&mut batches, database, source, brake, &mut at_hand, noted);
                 trouble = publishing.await?;
                 doubtful = trouble.is_some();
             }
             if look_at <= Instant::now() {
+                if let Err(error) = source.newest.look().await {
+                    tracing::debug!(source = %self.name, error = format!("{error:#}"), "can't ask how far intake is");
+                }
                 let lag = database.lag().await?;
                 self.meters.lag(lag);
                 self.board.relaying(&self.name, lag);
@@ -225,33 +301,46 @@ impl Relay {
         self.mark(database, &at_hand.published).await
     }
 
-    /// Publishes `rows`; marks what was published before and reads what waits behind them meanwhile. Why not all
-    /// could be published, if so.
+    /// Publishes what rows come to; marks what was published before and reads what waits behind them meanwhile. Why not
+    /// all could be published, if so.
     async fn publish(
         &self,
         batches: &mut Batches,
         database: &mut Database,
+        source: &mut Source,
+        brake: &mut Brake,
         at_hand: &mut AtHand,
-        rows: Vec<OutboxRow>,
+        mut noted: Noted,
     ) -> Result<Option<String>, SourceError> {
-        let full = rows.len() == WINDOW as usize;
-        let under_way = rows.last().filter(|_| full).map(|last| RowsUnderWay {
+        let full = noted.rows.len() == WINDOW as usize;
+        let under_way = noted.rows.last().filter(|_| full).map(|last| RowsUnderWay {
             last: last.id,
             count: i64::from(WINDOW),
         });
-        let publishing = window::publish(batches, &self.name, rows, &self.shutdown);
+        let plan = plan::plan(noted.rows, &mut noted.found, &source.held);
+        self.brake(database, source, brake, &plan).await?;
+        // What came back has a note behind these: both are read anew, together.
+        let under_way = under_way.filter(|_| plan.held.is_empty());
+        source.held = plan.held.iter().copied().collect();
+        let (events, told) = told(source, plan).await;
+        let publishing = window::publish(batches, events, &self.shutdown);
         let meanwhile = async {
             self.mark(database, &at_hand.published).await?;
-            match under_way {
-                Some(under_way) => database.unpublished_behind(under_way, WINDOW).await,
+            let Some(under_way) = under_way else {
+                return Ok(None);
+            };
+            match database.unpublished_behind(under_way, WINDOW).await? {
+                Some(rows) => noted_of(database, source, rows).await.map(Some),
                 None => Ok(None),
             }
         };
         let (mut window, ahead) = join(publishing, meanwhile).await;
+        window.silent.extend(told.silent);
+        window.failed.extend(told.failed);
         self.meters.window(&window);
         let trouble = window.trouble.take();
         // Behind a row that isn't published, its user's next may wait: they are read again.
-        at_hand.ahead = ahead?.filter(|rows| !rows.is_empty() && trouble.is_none());
+        at_hand.ahead = ahead?.filter(|noted| !noted.rows.is_empty() && trouble.is_none());
         if at_hand.ahead.is_none() {
             self.mark(database, &window).await?;
             window = Window::default();
@@ -260,9 +349,47 @@ impl Relay {
         Ok(trouble)
     }
 
+    /// Stops before more users are deleted than anybody would mean to.
+    async fn brake(
+        &self,
+        database: &mut Database,
+        source: &mut Source,
+        brake: &mut Brake,
+        plan: &Plan,
+    ) -> Result<(), SourceError> {
+        let mut gone: HashMap<&str, i64> = HashMap::new();
+        for step in &plan.steps {
+            match step.what {
+                What::Gone => _ = gone.insert(&step.row.user, step.row.id),
+                What::Row { .. } => {
+                    gone.remove(step.row.user.as_str());
+                    brake.back(&step.row.user);
+                }
+                What::Payload => {}
+            }
+        }
+        let now = std::time::Instant::now();
+        let mut left = unapproved(&gone, source.origin.about.as_ref());
+        let count = brake.with(&left, now);
+        if !Brake::is_loose(count) {
+            let users = database.estimate().await?;
+            if Brake::stops(count, users).is_some() {
+                source.origin.about = database.about().await?;
+                left = unapproved(&gone, source.origin.about.as_ref());
+                let stops = Brake::stops(brake.with(&left, now), users);
+                if let Some(why) = stops.filter(|_| !left.is_empty()) {
+                    return Err(SourceError::Refused(why));
+                }
+            }
+        }
+        brake.count(&left, now);
+        Ok(())
+    }
+
     /// Marks what a window came to.
     async fn mark(&self, database: &mut Database, window: &Window) -> Result<(), SourceError> {
-        database.mark_published(&window.published).await?;
+        let done = [window.published.as_slice(), window.silent.as_slice()].concat();
+        database.mark_published(&done).await?;
         for failure in &window.failed {
             tracing::error!(source = %self.name, outbox.id = failure.id, reason = failure.reason,
                 "a row of the outbox can't be published; its state is 2 now");
@@ -274,4 +401,108 @@ impl Relay {
         let pausing = tokio::time::sleep(pause);
         self.shutdown.run_until_cancelled(pausing).await;
     }
+}
+
+/// Those who are gone by a note that nobody has approved. An older outbox knows no approval.
+fn unapproved<'a>(gone: &HashMap<&'a str, i64>, about: Option<&About>) -> Vec<&'a str> {
+    let approved = about.map_or(i64::MAX, |about| about.approved);
+    let left = gone.iter().filter(|(_, note)| **note > approved);
+    left.map(|(user, _)| *user).collect()
+}
+
+/// Reads the rows of the users that rows of the outbox are about: later than these, so that no change is missed.
+async fn noted_of(
+    database: &mut Database,
+    source: &Source,
+    mut rows: Vec<OutboxRow>,
+) -> Result<Noted, SourceError> {
+    for row in &mut rows {
+        row.user = source.layout.spelled(&row.user).into_owned();
+    }
+    let notes = rows.iter().filter(|row| row.payload.is_none());
+    let mut users: Vec<String> = notes.map(|row| row.user.clone()).collect();
+    if source.origin.about.is_none() && !users.is_empty() {
+        return Err(SourceError::Refused(
+            "there are notes in an outbox that an older version has made; `usersync-scheduler outbox install` renews it"
+                .to_owned(),
+        ));
+    }
+    users.sort_unstable();
+    users.dedup();
+    let mut found = Found::new();
+    users.retain(|user| {
+        // Some servers refuse to be asked for it.
+        let possible = source.layout.can_hold(user);
+        if !possible {
+            let reason = "its id is none that a user can have, or none that the table can hold";
+            found.insert(user.clone(), Err(reason.to_owned()));
+        }
+        possible
+    });
+    for users in users.chunks(USERS) {
+        for row in database.users(&source.layout, users).await? {
+            found.insert(row.id, row.document);
+        }
+    }
+    Ok(Noted { rows, found })
+}
+
+/// The events of a plan that say something, and the rest of what it comes to.
+async fn told(source: &mut Source, plan: Plan) -> (Vec<Sending>, Window) {
+    let mut rest = Window {
+        silent: plan.silent,
+        failed: plan.failed,
+        ..Window::default()
+    };
+    let mut events = Vec::with_capacity(plan.steps.len());
+    for step in plan.steps {
+        let mut settles = step.others.clone();
+        settles.push((step.row.id, step.row.created_us));
+        match source.origin.event(&step, source.layout.id.kind) {
+            Ok(event) => {
+                let first = settles.iter().map(|(id, _)| *id).min();
+                let fresh = first.is_some_and(|first| first > source.fence);
+                events.push((event, settles, fresh));
+            }
+            Err(reason) => rest.fail(step.row.id, &settles, reason),
+        }
+    }
+    let may_be_known = |(event, _, fresh): &(Event, Vec<(i64, i64)>, bool)| {
+        *fresh && event.kind == EventType::Updated && event.outbox.is_some()
+    };
+    let owned = &source.origin.owned;
+    let rows = events.iter().filter(|event| may_be_known(event));
+    let rows: Vec<&Event> = rows.map(|(event, ..)| event).collect();
+    let mut compared = source.newest.compare(&rows, owned).await.into_iter();
+    let mut sending = Vec::with_capacity(events.len());
+    for mut told in events {
+        let differs = match may_be_known(&told) {
+            true => compared.next().unwrap_or(Differs::Yes),
+            false => Differs::Yes,
+        };
+        let (event, settles, _) = &mut told;
+        match differs {
+            Differs::No => {
+                rest.silent.extend(settles.iter().map(|(id, _)| *id));
+                continue;
+            }
+            Differs::Status => event.kind = EventType::StatusChanged,
+            Differs::Yes => {}
+        }
+        let (event, settles, _) = told;
+        let row = settles.last().map_or(0, |(id, _)| *id);
+        match event::written(&event) {
+            Ok(ready) => {
+                let note = event.outbox.as_ref().map(|outbox| outbox.note);
+                source.newest.sent(event.user_id, note);
+                sending.push(Sending {
+                    row,
+                    settles,
+                    event: ready,
+                });
+            }
+            Err(reason) => rest.fail(row, &settles, reason),
+        }
+    }
+    (sending, rest)
 }

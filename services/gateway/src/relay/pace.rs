@@ -42,8 +42,8 @@ mod tests {
     fn pauses_grow_with_the_time_without_work() {
         let pace = Pace::new(OutboxConfig::default());
         let rows = [
-            (0, 10),
-            (400, 10),
+            (0, 5),
+            (400, 8),
             (5_000, 100),
             (50_000, 1_000),
             (500_000, 1_000),

@@ -17,7 +17,9 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 use tokio::time::timeout;
 use usersync_core::{nats::REQUEST_TIMEOUT, streams::DUPLICATE_WINDOW, subjects::USER_EVENTS};
-use usersync_source::{Database, OutboxRow, SourceError, SourceName};
+use usersync_source::{Database, OutboxRow, SourceError};
+
+use super::event::Origin;
 
 /// Messages asked for at once.
 const FETCHED: usize = 1_000;
@@ -49,16 +51,16 @@ impl Stored {
     pub(super) async fn mark(
         &mut self,
         jetstream: &jetstream::Context,
-        source: &SourceName,
+        origin: &Origin,
         database: &mut Database,
         oldest: &OutboxRow,
     ) -> Result<(), SourceError> {
-        let marked = self.read(jetstream, source, database, oldest).await;
+        let marked = self.read(jetstream, origin, database, oldest).await;
         let marked = marked.map_err(|error| {
             SourceError::Unavailable(format!("looking for rows in {USER_EVENTS}: {error:#}"))
         })?;
         if marked > 0 {
-            tracing::info!(%source, rows = marked, "rows of the outbox were published already");
+            tracing::info!(source = %origin.source, rows = marked, "rows of the outbox were published already");
         }
         Ok(())
     }
@@ -66,7 +68,7 @@ impl Stored {
     async fn read(
         &mut self,
         jetstream: &jetstream::Context,
-        source: &SourceName,
+        origin: &Origin,
         database: &mut Database,
         oldest: &OutboxRow,
     ) -> anyhow::Result<usize> {
@@ -88,7 +90,6 @@ impl Stored {
             .max_messages_per_batch(FETCHED)
             .messages()
             .await?;
-        let prefix = format!("{source}:");
         let (mut ids, mut marked) = (Vec::new(), 0);
         while left > 0 {
             let message = timeout(REQUEST_TIMEOUT, messages.next()).await;
@@ -102,7 +103,7 @@ impl Stored {
             };
             let headers = message.headers.as_ref();
             let id = headers.and_then(|headers| headers.get(NATS_MESSAGE_ID));
-            let id = id.and_then(|id| id.as_str().strip_prefix(&prefix)?.parse().ok());
+            let id = id.and_then(|id| origin.row(id.as_str()));
             ids.extend(id.filter(|id: &i64| *id >= oldest.id));
             if left == 0 || ids.len() == MARKED {
                 database.mark_published(&ids).await?;

@@ -4,9 +4,9 @@
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use tokio_util::sync::CancellationToken;
 use usersync_core::batch::{Batches, NotSent, Outcome};
-use usersync_source::{Failure, OutboxRow, SourceName};
+use usersync_source::Failure;
 
-use super::event;
+use super::event::Ready;
 
 /// What became of some rows. Those in no list stay as they are, to be tried again.
 #[derive(Debug, Default)]
@@ -15,56 +15,62 @@ pub(super) struct Window {
     pub published: Vec<i64>,
     /// When those were written, in unix microseconds.
     pub created_us: Vec<i64>,
+    /// Of whom nothing is to be said.
+    pub silent: Vec<i64>,
     /// Never to be published.
     pub failed: Vec<Failure>,
     /// Why some could not be published now.
     pub trouble: Option<String>,
 }
 
-/// Publishes `rows`, which come in the order of their ids, until all are through, something fails, or
-/// `shutdown`; what is under way then is awaited.
+/// An event that is to be published.
+pub(super) struct Sending {
+    /// The row it is for.
+    pub row: i64,
+    /// All rows it settles, that one too, and when each was written.
+    pub settles: Vec<(i64, i64)>,
+    pub event: Ready,
+}
+
+/// Publishes `events` in their order until all are through, something fails, or `shutdown`; what is under way then is
+/// awaited.
 pub(super) async fn publish(
     batches: &mut Batches,
-    source: &SourceName,
-    rows: Vec<OutboxRow>,
+    events: Vec<Sending>,
     shutdown: &CancellationToken,
 ) -> Window {
     let mut window = Window::default();
-    let mut sent = Vec::with_capacity(rows.len());
-    for row in rows {
+    let mut sent = Vec::with_capacity(events.len());
+    for Sending {
+        row,
+        settles,
+        event,
+    } in events
+    {
         if shutdown.is_cancelled() {
             break;
         }
-        let event = match event::of(source, &row) {
-            Ok(event) => event,
-            Err(reason) => {
-                window.failed.push(Failure { id: row.id, reason });
-                continue;
-            }
-        };
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_ID, event.id);
         let added = batches.add(event.kind.as_str().into(), headers, event.body);
         match added.await {
-            Ok(()) => sent.push((row.id, row.created_us)),
+            Ok(()) => sent.push((row, settles)),
             Err(NotSent::Ended) => break,
-            Err(never @ NotSent::TooLarge) => {
-                let reason = never.to_string();
-                window.failed.push(Failure { id: row.id, reason });
-            }
+            Err(never @ NotSent::TooLarge) => window.fail(row, &settles, never.to_string()),
         }
     }
     batches.commit().await;
     let mut all = true;
-    for ((id, created_us), outcome) in sent.into_iter().zip(batches.outcomes()) {
+    for ((row, settles), outcome) in sent.into_iter().zip(batches.outcomes()) {
         match outcome {
             Outcome::Stored => {
-                window.published.push(id);
-                window.created_us.push(created_us);
+                let (ids, created): (Vec<_>, Vec<_>) = settles.into_iter().unzip();
+                window.published.extend(ids);
+                window.created_us.extend(created);
             }
             Outcome::TooLarge => {
                 let reason = "it is larger than USER_EVENTS takes (max_msg_size)".to_owned();
-                window.failed.push(Failure { id, reason });
+                window.fail(row, &settles, reason);
             }
             Outcome::Outdated | Outcome::Doubtful => all = false,
         }
@@ -72,4 +78,13 @@ pub(super) async fn publish(
     let unexplained = || (!all).then(|| "not all events were stored".to_owned());
     window.trouble = batches.trouble().or_else(unexplained);
     window
+}
+
+impl Window {
+    /// The row of an event failed; of the others it settles, nothing more is to be said.
+    pub(super) fn fail(&mut self, row: i64, settles: &[(i64, i64)], reason: String) {
+        let others = settles.iter().map(|(id, _)| *id);
+        self.silent.extend(others.filter(|id| *id != row));
+        self.failed.push(Failure { id: row, reason });
+    }
 }

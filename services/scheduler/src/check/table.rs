@@ -84,7 +84,7 @@ impl Table {
         let mut database = Database::connect(config).await.with_context(source)?;
         let layout = database.layout(false).await.with_context(source)?;
         let outbox = match config.outbox {
-            true => database.standing().await.with_context(source)?.installed,
+            true => database.standing().await.with_context(source)?.is_there,
             false => false,
         };
         Ok(Self {
@@ -132,7 +132,8 @@ impl Table {
         };
         let mut rows = HashMap::new();
         for row in found {
-            match rows::of_document(&self.name, &row.document.unwrap_or_default()) {
+            let read = row.document;
+            match read.and_then(|document| rows::of_document(&self.name, &document)) {
                 Ok(event) => _ = rows.insert(event.user_id.clone(), Ok(event)),
                 Err(reason) => {
                     if let Ok(user) = row.id.parse() {
@@ -151,11 +152,11 @@ impl Table {
         }
         let ids: Vec<String> = users.iter().map(ToString::to_string).collect();
         let mut database = self.database.lock().await;
-        let waiting = match database.waiting(&ids).await {
+        let waiting = match database.waiting(&self.layout, &ids).await {
             Ok(waiting) => waiting,
             Err(_) => {
                 *database = database.again().await?;
-                database.waiting(&ids).await?
+                database.waiting(&self.layout, &ids).await?
             }
         };
         Ok(waiting.into_iter().collect())

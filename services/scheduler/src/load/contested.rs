@@ -88,11 +88,13 @@ impl Contested {
         let ids: Vec<String> = users.iter().map(|user| user.id.clone()).collect();
         let mut documents: HashMap<String, Vec<u8>> = HashMap::new();
         for row in self.rows(&ids).await? {
-            documents.insert(row.id, row.document.unwrap_or_default());
+            if let Ok(document) = row.document {
+                documents.insert(row.id, document);
+            }
         }
         let mut equal = 0;
         for user in users {
-            // Whoever is gone by now is told of by an event.
+            // Whoever is gone by now is told of by an event; whoever can't be read was counted.
             let Some(document) = documents.get(&user.id) else {
                 continue;
             };

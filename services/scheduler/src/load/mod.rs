@@ -111,7 +111,16 @@ async fn load_all(
         "stream {USER_STATE} takes no batches yet: start a usersync-gateway of this version, which updates it"
     );
     let states = jetstream.get_stream_no_info(USER_STATE).await?;
-    let members: Vec<Member> = layout.members().cloned().collect();
+    let mut members: Vec<Member> = layout.members().cloned().collect();
+    for forgotten in &work.forget {
+        if let Some(member) = members.iter().find(|member| member.overlaps(forgotten)) {
+            anyhow::bail!(
+                "--forget {forgotten}: `{member}` is mapped; take its column out of the settings first"
+            );
+        }
+    }
+    // A row says nothing of them, so they leave the state.
+    members.extend(work.forget.iter().cloned());
 
     let mut load = Load {
         publisher: Publisher::new(client.clone(), work.rate).await?,

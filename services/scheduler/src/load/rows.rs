@@ -27,8 +27,10 @@ pub(crate) struct Row {
     pub id: String,
     /// Of the id as NATS spells it.
     pub hash: u64,
-    /// The mapped members as JSON; empty when there is none.
+    /// The mapped members as JSON; empty when they can't be read.
     pub document: Vec<u8>,
+    /// Why they can't.
+    unreadable: Option<String>,
 }
 
 impl Row {
@@ -37,13 +39,21 @@ impl Row {
             id,
             hash: hash_of(user_id),
             document,
+            unreadable: None,
         }
     }
 
     /// A row whose id is no user's can't be used, and belongs anywhere.
     fn of(row: UserRow) -> Self {
         let user_id = row.id.parse().unwrap_or(UserId::Number(0));
-        Self::new(row.id, &user_id, row.document.unwrap_or_default())
+        let (document, unreadable) = match row.document {
+            Ok(document) => (document, None),
+            Err(reason) => (Vec::new(), Some(reason)),
+        };
+        Self {
+            unreadable,
+            ..Self::new(row.id, &user_id, document)
+        }
     }
 
     pub(super) fn write(&self, to: &mut Spill) -> anyhow::Result<()> {
@@ -71,13 +81,17 @@ impl Row {
             id: String::from_utf8(id).context("a temporary file of the load was changed")?,
             hash: u64::from_le_bytes(hash),
             document,
+            unreadable: None,
         }))
     }
 }
 
 /// The `user.created` that a row would be; why it can't be one, without its values.
 pub(crate) fn event(source: &SourceName, row: &Row) -> Result<Event, String> {
-    of_document(source, &row.document)
+    match &row.unreadable {
+        Some(reason) => Err(reason.clone()),
+        None => of_document(source, &row.document),
+    }
 }
 
 /// The same of a document.

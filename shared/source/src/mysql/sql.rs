@@ -2,7 +2,8 @@
 
 use crate::{
     Column, Kind, Layout, TableName,
-    document::{self, Words, filled},
+    document::{Blank, filled},
+    layout::ABOUT,
 };
 
 /// The triggers of an outbox.
@@ -14,105 +15,96 @@ pub(crate) const TRIGGERS: [&str; 3] = [
 
 const TEMPLATE: &str = include_str!("outbox.sql");
 
-/// The outbox of `layout`, for the server's own client too.
-pub(crate) fn script(layout: &Layout) -> String {
+/// The outbox of `layout`, for the server's own client too; `epoch` is an expression that makes a random text.
+pub(crate) fn script(layout: &Layout, epoch: &str) -> String {
     let table = &layout.table;
     let id = name_quoted(&layout.id.name);
-    let id_text = |of: &str| format!("LEFT(CAST({of}.{id} AS CHAR), 255)");
     let trigger = |name: &str| quoted(&table.beside(name));
-    let mut places = document::places(&MySqlWords, layout);
-    places.extend([
+    // Some types are kept as other bytes than they show.
+    let kept = |of: &str| match layout.id.kind {
+        Kind::Verbatim => format!("CAST({of}.{id} AS CHAR)"),
+        // In one character set, whatever the column's is.
+        Kind::Text => format!("CONVERT({of}.{id} USING utf8mb4)"),
+        _ => format!("{of}.{id}"),
+    };
+    let id_changed = match layout.id.kind {
+        Kind::Integer => format!("NOT (OLD.{id} <=> NEW.{id})"),
+        // Byte by byte, whatever the column's collation takes for equal.
+        _ => format!("NOT (CAST(OLD.{id} AS BINARY) <=> CAST(NEW.{id} AS BINARY))"),
+    };
+    let schema = table.schema.as_ref();
+    let places = [
+        ("table_shown", table.to_string()),
         ("table", quoted(table)),
         ("outbox", quoted(&layout.outbox())),
         (
             "outbox_quoted",
             quoted(&layout.outbox()).replace('\'', "''"),
         ),
+        ("about", quoted(&table.beside(ABOUT))),
+        (
+            "schema",
+            schema.map_or("DATABASE()".to_owned(), |schema| text(schema)),
+        ),
+        ("epoch", epoch.to_owned()),
         ("insert_trigger", trigger(TRIGGERS[0])),
         ("update_trigger", trigger(TRIGGERS[1])),
         ("delete_trigger", trigger(TRIGGERS[2])),
-        ("new_id_text", id_text("NEW")),
-        ("old_id_text", id_text("OLD")),
-        (
-            "id_changed",
-            format!("NOT (CAST(OLD.{id} AS BINARY) <=> CAST(NEW.{id} AS BINARY))"),
-        ),
-    ]);
+        ("new_id", kept("NEW")),
+        ("old_id", kept("OLD")),
+        ("id_changed", id_changed),
+        ("id", id.clone()),
+    ];
     filled(TEMPLATE, &places)
 }
 
-/// A column to be compared byte by byte: as a text, `a` could equal `A`, and `x` equal `x `.
-fn exact(column: &Column, of: &str) -> String {
-    let value = format!("{of}.{}", name_quoted(&column.name));
+/// A random text, in the words of both servers: MariaDB 10.6 has no RANDOM_BYTES(). Whoever can make one better does.
+pub(crate) const RANDOM: &str =
+    "LEFT(SHA2(CONCAT_WS('.', UUID(), RAND(), RAND(), RAND(), NOW(6), CONNECTION_ID()), 256), 32)";
+
+/// As a literal.
+pub(super) fn text(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// Asks for the columns themselves, told as texts, the id first; they fill in the document. A server's JSON functions
+/// have limits and their own types, which differ between MySQL and MariaDB.
+pub(super) fn select(layout: &Layout) -> (String, Blank) {
+    let (blank, columns) = Blank::of(layout);
+    let mut told = match layout.id.kind {
+        Kind::Text => format!("u.{}", name_quoted(&layout.id.name)),
+        _ => format!("CAST(u.{} AS CHAR)", name_quoted(&layout.id.name)),
+    };
+    for column in columns {
+        told.push_str(", ");
+        told.push_str(&value(column));
+    }
+    (
+        format!("SELECT {told} FROM {} u", quoted(&layout.table)),
+        blank,
+    )
+}
+
+/// A column as a text. The session's time zone is UTC.
+fn value(column: &Column) -> String {
+    let value = format!("u.{}", name_quoted(&column.name));
+    // Without a fraction where the column keeps none.
+    let fraction = if column.shown.contains('(') {
+        ".%f"
+    } else {
+        ""
+    };
     match column.kind {
-        Kind::Text | Kind::Json | Kind::Verbatim => format!("CAST({value} AS BINARY)"),
-        _ => value,
-    }
-}
-
-pub(super) fn select(layout: &Layout) -> String {
-    let table = quoted(&layout.table);
-    let id = name_quoted(&layout.id.name);
-    let document = document::document(&MySqlWords, layout, "u");
-    format!("SELECT CAST(u.{id} AS CHAR), {document} FROM {table} u")
-}
-
-struct MySqlWords;
-
-impl Words for MySqlWords {
-    fn name(&self, name: &str) -> String {
-        name_quoted(name)
-    }
-
-    fn text(&self, value: &str) -> String {
-        format!("CAST({value} AS CHAR)")
-    }
-
-    fn object(&self, members: &[(String, String)]) -> String {
-        let members = members
-            .iter()
-            .map(|(name, value)| format!("'{name}', {value}"));
-        format!("JSON_OBJECT({})", members.collect::<Vec<_>>().join(", "))
-    }
-
-    fn value(&self, column: &Column, of: &str, text: bool) -> String {
-        let value = format!("{of}.{}", name_quoted(&column.name));
-        // Without a fraction where the column keeps none.
-        let fraction = if column.shown.contains('(') {
-            ".%f"
-        } else {
-            ""
-        };
-        let shown = |value: &str| format!("DATE_FORMAT({value}, '%Y-%m-%dT%H:%i:%s{fraction}Z')");
-        match column.kind {
-            Kind::Text => format!("CONVERT({value} USING utf8mb4)"),
-            // Independent of the session's time zone, also in the hour that comes twice.
-            Kind::Instant => shown(&format!(
-                "TIMESTAMP '1970-01-01 00:00:00' + INTERVAL UNIX_TIMESTAMP({value}) SECOND"
-            )),
-            Kind::Local => shown(&value),
-            Kind::Day => format!("DATE_FORMAT({value}, '%Y-%m-%d')"),
-            Kind::Integer | Kind::Float if !text => value,
-            Kind::Boolean if !text => {
-                format!(
-                    "JSON_EXTRACT(IF({value} IS NULL, NULL, IF({value}, 'true', 'false')), '$')"
-                )
-            }
-            Kind::Json if !text => format!("JSON_EXTRACT({value}, '$')"),
-            _ => format!("CAST({value} AS CHAR)"),
+        // As they are: a function would have a limit.
+        Kind::Text | Kind::Json => value,
+        Kind::Instant | Kind::Local => {
+            format!("DATE_FORMAT({value}, '%Y-%m-%dT%H:%i:%s{fraction}Z')")
         }
-    }
-
-    fn or_empty(&self, value: String) -> String {
-        format!("COALESCE({value}, JSON_OBJECT())")
-    }
-
-    fn changed(&self, column: &Column) -> String {
-        format!(
-            "NOT ({} <=> {})",
-            exact(column, "OLD"),
-            exact(column, "NEW")
-        )
+        Kind::Day => format!("DATE_FORMAT({value}, '%Y-%m-%d')"),
+        Kind::Boolean if !column.member.is_text() => {
+            format!("IF({value} IS NULL, NULL, IF({value}, 'true', 'false'))")
+        }
+        _ => format!("CAST({value} AS CHAR)"),
     }
 }
 

@@ -1,32 +1,50 @@
 -- usersync: the outbox of {table_shown}, for PostgreSQL 14 or newer.
 --
--- Every change of a user is written to user_outbox in the transaction that makes it, and usersync-gateway
--- publishes it from there. Run it again to renew the trigger; `usersync-scheduler outbox install` makes it
--- for other tables and columns. A transaction that applies what came from usersync says so, and nothing is
--- written for it: SET LOCAL usersync.apply = 'on'. See docs/OUTBOX.md.
+-- Every change of a user leaves a note in user_outbox, in the transaction that makes it: who changed, and how. usersync-gateway
+-- reads the note, then the row, and publishes it. Run this again to renew the trigger; `usersync-scheduler outbox install`
+-- makes it for other tables. A transaction that applies what came from usersync says so, and nothing is noted for it:
+-- SET LOCAL usersync.apply = 'on'. See docs/OUTBOX.md.
 
 BEGIN;
 SET LOCAL lock_timeout = '10s';
 
--- Ids begin at the microseconds of now, so that none comes again after the outbox was removed and made anew.
+-- Ids begin at the microseconds of now, so that none comes again after the outbox was removed and made anew. A service may
+-- write rows of its own, with the payload of an event.
 DO $usersync$
 BEGIN
   IF to_regclass('{outbox_quoted}') IS NULL THEN
     CREATE TABLE {outbox} (
       id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
       user_id      text NOT NULL,
-      event        text NOT NULL,
+      event        text NOT NULL, -- I, U or D; or the type of the payload
       payload      text,
       previous     text,
       state        smallint NOT NULL DEFAULT 0, -- 0 waits, 1 published, 2 failed
       error        text,
-      created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-      published_at timestamptz
+      created_at   timestamptz NOT NULL DEFAULT statement_timestamp(),
+      published_at timestamptz,
+      tx           bigint -- the transaction
     ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
     EXECUTE format('ALTER TABLE {outbox_quoted} ALTER COLUMN id RESTART WITH %s',
       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
     CREATE INDEX user_outbox_unpublished ON {outbox} (id) WHERE state = 0;
     CREATE INDEX user_outbox_failed ON {outbox} (id) WHERE state = 2;
+  END IF;
+  -- One of an older version; rows that wait are published as they stand.
+  IF NOT EXISTS (SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('{outbox_quoted}') AND attname = 'tx') THEN
+    ALTER TABLE {outbox} ADD COLUMN tx bigint, ALTER COLUMN created_at SET DEFAULT statement_timestamp();
+  END IF;
+  -- Which outbox this is: nobody can guess it, and one made anew is another one.
+  IF to_regclass('{about_quoted}') IS NULL THEN
+    CREATE TABLE {about} (
+      epoch    text PRIMARY KEY,
+      first    bigint NOT NULL, -- rows before it were written by an older version
+      approved bigint NOT NULL DEFAULT 0 -- up to here, any number of users may be deleted
+    );
+  END IF;
+  IF NOT EXISTS (SELECT 1 FROM {about}) THEN
+    INSERT INTO {about} (epoch, first)
+      SELECT gen_random_uuid()::text, COALESCE(max(id), 0) + 1 FROM {outbox};
   END IF;
 END
 $usersync$;
@@ -38,22 +56,17 @@ BEGIN
   IF current_setting('usersync.apply', true) IN ('on', 'true', '1') THEN
     RETURN NULL;
   END IF;
-  IF TG_OP = 'INSERT' THEN
-    INSERT INTO {outbox} (user_id, event, payload)
-      VALUES ({new_id_text}, 'user.created', {new_document});
-  ELSIF TG_OP = 'DELETE' THEN
-    INSERT INTO {outbox} (user_id, event, payload)
-      VALUES ({old_id_text}, 'user.deleted', {old_gone});
-  ELSIF {id_changed} THEN
-    INSERT INTO {outbox} (user_id, event, payload)
-      VALUES ({old_id_text}, 'user.deleted', {old_gone});
-    INSERT INTO {outbox} (user_id, event, payload)
-      VALUES ({new_id_text}, 'user.created', {new_document});
-  ELSIF {changed} THEN
-    INSERT INTO {outbox} (user_id, event, payload, previous)
-      VALUES ({new_id_text}, CASE WHEN {more_changed} THEN 'user.updated' ELSE 'user.status_changed' END, {new_document}, {previous});
+  IF TG_OP = 'UPDATE' AND {same_id} THEN
+    IF NEW.{id} IS NOT NULL THEN
+      INSERT INTO {outbox} (user_id, event, tx) VALUES (NEW.{id}::text, 'U', txid_current());
+    END IF;
   ELSE
-    RETURN NULL;
+    IF TG_OP <> 'INSERT' AND OLD.{id} IS NOT NULL THEN
+      INSERT INTO {outbox} (user_id, event, tx) VALUES (OLD.{id}::text, 'D', txid_current());
+    END IF;
+    IF TG_OP <> 'DELETE' AND NEW.{id} IS NOT NULL THEN
+      INSERT INTO {outbox} (user_id, event, tx) VALUES (NEW.{id}::text, 'I', txid_current());
+    END IF;
   END IF;
   PERFORM pg_notify('user_outbox', '');
   RETURN NULL;

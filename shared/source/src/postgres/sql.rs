@@ -2,7 +2,8 @@
 
 use crate::{
     Column, Kind, Layout, TableName,
-    document::{self, Blank, Words, filled},
+    document::{Blank, filled},
+    layout::ABOUT,
 };
 
 /// The triggers of an outbox.
@@ -15,19 +16,25 @@ pub(crate) fn script(layout: &Layout) -> String {
     let table = &layout.table;
     let id = name_quoted(&layout.id.name);
     let outbox = quoted(&layout.outbox());
-    let mut places = document::places(&PostgresWords, layout);
-    places.extend([
+    let about = quoted(&table.beside(ABOUT));
+    let places = [
+        ("table_shown", table.to_string()),
         ("table", quoted(table)),
         ("outbox_quoted", outbox.replace('\'', "''")),
         ("outbox", outbox),
+        ("about_quoted", about.replace('\'', "''")),
+        ("about", about),
         ("function", quoted(&table.beside("user_outbox_capture"))),
-        ("new_id_text", format!("NEW.{id}::text")),
-        ("old_id_text", format!("OLD.{id}::text")),
         (
-            "id_changed",
-            format!("OLD.{id}::text IS DISTINCT FROM NEW.{id}::text"),
+            "same_id",
+            match layout.id.kind {
+                Kind::Integer => format!("OLD.{id} IS NOT DISTINCT FROM NEW.{id}"),
+                // Some texts are equal that aren't the same.
+                _ => format!("OLD.{id}::text IS NOT DISTINCT FROM NEW.{id}::text"),
+            },
         ),
-    ]);
+        ("id", id),
+    ];
     filled(TEMPLATE, &places)
 }
 
@@ -38,58 +45,21 @@ pub(super) fn select(layout: &Layout) -> (String, Blank) {
     let (blank, columns) = Blank::of(layout);
     let mut told = format!("u.{}::text", name_quoted(&layout.id.name));
     for column in columns {
-        let value = PostgresWords.value(column, "u", column.member.is_text());
-        told.push_str(&format!(", {value}::text"));
+        told.push_str(&format!(", {}::text", value(column)));
     }
     (format!("SELECT {told} FROM {table} u"), blank)
 }
 
-struct PostgresWords;
-
-impl Words for PostgresWords {
-    fn name(&self, name: &str) -> String {
-        name_quoted(name)
-    }
-
-    fn text(&self, value: &str) -> String {
-        format!("{value}::text")
-    }
-
-    fn kept(&self, object: String) -> String {
-        self.text(&object)
-    }
-
-    fn object(&self, members: &[(String, String)]) -> String {
-        let members = members
-            .iter()
-            .map(|(name, value)| format!("'{name}', {value}"));
-        format!(
-            "json_build_object({})",
-            members.collect::<Vec<_>>().join(", ")
-        )
-    }
-
-    fn value(&self, column: &Column, of: &str, text: bool) -> String {
-        let value = format!("{of}.{}", name_quoted(&column.name));
-        let shown = |value: &str| format!("to_char({value}, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
-        match column.kind {
-            Kind::Instant => shown(&format!("{value} AT TIME ZONE 'UTC'")),
-            Kind::Local => shown(&value),
-            Kind::Day => format!("to_char({value}, 'YYYY-MM-DD')"),
-            Kind::Integer | Kind::Float | Kind::Boolean if !text => value,
-            Kind::Json if !text => format!("to_json({value})"),
-            _ => format!("{value}::text"),
-        }
-    }
-
-    fn or_empty(&self, value: String) -> String {
-        format!("COALESCE({value}, '{{}}'::json)")
-    }
-
-    fn changed(&self, column: &Column) -> String {
-        let name = name_quoted(&column.name);
-        // As texts: some types have no equality, and some texts are equal that aren't the same.
-        format!("OLD.{name}::text IS DISTINCT FROM NEW.{name}::text")
+/// A column as what can be told as a text.
+fn value(column: &Column) -> String {
+    let value = format!("u.{}", name_quoted(&column.name));
+    let shown = |value: &str| format!("to_char({value}, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
+    match column.kind {
+        Kind::Instant => shown(&format!("{value} AT TIME ZONE 'UTC'")),
+        Kind::Local => shown(&value),
+        Kind::Day => format!("to_char({value}, 'YYYY-MM-DD')"),
+        Kind::Json if !column.member.is_text() => format!("to_json({value})"),
+        _ => value,
     }
 }
 

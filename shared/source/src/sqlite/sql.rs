@@ -18,16 +18,15 @@ const TEMPLATE: &str = include_str!("outbox.sql");
 /// The outbox of `layout`, for the server's own client too.
 pub(crate) fn script(layout: &Layout) -> String {
     let id = name_quoted(&layout.id.name);
-    let mut places = document::places(&SqliteWords, layout);
-    places.extend([
+    let places = [
+        ("table_shown", layout.table.to_string()),
         ("table", name_quoted(&layout.table.name)),
-        ("new_id_text", format!("CAST(NEW.{id} AS TEXT)")),
-        ("old_id_text", format!("CAST(OLD.{id} AS TEXT)")),
         (
             "id_changed",
             format!("OLD.{id} IS NOT NEW.{id} COLLATE BINARY"),
         ),
-    ]);
+        ("id", id),
+    ];
     filled(TEMPLATE, &places)
 }
 
@@ -56,8 +55,7 @@ impl Words for SqliteWords {
         format!("json_object({})", members.collect::<Vec<_>>().join(", "))
     }
 
-    /// A column may hold anything, whatever its type says, and a trigger must not fail over it: what
-    /// JSON can't hold is null.
+    /// A column may hold anything, whatever its type says: what JSON can't hold is null.
     fn value(&self, column: &Column, of: &str, text: bool) -> String {
         let value = format!("{of}.{}", name_quoted(&column.name));
         let unless_blob =
@@ -85,12 +83,6 @@ impl Words for SqliteWords {
 
     fn or_empty(&self, value: String) -> String {
         format!("json(coalesce(nullif({value}, 'null'), '{{}}'))")
-    }
-
-    fn changed(&self, column: &Column) -> String {
-        let name = name_quoted(&column.name);
-        // Byte by byte, whatever the column's collation takes for equal.
-        format!("OLD.{name} IS NOT NEW.{name} COLLATE BINARY")
     }
 }
 

@@ -51,11 +51,12 @@ async fn are_told_apart_as(place: &Place, id: &str) -> Result<()> {
     }
     let all: BTreeSet<String> = IDS.map(str::to_owned).into();
     let asked: Vec<String> = all.iter().cloned().collect();
-    let waiting: BTreeSet<String> = database.waiting(&asked).await?.into_iter().collect();
-    ensure!(waiting == all, "{waiting:?}");
-    let one = database.waiting(&["AB".to_owned()]).await?;
-    ensure!(one.is_empty(), "{one:?}");
     let layout = database.layout(false).await?;
+    let waiting = database.waiting(&layout, &asked).await?;
+    let waiting: BTreeSet<String> = waiting.into_iter().collect();
+    ensure!(waiting == all, "{waiting:?}");
+    let one = database.waiting(&layout, &["AB".to_owned()]).await?;
+    ensure!(one.is_empty(), "{one:?}");
     let rows = database.users(&layout, &asked).await?;
     let rows: BTreeSet<String> = rows.into_iter().map(|row| row.id).collect();
     ensure!(rows == all, "{id}: {rows:?}");

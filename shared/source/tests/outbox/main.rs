@@ -11,10 +11,20 @@ mod values;
 use anyhow::Result;
 use place::Place;
 use usersync_source::{Server, shipped};
+use usersync_stack::MySqlServer;
 
 #[tokio::test]
 async fn mariadb_keeps_the_promises() -> Result<()> {
     clauses::hold(&Place::mariadb().await?).await
+}
+
+/// Only where there is one: see [`MySqlServer::is_there`].
+#[tokio::test]
+async fn mysql_keeps_the_promises() -> Result<()> {
+    match MySqlServer::is_there() {
+        true => clauses::hold(&Place::mysql().await?).await,
+        false => Ok(()),
+    }
 }
 
 #[tokio::test]

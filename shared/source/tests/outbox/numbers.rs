@@ -66,7 +66,7 @@ async fn come_out_as_they_are(place: &Place) -> Result<()> {
             id: Some("1".to_owned()),
             timestamp: Some(jiff::Timestamp::UNIX_EPOCH),
         };
-        let document = row.document.context("no document")?;
+        let document = row.document.map_err(anyhow::Error::msg)?;
         let event = Event::of_row(&document, envelope)
             .with_context(|| String::from_utf8_lossy(&document).into_owned())?;
         let Change::Set(data) = event.data else {
@@ -91,7 +91,8 @@ async fn come_out_as_they_are(place: &Place) -> Result<()> {
         .run("UPDATE people SET extra = '{\"a\": {\"b\": 18446744073709551616}}'")
         .await?;
     let rows = database.page(&layout, None, 10).await?;
-    let document = rows[0].document.as_deref().context("no document")?;
+    let document = rows[0].document.clone().map_err(anyhow::Error::msg)?;
+    let document = document.as_slice();
     let refused = Event::of_row(document, Envelope::default()).err();
     let pointer = refused.map(|refused| refused.pointer.into_owned());
     ensure!(

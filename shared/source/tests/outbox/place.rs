@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection, SqliteConnection};
-use usersync_source::{Database, Server, SourceConfig};
-use usersync_stack::{Directory, MariaDbServer, PostgresServer};
+use usersync_source::{Database, OutboxRow, Server, SourceConfig};
+use usersync_stack::{Directory, MariaDbServer, MySqlServer, PostgresServer};
 
 /// A database server.
 pub(crate) struct Place {
@@ -16,6 +16,7 @@ pub(crate) struct Place {
 
 enum Running {
     MariaDb(MariaDbServer),
+    MySql(MySqlServer),
     Postgres(PostgresServer),
     Sqlite,
 }
@@ -32,6 +33,13 @@ impl Place {
         let dir = Directory::temporary()?;
         std::fs::write(dir.path().join("password"), MariaDbServer::PASSWORD)?;
         let running = Running::MariaDb(MariaDbServer::start(dir.path()).await?);
+        Ok(Self { dir, running })
+    }
+
+    pub(crate) async fn mysql() -> Result<Self> {
+        let dir = Directory::temporary()?;
+        std::fs::write(dir.path().join("password"), MySqlServer::PASSWORD)?;
+        let running = Running::MySql(MySqlServer::start(dir.path()).await?);
         Ok(Self { dir, running })
     }
 
@@ -53,13 +61,18 @@ impl Place {
 
     pub(crate) fn server(&self) -> Server {
         match self.running {
-            Running::MariaDb(_) => Server::MySql,
+            Running::MariaDb(_) | Running::MySql(_) => Server::MySql,
             Running::Postgres(_) => Server::Postgres,
             Running::Sqlite => Server::Sqlite,
         }
     }
 
-    /// One of three texts, by server: MariaDB, PostgreSQL, SQLite.
+    /// Whether it is MySQL itself, which differs from MariaDB in places.
+    pub(crate) fn is_mysql(&self) -> bool {
+        matches!(self.running, Running::MySql(_))
+    }
+
+    /// One of three texts, by server: MySQL and MariaDB, PostgreSQL, SQLite.
     pub(crate) fn pick<'a>(&self, texts: [&'a str; 3]) -> &'a str {
         match self.server() {
             Server::MySql => texts[0],
@@ -71,6 +84,9 @@ impl Place {
     pub(crate) async fn client(&self) -> Result<Client> {
         Ok(match &self.running {
             Running::MariaDb(server) => {
+                Client::MySql(MySqlConnection::connect(&server.url_with_password()).await?)
+            }
+            Running::MySql(server) => {
                 Client::MySql(MySqlConnection::connect(&server.url_with_password()).await?)
             }
             Running::Postgres(server) => {
@@ -92,6 +108,7 @@ impl Place {
     ) -> Result<SourceConfig> {
         let url = match &self.running {
             Running::MariaDb(server) => server.url(),
+            Running::MySql(server) => server.url(),
             Running::Postgres(server) => server.url(),
             Running::Sqlite => format!("sqlite:{}", self.dir.path().join("users.db").display()),
         };
@@ -141,32 +158,33 @@ impl Client {
     }
 }
 
-/// One row of the outbox, as the relay reads it.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Told {
-    pub(crate) id: i64,
-    pub(crate) event: String,
-    pub(crate) user: Value,
-    pub(crate) previous: Value,
-}
-
-/// Reads every row that isn't published and marks it.
-pub(crate) async fn told(database: &mut Database) -> Result<Vec<Told>> {
-    let rows = database.unpublished(100_000).await?;
+/// Reads every row of the outbox that isn't published, and marks it.
+pub(crate) async fn noted(database: &mut Database) -> Result<Vec<OutboxRow>> {
+    let layout = database.layout(false).await?;
+    let mut rows = database.unpublished(100_000).await?;
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
     database.mark_published(&ids).await?;
-    let json = |text: Option<Vec<u8>>| match text {
-        Some(text) => serde_json::from_slice(&text).context("a payload"),
-        None => Ok(Value::Null),
-    };
-    rows.into_iter()
+    for row in &mut rows {
+        row.user = layout.spelled(&row.user).into_owned();
+    }
+    Ok(rows)
+}
+
+/// What notes say, in short.
+pub(crate) fn shown(rows: &[OutboxRow]) -> Vec<String> {
+    rows.iter()
+        .map(|row| format!("{} {}", row.event, row.user))
+        .collect()
+}
+
+/// The documents of every user, by id.
+pub(crate) async fn documents(database: &mut Database) -> Result<Vec<Value>> {
+    let layout = database.layout(false).await?;
+    let page = database.page(&layout, None, 100).await?;
+    page.into_iter()
         .map(|row| {
-            Ok(Told {
-                id: row.id,
-                event: row.event,
-                user: json(row.payload)?,
-                previous: json(row.previous)?,
-            })
+            let document = row.document.map_err(anyhow::Error::msg)?;
+            Ok(serde_json::from_slice(&document)?)
         })
         .collect()
 }

@@ -1,5 +1,5 @@
-//! A real gateway publishes a full outbox, while nobody takes the events in: what a bare loop does that selects,
-//! publishes and marks, the limit. Then the same while it takes them in. Then how long after its commit a change is
+//! A real gateway publishes a full outbox, while nobody takes the events in: what a bare loop does that selects
+//! notes and rows, publishes and marks, the limit. Then the same while it takes them in. Then how long after its commit a change is
 //! an event, at a load that leaves the machine mostly idle.
 
 use std::time::{Duration, Instant};
@@ -60,7 +60,7 @@ pub(super) async fn run(options: &Options, name: &str, server: Server) -> Result
         change(&main, rows).await?;
         Ok(Rate(rows as f64 / main.bare(&rig, "relay").await?))
     };
-    let contest = Contest::hold(options, name, "select+publish+update", ours, bare).await?;
+    let contest = Contest::hold(options, name, "notes+rows+publish+update", ours, bare).await?;
     let rate = contest.row(name, "rows/s", |ours| ours.alone, |bare| bare.0);
     let taking_in: Vec<f64> = contest.ours.iter().map(|ours| ours.taking_in).collect();
     let mut latencies = latencies(&rig, &main, options.trickle()).await?;
@@ -69,7 +69,7 @@ pub(super) async fn run(options: &Options, name: &str, server: Server) -> Result
     Ok(vec![
         rate.aim(Aim::AtLeast(20_000.0)),
         Row::of(format!("{name}-taking-in"), "rows/s", &taking_in),
-        Row::of(format!("{name}-p50"), "ms", &[quantile(0.5)]).aim(Aim::AtMost(20.0)),
+        Row::of(format!("{name}-p50"), "ms", &[quantile(0.5)]).aim(Aim::AtMost(10.0)),
         Row::of(format!("{name}-p99"), "ms", &[quantile(0.99)]),
     ])
 }
@@ -112,6 +112,7 @@ async fn gateway(rig: &Rig, main: &MainDb, rows: u64, taking_in: bool) -> Result
     let gateway = rig.gateway_as_set()?;
     let deadline = Instant::now() + PATIENCE;
     let mut began = Instant::now();
+    let mut before = 0;
     loop {
         let stored = rig
             .stream(subjects::USER_EVENTS)
@@ -122,9 +123,11 @@ async fn gateway(rig: &Rig, main: &MainDb, rows: u64, taking_in: bool) -> Result
         if stored == 0 {
             began = Instant::now();
         }
-        if stored >= rows && main.waiting().await? == 0 {
+        // Several notes of a user may be one event.
+        if stored > 0 && stored == before && main.waiting().await? == 0 {
             break;
         }
+        before = stored;
         ensure!(
             Instant::now() < deadline,
             "{stored} of {rows}: {}",

@@ -2,9 +2,10 @@
 
 use anyhow::{Result, ensure};
 use serde_json::json;
+use usersync_stack::{Signal, Stack, eventually};
 
 use super::Main;
-use crate::support::{Bus, only};
+use crate::support::{Bus, SOON, only};
 
 #[tokio::test]
 async fn what_is_delivered_to_mariadb_does_not_come_back() -> Result<()> {
@@ -17,21 +18,7 @@ async fn what_is_delivered_to_postgres_does_not_come_back() -> Result<()> {
 }
 
 async fn deliveries_do_not_come_back(mut main: Main) -> Result<()> {
-    main.run("ALTER TABLE people ADD sync_version BIGINT NOT NULL DEFAULT 0, ADD sync_deleted BOOLEAN NOT NULL DEFAULT FALSE")
-        .await?;
-    main.install().await?;
-    let target = format!(
-        "[people]\n{}\non_delete = \"disable\"\n\
-         breaker = {{ probe = \"100ms\", probe_cap = \"200ms\" }}\n\
-         table = {{ name = \"people\", id = \"uid\", columns = {{ username = \"username\", email = \"email\", \
-         state = \"status\", city = \"data.city\", n = \"data.n\" }} }}\n",
-        main.access()
-    );
-    let settings = main.settings();
-    let stack = only(target)
-        .gateway_args(["--config".as_ref(), settings.as_os_str()])
-        .start()
-        .await?;
+    let stack = both_ways(&main).await?;
     let bus = Bus::connect(&stack).await?;
 
     let ann = json!({"user_id": 1, "username": "ann", "data": {"city": "Ulm", "n": 1}});
@@ -63,6 +50,81 @@ async fn deliveries_do_not_come_back(mut main: Main) -> Result<()> {
     delivered(&main, &bus, "uid = 1 AND city = 'Bonn' AND n = 3").await?;
     ensure!(rows(&main).await? == 1);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_change_in_mariadb_that_is_not_published_yet_is_not_written_over() -> Result<()> {
+    changes_are_not_written_over(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn a_change_in_postgres_that_is_not_published_yet_is_not_written_over() -> Result<()> {
+    changes_are_not_written_over(Main::postgres().await?).await
+}
+
+/// An older state is on its way to a row that the application changes, before or after it arrives.
+async fn changes_are_not_written_over(main: Main) -> Result<()> {
+    let stack = both_ways(&main).await?;
+    let bus = Bus::connect(&stack).await?;
+    main.run("INSERT INTO people (uid, email, n) VALUES (1, 'first', 0), (2, 'first', 0)")
+        .await?;
+    main.until_published().await?;
+    bus.until_taken_in().await?;
+    bus.until_settled("people").await?;
+    for round in 0..3 {
+        let (old, new) = (format!("old{round}"), format!("new{round}"));
+        // The states are stored while the worker sleeps; then the relay does, too.
+        stack.workers["people"][0].signal(Signal::SIGSTOP)?;
+        for user in 1..=2 {
+            bus.publish("user.updated", json!({"user_id": user, "email": old}))
+                .await?;
+        }
+        bus.until_taken_in().await?;
+        stack.gateway().signal(Signal::SIGSTOP)?;
+        main.run(&format!("UPDATE people SET email = '{new}' WHERE uid = 1"))
+            .await?;
+        stack.workers["people"][0].signal(Signal::SIGCONT)?;
+        // The other user is written, so this one has been tried.
+        eventually(SOON, async || {
+            let written = format!("SELECT COUNT(*) FROM people WHERE uid = 2 AND email = '{old}'");
+            ensure!(main.number(&written).await? == 1, "not delivered yet");
+            Ok(())
+        })
+        .await?;
+        stack.gateway().signal(Signal::SIGCONT)?;
+        // After the delivery.
+        main.run(&format!("UPDATE people SET email = '{new}' WHERE uid = 2"))
+            .await?;
+        main.until_published().await?;
+        bus.until_taken_in().await?;
+        bus.until_settled("people").await?;
+        let kept = format!("SELECT COUNT(*) FROM people WHERE email = '{new}'");
+        ensure!(main.number(&kept).await? == 2, "a change was undone");
+        for user in 1..=2 {
+            let state = bus.state(user).await?;
+            ensure!(state["email"] == new, "{state}");
+        }
+    }
+    Ok(())
+}
+
+/// The table `people` as source and target of a stack.
+async fn both_ways(main: &Main) -> Result<Stack> {
+    main.run("ALTER TABLE people ADD sync_version BIGINT NOT NULL DEFAULT 0, ADD sync_deleted BOOLEAN NOT NULL DEFAULT FALSE")
+        .await?;
+    main.install().await?;
+    let target = format!(
+        "[people]\n{}\non_delete = \"disable\"\n\
+         breaker = {{ probe = \"100ms\", probe_cap = \"200ms\" }}\n\
+         table = {{ name = \"people\", id = \"uid\", columns = {{ username = \"username\", email = \"email\", \
+         state = \"status\", city = \"data.city\", n = \"data.n\" }} }}\n",
+        main.access()
+    );
+    let settings = main.settings();
+    only(target)
+        .gateway_args(["--config".as_ref(), settings.as_os_str()])
+        .start()
+        .await
 }
 
 /// Asserts that, once everything is delivered, one user is as `expected`.

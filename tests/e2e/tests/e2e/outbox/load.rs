@@ -204,7 +204,7 @@ async fn rows_in_hand_never_overwrite_newer_events() -> Result<()> {
     changed?;
     let report = report?;
     ensure!(
-        report["changed"].as_u64() > Some(100),
+        report["equal"].as_u64() > Some(100),
         "nobody was overtaken: {report}"
     );
     main.equals_the_states(&stack).await

@@ -4,6 +4,7 @@
 
 mod echo;
 mod load;
+mod notes;
 mod relay;
 mod repeats;
 mod tls;
@@ -332,23 +333,28 @@ impl Main {
         Ok(())
     }
 
-    /// Asserts that every row is one event, and each user's events are in the order of their rows.
-    pub(crate) async fn every_row_is_one_event(&self, stack: &Stack) -> Result<()> {
+    /// Asserts that each user's events are in the order of their notes, and that the last note of each is the state's.
+    pub(crate) async fn every_user_is_told_of_in_order(&self, stack: &Stack) -> Result<()> {
         let bus = Bus::connect(stack).await?;
         let mut last: BTreeMap<String, i64> = BTreeMap::new();
-        let mut count = 0;
         for message in messages(&bus.jetstream, USER_EVENTS).await? {
             let event: Value = serde_json::from_slice(&message.payload)?;
+            let note = event["outbox"]["note"].as_i64().context("no note")?;
             let id = event["id"].as_str().context("no id")?;
-            let id: i64 = id.strip_prefix("main:").context("another id")?.parse()?;
+            let epoch = event["outbox"]["epoch"].as_str().context("no epoch")?;
+            ensure!(id == format!("main:{epoch}:{note}"), "{id}");
             let user = event["user_id"].to_string();
-            if let Some(before) = last.insert(user.clone(), id) {
-                ensure!(before < id, "user {user}: row {id} after {before}");
+            if let Some(before) = last.insert(user.clone(), note) {
+                ensure!(before < note, "user {user}: note {note} after {before}");
             }
-            count += 1;
         }
-        let rows = self.number("SELECT COUNT(*) FROM user_outbox").await?;
-        ensure!(count == rows, "{rows} rows became {count} events");
+        for (user, state) in states(&bus.jetstream).await? {
+            let note = state.notes.get("main").map(|known| known.note);
+            ensure!(
+                note.is_some() && note == last.get(&user.to_string()).copied(),
+                "{user}: {note:?}"
+            );
+        }
         Ok(())
     }
 }

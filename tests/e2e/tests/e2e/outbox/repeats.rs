@@ -1,12 +1,12 @@
 //! A gateway that dies between PubAck and mark leaves rows that are published again, also when JetStream has
-//! forgotten their ids meanwhile: what is said twice counts once.
+//! forgotten their ids meanwhile: what is said twice counts once, for states know the notes they contain.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use async_nats::HeaderMap;
-use serde_json::json;
-use usersync_core::subjects::{USER_EVENTS, USER_STATE};
+use serde_json::{Value, json};
+use usersync_core::subjects::USER_EVENTS;
 use usersync_stack::eventually;
 
 use super::Main;
@@ -58,36 +58,23 @@ async fn repeated_rows_change_nothing(main: Main) -> Result<()> {
     let plan = json!({"user_id": 3, "data": {"plan": "gold"}});
     bus.publish("user.updated", plan).await?;
     main.equals_the_states(&stack).await?;
-    let before = [
-        newest(&bus, 1).await?,
-        newest(&bus, 2).await?,
-        newest(&bus, 3).await?,
-    ];
-    let third = bus.state(3).await?;
+    let mut before = Vec::new();
+    for user in 1..=4 {
+        before.push(content(&bus, user).await?);
+    }
+    ensure!(before[2]["data"]["plan"] == "gold", "{before:?}");
 
     until_ids_are_forgotten(&bus).await?;
     let stored = bus.count(USER_EVENTS).await?;
-    let lost = "NOT (user_id = '3' AND event = 'user.created')";
-    let rows = main
-        .number(&format!("SELECT COUNT(*) FROM user_outbox WHERE {lost}"))
-        .await?;
-    main.run(&format!("UPDATE user_outbox SET state = 0 WHERE {lost}"))
-        .await?;
+    main.run("UPDATE user_outbox SET state = 0").await?;
     main.until_published().await?;
-    let again = bus.count(USER_EVENTS).await? - stored;
-    ensure!(again == rows.unsigned_abs(), "{again} of {rows} came again");
-
+    bus.until_taken_in().await?;
     main.equals_the_states(&stack).await?;
-    for (user, before) in (1..=2).zip(before) {
-        ensure!(newest(&bus, user).await? == before, "user {user} changed");
+    for (user, before) in (1..).zip(before) {
+        let now = content(&bus, user).await?;
+        ensure!(now == before, "{now} was {before}");
     }
-    // Applied again from the first to the last, it ends where it was.
-    ensure!(newest(&bus, 3).await? > before[2]);
-    let state = bus.state(3).await?;
-    ensure!(
-        state["data"] == third["data"] && state["data"]["plan"] == "gold",
-        "{state}"
-    );
+    ensure!(bus.count(USER_EVENTS).await? >= stored);
     Ok(())
 }
 
@@ -106,7 +93,7 @@ async fn stored_rows_are_marked(main: Main) -> Result<()> {
     let plan = json!({"user_id": 1, "data": {"plan": "gold"}});
     bus.publish("user.updated", plan).await?;
     bus.until_taken_in().await?;
-    let before = (newest(&bus, 1).await?, newest(&bus, 2).await?);
+    let before = [content(&bus, 1).await?, content(&bus, 2).await?];
 
     // As two hours after a gateway has died, which left a row unpublished, and others unmarked.
     stack.gateways[0].process().kill9().await;
@@ -118,9 +105,10 @@ async fn stored_rows_are_marked(main: Main) -> Result<()> {
     let stored = bus.count(USER_EVENTS).await?;
     stack.gateways[0].restart().await?;
     main.equals_the_states(&stack).await?;
+    // One of the new row, and at most one of each user some of whose notes were settled by a later one.
     let again = bus.count(USER_EVENTS).await? - stored;
-    ensure!(again == 1, "{again} events for one new row");
-    ensure!((newest(&bus, 1).await?, newest(&bus, 2).await?) == before);
+    ensure!((1..=3).contains(&again), "{again} events");
+    ensure!([content(&bus, 1).await?, content(&bus, 2).await?] == before);
     ensure!(bus.state(1).await?["data"]["plan"] == "gold");
     Ok(())
 }
@@ -134,14 +122,15 @@ async fn know_ids_shortly(bus: &Bus) -> Result<()> {
     Ok(())
 }
 
-/// The sequence of a user's newest state: another one with every change.
-async fn newest(bus: &Bus, user: u64) -> Result<u64> {
-    let stream = bus.jetstream().get_stream_no_info(USER_STATE).await?;
-    let subject = format!("user.state.{user}");
-    Ok(stream
-        .get_last_raw_message_by_subject(&subject)
-        .await?
-        .sequence)
+/// What a user's state says of the user, not where that is from: a note that said nothing new may be contained later.
+async fn content(bus: &Bus, user: u64) -> Result<Value> {
+    let mut state = bus.state(user).await?;
+    if let Some(members) = state.as_object_mut() {
+        for name in ["version", "event_seq", "event", "recent", "notes"] {
+            members.remove(name);
+        }
+    }
+    Ok(state)
 }
 
 /// Waits until the stream knows none of the ids so far: it forgets them in the order they came.

@@ -30,7 +30,7 @@ async fn waiting(main: &Main) -> Result<i64> {
 /// What is in the table is in the states, by one event for each change.
 async fn is_relayed(main: &Main, stack: &Stack) -> Result<()> {
     main.equals_the_states(stack).await?;
-    main.every_row_is_one_event(stack).await
+    main.every_user_is_told_of_in_order(stack).await
 }
 
 #[tokio::test]

@@ -1,0 +1,83 @@
+//! Whether an event that says it was relayed was: the KV bucket `user_sources` has the epochs of every outbox that a
+//! gateway has relayed. Only gateways may write there, and nobody can guess an epoch.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use anyhow::Context as _;
+use async_nats::jetstream;
+use tokio::time::timeout;
+use usersync_core::{
+    event::{Event, InvalidEvent},
+    nats::REQUEST_TIMEOUT,
+    subjects::SOURCES_BUCKET,
+};
+
+use crate::relay::Epochs;
+
+/// Looks up epochs, and remembers those it has found.
+pub(super) struct Voucher {
+    jetstream: jetstream::Context,
+    known: Mutex<HashMap<String, Epochs>>,
+}
+
+impl Voucher {
+    pub(super) fn new(jetstream: jetstream::Context) -> Self {
+        Self {
+            jetstream,
+            known: Mutex::default(),
+        }
+    }
+
+    /// Completes what an event says of its outbox; waits for as long as the bucket can't be read.
+    ///
+    /// # Errors
+    /// When no gateway has relayed that outbox.
+    pub(super) async fn complete(&self, event: &mut Event) -> Result<(), InvalidEvent> {
+        let Some(outbox) = &mut event.outbox else {
+            return Ok(());
+        };
+        let source = event.source.as_deref().unwrap_or_default();
+        let known = self.known(source);
+        if known.is_some_and(|epochs| epochs.complete(outbox)) {
+            return Ok(());
+        }
+        let found = loop {
+            match timeout(REQUEST_TIMEOUT, self.read(source)).await {
+                Ok(Ok(found)) => break found,
+                Ok(Err(error)) => {
+                    tracing::warn!(%source, error = format!("{error:#}"), bucket = SOURCES_BUCKET, "can't look up an outbox; trying again");
+                }
+                Err(_) => {
+                    tracing::warn!(%source, bucket = SOURCES_BUCKET, "no answer; trying again")
+                }
+            }
+            tokio::time::sleep(super::PATIENCE).await;
+        };
+        let good = found.complete(outbox);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if good {
+            known.insert(source.to_owned(), found);
+            return Ok(());
+        }
+        let reason = "names an outbox that no gateway has relayed; leave `outbox` out";
+        Err(InvalidEvent::new("/outbox/epoch", reason))
+    }
+
+    fn known(&self, source: &str) -> Option<Epochs> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(source).cloned()
+    }
+
+    async fn read(&self, source: &str) -> anyhow::Result<Epochs> {
+        let bucket = self.jetstream.get_key_value(SOURCES_BUCKET).await;
+        let bucket = bucket.context("opening the bucket")?;
+        // What can be no key is in no bucket.
+        if source.parse::<usersync_source::SourceName>().is_err() {
+            return Ok(Epochs::default());
+        }
+        Ok(Epochs::read(&bucket, source).await?.0)
+    }
+}
