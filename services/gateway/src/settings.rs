@@ -122,10 +122,10 @@ impl Settings {
         if !matches!(replicas, 1 | 3 | 5) {
             reader.problem("streams.replicas", "1, 3 or 5");
         }
-        let window = "a duration from 1s to 24h such as 10m";
+        let window = "a duration from 2m to 24h such as 10m";
         let duplicate_window = reader.optional("streams.duplicate_window", window);
         let duplicate_window = duplicate_window.map(|Span(window)| window);
-        let bounds = Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
+        let bounds = Duration::from_secs(2 * 60)..=Duration::from_secs(24 * 60 * 60);
         if duplicate_window.is_some_and(|window| !bounds.contains(&window)) {
             reader.problem("streams.duplicate_window", window);
         }

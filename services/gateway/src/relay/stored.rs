@@ -16,7 +16,7 @@ use async_nats::{
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use tokio::time::timeout;
-use usersync_core::{nats::REQUEST_TIMEOUT, streams::DUPLICATE_WINDOW, subjects::USER_EVENTS};
+use usersync_core::{nats::REQUEST_TIMEOUT, subjects::USER_EVENTS};
 use usersync_source::{Database, OutboxRow, SourceError};
 
 use super::event::Origin;
@@ -25,6 +25,8 @@ use super::event::Origin;
 const FETCHED: usize = 1_000;
 /// Rows marked at once.
 const MARKED: usize = 10_000;
+/// Half of the shortest duplicate window that settings take: rows that are older may be events whose ids are forgotten.
+const DOUBTFUL: Duration = Duration::from_secs(60);
 /// How far the clocks of database, gateway and NATS server may be apart.
 const CLOCKS: Duration = Duration::from_secs(10 * 60);
 /// How long the server keeps a consumer that nobody reads any more.
@@ -41,7 +43,7 @@ impl Stored {
     /// Whether JetStream may have forgotten the id of a row, had it been published.
     pub(super) fn may_be_forgotten(row: &OutboxRow) -> bool {
         let age = Timestamp::now().as_microsecond() - row.created_us;
-        u64::try_from(age).is_ok_and(|age| Duration::from_micros(age) > DUPLICATE_WINDOW / 2)
+        u64::try_from(age).is_ok_and(|age| Duration::from_micros(age) > DOUBTFUL)
     }
 
     /// Marks the rows that are stored, of `oldest` and those with higher ids.

@@ -5,7 +5,7 @@ use redis::AsyncTypedCommands as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 use usersync_core::{
-    subjects::{self, TARGETS_BUCKET, USER_DEAD, USER_STATE},
+    subjects::{self, TARGETS_BUCKET, USER_REFUSED, USER_STATE},
     user_id::UserId,
 };
 use usersync_stack::{Stack, eventually, http};
@@ -65,7 +65,7 @@ async fn whatever_an_identity_provider_calls_a_user_every_door_takes_it() -> Res
     bus.until_settled("audit").await?;
     bus.until_settled("redis-cache").await?;
     assert_eq!(bus.count(USER_STATE).await?, IDS.len() as u64);
-    assert_eq!(bus.count(USER_DEAD).await?, 0);
+    assert_eq!(bus.count(USER_REFUSED).await?, 0);
 
     let mut redis = redis::Client::open(stack.redis.url())?
         .get_multiplexed_async_connection()
@@ -279,11 +279,11 @@ async fn integers_that_nobody_could_hold_are_refused_at_every_door_and_doubles_s
             (status, &problem["pointer"]),
             (422, &json!("/data/data/n/m/0"))
         );
-        let before = bus.count(USER_DEAD).await?;
+        let before = bus.count(USER_REFUSED).await?;
         let published = bus.jetstream.publish("user.created", event(number).into());
         let seq = published.await?.await?.sequence;
         bus.until_taken_in().await?;
-        assert_eq!(bus.count(USER_DEAD).await?, before + 1);
+        assert_eq!(bus.count(USER_REFUSED).await?, before + 1);
         let refused = api.get(&format!("/v1/refused-events/{seq}")).await?;
         assert_eq!(refused["pointer"], "/data/n/m/0", "{refused}");
     }

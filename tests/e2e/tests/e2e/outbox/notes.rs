@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use async_nats::HeaderMap;
 use serde_json::{Value, json};
-use usersync_core::subjects::{GATEWAY_TARGET, USER_DEAD, USER_EVENTS};
+use usersync_core::subjects::{USER_EVENTS, USER_REFUSED};
 use usersync_stack::{Stack, eventually, http};
 
 use super::Main;
@@ -174,7 +174,8 @@ async fn late_copies_and_claims_of_others_change_nothing() -> Result<()> {
     bus.publish("user.created", late.clone()).await?;
     bus.until_taken_in().await?;
     ensure!(bus.state(1).await?["username"] == "new");
-    ensure!(bus.count(USER_DEAD).await? == 1, "{GATEWAY_TARGET}");
+    let refused = bus.count(USER_REFUSED).await?;
+    ensure!(refused == 1, "{refused} refused");
     let posted = http::client()
         .post(format!("{}/v1/events", stack.gateway().url()))
         .json(&late)
