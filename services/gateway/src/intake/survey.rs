@@ -180,11 +180,11 @@ impl Survey {
         let revision = written.context("another gateway looks at the streams, too")?;
         let current = mark.epochs.current();
         if found.named.as_ref() != Some(current) {
-            self.name_epoch(&events, current).await?;
+            self.name_epoch(&self.events, current).await?;
         }
         // Tells a stream that is restored from one that is made anew.
         if !states.config.metadata.contains_key(EPOCH) {
-            self.name_epoch(&states, current).await?;
+            self.name_epoch(&self.states, current).await?;
         }
         let ground = Ground {
             history: History {
@@ -362,8 +362,9 @@ impl Survey {
     }
 
     /// Writes the epoch into the metadata of a stream, where a backup takes it along.
-    async fn name_epoch(&self, stream: &Info, epoch: &Epoch) -> anyhow::Result<()> {
-        let mut config = stream.config.clone();
+    async fn name_epoch(&self, stream: &Stream<()>, epoch: &Epoch) -> anyhow::Result<()> {
+        // Read just before: somebody may edit it.
+        let mut config = stream.get_info().await?.config;
         config.metadata.insert(EPOCH.to_owned(), epoch.to_string());
         let updated = self.jetstream.update_stream(&config).await;
         updated.with_context(|| format!("naming the epoch in the metadata of {}", config.name))?;

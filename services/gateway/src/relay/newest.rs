@@ -13,10 +13,11 @@ use futures_util::{StreamExt, stream};
 use tokio::time::timeout;
 use usersync_core::{
     event::{Event, EventType},
-    json, load,
+    load,
     member::Member,
     nats::REQUEST_TIMEOUT,
     state::State,
+    stored_state,
     subjects::{self, INTAKE, USER_EVENTS, USER_STATE},
     user_id::UserId,
 };
@@ -141,7 +142,7 @@ async fn read(states: Stream<()>, user: UserId) -> Option<State> {
     let subject = subjects::state(&user);
     let reading = timeout(REQUEST_TIMEOUT, states.direct_get_last_for_subject(subject));
     match reading.await.ok()? {
-        Ok(message) => json::read(&message.payload).ok(),
+        Ok(message) => stored_state::read(&user, &message.payload).ok(),
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => None,
         Err(error) => {
             tracing::debug!(user.id = %user, %error, "can't read a state");

@@ -247,6 +247,8 @@ async fn an_event_sent_again_after_the_window_is_known_by_its_id() {
 async fn nothing_is_accepted_that_jetstream_did_not_store() {
     let intake = Intake::start().await;
     assert_eq!(intake.post(&ann()).await.status, 202);
+    // By then the gateway has named the epoch in the stream's metadata.
+    intake.state("42").await;
     let events = intake.stream(USER_EVENTS).await;
     let config = events.get_info().await.unwrap().config;
     let full = stream::Config {

@@ -281,8 +281,11 @@ async fn events_that_nobody_merges_and_a_full_store_are_told() -> Result<()> {
     );
     until(&bus, "intake", "gateway", RAISED).await?;
     until(&bus, "storage", "gateway", BOTH).await?;
-    bus.put_state(&json!({"user_id": 9, "version": 1, "event_seq": 1}))
-        .await?;
+    // A bulk load brings most of them back.
+    for user in 1..=1_600 {
+        let state = json!({"user_id": user, "version": 1, "event_seq": 1});
+        bus.put_state(&state).await?;
+    }
     until(&bus, "intake", "gateway", BOTH).await?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 use usersync_core::{
     check::{Report, Stage},
-    subjects::USER_STATE,
+    subjects::{USER_EVENTS, USER_STATE},
 };
 use usersync_stack::{Metrics, Signal, Stack, eventually, free_port, http};
 
@@ -26,6 +26,10 @@ pub(super) async fn taken_in(main: &Main, users: u64, check: &str) -> Result<(St
     let bus = Bus::connect(&stack).await?;
     fill(main, users).await?;
     main.equals_the_states(&stack).await?;
+    bus.until_taken_in().await?;
+    // As after a week: else intake itself would make states again that are missing.
+    let events = bus.jetstream().get_stream_no_info(USER_EVENTS).await?;
+    events.purge().await?;
     Ok((stack, bus))
 }
 
