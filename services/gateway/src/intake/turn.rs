@@ -17,7 +17,7 @@ use metrics::{Counter, Histogram};
 use moka::sync::Cache;
 use usersync_core::{
     event::{Event, InvalidEvent},
-    state::{self, Applied, Position, Unreadable},
+    state::{self, Applied, Position, State, Unreadable},
     stored_state, subjects,
     trace::TraceContext,
     user_id::UserId,
@@ -136,144 +136,182 @@ pub(super) async fn refuse(desk: &Desk, message: &Message, seq: u64, invalid: &I
     acknowledge(message).await;
 }
 
+/// What storing a merged state came to.
+enum Kept {
+    /// It is the newest now.
+    Yes,
+    /// What it was made from wasn't the newest, or nobody can tell: ask the leader, and merge again.
+    Again,
+    /// It never will be.
+    Never(Merged),
+}
+
 async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [Arrival]) -> Merged {
     let mut origin = Origin::Cache;
     loop {
-        let base = match desk.known.get(user_id).filter(|_| origin == Origin::Cache) {
-            Some(stored) => stored,
-            None => {
-                if origin == Origin::Cache {
-                    origin = Origin::Replica;
-                }
-                match read(desk, user_id, origin).await {
-                    Ok(stored) => stored,
-                    Err(error) => {
-                        tracing::warn!(user.id = %user_id, error = format!("{error:#}"), "can't read a state; trying again");
-                        tokio::time::sleep(PATIENCE).await;
-                        continue;
-                    }
-                }
-            }
-        };
-        let is_new = base.payload.is_empty();
-        let mut state = match is_new {
-            true => None,
-            false => match stored_state::read(user_id, &base.payload) {
-                Ok(state) => Some(state),
-                Err(newer @ Unreadable::Newer(_)) => {
-                    tracing::error!(user.id = %user_id, error = %newer, "can't merge into a state; trying again");
-                    desk.known.invalidate(user_id);
-                    origin = Origin::Leader;
-                    tokio::time::sleep(UPGRADE).await;
-                    continue;
-                }
-                Err(broken @ (Unreadable::NoState(_) | Unreadable::OfAnother)) => {
-                    // Only a foreign writer can have stored it; a user.created puts it right.
-                    tracing::error!(user.id = %user_id, error = %broken, "USER_STATE holds something that is no state; starting anew");
-                    None
-                }
-            },
+        let base = base(desk, user_id, &mut origin).await;
+        let Ok(mut state) = parsed(desk, user_id, &base).await else {
+            origin = Origin::Leader;
+            continue;
         };
         let now_us = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default();
-        let applied: Vec<Applied> = arrivals
-            .iter()
-            .map(|arrival| {
-                state::apply(
-                    &mut state,
-                    &arrival.event,
-                    arrival.at,
-                    &ground.history,
-                    now_us,
-                )
-            })
-            .collect();
+        let apply = |arrival: &Arrival| {
+            let history = &ground.history;
+            state::apply(&mut state, &arrival.event, arrival.at, history, now_us)
+        };
+        let applied: Vec<Applied> = arrivals.iter().map(apply).collect();
+        let changed = |applied: &Applied| matches!(applied, Applied::Changed { .. });
+        let changed = applied.iter().any(changed);
+        // What is at hand, or on a replica that lags, may be outdated. Storing tells; where nothing is to be stored, drop
+        // nothing on its word alone. That a state contains an event stays true.
+        let doubtful = applied.iter().any(|applied| *applied != Applied::Known);
+        if origin != Origin::Leader && doubtful && !changed {
+            origin = Origin::Leader;
+            continue;
+        }
         if applied.contains(&Applied::Outdated) {
-            if origin != Origin::Leader {
-                origin = Origin::Leader;
-                continue;
-            }
             let epoch = state.and_then(|state| state.epoch);
             ground.lose(epoch.map_or(Lost::Events, Lost::Outdated));
             return Merged::Lost;
         }
-        // What is at hand, or on a replica that lags, may be outdated: drop nothing on its word alone.
-        if origin != Origin::Leader && applied.contains(&Applied::AfterDelete) {
-            origin = Origin::Leader;
-            continue;
-        }
-        let changed = |applied: &Applied| matches!(applied, Applied::Changed { .. });
-        if let Some(state) = state.filter(|_| applied.iter().any(changed)) {
-            let payload = match serde_json::to_vec(&state) {
-                Ok(payload) if payload.len() > MAX_STATE_BYTES => {
-                    if origin == Origin::Leader {
-                        return Merged::TooLarge(payload.len());
-                    }
-                    origin = Origin::Leader;
-                    continue;
-                }
-                Ok(payload) => Bytes::from(payload),
-                Err(error) => {
-                    tracing::error!(user.id = %user_id, %error, "can't write a state as JSON");
-                    return Merged::TooLarge(0);
-                }
-            };
-            if is_new {
-                match ground.intact.check().await {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        ground.lose(Lost::States);
-                        return Merged::Lost;
-                    }
-                    Err(error) => {
-                        tracing::warn!(
-                            error = format!("{error:#}"),
-                            "can't look at USER_STATE; trying again"
-                        );
-                        origin = Origin::Leader;
-                        tokio::time::sleep(PATIENCE).await;
-                        continue;
-                    }
-                }
-            }
-            match store(desk, user_id, arrivals, payload.clone(), base.seq).await {
-                Ok(seq) => {
-                    ground.intact.stored(seq, is_new);
-                    desk.known.insert(user_id.clone(), Stored { seq, payload });
-                }
-                Err(kind) => {
+        match state.filter(|_| changed) {
+            Some(state) => match keep(desk, ground, arrivals, &state, &base, origin).await {
+                Kept::Yes => {}
+                Kept::Again => {
                     desk.known.invalidate(user_id);
                     origin = Origin::Leader;
-                    if kind != PublishErrorKind::WrongLastSequence {
-                        tracing::warn!(user.id = %user_id, error = %kind, "can't store a state; trying again");
-                        tokio::time::sleep(PATIENCE).await;
-                    }
                     continue;
                 }
+                Kept::Never(merged) => return merged,
+            },
+            None if origin != Origin::Cache && !base.payload.is_empty() => {
+                desk.known.insert(user_id.clone(), base);
             }
-        } else if origin != Origin::Cache && !is_new {
-            desk.known.insert(user_id.clone(), base);
+            None => {}
         }
         for (arrival, applied) in arrivals.iter_mut().zip(applied) {
             acknowledge(&arrival.message).await;
-            arrival.span.set("usersync.result", result(applied));
-            match applied {
-                Applied::Changed { forgotten } => {
-                    desk.meters.changed.increment(1);
-                    if forgotten > 0 {
-                        desk.meters.forgotten.increment(forgotten as u64);
-                        ground.crowd();
-                    }
-                    let micros = now_us.saturating_sub(arrival.at.stored_us);
-                    desk.meters.seconds.record(Duration::from_micros(micros));
-                }
-                Applied::Unchanged => desk.meters.unchanged.increment(1),
-                Applied::Known => desk.meters.known.increment(1),
-                Applied::AfterDelete => desk.meters.after_delete.increment(1),
-                // Ends the session instead.
-                Applied::Outdated => {}
-            }
+            count(desk, ground, arrival, applied, now_us);
         }
         return Merged::Done;
+    }
+}
+
+/// The state to start from, from where `origin` says or, where nothing is at hand, from any replica.
+async fn base(desk: &Desk, user_id: &UserId, origin: &mut Origin) -> Stored {
+    if *origin == Origin::Cache {
+        if let Some(stored) = desk.known.get(user_id) {
+            return stored;
+        }
+        *origin = Origin::Replica;
+    }
+    loop {
+        match read(desk, user_id, *origin).await {
+            Ok(stored) => return stored,
+            Err(error) => {
+                tracing::warn!(user.id = %user_id, error = format!("{error:#}"), "can't read a state; trying again");
+                tokio::time::sleep(PATIENCE).await;
+            }
+        }
+    }
+}
+
+/// What it says, `None` where there is none.
+///
+/// # Errors
+/// When only a newer program can read it: it is to be read again.
+async fn parsed(desk: &Desk, user_id: &UserId, base: &Stored) -> Result<Option<State>, Unreadable> {
+    if base.payload.is_empty() {
+        return Ok(None);
+    }
+    match stored_state::read(user_id, &base.payload) {
+        Ok(state) => Ok(Some(state)),
+        Err(newer @ Unreadable::Newer(_)) => {
+            tracing::error!(user.id = %user_id, error = %newer, "can't merge into a state; trying again");
+            desk.known.invalidate(user_id);
+            tokio::time::sleep(UPGRADE).await;
+            Err(newer)
+        }
+        Err(broken @ (Unreadable::NoState(_) | Unreadable::OfAnother)) => {
+            // Only a foreign writer can have stored it; a user.created puts it right.
+            tracing::error!(user.id = %user_id, error = %broken, "USER_STATE holds something that is no state; starting anew");
+            Ok(None)
+        }
+    }
+}
+
+/// Stores `state`, which was made from `base`.
+async fn keep(
+    desk: &Desk,
+    ground: &Ground,
+    arrivals: &[Arrival],
+    state: &State,
+    base: &Stored,
+    origin: Origin,
+) -> Kept {
+    let user_id = &state.user_id;
+    let payload = match serde_json::to_vec(state) {
+        Ok(payload) if payload.len() > MAX_STATE_BYTES => {
+            return match origin {
+                Origin::Leader => Kept::Never(Merged::TooLarge(payload.len())),
+                Origin::Cache | Origin::Replica => Kept::Again,
+            };
+        }
+        Ok(payload) => Bytes::from(payload),
+        Err(error) => {
+            tracing::error!(user.id = %user_id, %error, "can't write a state as JSON");
+            return Kept::Never(Merged::TooLarge(0));
+        }
+    };
+    let is_new = base.payload.is_empty();
+    if is_new {
+        match ground.intact.check().await {
+            Ok(true) => {}
+            Ok(false) => {
+                ground.lose(Lost::States);
+                return Kept::Never(Merged::Lost);
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "can't look at USER_STATE; trying again");
+                tokio::time::sleep(PATIENCE).await;
+                return Kept::Again;
+            }
+        }
+    }
+    match store(desk, user_id, arrivals, payload.clone(), base.seq).await {
+        Ok(seq) => {
+            ground.intact.stored(seq, is_new);
+            desk.known.insert(user_id.clone(), Stored { seq, payload });
+            Kept::Yes
+        }
+        Err(PublishErrorKind::WrongLastSequence) => Kept::Again,
+        Err(kind) => {
+            tracing::warn!(user.id = %user_id, error = %kind, "can't store a state; trying again");
+            tokio::time::sleep(PATIENCE).await;
+            Kept::Again
+        }
+    }
+}
+
+/// Counts what an event came to.
+fn count(desk: &Desk, ground: &Ground, arrival: &mut Arrival, applied: Applied, now_us: u64) {
+    arrival.span.set("usersync.result", result(applied));
+    match applied {
+        Applied::Changed { forgotten } => {
+            desk.meters.changed.increment(1);
+            if forgotten > 0 {
+                desk.meters.forgotten.increment(forgotten as u64);
+                ground.crowd();
+            }
+            let micros = now_us.saturating_sub(arrival.at.stored_us);
+            desk.meters.seconds.record(Duration::from_micros(micros));
+        }
+        Applied::Unchanged => desk.meters.unchanged.increment(1),
+        Applied::Known => desk.meters.known.increment(1),
+        Applied::AfterDelete => desk.meters.after_delete.increment(1),
+        // Ends the session instead.
+        Applied::Outdated => {}
     }
 }
 
