@@ -182,10 +182,12 @@ impl Check<'_> {
         let rule = Rule::compile(&config)?;
         let driver = usersync_targets::connect(&config, &self.scheduler.egress)?;
         let holdings = driver.holdings().await;
+        let client = self.scheduler.jetstream.client();
         let copy = Copy {
             config: &config,
             rule: &rule,
             driver: &*driver,
+            client: &client,
             states: &self.scheduler.states,
             holdings: holdings.as_deref().ok(),
         };

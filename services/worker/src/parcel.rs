@@ -69,7 +69,16 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
     }
     let (called, batch): (Vec<_>, Vec<_>) = called.into_iter().map(Called::split).unzip();
     let started = Instant::now();
-    let outcomes = with_progress(&called, deliver(&route, &batch)).await;
+    let damaged = called.iter().filter_map(|(item, ..)| {
+        let version = item.damaged_version()?;
+        Some((item.user_id.clone(), version))
+    });
+    let damaged: Vec<(UserId, u64)> = damaged.collect();
+    let delivering = async {
+        forget(&route, &damaged).await;
+        deliver(&route, &batch).await
+    };
+    let outcomes = with_progress(&called, delivering).await;
     let took = started.elapsed();
     let now_us = unix_us();
 
@@ -191,6 +200,17 @@ async fn prepare(route: &Route, items: Vec<Item>) -> (Vec<Called>, Vec<(Item, u6
         });
     }
     (called, ended)
+}
+
+/// Has the target forget versions that can't be, so that it takes what is delivered.
+async fn forget(route: &Route, damaged: &[(UserId, u64)]) {
+    for (user_id, version) in damaged {
+        let forgotten = route.driver.forget_version(user_id, *version).await;
+        if let Err(failure) = forgotten {
+            // The next check finds the user again.
+            tracing::warn!(target = %route.config.name, user.id = %user_id, error = %failure, "can't forget a version");
+        }
+    }
 }
 
 /// Delivers, and reads back what the target is to be trusted with only then.

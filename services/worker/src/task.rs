@@ -1,7 +1,7 @@
 //! What is queued for a user, and what a call carries of it.
 
 use async_nats::jetstream::Message;
-use usersync_core::user_id::UserId;
+use usersync_core::{repair::Repair, user_id::UserId};
 
 /// A message, and where it stands: read once, because its reply subject has to be parsed for that.
 #[derive(Debug)]
@@ -78,6 +78,14 @@ impl Item {
 
     fn arrived(&self) -> impl Iterator<Item = &Arrived> {
         self.tasks.iter().filter_map(Task::arrived)
+    }
+
+    /// The version of the target's that is to be forgotten before anything is delivered, where a repair says so.
+    pub(crate) fn damaged_version(&self) -> Option<u64> {
+        self.tasks.iter().find_map(|task| match task {
+            Task::Repair(arrived) => Repair::read(&arrived.message.payload).damaged_version,
+            Task::Live(_) | Task::Recheck { .. } => None,
+        })
     }
 
     /// The messages with a state.

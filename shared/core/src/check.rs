@@ -339,6 +339,9 @@ pub struct Found {
     pub users: u64,
     /// How many of them are being repaired.
     pub repaired: u64,
+    /// How many of them can't be: the target holds a version more than a day ahead of NATS's clock.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub unrepairable: u64,
     /// Some of them.
     #[schema(value_type = Vec<String>)]
     pub sample: Vec<UserId>,
@@ -373,6 +376,11 @@ impl Report {
         if found.sample.len() < SAMPLE && !found.sample.contains(user_id) {
             found.sample.push(user_id.clone());
         }
+    }
+
+    /// One of them can't be repaired.
+    pub fn cannot_repair(&mut self, class: Class) {
+        self.found.entry(class).or_default().unrepairable += 1;
     }
 
     /// How many users differ.

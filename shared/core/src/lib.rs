@@ -30,6 +30,7 @@ pub mod outbox;
 pub mod pull;
 mod refusals;
 pub mod registry;
+pub mod repair;
 pub mod retry;
 pub mod schema;
 pub mod secret;

@@ -14,14 +14,18 @@ use anyhow::Context as _;
 use async_nats::{
     Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, jetstream,
 };
+use jiff::Timestamp;
 use secrecy::ExposeSecret;
+use serde::Deserialize;
 
 use self::failures::Failures;
 pub use self::{
     servers::{OLDEST_SERVER, Server, servers, until_connected, until_too_old},
     tls::Tls,
 };
-use crate::{admin::Health, refusals::Refusals, secret::SecretRef, settings::Reader};
+use crate::{
+    admin::Health, refusals::Refusals, secret::SecretRef, settings::Reader, subjects::USER_STATE,
+};
 
 /// How long one request to the server may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -231,6 +235,23 @@ pub async fn check(settings: &Settings, name: &str) -> anyhow::Result<jetstream:
         )
     })?;
     Ok(jetstream)
+}
+
+/// What the clock of the NATS server says.
+///
+/// # Errors
+/// When it doesn't answer.
+pub async fn server_time(client: &Client) -> anyhow::Result<Timestamp> {
+    #[derive(Deserialize)]
+    struct Told {
+        ts: Timestamp,
+    }
+    let asked = client.request(format!("$JS.API.STREAM.INFO.{USER_STATE}"), "".into());
+    let answer = tokio::time::timeout(REQUEST_TIMEOUT, asked).await;
+    let answer = answer.context("asking NATS for the time took too long")??;
+    let told: Told =
+        serde_json::from_slice(&answer.payload).context("NATS doesn't say the time")?;
+    Ok(told.ts)
 }
 
 /// Sends what is buffered, the last acknowledgements say, for at most a second.

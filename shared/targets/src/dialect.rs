@@ -60,6 +60,15 @@ pub(crate) trait Dialect: Send + Sync {
         rows: &[Row],
     ) -> impl Future<Output = Result<(), Trouble>> + Send;
 
+    /// Sets the version of one row to 0, provided that it is `version`.
+    fn forget(
+        &self,
+        connection: &mut Self::Connection,
+        layout: &Layout,
+        id: &str,
+        version: i64,
+    ) -> impl Future<Output = Result<(), Trouble>> + Send;
+
     /// Reads rows back, by id.
     fn read(
         &self,

@@ -30,7 +30,7 @@ mod way;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use usersync_core::{egress::Egress, secret::SecretError, target::TargetConfig};
+use usersync_core::{egress::Egress, secret::SecretError, target::TargetConfig, user_id::UserId};
 
 use self::way::{System, Way};
 
@@ -77,6 +77,20 @@ pub trait Target: Send + Sync {
     /// Reads every user of `batch` back and says of each, in the same order, how the target stands to what it was
     /// told; `None` where users can't be read back.
     async fn compare(&self, batch: &[Delivery]) -> Option<Vec<Standing>>;
+
+    /// Whether [`Target::forget_version`] can be done.
+    fn forgets_versions(&self) -> bool {
+        false
+    }
+
+    /// Where a user is held in exactly this version, which can't be, the version is forgotten: what is delivered next is
+    /// taken. In any other version the user stays as it is.
+    ///
+    /// # Errors
+    /// When the target can't do so, or not now.
+    async fn forget_version(&self, _user_id: &UserId, _version: u64) -> Result<(), Failure> {
+        Err(Failure::new("this kind of target keeps versions itself"))
+    }
 
     /// What it holds of all users, for a comparison with what it is meant to hold. Nothing here keeps within the
     /// target's timeout: each question has deadlines of its own.

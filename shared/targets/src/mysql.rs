@@ -218,6 +218,25 @@ impl Dialect for MySql {
         transaction.commit().await.map_err(trouble)
     }
 
+    async fn forget(
+        &self,
+        connection: &mut MySqlConnection,
+        layout: &Layout,
+        id: &str,
+        version: i64,
+    ) -> Result<(), Trouble> {
+        let Table {
+            id: key,
+            version: kept,
+            ..
+        } = &layout.table;
+        let (key, kept) = (quoted(key), quoted(kept));
+        let name = quoted(&layout.name);
+        let statement = format!("UPDATE {name} SET {kept} = 0 WHERE {key} = ? AND {kept} = ?");
+        let query = bind_id(sqlx::query(AssertSqlSafe(statement)), layout, id).bind(version);
+        query.execute(connection).await.map(drop).map_err(trouble)
+    }
+
     async fn read(
         &self,
         connection: &mut MySqlConnection,

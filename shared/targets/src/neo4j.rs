@@ -21,6 +21,7 @@ use tokio::sync::Mutex;
 use usersync_core::{
     fields::Fields,
     target::{Table, TargetConfig},
+    user_id::UserId,
 };
 
 use usersync_digest::Scanned;
@@ -316,6 +317,25 @@ impl Target for Neo4jTarget {
         outcomes
             .map(|outcome| outcome.unwrap_or_else(|| rest.clone()))
             .collect()
+    }
+
+    fn forgets_versions(&self) -> bool {
+        true
+    }
+
+    async fn forget_version(&self, user_id: &UserId, version: u64) -> Result<(), Failure> {
+        let [label, id, kept] =
+            [&self.label, &self.table.id, &self.table.version].map(|name| quoted(name));
+        let statement =
+            format!("MATCH (u:{label} {{{id}: $id}}) WHERE u.{kept} = $version SET u.{kept} = 0");
+        let version = i64::try_from(version).unwrap_or(i64::MAX);
+        let query = Query::new(statement).param("version", version);
+        let query = match user_id {
+            UserId::Number(number) => query.param("id", i64::try_from(*number).unwrap_or(-1)),
+            UserId::Text(text) => query.param("id", text.as_ref()),
+        };
+        let forgotten = self.in_time(self.ask(query, |_| Ok(()))).await;
+        forgotten.map(drop).map_err(|trouble| trouble.failure)
     }
 
     async fn probe(&self) -> Result<(), Failure> {

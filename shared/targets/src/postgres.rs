@@ -272,6 +272,31 @@ impl Dialect for Postgres {
         transaction.commit().await.map_err(trouble)
     }
 
+    async fn forget(
+        &self,
+        connection: &mut PgConnection,
+        layout: &Layout,
+        id: &str,
+        version: i64,
+    ) -> Result<(), Trouble> {
+        let Table {
+            id: key,
+            version: kept,
+            ..
+        } = &layout.table;
+        let (key, kept) = (quoted(key), quoted(kept));
+        let statement = format!(
+            "UPDATE {} SET {kept} = 0 WHERE {key} = $1::text::{} AND {kept} = $2",
+            quoted(&layout.name),
+            layout.id_cast
+        );
+        let begin = "BEGIN; SET LOCAL usersync.apply = 'on'";
+        let mut transaction = connection.begin_with(begin).await.map_err(trouble)?;
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(id).bind(version);
+        query.execute(&mut *transaction).await.map_err(trouble)?;
+        transaction.commit().await.map_err(trouble)
+    }
+
     async fn read(
         &self,
         connection: &mut PgConnection,

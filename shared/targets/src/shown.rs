@@ -32,8 +32,8 @@ pub(crate) fn document(members: &Members, texts: &[&str]) -> Map<String, Value> 
 /// Compares what was told, and nothing else, with `document`. A newer version there is fine.
 pub(crate) fn compare(document: &Value, delivery: &Delivery, texts: &[&str]) -> Standing {
     let version = document.get("version").and_then(Value::as_u64);
-    if version.is_some_and(|version| version > delivery.version) {
-        return Standing::Newer;
+    if let Some(newer) = version.filter(|version| *version > delivery.version) {
+        return Standing::Newer(newer);
     }
     let older = version.is_some_and(|version| version < delivery.version);
     content(document, delivery, texts).aged(older)

@@ -14,6 +14,7 @@ use tokio::sync::Mutex;
 use usersync_core::{
     fields::Fields,
     target::{Table, TargetConfig},
+    user_id::UserId,
 };
 
 use crate::{
@@ -408,6 +409,26 @@ impl<D: Dialect> Target for SqlTarget<D> {
             .collect()
     }
 
+    fn forgets_versions(&self) -> bool {
+        true
+    }
+
+    async fn forget_version(&self, user_id: &UserId, version: u64) -> Result<(), Failure> {
+        let forgetting = async {
+            let layout = self.layout().await?;
+            let version = i64::try_from(version).unwrap_or(i64::MAX);
+            let lease = self.connections.lease().await;
+            let mut connection = self.connection(&lease).await?;
+            let id = user_id.to_string();
+            let forgetting = self.dialect.forget(&mut connection, &layout, &id, version);
+            forgetting.await?;
+            lease.keep(connection);
+            Ok(())
+        };
+        let forgotten = self.in_time(forgetting).await;
+        forgotten.map_err(|trouble| trouble.failure)
+    }
+
     async fn probe(&self) -> Result<(), Failure> {
         self.forget().await;
         let looked = self.in_time(self.layout()).await;
@@ -468,7 +489,7 @@ fn standing(layout: &Layout, action: Action, row: &Row, held: Option<&Held>) -> 
         };
     };
     if held.version > row.version {
-        return Standing::Newer;
+        return Standing::Newer(held.version.unsigned_abs());
     }
     if action == Action::Disable && held.deleted {
         return Standing::Same;

@@ -17,8 +17,8 @@ pub enum Standing {
     Older,
     /// What is there is an older version of the same: a target isn't called when nothing it sees has changed.
     Behind,
-    /// What is there is a newer version.
-    Newer,
+    /// What is there is this newer version.
+    Newer(u64),
     /// It is this version, and this member isn't what was told. Never a value.
     Different(Cow<'static, str>),
     /// It can't be said: this is what asking came to.
@@ -46,7 +46,7 @@ impl From<Standing> for Outcome {
     fn from(standing: Standing) -> Self {
         let what: Cow<'_, str> = match standing {
             Standing::Same => return Self::Delivered { guarded: false },
-            Standing::Newer => return Self::AlreadyNewer,
+            Standing::Newer(_) => return Self::AlreadyNewer,
             Standing::Unknown(outcome) => return outcome,
             Standing::Missing => "the user isn't there".into(),
             Standing::Extra => "the user is still there".into(),

@@ -6,10 +6,14 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
-use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use async_nats::{
+    Client,
+    jetstream::stream::{DirectGetErrorKind, Stream},
+};
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
@@ -18,7 +22,7 @@ use usersync_core::{
     check::{Check, Class},
     event::EventType,
     fields::Members,
-    nats::REQUEST_TIMEOUT,
+    nats::{self, REQUEST_TIMEOUT},
     state::State,
     stored_state, subjects,
     target::TargetConfig,
@@ -38,12 +42,15 @@ const READS: usize = 256;
 const MOST: usize = 256;
 /// Calls to the target at once.
 const CALLS: usize = 8;
+/// How far versions, which follow the clock, may be ahead of it: clocks differ. What is further ahead is damage.
+const AHEAD: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A target that is looked at.
 pub(crate) struct Copy<'a> {
     pub config: &'a Arc<TargetConfig>,
     pub rule: &'a Rule,
     pub driver: &'a dyn Target,
+    pub client: &'a Client,
     /// USER_STATE.
     pub states: &'a Stream,
     /// What it says of all users, where it does.
@@ -82,10 +89,15 @@ impl Sides for Copy<'_> {
             }
         }
         let compared = self.compared(&batch).await?;
+        let newer = |standing: &Standing| matches!(standing, Standing::Newer(_));
+        let latest = match compared.iter().any(newer) {
+            true => self.latest().await?,
+            false => 0,
+        };
         let mut differing = Vec::new();
         for (((place, seq), delivery), standing) in places.into_iter().zip(&batch).zip(compared) {
             // Of whom there is no state, nobody has ever heard.
-            seen[place] = self.judge(delivery, standing, seq > 0)?;
+            seen[place] = self.judge(delivery, standing, seq > 0, latest)?;
             if seen[place] != Seen::Alike {
                 differing.push((place, seq));
             }
@@ -166,6 +178,13 @@ impl Copy<'_> {
         Ok(info.with_context(consumer)?.ack_floor.stream_sequence)
     }
 
+    /// The highest version that can be, by the clock of NATS.
+    async fn latest(&self) -> anyhow::Result<u64> {
+        let now = nats::server_time(self.client).await?;
+        let now = u64::try_from(now.as_microsecond()).unwrap_or_default();
+        Ok(now + u64::try_from(AHEAD.as_micros()).unwrap_or_default())
+    }
+
     async fn meant(&self, user: &UserId) -> anyhow::Result<Meant> {
         let (seq, state) = newest(self.states, user).await?;
         if seq == 0 {
@@ -179,7 +198,14 @@ impl Copy<'_> {
         })
     }
 
-    fn judge(&self, delivery: &Delivery, standing: Standing, known: bool) -> anyhow::Result<Seen> {
+    /// `latest` is the highest version that can be: any above is damage.
+    fn judge(
+        &self,
+        delivery: &Delivery,
+        standing: Standing,
+        known: bool,
+        latest: u64,
+    ) -> anyhow::Result<Seen> {
         let drift = |class| {
             let remedy = if known { Remedy::Deliver } else { Remedy::Bury };
             Seen::Drift(class, remedy)
@@ -191,14 +217,21 @@ impl Copy<'_> {
             Standing::Missing => drift(Class::Missing),
             Standing::Extra => drift(Class::Orphan),
             // There is no version to compare with of somebody nobody has heard of.
-            Standing::Older | Standing::Newer | Standing::Different(_)
+            Standing::Older | Standing::Newer(_) | Standing::Different(_)
                 if delivery.action == Action::Delete =>
             {
                 drift(Class::Orphan)
             }
             Standing::Older => drift(Class::Stale),
             // It has what no state says, in a version that no state has.
-            Standing::Newer => Seen::Drift(Class::Different, Remedy::Renew),
+            Standing::Newer(held) if held > latest => {
+                let remedy = match self.driver.forgets_versions() {
+                    true => Remedy::Overwrite(held),
+                    false => Remedy::Impossible,
+                };
+                Seen::Drift(Class::Different, remedy)
+            }
+            Standing::Newer(held) => Seen::Drift(Class::Different, Remedy::Renew(held)),
             Standing::Different(_) => drift(Class::Different),
             Standing::Unknown(Outcome::Permanent(_)) => Seen::Alike,
             Standing::Unknown(

@@ -2,11 +2,13 @@
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, context::PublishErrorKind, message::PublishMessage};
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::timeout;
 use usersync_core::{
     event::EventType,
     nats::REQUEST_TIMEOUT,
+    repair::Repair,
     state::{Cause, FORMAT, State},
     subjects,
     user_id::UserId,
@@ -23,8 +25,12 @@ const SOURCE: &str = "usersync-scheduler";
 pub(crate) enum Remedy {
     /// The newest state is delivered once more.
     Deliver,
-    /// So it is, in a version above every one the target can have, so that it is taken.
-    Renew,
+    /// So it is, in a version above the one that the target has, so that it is taken.
+    Renew(u64),
+    /// So it is once more, after the target has forgotten this version, which can't be.
+    Overwrite(u64),
+    /// Nothing: the target holds a version that can't be, and takes none below it.
+    Impossible,
     /// Whoever nobody has ever heard of is deleted everywhere.
     Bury,
     /// This state, provided that the one with this sequence still is the newest.
@@ -44,19 +50,21 @@ impl Remedy {
     ) -> anyhow::Result<bool> {
         let jetstream = &scheduler.jetstream;
         match self {
-            Self::Deliver => {
-                let name = name.parse().context("only targets are delivered to")?;
-                let sent = jetstream.publish(subjects::repair(&name, user), bytes::Bytes::new());
-                let stored = timeout(REQUEST_TIMEOUT, async { sent.await?.await }).await;
-                stored
-                    .context("asking for a delivery took too long")?
-                    .context("asking for a delivery")?;
-                Ok(true)
+            Self::Deliver => ask(jetstream, name, user, Bytes::new()).await,
+            Self::Overwrite(held) => {
+                let repair = Repair {
+                    damaged_version: Some(*held),
+                };
+                let body = serde_json::to_vec(&repair)?.into();
+                ask(jetstream, name, user, body).await
             }
-            Self::Renew => match newest(&scheduler.states, user).await? {
+            Self::Impossible => Ok(true),
+            Self::Renew(held) => match newest(&scheduler.states, user).await? {
                 (seq, Some(mut state)) => {
-                    state.version = now_us().max(state.version + 1);
-                    write(jetstream, &state, seq).await
+                    state.version = now_us().max(state.version + 1).max(held + 1);
+                    // Who was told the same before isn't called for a new version alone.
+                    Ok(write(jetstream, &state, seq).await?
+                        && ask(jetstream, name, user, Bytes::new()).await?)
                 }
                 (_, None) => Ok(false),
             },
@@ -90,6 +98,22 @@ pub(crate) fn tombstone(user: &UserId, before: Option<&State>, now: u64) -> Stat
         event: cause,
         ..before
     }
+}
+
+/// Asks for a delivery to `name`.
+async fn ask(
+    jetstream: &jetstream::Context,
+    name: &str,
+    user: &UserId,
+    body: Bytes,
+) -> anyhow::Result<bool> {
+    let name = name.parse().context("only targets are delivered to")?;
+    let sent = jetstream.publish(subjects::repair(&name, user), body);
+    let stored = timeout(REQUEST_TIMEOUT, async { sent.await?.await }).await;
+    stored
+        .context("asking for a delivery took too long")?
+        .context("asking for a delivery")?;
+    Ok(true)
 }
 
 /// Stores a state, provided that the one at `expected` still is the newest; says whether it did.

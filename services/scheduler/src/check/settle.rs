@@ -35,16 +35,20 @@ impl Check<'_> {
             .collect();
         let more = differing
             .iter()
-            .filter(|(_, class, _)| repairs(*class))
+            .filter(|(_, class, remedy)| repairs(*class) && **remedy != Remedy::Impossible)
             .count() as u64;
         let repaired: u64 = self.report.found.values().map(|found| found.repaired).sum();
         let most = self.brake;
         let braked = !self.request.approved && repaired + more > most;
-        let (mended, noted): (Vec<_>, Vec<_>) = differing
-            .into_iter()
-            .partition(|(_, class, _)| !braked && repairs(*class));
-        for (user, class, _) in noted {
+        let (mended, noted): (Vec<_>, Vec<_>) =
+            differing.into_iter().partition(|(_, class, remedy)| {
+                !braked && repairs(*class) && **remedy != Remedy::Impossible
+            });
+        for (user, class, remedy) in noted {
             self.report.note(class, user, false);
+            if *remedy == Remedy::Impossible {
+                self.report.cannot_repair(class);
+            }
         }
         for some in mended.chunks(WINDOW) {
             self.mend(sides.name(), some).await?;

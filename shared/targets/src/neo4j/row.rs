@@ -68,7 +68,7 @@ impl Row {
         let version = held.get(&table.version).and_then(Value::as_i64);
         let version = version.unwrap_or_default();
         if version > self.version {
-            return Standing::Newer;
+            return Standing::Newer(version.unsigned_abs());
         }
         let gone = held.get(&table.deleted) == Some(&Value::Bool(true));
         if action == Action::Disable && gone {

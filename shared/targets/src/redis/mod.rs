@@ -20,7 +20,10 @@ use redis::{
     RedisError, Script, TlsCertificates, aio::MultiplexedConnection,
 };
 use secrecy::ExposeSecret;
-use usersync_core::{target::TargetConfig, user_id::Ids};
+use usersync_core::{
+    target::TargetConfig,
+    user_id::{Ids, UserId},
+};
 use usersync_digest::Scanned;
 
 use self::holdings::RedisHoldings;
@@ -238,6 +241,21 @@ impl Target for RedisTarget {
             ],
             Err(error) => vec![failed(&error); batch.len()],
         }
+    }
+
+    fn forgets_versions(&self) -> bool {
+        true
+    }
+
+    async fn forget_version(&self, user_id: &UserId, version: u64) -> Result<(), Failure> {
+        let forgetting = async {
+            let script = Script::new(include_str!("forget.lua"));
+            let mut call = script.key(key::document(user_id));
+            call.key(key::tombstone(user_id)).arg(version);
+            call.invoke_async(&mut self.connection().await?).await
+        };
+        let forgotten = self.within_timeout(forgetting).await;
+        forgotten.map_err(|error: RedisError| Failure::new(describe(&error)))
     }
 
     async fn probe(&self) -> Result<(), Failure> {

@@ -194,7 +194,7 @@ pub(crate) async fn every_class_of_difference_is_found(
         let outdated = [user("20", 4, "ann"), deleted("20", 5), same];
         let standings = target.compare(&outdated).await.context("it compares")?;
         ensure!(
-            standings == [Standing::Newer, Standing::Extra, Standing::Behind],
+            standings == [Standing::Newer(5), Standing::Extra, Standing::Behind],
             "{standings:?}"
         );
     }

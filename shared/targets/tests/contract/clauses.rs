@@ -32,6 +32,7 @@ pub(crate) async fn hold(peer: &mut dyn Peer) -> Result<()> {
         clauses::a_user_is_held,
         clauses::an_update_replaces_everything,
         clauses::an_older_version_is_refused,
+        clauses::a_version_that_cannot_be_is_forgotten_where_it_is_that_one,
         clauses::an_equal_version_restores_what_was_tampered_with,
         clauses::the_same_delivery_twice_changes_nothing,
         clauses::a_deleted_user_is_gone_and_nothing_older_revives_it,
@@ -132,6 +133,43 @@ async fn an_older_version_is_refused(peer: &mut dyn Peer, place: &str) -> Result
     is_settled(&outcome)?;
     let held = peer.held(place, "1").await?;
     ensure!(held == Some(whole("1", "newer")), "{held:?}");
+    Ok(())
+}
+
+async fn a_version_that_cannot_be_is_forgotten_where_it_is_that_one(
+    peer: &mut dyn Peer,
+    place: &str,
+) -> Result<()> {
+    const FAR: u64 = (1 << 53) - 1;
+    let target = connect(peer, place, json!({}))?;
+    let forget = async |id: &str, version| {
+        let forgotten = target.forget_version(&id.parse()?, version).await;
+        anyhow::Ok(forgotten.is_ok())
+    };
+    if !target.forgets_versions() {
+        ensure!(!forget("1", FAR).await?, "it says that it can't");
+        return Ok(());
+    }
+    is_delivered(&one(&*target, user("1", FAR, "mallory")).await)?;
+    is_delivered(&one(&*target, deleted("2", FAR)).await)?;
+    for version in [FAR - 1, 6] {
+        for id in ["1", "2", "3"] {
+            ensure!(forget(id, version).await?);
+        }
+    }
+    is_settled(&one(&*target, user("1", 6, "ann")).await)?;
+    let held = peer.held(place, "1").await?;
+    ensure!(held == Some(whole("1", "mallory")), "{held:?}");
+    for id in ["1", "2", "3"] {
+        ensure!(forget(id, FAR).await?);
+        is_delivered(&one(&*target, user(id, 6, "ann")).await)?;
+        let held = peer.held(place, id).await?;
+        ensure!(held == Some(whole(id, "ann")), "{held:?}");
+        // And the guard holds again.
+        is_settled(&one(&*target, user(id, 5, "older")).await)?;
+        let held = peer.held(place, id).await?;
+        ensure!(held == Some(whole(id, "ann")), "{held:?}");
+    }
     Ok(())
 }
 

@@ -82,6 +82,43 @@ async fn a_schedule_follows_the_entry() -> Result<()> {
 }
 
 #[tokio::test]
+async fn versions_from_the_future_are_overruled_and_those_that_cannot_be_are_overwritten()
+-> Result<()> {
+    let (stack, bus) = redis_checked("{ every = \"0s\" }", 1).await?;
+    bus.publish_all((1..=3).map(created)).await?;
+    bus.until_settled("redis-cache").await?;
+    let client = redis::Client::open(stack.redis.url())?;
+    let mut redis = client.get_multiplexed_async_connection().await?;
+    // Of a clock that was an hour ahead, and of nobody's clock.
+    let hour = jiff::Timestamp::now().as_microsecond() + 3_600_000_000;
+    for (user, version) in [(1, hour), (2, (1 << 53) - 1)] {
+        let document =
+            format!("{{\"version\":{version},\"user_id\":{user},\"username\":\"mallory\"}}");
+        redis.set(format!("user:{user}"), document).await?;
+    }
+    let report = check(&bus, "redis-cache", json!({})).await?;
+    ensure!(counts(&report) == [0, 0, 2, 0], "{report:?}");
+    let found = report.found.values().next().context("nothing found")?;
+    ensure!((found.repaired, found.unrepairable) == (2, 0), "{report:?}");
+    bus.until_settled("redis-cache").await?;
+    for user in [1, 2] {
+        let document = redis.get(format!("user:{user}")).await?.unwrap_or_default();
+        ensure!(document.contains(&format!("name-{user}")), "{document}");
+    }
+    ensure!(
+        bus.state(1).await?["version"].as_i64() > Some(hour),
+        "it is above"
+    );
+    ensure!(
+        bus.state(2).await?["version"].as_i64() < Some(hour),
+        "it was never adopted"
+    );
+    let again = check(&bus, "redis-cache", json!({})).await?;
+    ensure!(counts(&again) == [0; 4], "{again:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_check_that_lost_its_scheduler_is_done_by_another() -> Result<()> {
     let (mut stack, bus) = redis_checked("{ every = \"0s\" }", 1).await?;
     bus.publish_all((1..=100).map(created)).await?;
