@@ -12,7 +12,7 @@ use usersync_stack::eventually;
 use super::Main;
 use crate::support::{Bus, SOON};
 
-/// For how long the stream knows ids here; an hour otherwise.
+/// For how long the stream knows ids here; ten minutes otherwise.
 const WINDOW: Duration = Duration::from_millis(100);
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn stored_rows_are_marked(main: Main) -> Result<()> {
     Ok(())
 }
 
-/// Has the stream know ids for [`WINDOW`] only, until a gateway starts.
+/// Has the stream know ids for [`WINDOW`] only: a gateway leaves it so.
 async fn know_ids_shortly(bus: &Bus) -> Result<()> {
     let stream = bus.jetstream().get_stream(USER_EVENTS).await?;
     let mut config = stream.cached_info().config.clone();
@@ -126,7 +126,7 @@ async fn know_ids_shortly(bus: &Bus) -> Result<()> {
 async fn content(bus: &Bus, user: u64) -> Result<Value> {
     let mut state = bus.state(user).await?;
     if let Some(members) = state.as_object_mut() {
-        for name in ["version", "event_seq", "event", "recent", "notes"] {
+        for name in ["version", "event_seq", "event", "seen", "notes"] {
             members.remove(name);
         }
     }
