@@ -138,6 +138,10 @@ pub fn entry(name: &str, table: Value) -> Result<TargetConfig, Vec<String>> {
     if members.get("name").is_some_and(|repeated| repeated == name) {
         members.remove("name");
     }
+    if let Some(newer) = newer_format(&members) {
+        return Err(vec![newer]);
+    }
+    members.remove(FORMAT_KEY);
     let found = misfits(name, &members);
     if !found.is_empty() {
         return Err(found);
@@ -148,6 +152,19 @@ pub fn entry(name: &str, table: Value) -> Result<TargetConfig, Vec<String>> {
     match target.problems() {
         problems if problems.is_empty() => Ok(target),
         problems => Err(problems),
+    }
+}
+
+/// What is wrong with an entry of a format that only a newer program reads, or that is none. No program replaces such an
+/// entry by itself.
+pub fn newer_format(members: &serde_json::Map<String, Value>) -> Option<String> {
+    let format = members.get(FORMAT_KEY)?;
+    match format.as_u64() {
+        Some(1..=FORMAT) => None,
+        Some(newer @ 2..) => Some(format!(
+            "{FORMAT_KEY}: it is written in format {newer}, but this program reads up to {FORMAT}: upgrade it (docs/UPGRADING.md)"
+        )),
+        _ => Some(format!("{FORMAT_KEY}: expected a whole number, 1 or more")),
     }
 }
 
@@ -169,6 +186,11 @@ pub fn settle_ids(entry: &mut Value, stored: Option<&[u8]>) {
     members.extend(ids.map(|ids| (IDS.to_owned(), ids)));
 }
 
+/// The newest format of entries that this program reads. It rises only where an older program would misread an entry that
+/// it takes; a key that it doesn't know it refuses anyway.
+const FORMAT: u64 = 1;
+/// The key of an entry that says its format; absent: 1.
+const FORMAT_KEY: &str = "format";
 /// The key of an entry that says how ids are written.
 pub const IDS: &str = "ids";
 
@@ -287,6 +309,23 @@ mod tests {
         assert_eq!(read.ids, Ids::Number);
         let wrong = entry("t", json!({"url": "http://h/x", "ids": "text"})).unwrap_err();
         assert_eq!(wrong, ["ids: expected number, string or auto"]);
+    }
+
+    #[test]
+    fn an_entry_of_a_newer_program_is_refused_by_its_format_whatever_else_it_says() {
+        for (format, said) in [
+            (json!(2), "upgrade it (docs/UPGRADING.md)"),
+            (json!(0), "expected a whole number"),
+            (json!("1"), "expected a whole number"),
+        ] {
+            let newer = json!({"url": "http://h/x", "format": format, "unheard": true});
+            let refused = entry("t", newer).unwrap_err();
+            assert!(
+                refused.len() == 1 && refused[0].contains(said),
+                "{refused:?}"
+            );
+        }
+        assert!(entry("t", json!({"url": "http://h/x", "format": 1})).is_ok());
     }
 
     #[test]

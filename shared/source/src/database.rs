@@ -6,7 +6,10 @@ use tokio::time::timeout;
 
 use crate::{
     About, Failure, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, TableName, UserRow,
-    mysql::MySql, postgres::Postgres, session::Session, sqlite::Sqlite,
+    mysql::MySql,
+    postgres::Postgres,
+    session::{FORMAT, Session},
+    sqlite::Sqlite,
 };
 
 /// How long a statement may take before the connection is given up.
@@ -156,9 +159,15 @@ impl Database {
     /// Which outbox it is; none when it was made by an older version, which only has payloads.
     ///
     /// # Errors
-    /// When it can't be asked.
+    /// When it can't be asked, or only a newer program reads it.
     pub async fn about(&mut self) -> Result<Option<About>, SourceError> {
-        within(PATIENCE, "looking at the outbox", self.session.about()).await
+        let about = within(PATIENCE, "looking at the outbox", self.session.about()).await?;
+        match about {
+            Some(About { format, .. }) if format > FORMAT => Err(SourceError::Refused(format!(
+                "the outbox is written in format {format}, but this program reads up to {FORMAT}: upgrade it (docs/UPGRADING.md)"
+            ))),
+            about => Ok(about),
+        }
     }
 
     /// The highest id of the outbox, 0 when it is empty.

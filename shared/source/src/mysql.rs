@@ -303,19 +303,20 @@ impl Session for MySql {
     }
 
     async fn about(&mut self) -> Result<Option<About>, SourceError> {
-        let statement = format!("SELECT epoch, first, approved FROM {}", self.about);
+        let statement = format!("SELECT epoch, first, approved, format FROM {}", self.about);
         let about = sqlx::query_as(AssertSqlSafe(statement));
-        let about: Option<(String, i64, i64)> =
+        let about: Option<(String, i64, i64, i16)> =
             match about.fetch_optional(&mut self.connection).await {
                 Ok(about) => about,
                 Err(error) if is_missing(&error) => None,
                 Err(error) => return Err(SourceError::of("looking which outbox it is", &error)),
             };
         self.old = about.is_none();
-        Ok(about.map(|(epoch, first, approved)| About {
+        Ok(about.map(|(epoch, first, approved, format)| About {
             epoch,
             first,
             approved,
+            format,
         }))
     }
 

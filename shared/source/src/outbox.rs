@@ -39,8 +39,6 @@ pub struct InstallPlan {
     pub mapped: Vec<String>,
     /// Whether there is an outbox already, whose triggers are renewed.
     pub again: bool,
-    /// Whether it has an epoch already.
-    about: bool,
 }
 
 /// How an outbox stands.
@@ -93,7 +91,6 @@ impl Database {
             script: self.session.script(&layout),
             mapped: mapped.collect(),
             again: !installed.outbox.is_empty(),
-            about: installed.about,
         };
         Ok((layout, plan))
     }
@@ -116,13 +113,17 @@ impl Database {
         new_epoch: bool,
     ) -> Result<InstallPlan, SourceError> {
         let (layout, plan) = self.plan(all).await?;
-        if new_epoch && plan.about {
+        // One that a newer program made is left alone.
+        let about = self.about().await?;
+        if new_epoch && about.is_some() {
             let statement = self.session.new_epoch(&layout.table);
             self.run(&statement).await?;
         }
         self.run(&plan.script).await?;
         let installed = self.installed(&layout.table).await?;
         let missing = missing(self.config.server()?, &installed);
+        // From now on it is read as what it has become.
+        self.about().await?;
         match missing.is_empty() {
             true => Ok(plan),
             false => Err(SourceError::Refused(format!(

@@ -251,19 +251,20 @@ impl Session for Postgres {
             .fetch_one(&mut self.connection)
             .await
             .map_err(failed)?;
-        let mut about: Option<(String, i64, i64)> = None;
+        let mut about: Option<(String, i64, i64, i16)> = None;
         if there {
-            let statement = format!("SELECT epoch, first, approved FROM {}", self.about);
+            let statement = format!("SELECT epoch, first, approved, format FROM {}", self.about);
             about = sqlx::query_as(AssertSqlSafe(statement))
                 .fetch_optional(&mut self.connection)
                 .await
                 .map_err(failed)?;
         }
         self.old = about.is_none();
-        Ok(about.map(|(epoch, first, approved)| About {
+        Ok(about.map(|(epoch, first, approved, format)| About {
             epoch,
             first,
             approved,
+            format,
         }))
     }
 

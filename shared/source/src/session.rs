@@ -74,6 +74,10 @@ impl OutboxRow {
     }
 }
 
+/// The newest format of an outbox that this program reads. In the first, of v0.1.0, each row is an event, and nothing says
+/// which format it is.
+pub(crate) const FORMAT: i16 = 2;
+
 /// Which outbox it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct About {
@@ -83,6 +87,8 @@ pub struct About {
     pub first: i64,
     /// Up to this id, an operator has approved any number of deletions.
     pub approved: i64,
+    /// How its rows are to be read.
+    pub format: i16,
 }
 
 impl Payload {

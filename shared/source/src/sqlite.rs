@@ -232,15 +232,16 @@ impl Session for Sqlite {
         if !there {
             return Ok(None);
         }
-        let about = sqlx::query_as("SELECT epoch, first, approved FROM user_outbox_about");
-        let about: Option<(String, i64, i64)> = about
+        let about = sqlx::query_as("SELECT epoch, first, approved, format FROM user_outbox_about");
+        let about: Option<(String, i64, i64, i16)> = about
             .fetch_optional(&mut self.connection)
             .await
             .map_err(failed)?;
-        Ok(about.map(|(epoch, first, approved)| About {
+        Ok(about.map(|(epoch, first, approved, format)| About {
             epoch,
             first,
             approved,
+            format,
         }))
     }
 

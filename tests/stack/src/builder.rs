@@ -70,6 +70,8 @@ pub(crate) struct Recipe {
     pub(crate) worker_args: Vec<OsString>,
     pub(crate) scheduler_args: Vec<OsString>,
     pub(crate) env: Vec<(OsString, OsString)>,
+    /// Where our binaries are, if not where this program was built.
+    pub(crate) binaries: Option<PathBuf>,
     /// How far the clock of a binary is off, as faketime takes it.
     pub(crate) clocks: BTreeMap<String, String>,
     pub(crate) password_memory_kib: Option<u32>,
@@ -94,6 +96,7 @@ impl Default for StackBuilder {
                 worker_args: Vec::new(),
                 scheduler_args: Vec::new(),
                 env: Vec::new(),
+                binaries: None,
                 clocks: BTreeMap::new(),
                 password_memory_kib: Some(PASSWORD_MEMORY_KIB),
             },
@@ -201,6 +204,12 @@ impl StackBuilder {
         self
     }
 
+    /// Runs the binaries in `folder`: those of another version.
+    pub fn binaries(mut self, folder: &Path) -> Self {
+        self.recipe.binaries = Some(folder.to_owned());
+        self
+    }
+
     /// Has the clock of a binary be off, by `+1h` for example.
     pub fn clock(mut self, binary: &str, offset: &str) -> Self {
         let clock = (binary.to_owned(), offset.to_owned());
@@ -301,7 +310,10 @@ impl StackBuilder {
 impl Recipe {
     /// The beginning of every launch of one of our binaries.
     pub(crate) fn launch(&self, dir: &Path, binary: &str, name: &str) -> Result<Launch> {
-        let program = tools::binary(binary, self.profile)?;
+        let program = match &self.binaries {
+            Some(folder) => folder.join(binary),
+            None => tools::binary(binary, self.profile)?,
+        };
         let log = dir.join("logs").join(format!("{name}.log"));
         let mut launch = Launch::new(name, program, log).current_dir(dir);
         for (key, value) in &self.env {

@@ -164,6 +164,12 @@ impl NatsServer {
         format!("http://127.0.0.1:{}", self.monitor_port)
     }
 
+    /// The port of [`NatsServer::monitor_url`].
+    #[must_use]
+    pub fn monitor_port(&self) -> u16 {
+        self.monitor_port
+    }
+
     /// The server's process.
     #[must_use]
     pub fn process(&self) -> &Process {

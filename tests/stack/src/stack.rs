@@ -58,6 +58,11 @@ impl Stack {
         self.recipe.clocks.extend([clock]);
     }
 
+    /// Runs the binaries in `folder` from now on, or those that this program was built with.
+    pub fn set_binaries(&mut self, folder: Option<&Path>) {
+        self.recipe.binaries = folder.map(Path::to_owned);
+    }
+
     /// Lets the directory stay when the stack ends, for somebody to look into it; answers where it is.
     pub fn keep_dir(&mut self) -> &Path {
         self.directory.keep();

@@ -365,7 +365,7 @@ fn text(entry: &Value) -> Bytes {
 }
 
 /// Disables a target that says it is gone, unless it has changed since `stored`; answers whether it did.
-/// What runs is what is disabled: the last good value, where the newest can't be used.
+/// What runs is what is disabled: the last good value, where the newest can't be used. What a newer program wrote stays.
 pub(crate) async fn disable(
     registry: &Registry,
     name: &TargetName,
@@ -373,9 +373,15 @@ pub(crate) async fn disable(
     stored: &Stored,
     note: &str,
 ) -> Result<bool, WriteError> {
+    let newest = serde_json::from_slice(stored.value.as_deref().unwrap_or_default());
+    if let Ok(Value::Object(members)) = &newest
+        && catalogue::newer_format(members).is_some()
+    {
+        return Ok(false);
+    }
     let value = match (&entry.problem, &entry.config) {
         (Some(_), Some(config)) => serde_json::to_value(&**config),
-        _ => serde_json::from_slice(stored.value.as_deref().unwrap_or_default()),
+        _ => newest,
     };
     let Ok(Value::Object(mut members)) = value else {
         return Ok(false);

@@ -159,6 +159,7 @@ mod tests {
                 epoch: "e1".to_owned(),
                 first: 5,
                 approved: 0,
+                format: 2,
             }),
             owned: vec!["email".parse().unwrap(), "data.phone".parse().unwrap()],
         }

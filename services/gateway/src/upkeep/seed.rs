@@ -75,6 +75,9 @@ pub(super) async fn apply(
             false => None,
         };
         let value = stored.as_ref().and_then(|stored| stored.value.as_deref());
+        if value.is_some_and(is_newer) {
+            return Ok(Step::Leave);
+        }
         let hash = file.map(|file| file.hash.as_str());
         let same = hash.is_some_and(|hash| stored_says(name, value, hash));
         let step = decide(hash, stored.as_ref(), same, last.as_deref(), edited);
@@ -113,6 +116,11 @@ pub(crate) async fn file_of(
 async fn last_from_file(registry: &Registry, name: &str) -> anyhow::Result<Option<String>> {
     let history = registry.history(name).await?;
     Ok(history.into_iter().rev().find_map(|stored| stored.file))
+}
+
+fn is_newer(value: &[u8]) -> bool {
+    let members = serde_json::from_slice(value).ok();
+    members.is_some_and(|members| catalogue::newer_format(&members).is_some())
 }
 
 fn stored_says(name: &str, value: Option<&[u8]>, expected: &str) -> bool {

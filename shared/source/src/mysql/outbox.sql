@@ -40,7 +40,8 @@ DEALLOCATE PREPARE usersync_ddl;
 CREATE TABLE IF NOT EXISTS {about} (
   epoch    VARCHAR(64) CHARACTER SET ascii NOT NULL PRIMARY KEY,
   first    BIGINT NOT NULL COMMENT 'rows before it were written by an older version',
-  approved BIGINT NOT NULL DEFAULT 0 COMMENT 'up to here, any number of users may be deleted'
+  approved BIGINT NOT NULL DEFAULT 0 COMMENT 'up to here, any number of users may be deleted',
+  format   SMALLINT NOT NULL DEFAULT 2
 ) ENGINE = InnoDB;
 INSERT INTO {about} (epoch, first)
   SELECT {epoch}, (SELECT COALESCE(MAX(id), 0) + 1 FROM {outbox}) FROM DUAL

@@ -39,7 +39,8 @@ BEGIN
     CREATE TABLE {about} (
       epoch    text PRIMARY KEY,
       first    bigint NOT NULL, -- rows before it were written by an older version
-      approved bigint NOT NULL DEFAULT 0 -- up to here, any number of users may be deleted
+      approved bigint NOT NULL DEFAULT 0, -- up to here, any number of users may be deleted
+      format   smallint NOT NULL DEFAULT 2
     );
   END IF;
   IF NOT EXISTS (SELECT 1 FROM {about}) THEN

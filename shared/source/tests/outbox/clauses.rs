@@ -239,6 +239,20 @@ async fn an_older_outbox_is_renewed_with_what_waits_in_it(place: &Place) -> Resu
     database.approve().await?;
     let approved = database.about().await?.context("no epoch")?;
     ensure!(approved.approved == rows[3].id, "{approved:?}");
+    // What a newer program wrote is read by nobody else, nor overwritten.
+    client
+        .run("UPDATE user_outbox_about SET format = 3")
+        .await?;
+    for refused in [
+        database.about().await.err(),
+        database.install(false).await.err(),
+    ] {
+        let said = refused.context("it is read")?.to_string();
+        ensure!(
+            said.contains("format 3, but this program reads up to 2: upgrade it"),
+            "{said}"
+        );
+    }
     place.clean(&config).await
 }
 

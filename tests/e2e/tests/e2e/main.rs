@@ -35,5 +35,6 @@ mod settings;
 mod signed;
 mod support;
 mod takeover;
+mod upgrade;
 mod watching;
 mod workers;

@@ -27,7 +27,7 @@ fn created(user: u64) -> (&'static str, Value) {
 }
 
 /// Asks for a check and waits for its report.
-async fn check(bus: &Bus, target: &str, request: Value) -> Result<Report> {
+pub(crate) async fn check(bus: &Bus, target: &str, request: Value) -> Result<Report> {
     let before = report(bus, target).await?.map(|report| report.started);
     let subject = format!("user.check.{target}");
     let body = request.to_string().into();
@@ -63,6 +63,6 @@ async fn report(bus: &Bus, target: &str) -> Result<Option<Report>> {
 }
 
 /// How many users of each class a report has: missing, stale, different, orphan.
-fn counts(report: &Report) -> [u64; 4] {
+pub(crate) fn counts(report: &Report) -> [u64; 4] {
     Class::ALL.map(|class| report.found.get(&class).map_or(0, |found| found.users))
 }
