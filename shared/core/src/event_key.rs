@@ -19,11 +19,15 @@ pub struct EventKey([u8; 32]);
 impl EventKey {
     /// The key of the event `id` of `source`.
     pub fn new(source: Option<&str>, id: &str) -> Self {
-        let written = match source {
-            Some(source) => format!("{}:{source}{id}", source.len()),
-            None => format!("-{id}"),
+        let hash = Sha256::new();
+        let hash = match source {
+            Some(source) => hash
+                .chain_update(source.len().to_string())
+                .chain_update(":")
+                .chain_update(source),
+            None => hash.chain_update("-"),
         };
-        Self(Sha256::digest(written.as_bytes()).into())
+        Self(hash.chain_update(id).finalize().into())
     }
 
     /// The `Nats-Msg-Id` under which the gateway and the kits publish the event: `us1-` and 22 characters.
@@ -31,9 +35,24 @@ impl EventKey {
         format!("us1-{}", URL_SAFE_NO_PAD.encode(&self.0[..IN_MESSAGE_ID]))
     }
 
-    /// What a state remembers of the event: 16 characters.
-    pub(crate) fn remembered(&self) -> String {
-        URL_SAFE_NO_PAD.encode(&self.0[..REMEMBERED])
+    /// What a state remembers of the event.
+    pub(crate) fn remembered(&self) -> Remembered {
+        let mut text = [0; Remembered::LENGTH];
+        // It fits: four characters for every three bytes.
+        let _ = URL_SAFE_NO_PAD.encode_slice(&self.0[..REMEMBERED], &mut text);
+        Remembered(text)
+    }
+}
+
+/// The first 96 bits of a key, in characters of base64url.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Remembered([u8; Self::LENGTH]);
+
+impl Remembered {
+    pub(crate) const LENGTH: usize = 16;
+
+    pub(crate) fn as_str(&self) -> &str {
+        str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeMap};
 
-use crate::event_key::EventKey;
+use crate::event_key::{EventKey, Remembered};
 
 /// The most events of one user that are remembered.
 pub const MOST_SEEN: usize = 256;
 /// Characters of one remembered key.
-const KEY: usize = 16;
+const KEY: usize = Remembered::LENGTH;
 const MINUTE_US: u64 = 60_000_000;
 
 /// Keys by the minute (since 1970) in which USER_EVENTS stored their events, oldest first.
@@ -35,24 +35,23 @@ impl Seen {
             return false;
         }
         let key = key.remembered();
-        let mut keys = self
-            .0
-            .iter()
-            .flat_map(|(_, keys)| keys.as_bytes().chunks(KEY));
-        keys.any(|known| known == key.as_bytes())
+        let keys = self.0.iter().map(|(_, keys)| keys.as_bytes());
+        keys.flat_map(|keys| keys.chunks(KEY))
+            .any(|known| known == key.as_str().as_bytes())
     }
 
     /// Remembers an event that was stored at `stored_us` (unix µs), and forgets those that lie more than `window` before
     /// it. Answers how many within the window had to be forgotten, for there were too many.
     pub fn remember(&mut self, key: &EventKey, stored_us: u64, window: Duration) -> usize {
+        let key = key.remembered();
         let minute = stored_us / MINUTE_US;
         let window_us = u64::try_from(window.as_micros()).unwrap_or(u64::MAX);
         let oldest = stored_us.saturating_sub(window_us) / MINUTE_US;
         self.0.retain(|(minute, _)| *minute >= oldest);
         let place = self.0.partition_point(|(known, _)| *known < minute);
         match self.0.get_mut(place) {
-            Some((known, keys)) if *known == minute => keys.push_str(&key.remembered()),
-            _ => self.0.insert(place, (minute, key.remembered())),
+            Some((known, keys)) if *known == minute => keys.push_str(key.as_str()),
+            _ => self.0.insert(place, (minute, key.as_str().to_owned())),
         }
         let surplus = self.len().saturating_sub(MOST_SEEN);
         for _ in 0..surplus {

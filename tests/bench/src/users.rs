@@ -20,7 +20,7 @@ pub(crate) fn unix_us() -> u64 {
     u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default()
 }
 
-/// A `user.updated` of `user`. `id` is left out where the gateway is to give one.
+/// A `user.updated` of `user` that changes something. `id` is left out where the gateway is to give one.
 ///
 /// # Errors
 /// When the members don't fit into [`BYTES`].
@@ -30,7 +30,7 @@ pub(crate) fn event(user: u64, id: Option<&str>) -> Result<Bytes> {
         "user_id": user,
         "username": format!("user{user}"),
         "email": format!("user{user}@example.com"),
-        "data": {"city": "Ulm", "note": ""},
+        "data": {SENT_US: unix_us(), "note": ""},
         "timestamp": "2026-01-31T12:00:00Z",
         "source": "bench",
     });

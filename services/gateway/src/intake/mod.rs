@@ -46,6 +46,8 @@ use vouch::Voucher;
 
 /// Turns under way at once.
 const TURNS: usize = 2_000;
+/// Events that are queued without looking at anything else.
+const AT_ONCE: u32 = 64;
 /// The most events queued; the consumer's max_ack_pending is no larger.
 const QUEUED: usize = 20_000;
 /// How long to wait after an error before trying again.
@@ -225,7 +227,7 @@ async fn merge_events(
     tokio::pin!(lost);
     let mut lanes = Lanes::default();
     let mut turns = FuturesUnordered::<BoxFuture<'static, Option<UserId>>>::new();
-    let ended = loop {
+    let ended = 'session: loop {
         while turns.len() < TURNS {
             let Some((user_id, arrivals)) = lanes.take(Prefer::Urgent) else {
                 break;
@@ -249,37 +251,27 @@ async fn merge_events(
                 }
             }
             next = session.next(), if lanes.queued() < QUEUED => {
-                let event = match next {
-                    Ok(event) => event,
-                    Err(lost) => break Ended::Lost(lost),
-                };
-                let mut span = span(desk, &event);
-                let mut parsed = arrival(&event);
-                if let Ok((relayed, _)) = &mut parsed {
-                    let vouching = shutdown.run_until_cancelled(voucher.complete(relayed));
-                    match vouching.await {
-                        None => break Ended::Stopped,
-                        Some(Ok(())) => {}
-                        Some(Err(invalid)) => parsed = Err(invalid),
+                // What has arrived with it comes along: to look around costs as much as an event.
+                let (mut next, mut left) = (Some(next), AT_ONCE);
+                while let Some(event) = next.take() {
+                    let event = match event {
+                        Ok(event) => event,
+                        Err(lost) => break 'session Ended::Lost(lost),
+                    };
+                    match receive(desk, voucher, event, shutdown).await {
+                        None => break 'session Ended::Stopped,
+                        Some(Ok((user_id, arrival))) => lanes.push(user_id, arrival),
+                        Some(Err((event, invalid))) => {
+                            let desk = desk.clone();
+                            turns.push(Box::pin(async move {
+                                turn::refuse(&desk, &event.message, event.seq, &invalid).await;
+                                None
+                            }));
+                        }
                     }
-                }
-                match parsed {
-                    Ok((parsed, repeated)) => {
-                        let user_id = parsed.user_id.clone();
-                        let at = Position {
-                            seq: event.seq,
-                            stored_us: event.stored_us,
-                            repeated,
-                        };
-                        lanes.push(user_id, Arrival { event: parsed, at, message: event.message, span });
-                    }
-                    Err(invalid) => {
-                        span.fail("refused");
-                        let desk = desk.clone();
-                        turns.push(Box::pin(async move {
-                            turn::refuse(&desk, &event.message, event.seq, &invalid).await;
-                            None
-                        }));
+                    left -= 1;
+                    if left > 0 {
+                        next = session.next().now_or_never();
                     }
                 }
             }
@@ -297,6 +289,46 @@ async fn merge_events(
         }
     }
     ended
+}
+
+/// Makes what is to be merged of an event, or says why it is refused; `None` on shutdown.
+async fn receive(
+    desk: &Desk,
+    voucher: &Voucher,
+    event: InOrder,
+    shutdown: &CancellationToken,
+) -> Option<Result<(UserId, Arrival), (InOrder, InvalidEvent)>> {
+    let mut span = span(desk, &event);
+    let mut parsed = arrival(&event);
+    if let Ok((relayed, _)) = &mut parsed
+        && relayed.outbox.is_some()
+    {
+        let vouching = voucher.complete(relayed);
+        if let Err(invalid) = shutdown.run_until_cancelled(vouching).await? {
+            parsed = Err(invalid);
+        }
+    }
+    Some(match parsed {
+        Ok((parsed, repeated)) => {
+            let at = Position {
+                seq: event.seq,
+                stored_us: event.stored_us,
+                repeated,
+            };
+            let message = event.message;
+            let arrival = Arrival {
+                event: parsed,
+                at,
+                message,
+                span,
+            };
+            Ok((arrival.event.user_id.clone(), arrival))
+        }
+        Err(invalid) => {
+            span.fail("refused");
+            Err((event, invalid))
+        }
+    })
 }
 
 /// Begins the span of one event, from its being handed out to its state's being stored.

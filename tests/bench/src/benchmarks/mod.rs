@@ -9,6 +9,7 @@ mod load;
 mod loud_caller;
 mod many_targets;
 mod relay;
+mod trigger;
 mod worker_http;
 mod worker_life;
 mod worker_redis;
@@ -77,6 +78,10 @@ pub(crate) enum Benchmark {
     RelayMysql,
     /// The same in PostgreSQL
     RelayPostgres,
+    /// What the outbox' trigger adds to a change of a row in MariaDB
+    TriggerMysql,
+    /// The same in PostgreSQL
+    TriggerPostgres,
     /// A table in MariaDB is loaded into USER_STATE: empty, and when all is equal
     LoadMysql,
     /// The same in PostgreSQL
@@ -119,6 +124,8 @@ impl Benchmark {
             Self::CheckStates => check_states::run(options, &name).await,
             Self::RelayMysql => relay::run(options, &name, Server::Mysql).await,
             Self::RelayPostgres => relay::run(options, &name, Server::Postgres).await,
+            Self::TriggerMysql => trigger::run(options, &name, Server::Mysql).await,
+            Self::TriggerPostgres => trigger::run(options, &name, Server::Postgres).await,
             Self::LoadMysql => load::run(options, &name, Server::Mysql).await,
             Self::LoadPostgres => load::run(options, &name, Server::Postgres).await,
             Self::EndToEnd => end_to_end::run(options, &name).await,

@@ -67,7 +67,7 @@ pub(super) async fn run(options: &Options, name: &str, server: Server) -> Result
     latencies.sort_by(f64::total_cmp);
     let quantile = |part: f64| latencies[((latencies.len() - 1) as f64 * part) as usize];
     Ok(vec![
-        rate.aim(Aim::AtLeast(20_000.0)),
+        rate.aim(Aim::AtLeast(20_000.0)).aim(Aim::RatioAtLeast(0.7)),
         Row::of(format!("{name}-taking-in"), "rows/s", &taking_in),
         Row::of(format!("{name}-p50"), "ms", &[quantile(0.5)]).aim(Aim::AtMost(10.0)),
         Row::of(format!("{name}-p99"), "ms", &[quantile(0.99)]),
