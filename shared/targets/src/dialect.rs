@@ -52,7 +52,8 @@ pub(crate) trait Dialect: Send + Sync {
         rows: &[Row],
     ) -> impl Future<Output = Result<bool, Trouble>> + Send;
 
-    /// Writes the cells told and the version to rows that are there, not deleted and not newer.
+    /// Writes the cells told and the version to rows that are there, not deleted and not newer. In a transaction of the
+    /// caller's.
     fn update(
         &self,
         connection: &mut Self::Connection,

@@ -188,7 +188,6 @@ impl Dialect for MySql {
             ..
         } = &layout.table;
         let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
-        let mut transaction = connection.begin().await.map_err(trouble)?;
         for row in rows {
             let told = layout.told(&row.shape()).into_iter();
             let assignments: String = told
@@ -212,10 +211,10 @@ impl Dialect for MySql {
                 query = query.bind(told);
             }
             query = bind_id(query.bind(row.version), layout, &row.id).bind(row.version);
-            let done = query.execute(&mut *transaction).await;
+            let done = query.execute(&mut *connection).await;
             done.map_err(|error| row_trouble(error, layout))?;
         }
-        transaction.commit().await.map_err(trouble)
+        Ok(())
     }
 
     async fn forget(

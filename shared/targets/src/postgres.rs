@@ -238,9 +238,8 @@ impl Dialect for Postgres {
             ..
         } = &layout.table;
         let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
-        let begin = "BEGIN; SET LOCAL usersync.apply = 'on'";
-        let transaction = connection.begin_with(begin).await;
-        let mut transaction = transaction.map_err(trouble)?;
+        self.run(connection, "SET LOCAL usersync.apply = 'on'")
+            .await?;
         for row in rows {
             let told = layout.told(&row.shape()).into_iter().enumerate();
             let assignments: String = told
@@ -267,9 +266,9 @@ impl Dialect for Postgres {
             for told in row.told() {
                 query = query.bind(told);
             }
-            query.execute(&mut *transaction).await.map_err(trouble)?;
+            query.execute(&mut *connection).await.map_err(trouble)?;
         }
-        transaction.commit().await.map_err(trouble)
+        Ok(())
     }
 
     async fn forget(

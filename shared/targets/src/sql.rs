@@ -145,18 +145,11 @@ impl<D: Dialect> SqlTarget<D> {
         loop {
             let lease = self.connections.lease().await;
             let mut connection = self.connection(&lease).await?;
-            let done = match how {
-                How::Upsert => match &layout.outbox {
-                    None => self.dialect.upsert(&mut connection, layout, rows).await,
-                    Some(outbox) => {
-                        let writing =
-                            self.upsert_unless_noted(&mut connection, layout, outbox, rows);
-                        writing.await
-                    }
-                },
-                How::Update => {
-                    let updated = self.dialect.update(&mut connection, layout, rows).await;
-                    updated.map(|()| vec![Fate::Written; rows.len()])
+            let done = match (how, &layout.outbox) {
+                (How::Upsert, None) => self.dialect.upsert(&mut connection, layout, rows).await,
+                _ => {
+                    self.in_transaction(&mut connection, layout, rows, how)
+                        .await
                 }
             };
             match done {
@@ -177,21 +170,43 @@ impl<D: Dialect> SqlTarget<D> {
         }
     }
 
-    /// Writes rows of a table that is a source, too. A change of the application's own that isn't published yet is newer
-    /// than any state: writing over it would undo it for good. The upsert comes first, for it waits for whoever holds a
-    /// row; what they have noted by then is seen by the next statement.
-    async fn upsert_unless_noted(
+    async fn apply(
         &self,
         connection: &mut D::Connection,
         layout: &Layout,
-        outbox: &str,
         rows: &[Row],
+        how: How,
+    ) -> Result<Vec<Fate>, Trouble> {
+        match how {
+            How::Upsert => self.dialect.upsert(connection, layout, rows).await,
+            How::Update => {
+                let updated = self.dialect.update(connection, layout, rows).await;
+                updated.map(|()| vec![Fate::Written; rows.len()])
+            }
+        }
+    }
+
+    /// Writes rows, unless their table is a source, too, and has a change of one of them that isn't published yet: what the
+    /// application did is newer than any state, and to write over it would undo it for good. The write comes first, for
+    /// it waits for whoever holds a row; what they have noted by then is seen by the next statement.
+    async fn in_transaction(
+        &self,
+        connection: &mut D::Connection,
+        layout: &Layout,
+        rows: &[Row],
+        how: How,
     ) -> Result<Vec<Fate>, Trouble> {
         self.dialect.run(connection, D::BEGIN).await?;
         let writing = async {
-            let fates = self.dialect.upsert(connection, layout, rows).await?;
-            let noted = self.dialect.is_noted(connection, layout, outbox, rows);
-            Ok::<_, Trouble>((fates, noted.await?))
+            let fates = self.apply(connection, layout, rows, how).await?;
+            let noted = match &layout.outbox {
+                Some(outbox) => {
+                    let noted = self.dialect.is_noted(connection, layout, outbox, rows);
+                    noted.await?
+                }
+                None => false,
+            };
+            Ok::<_, Trouble>((fates, noted))
         };
         match writing.await {
             Ok((fates, false)) => {

@@ -108,6 +108,61 @@ async fn changes_are_not_written_over(main: Main) -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn who_came_again_in_mariadb_is_not_disabled_for_having_left() -> Result<()> {
+    who_came_again_is_not_disabled(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn who_came_again_in_postgres_is_not_disabled_for_having_left() -> Result<()> {
+    who_came_again_is_not_disabled(Main::postgres().await?).await
+}
+
+/// A tombstone is on its way to a row that the application has made anew.
+async fn who_came_again_is_not_disabled(main: Main) -> Result<()> {
+    let stack = both_ways(&main).await?;
+    let bus = Bus::connect(&stack).await?;
+    main.run("INSERT INTO people (uid, email, state) VALUES (1, 'first', 'active'), (2, 'first', 'active')")
+        .await?;
+    main.until_published().await?;
+    bus.until_taken_in().await?;
+    bus.until_settled("people").await?;
+
+    stack.workers["people"][0].signal(Signal::SIGSTOP)?;
+    for user in 1..=2 {
+        bus.publish("user.deleted", json!({"user_id": user}))
+            .await?;
+    }
+    bus.until_taken_in().await?;
+    stack.gateway().signal(Signal::SIGSTOP)?;
+    main.run("DELETE FROM people WHERE uid = 1").await?;
+    main.run("INSERT INTO people (uid, email, state) VALUES (1, 'again', 'active')")
+        .await?;
+    stack.workers["people"][0].signal(Signal::SIGCONT)?;
+    // The other user is disabled, so this one has been tried.
+    eventually(SOON, async || {
+        let disabled = "SELECT COUNT(*) FROM people WHERE uid = 2 AND state = 'disabled'";
+        ensure!(main.number(disabled).await? == 1, "not delivered yet");
+        Ok(())
+    })
+    .await?;
+    stack.gateway().signal(Signal::SIGCONT)?;
+    main.until_published().await?;
+    bus.until_taken_in().await?;
+    delivered(
+        &main,
+        &bus,
+        "uid = 1 AND email = 'again' AND state = 'active'",
+    )
+    .await?;
+    let state = bus.state(1).await?;
+    ensure!(
+        state["email"] == "again" && state["deleted"] == false,
+        "{state}"
+    );
+    Ok(())
+}
+
 /// The table `people` as source and target of a stack.
 async fn both_ways(main: &Main) -> Result<Stack> {
     main.run("ALTER TABLE people ADD sync_version BIGINT NOT NULL DEFAULT 0, ADD sync_deleted BOOLEAN NOT NULL DEFAULT FALSE")
