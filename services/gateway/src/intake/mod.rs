@@ -360,11 +360,8 @@ fn arrival(raw: &InOrder) -> Result<(Event, Repeated), InvalidEvent> {
         return Err(InvalidEvent::new("", reason));
     };
     let headers = raw.message.headers.as_ref();
-    if let Some(name) = headers.and_then(refusal::header_of_jetstream) {
-        let reason = format!(
-            "the header {name} is what JetStream writes on answers and copies: publish the event without it"
-        );
-        return Err(InvalidEvent::new("", reason));
+    if let Some(invalid) = headers.and_then(refusal::of_headers) {
+        return Err(invalid);
     }
     let message_id = headers.and_then(|headers| headers.get(async_nats::header::NATS_MESSAGE_ID));
     let mut repeated = match message_id {

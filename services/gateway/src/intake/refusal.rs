@@ -22,10 +22,26 @@ const OF_JETSTREAM: [&str; 5] = [
     "Nats-Last-Sequence",
 ];
 
-/// The first of these that a message has.
-pub(super) fn header_of_jetstream(headers: &HeaderMap) -> Option<&'static str> {
+/// What the client says of a message whose headers it can't read (third_party/README.md).
+const MALFORMED: &str = "Async-Nats-Malformed";
+
+/// Whether a message has headers that nobody can read.
+pub(super) fn is_malformed(headers: &HeaderMap) -> bool {
+    headers.get(MALFORMED).is_some()
+}
+
+/// Why no event has these headers, if so.
+pub(super) fn of_headers(headers: &HeaderMap) -> Option<InvalidEvent> {
+    if is_malformed(headers) {
+        let reason = "its headers are malformed: each is a line with a name, a colon and a text";
+        return Some(InvalidEvent::new("", reason));
+    }
     let mut names = OF_JETSTREAM.into_iter();
-    names.find(|name| headers.get(*name).is_some())
+    let name = names.find(|name| headers.get(*name).is_some())?;
+    let reason = format!(
+        "the header {name} is what JetStream writes on answers and copies: publish the event without it"
+    );
+    Some(InvalidEvent::new("", reason))
 }
 
 /// Stores a refused event and awaits the PubAck; the caller may acknowledge it then.

@@ -18,6 +18,7 @@ mod ingest;
 mod intake;
 mod kinds;
 mod lost_states;
+mod malformed_headers;
 mod merging;
 mod model;
 mod monitoring;
