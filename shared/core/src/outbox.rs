@@ -13,6 +13,8 @@ use crate::{event::InvalidEvent, member::Member};
 
 /// The longest epoch, in bytes.
 const MAX_EPOCH: usize = 64;
+/// The longest proof, in bytes.
+const MAX_PROOF: usize = 64;
 /// The most members that one source maps.
 const MAX_OWNED: usize = 1_000;
 
@@ -23,6 +25,8 @@ pub struct Outbox {
     pub epoch: String,
     /// The highest note that the event contains.
     pub note: i64,
+    /// That a gateway says so of this user and this note.
+    pub proof: String,
     /// The members that the source owns: they are replaced, and absent where the event says nothing of them.
     #[serde(serialize_with = "as_texts")]
     pub owned: Vec<Member>,
@@ -87,6 +91,15 @@ impl Outbox {
         };
         let note = said.get("note").and_then(Value::as_i64);
         let note = note.ok_or_else(|| invalid("/outbox/note", "must be an integer"))?;
+        let proof = match said.remove("proof") {
+            Some(Value::String(proof)) if proof.len() <= MAX_PROOF => proof,
+            _ => {
+                return Err(invalid(
+                    "/outbox/proof",
+                    "must be a string of at most 64 bytes",
+                ));
+            }
+        };
         let owned = match said.remove("owned") {
             Some(Value::Array(owned)) if owned.len() <= MAX_OWNED => owned,
             _ => {
@@ -107,6 +120,7 @@ impl Outbox {
         Ok(Some(Self {
             epoch,
             note,
+            proof,
             owned,
             newer: Vec::new(),
         }))
@@ -126,6 +140,7 @@ mod tests {
         Outbox {
             epoch: epoch.to_owned(),
             note,
+            proof: String::new(),
             owned: vec![Member::Email],
             newer: Vec::new(),
         }
@@ -147,7 +162,7 @@ mod tests {
 
     #[test]
     fn what_a_relay_writes_is_read_and_nothing_else() {
-        let said = json!({"outbox": {"epoch": "a", "note": 7, "owned": ["email"]}});
+        let said = json!({"outbox": {"epoch": "a", "note": 7, "proof": "", "owned": ["email"]}});
         let Value::Object(mut members) = said.clone() else {
             panic!("no object");
         };
@@ -157,19 +172,29 @@ mod tests {
         assert!(members.is_empty());
         let rows = [
             ("/outbox", json!(1)),
-            ("/outbox/epoch", json!({"note": 1, "owned": []})),
             (
                 "/outbox/epoch",
-                json!({"epoch": "", "note": 1, "owned": []}),
+                json!({"note": 1, "proof": "", "owned": []}),
+            ),
+            (
+                "/outbox/epoch",
+                json!({"epoch": "", "note": 1, "proof": "", "owned": []}),
             ),
             (
                 "/outbox/note",
-                json!({"epoch": "a", "note": 1.5, "owned": []}),
+                json!({"epoch": "a", "note": 1.5, "proof": "", "owned": []}),
             ),
-            ("/outbox/owned", json!({"epoch": "a", "note": 1})),
+            (
+                "/outbox/proof",
+                json!({"epoch": "a", "note": 1, "owned": []}),
+            ),
             (
                 "/outbox/owned",
-                json!({"epoch": "a", "note": 1, "owned": ["user_id"]}),
+                json!({"epoch": "a", "note": 1, "proof": ""}),
+            ),
+            (
+                "/outbox/owned",
+                json!({"epoch": "a", "note": 1, "proof": "", "owned": ["user_id"]}),
             ),
         ];
         for (pointer, said) in rows {

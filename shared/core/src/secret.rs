@@ -1,9 +1,16 @@
 //! References to secrets: settings and catalogues name where a secret is, never the secret.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+
+/// The largest file that is read, in bytes.
+const MOST: u64 = 1 << 20;
 
 /// `env:NAME` or `file:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +51,7 @@ impl SecretRef {
             Self::Env(name) => std::env::var(name)
                 .map(SecretString::from)
                 .map_err(|_| SecretError::Unset(name.clone())),
-            Self::File(path) => std::fs::read_to_string(path)
+            Self::File(path) => read(path)
                 .map(|text| SecretString::from(text.trim().to_owned()))
                 .map_err(|source| SecretError::Unreadable {
                     path: path.clone(),
@@ -52,6 +59,19 @@ impl SecretRef {
                 }),
         }
     }
+}
+
+/// Reads a regular file: what else a path may name, a pipe say, could keep its reader waiting for ever.
+fn read(path: &Path) -> io::Result<String> {
+    let wrong = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    let found = fs::metadata(path)?;
+    if !found.is_file() {
+        return wrong("it is no regular file");
+    }
+    if found.len() > MOST {
+        return wrong("it is larger than 1 MiB");
+    }
+    fs::read_to_string(path)
 }
 
 impl FromStr for SecretRef {
@@ -120,5 +140,14 @@ mod tests {
                 .to_string()
                 .contains("/nonexistent/s")
         );
+        // A pipe that nobody writes to would keep its reader.
+        let pipe = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        for path in [pipe.as_path(), dir.path()] {
+            let reference: SecretRef = format!("file:{}", path.display()).parse().unwrap();
+            let said = reference.resolve().unwrap_err().to_string();
+            assert!(said.contains("no regular file"), "{said}");
+        }
     }
 }

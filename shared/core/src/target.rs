@@ -27,9 +27,13 @@ pub struct TargetName(Box<str>);
 /// Why a text is no target name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a target name is 1 to 32 characters a-z 0-9 _ -, and not `{GATEWAY_TARGET}`, which is reserved"
+    "a target name is 1 to 32 characters a-z 0-9 _ -, and not {}, which are reserved",
+    RESERVED.join(", ")
 )]
 pub struct InvalidTargetName;
+
+/// Names that mean something else where a target's could be: in subjects, in the keys of buckets, in paths.
+const RESERVED: [&str; 3] = [GATEWAY_TARGET, "pause", "schema"];
 
 impl FromStr for TargetName {
     type Err = InvalidTargetName;
@@ -39,7 +43,7 @@ impl FromStr for TargetName {
             byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-'
         };
         let sized = (1..=32).contains(&text.len());
-        if !sized || !text.bytes().all(permitted) || text == GATEWAY_TARGET {
+        if !sized || !text.bytes().all(permitted) || RESERVED.contains(&text) {
             return Err(InvalidTargetName);
         }
         Ok(Self(text.into()))
@@ -355,11 +359,21 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn names_are_subject_tokens_and_gateway_is_reserved() {
+    fn names_are_subject_tokens_and_some_are_reserved() {
         for name in ["unified-auth", "a", "pg_2"] {
             assert!(name.parse::<TargetName>().is_ok());
         }
-        for name in ["", "gateway", "A", "a.b", "a b", "*", &"a".repeat(33)] {
+        for name in [
+            "",
+            "gateway",
+            "pause",
+            "schema",
+            "A",
+            "a.b",
+            "a b",
+            "*",
+            &"a".repeat(33),
+        ] {
             assert_eq!(
                 name.parse::<TargetName>(),
                 Err(InvalidTargetName),

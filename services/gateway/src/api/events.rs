@@ -28,7 +28,11 @@ use super::{
     cloud_event,
     document::{self, Documents},
 };
-use crate::{access::Visitor, control::Control, problem::Problem};
+use crate::{
+    access::{Scope, Visitor},
+    control::Control,
+    problem::Problem,
+};
 
 /// How many events of an array are parsed before another request has its turn: everything runs on one thread.
 const PARSED_AT_ONCE: usize = 16;
@@ -307,6 +311,13 @@ fn parse(document: Value, visitor: &Visitor, place: Option<usize>) -> Result<Eve
         Some(_) => {}
         // Nobody else's ids are in the namespace of a caller.
         None => event.source = caller.source().map(str::to_owned),
+    }
+    if event.erase && !caller.may(Scope::Erase) {
+        let detail = format!("the key of {} hasn't the scope erase", caller.name);
+        return Err(Problem {
+            pointer: Some("/erase".into()),
+            ..Problem::new(StatusCode::FORBIDDEN, detail)
+        });
     }
     Ok(event)
 }

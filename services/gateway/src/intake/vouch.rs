@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::Context as _;
@@ -20,7 +20,7 @@ use crate::relay::Epochs;
 /// Looks up epochs, and remembers those it has found.
 pub(super) struct Voucher {
     jetstream: jetstream::Context,
-    known: Mutex<HashMap<String, Epochs>>,
+    known: Mutex<HashMap<String, Arc<Epochs>>>,
 }
 
 impl Voucher {
@@ -36,12 +36,13 @@ impl Voucher {
     /// # Errors
     /// When no gateway has relayed that outbox.
     pub(super) async fn complete(&self, event: &mut Event) -> Result<(), InvalidEvent> {
-        let Some(outbox) = &mut event.outbox else {
+        if event.outbox.is_none() {
             return Ok(());
-        };
-        let source = event.source.as_deref().unwrap_or_default();
+        }
+        let source = event.source.clone().unwrap_or_default();
+        let source = source.as_str();
         let known = self.known(source);
-        if known.is_some_and(|epochs| epochs.complete(outbox)) {
+        if known.is_some_and(|epochs| epochs.complete(event)) {
             return Ok(());
         }
         let found = loop {
@@ -56,17 +57,17 @@ impl Voucher {
             }
             tokio::time::sleep(super::PATIENCE).await;
         };
-        let good = found.complete(outbox);
+        let good = found.complete(event);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if good {
-            known.insert(source.to_owned(), found);
+            known.insert(source.to_owned(), Arc::new(found));
             return Ok(());
         }
-        let reason = "names an outbox that no gateway has relayed; leave `outbox` out";
-        Err(InvalidEvent::new("/outbox/epoch", reason))
+        let reason = "isn't what a gateway has relayed; leave `outbox` out";
+        Err(InvalidEvent::new("/outbox", reason))
     }
 
-    fn known(&self, source: &str) -> Option<Epochs> {
+    fn known(&self, source: &str) -> Option<Arc<Epochs>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(source).cloned()
     }

@@ -8,26 +8,33 @@ use async_nats::jetstream::{
     stream::LastRawMessageErrorKind,
 };
 use serde::{Deserialize, Serialize};
-use usersync_core::{outbox::Outbox, subjects::SOURCES_BUCKET};
+use usersync_core::{event::Event, subjects::SOURCES_BUCKET};
+
+use super::key::Key;
 
 /// How often writing is tried while others write.
 const TRIES: u32 = 5;
 
 /// The epochs of one source, in the order they came.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Epochs {
-    epochs: Vec<String>,
+    epochs: Vec<Key>,
 }
 
 impl Epochs {
-    /// Fills in what came later than the outbox of an event; false when that isn't known.
-    pub(crate) fn complete(&self, outbox: &mut Outbox) -> bool {
+    /// Fills in what came later than the outbox that an event names; false when no gateway can have made it.
+    pub(crate) fn complete(&self, event: &mut Event) -> bool {
+        let Some(outbox) = &mut event.outbox else {
+            return false;
+        };
         let mut later = self.epochs.iter();
-        let found = later.any(|epoch| *epoch == outbox.epoch);
-        if found {
-            outbox.newer = later.cloned().collect();
+        let key = later.find(|key| key.name() == outbox.epoch);
+        let proven =
+            key.is_some_and(|key| key.proves_user(outbox.note, &event.user_id, &outbox.proof));
+        if proven {
+            outbox.newer = later.map(|key| key.name().to_owned()).collect();
         }
-        found
+        proven
     }
 
     /// Those of `source`, and the revision of what they were read from, 0 when there is nothing. The leader is asked:
@@ -61,7 +68,7 @@ impl Epochs {
 pub(super) async fn register(
     jetstream: &jetstream::Context,
     source: &str,
-    epoch: &str,
+    epoch: &Key,
 ) -> anyhow::Result<()> {
     let bucket = jetstream.get_key_value(SOURCES_BUCKET).await;
     let bucket = bucket.with_context(|| format!("opening the bucket {SOURCES_BUCKET}"))?;
@@ -74,7 +81,7 @@ pub(super) async fn register(
                  a database was put back, or another one is meant; give it a new epoch with \
                  `usersync-scheduler outbox install --new-epoch`, then `usersync-scheduler load`"
             ),
-            None => known.epochs.push(epoch.to_owned()),
+            None => known.epochs.push(epoch.clone()),
         }
         let value = serde_json::to_vec(&known)?;
         match bucket.update(source, value.into(), revision).await {
@@ -91,22 +98,38 @@ pub(super) async fn register(
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use serde_json::json;
+    use usersync_core::event::Envelope;
+
     use super::*;
 
     #[test]
-    fn an_event_learns_which_epochs_came_later() {
+    fn an_event_learns_which_epochs_came_later_if_it_is_of_a_gateway() {
+        let keys = ["a", "b", "c"].map(|secret| Key::from(secret.to_owned()));
         let epochs = Epochs {
-            epochs: ["a", "b", "c"].map(str::to_owned).into(),
+            epochs: keys.to_vec(),
         };
-        let mut outbox = Outbox {
-            epoch: "b".to_owned(),
-            note: 1,
-            owned: Vec::new(),
-            newer: Vec::new(),
+        let event = |key: &Key, note, user: u64| {
+            let said = json!({"user_id": user, "type": "user.updated", "id": "1", "outbox": {
+                "epoch": key.name(), "note": note, "proof": keys[1].of_user(7, &42.into()), "owned": []}});
+            let envelope = Envelope {
+                timestamp: Some(Timestamp::UNIX_EPOCH),
+                ..Envelope::default()
+            };
+            Event::parse_relayed(said.to_string().as_bytes(), envelope).unwrap()
         };
-        assert!(epochs.complete(&mut outbox));
-        assert_eq!(outbox.newer, ["c"]);
-        outbox.epoch = "x".to_owned();
-        assert!(!epochs.complete(&mut outbox));
+        let mut good = event(&keys[1], 7, 42);
+        assert!(epochs.complete(&mut good));
+        assert_eq!(good.outbox.unwrap().newer, [keys[2].name()]);
+        let unknown = Key::from("x".to_owned());
+        for mut forged in [
+            event(&keys[1], 8, 42),
+            event(&keys[1], 7, 43),
+            event(&keys[2], 7, 42),
+            event(&unknown, 7, 42),
+        ] {
+            assert!(!epochs.complete(&mut forged), "{forged:?}");
+        }
     }
 }

@@ -11,7 +11,10 @@ use usersync_core::{
 };
 use usersync_source::{About, Kind, OutboxRow, Payload, SourceName};
 
-use super::plan::{Step, What};
+use super::{
+    key::Key,
+    plan::{Step, What},
+};
 
 /// An event on its way.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub(super) struct Origin {
     pub source: SourceName,
     /// Which outbox it is; none of an older version.
     pub about: Option<About>,
+    /// Its key; none of an older version.
+    pub key: Option<Key>,
     /// The members that rows own.
     pub owned: Vec<Member>,
 }
@@ -36,20 +41,25 @@ impl Origin {
     /// The id of the event of a row: an older version has given another one to what it has written.
     pub(super) fn id(&self, row: i64) -> String {
         let source = &self.source;
-        match &self.about {
-            Some(about) if row >= about.first => format!("{source}:{}:{row}", about.epoch),
+        match (&self.about, &self.key) {
+            (Some(about), Some(key)) if row >= about.first => {
+                format!("{source}:{}:{row}:{}", key.name(), key.of_note(row))
+            }
             _ => format!("{source}:{row}"),
         }
     }
 
-    /// The row of an event's id.
+    /// The row of an event's id, which nobody else can have given it.
     pub(super) fn row(&self, id: &str) -> Option<i64> {
-        let number = id.strip_prefix(self.source.as_ref())?.strip_prefix(':')?;
-        let of_epoch = || {
-            let epoch = &self.about.as_ref()?.epoch;
-            number.strip_prefix(epoch.as_str())?.strip_prefix(':')
+        let rest = id.strip_prefix(self.source.as_ref())?.strip_prefix(':')?;
+        let (Some(about), Some(key)) = (&self.about, &self.key) else {
+            return rest.parse().ok();
         };
-        of_epoch().unwrap_or(number).parse().ok()
+        let Some(rest) = rest.strip_prefix(key.name()) else {
+            return rest.parse().ok().filter(|row| *row < about.first);
+        };
+        let (row, proof) = rest.strip_prefix(':')?.split_once(':')?;
+        row.parse().ok().filter(|row| key.proves_note(*row, proof))
     }
 
     /// The event of a step, or why there can't be one.
@@ -68,10 +78,11 @@ impl Origin {
         let mut event =
             Event::from_value(members, envelope).map_err(|invalid| invalid.to_string())?;
         event.source = Some(self.source.to_string());
-        if let (Some(about), false) = (&self.about, step.what == What::Payload) {
+        if let (Some(key), false) = (&self.key, step.what == What::Payload) {
             event.outbox = Some(Outbox {
-                epoch: about.epoch.clone(),
+                epoch: key.name().to_owned(),
                 note: row.id,
+                proof: key.of_user(row.id, &event.user_id),
                 owned: self.owned.clone(),
                 newer: Vec::new(),
             });
@@ -161,6 +172,7 @@ mod tests {
                 approved: 0,
                 format: 2,
             }),
+            key: Some(Key::from("e1".to_owned())),
             owned: vec!["email".parse().unwrap(), "data.phone".parse().unwrap()],
         }
     }
@@ -195,10 +207,12 @@ mod tests {
             kind: EventType::Updated,
             document: document.to_string().into_bytes(),
         };
+        let key = Key::from("e1".to_owned());
+        let proof = key.of_user(7, &42.into());
         let expected = json!({
-            "id": "main:e1:7", "type": "user.updated", "user_id": 42, "email": null, "source": "main",
+            "id": origin().id(7), "type": "user.updated", "user_id": 42, "email": null, "source": "main",
             "data": {"phone": "1"}, "timestamp": "1970-01-01T00:00:01.5Z",
-            "outbox": {"epoch": "e1", "note": 7, "owned": ["email", "data.phone"]},
+            "outbox": {"epoch": key.name(), "note": 7, "proof": proof, "owned": ["email", "data.phone"]},
         });
         assert_eq!(made(row("U", None), what).unwrap(), expected);
         let gone = made(row("D", None), What::Gone).unwrap();
@@ -214,7 +228,7 @@ mod tests {
             json!({"user_id": 42, "email": null, "status": "active", "data": {"phone": "1"}});
         let event = made(row("user.updated", Some(payload)), What::Payload).unwrap();
         let expected = json!({
-            "id": "main:e1:7", "type": "user.updated", "user_id": 42, "email": null, "source": "main",
+            "id": origin().id(7), "type": "user.updated", "user_id": 42, "email": null, "source": "main",
             "data": {"phone": "1", "status": "active"}, "timestamp": "1970-01-01T00:00:01.5Z",
         });
         assert_eq!(event, expected);
@@ -223,12 +237,16 @@ mod tests {
     #[test]
     fn the_id_of_a_row_tells_its_outbox_except_what_an_older_version_has_written() {
         let origin = origin();
-        assert_eq!(origin.id(7), "main:e1:7");
         assert_eq!(origin.id(4), "main:4");
+        let (own, proof) = (origin.id(7), origin.key.as_ref().unwrap().of_note(7));
+        let other = own.replace(":7:", ":8:");
         let rows = [
-            ("main:e1:7", Some(7)),
+            (own.as_str(), Some(7)),
             ("main:4", Some(4)),
-            ("main:e2:7", None),
+            // Somebody who has seen one id makes another.
+            (other.as_str(), None),
+            ("main:7", None),
+            (&format!("main:e1:7:{proof}"), None),
             ("other:4", None),
             ("mainly", None),
         ];

@@ -4,7 +4,7 @@
 //! A row of the outbox is a note of who changed. `plan` says what notes come to once the users' rows are read, `brake` when
 //! they delete too many, `newest` which of them say what the states do already. `event` makes events, `window` publishes
 //! many in their order, `stored` finds rows that are published and don't say so, `pace` says when to look again, `epochs`
-//! what intake is to know of an outbox. While one window is published, the one before is marked and the next one read.
+//! what intake is to know of an outbox, `key` what proves that a gateway says so. While one window is published, the one before is marked and the next one read.
 //! Rows are chosen by their state, never by "behind the last id": a transaction may take the lower id and commit later. A
 //! row is marked only after NATS has confirmed its event, so it can be published twice; intake knows it by its note.
 //! See docs/OUTBOX.md.
@@ -13,6 +13,7 @@ mod board;
 mod brake;
 mod epochs;
 mod event;
+mod key;
 mod meters;
 mod newest;
 mod pace;
@@ -43,6 +44,7 @@ pub(crate) use board::{Notice, State};
 use brake::Brake;
 pub(crate) use epochs::Epochs;
 use event::Origin;
+use key::Key;
 use meters::Meters;
 use newest::{Differs, Newest};
 use pace::Pace;
@@ -199,18 +201,21 @@ impl Relay {
     async fn source(&self, database: &mut Database) -> Result<Source, SourceError> {
         let layout = database.layout(false).await?;
         let about = database.about().await?;
-        let epoch = about.as_ref().map(|about| about.epoch.clone());
+        let key = about.as_ref().map(|about| Key::from(about.epoch.clone()));
         let unavailable = |error: anyhow::Error| SourceError::Unavailable(format!("{error:#}"));
-        if let Some(epoch) = &epoch {
-            let registering = epochs::register(&self.jetstream, self.name.as_ref(), epoch);
+        if let Some(key) = &key {
+            let registering = epochs::register(&self.jetstream, self.name.as_ref(), key);
             registering.await.map_err(unavailable)?;
         }
-        let epoch = epoch.unwrap_or_default();
+        let epoch = key
+            .as_ref()
+            .map_or_else(String::new, |key| key.name().to_owned());
         let newest = Newest::new(self.jetstream.clone(), self.name.to_string(), epoch);
         Ok(Source {
             origin: Origin {
                 source: self.name.clone(),
                 about,
+                key,
                 owned: layout.members().cloned().collect(),
             },
             layout,
@@ -416,6 +421,16 @@ async fn noted_of(
     source: &Source,
     mut rows: Vec<OutboxRow>,
 ) -> Result<Noted, SourceError> {
+    if !rows.is_empty() {
+        let about = database.about().await?;
+        let epoch = |about: &Option<About>| about.as_ref().map(|about| about.epoch.clone());
+        if epoch(&about) != epoch(&source.origin.about) {
+            return Err(SourceError::Refused(
+                "the outbox was made anew, or another epoch begun: it is read from the beginning"
+                    .to_owned(),
+            ));
+        }
+    }
     for row in &mut rows {
         row.user = source.layout.spelled(&row.user).into_owned();
     }

@@ -85,6 +85,11 @@ impl Plan {
         let Some(last) = after.last().map(|note| note.id) else {
             return self.last_is_death(notes, row, held);
         };
+        let mut after = after;
+        if !came && row.is_some() {
+            // It is there, and nobody says that it came back: `UPDATE IGNORE` notes what it doesn't do.
+            after.splice(0..0, notes.drain(..));
+        }
         if !notes.is_empty() {
             self.tell(notes, What::Gone);
         }
@@ -278,6 +283,16 @@ mod tests {
         // It was read again, and nobody says that it came.
         let again = planned(&[("U", 1), ("D", 2)], HERE, &HashSet::from([1, 2]));
         assert_eq!(shown(again), ["updated 2+1"]);
+    }
+
+    #[test]
+    fn nor_for_a_deletion_that_the_server_ignored() {
+        assert_eq!(told(&[("D", 1), ("U", 2)], HERE), ["updated 2+1"]);
+        assert_eq!(
+            told(&[("I", 1), ("D", 2), ("U", 3)], HERE),
+            ["updated 3+1+2"]
+        );
+        assert_eq!(told(&[("D", 1), ("U", 2)], None), ["gone 1", "silent 2"]);
     }
 
     #[test]

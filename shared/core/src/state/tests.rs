@@ -352,6 +352,7 @@ fn row(kind: EventType, note: i64, members: Value) -> Event {
     event.outbox = Some(Outbox {
         epoch: "e1".to_owned(),
         note,
+        proof: String::new(),
         owned: vec![Member::Username, Member::Data(vec!["a".to_owned()])],
         newer: Vec::new(),
     });

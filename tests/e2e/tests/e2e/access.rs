@@ -179,6 +179,10 @@ async fn a_key_lets_in_within_its_scopes_only() -> Result<()> {
         let answer = Answer::to(gateway.request(key, method.clone(), path).body(body)).await;
         assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
     }
+    let erasing = json!({"type": "user.deleted", "user_id": 1, "erase": true}).to_string();
+    let request = gateway.request(publish, post.clone(), "/v1/events");
+    let answer = Answer::to(request.body(erasing)).await;
+    answer.is_problem(403, "/erase", "an event that erases");
     for path in [
         "/livez",
         "/healthz",

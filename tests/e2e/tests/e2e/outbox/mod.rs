@@ -342,7 +342,7 @@ impl Main {
             let note = event["outbox"]["note"].as_i64().context("no note")?;
             let id = event["id"].as_str().context("no id")?;
             let epoch = event["outbox"]["epoch"].as_str().context("no epoch")?;
-            ensure!(id == format!("main:{epoch}:{note}"), "{id}");
+            ensure!(id.starts_with(&format!("main:{epoch}:{note}:")), "{id}");
             let user = event["user_id"].to_string();
             if let Some(before) = last.insert(user.clone(), note) {
                 ensure!(before < note, "user {user}: note {note} after {before}");

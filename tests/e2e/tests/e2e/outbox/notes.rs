@@ -167,15 +167,19 @@ async fn late_copies_and_claims_of_others_change_nothing() -> Result<()> {
     main.equals_the_states(&stack).await?;
     ensure!(bus.state(1).await?["username"] == "new");
 
-    // Whoever doesn't know the epoch can't claim a note, nor can an honest caller.
+    // Whoever has seen an event can't claim another note, or speak of another user; nor can an honest caller.
     late["id"] = json!("forged");
-    late["outbox"]["epoch"] = json!("guessed");
+    let mut other = late.clone();
     late["outbox"]["note"] = json!(9_000_000_000_000_000_u64);
-    bus.publish("user.created", late.clone()).await?;
+    other["user_id"] = json!(2);
+    for forged in [&late, &other] {
+        bus.publish("user.created", forged.clone()).await?;
+    }
     bus.until_taken_in().await?;
     ensure!(bus.state(1).await?["username"] == "new");
+    ensure!(bus.state(2).await?.is_null());
     let refused = bus.count(USER_REFUSED).await?;
-    ensure!(refused == 1, "{refused} refused");
+    ensure!(refused == 2, "{refused} refused");
     let posted = http::client()
         .post(format!("{}/v1/events", stack.gateway().url()))
         .json(&late)
@@ -274,5 +278,75 @@ async fn a_member_that_left_the_mapping_is_forgotten_when_asked_to() -> Result<(
     load("forget", &["--forget", "data.city"]).await?;
     let state = bus.state(1).await?;
     ensure!(state["data"] == json!({"n": 1}), "{state}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_new_epoch_is_noticed_by_the_relay_of_mariadb() -> Result<()> {
+    a_new_epoch_is_noticed(
+        Main::mariadb().await?,
+        "ALTER TABLE user_outbox AUTO_INCREMENT = 1",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_new_epoch_is_noticed_by_the_relay_of_postgres() -> Result<()> {
+    a_new_epoch_is_noticed(
+        Main::postgres().await?,
+        "ALTER TABLE user_outbox ALTER COLUMN id RESTART WITH 1",
+    )
+    .await
+}
+
+/// After a database was put back, notes count from an earlier one again.
+async fn a_new_epoch_is_noticed(main: Main, put_back: &str) -> Result<()> {
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    let bus = Bus::connect(&stack).await?;
+    main.run("INSERT INTO people (uid, username) VALUES (1, 'ann'), (2, 'bob')")
+        .await?;
+    settled(&main, &bus).await?;
+    main.run("DELETE FROM user_outbox").await?;
+    main.run(put_back).await?;
+    let renewed = main.scheduler("renew", None, &["outbox", "install", "--new-epoch"]);
+    renewed.await?;
+    main.run("UPDATE people SET username = 'new'").await?;
+    main.equals_the_states(&stack).await?;
+    ensure!(bus.state(2).await?["username"] == "new");
+    Ok(())
+}
+
+/// MariaDB and MySQL have triggers run for what `IGNORE` then leaves undone.
+#[tokio::test]
+async fn what_mariadb_ignores_deletes_nobody() -> Result<()> {
+    let main = Main::mariadb().await?;
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    let bus = Bus::connect(&stack).await?;
+    main.run("INSERT INTO people (uid, username) VALUES (3, 'ann'), (4, 'bob')")
+        .await?;
+    settled(&main, &bus).await?;
+    for user in [3, 4] {
+        let plan = json!({"user_id": user, "data": {"plan": "gold"}});
+        bus.publish("user.updated", plan).await?;
+    }
+    bus.until_taken_in().await?;
+    let ignored = "UPDATE IGNORE people SET uid = 4 WHERE uid = 3";
+    main.run(&format!(
+        "BEGIN; {ignored}; UPDATE people SET city = 'Ulm' WHERE uid = 3; COMMIT"
+    ))
+    .await?;
+    settled(&main, &bus).await?;
+    main.run(ignored).await?;
+    settled(&main, &bus).await?;
+    for user in [3, 4] {
+        let state = bus.state(user).await?;
+        ensure!(
+            state["deleted"] == false && state["data"]["plan"] == "gold",
+            "{state}"
+        );
+    }
+    ensure!(bus.state(3).await?["data"]["city"] == "Ulm");
     Ok(())
 }

@@ -284,6 +284,29 @@ const TABLE: &[(Try<'_>, &[&str])] = &[
         ),
         &["scheduler"],
     ),
+    // The keys of outboxes.
+    (
+        Try::Request(
+            "$JS.API.STREAM.MSG.GET.KV_user_sources",
+            r#"{"last_by_subj":"$KV.user_sources.main"}"#,
+        ),
+        &["gateway", "operator"],
+    ),
+    (
+        Try::Request(
+            "$JS.API.DIRECT.GET.KV_user_sources.$KV.user_sources.main",
+            "",
+        ),
+        &["gateway", "operator"],
+    ),
+    (
+        Try::Request(
+            "$JS.API.DIRECT.GET.KV_user_sources",
+            r#"{"multi_last":["$KV.user_sources.>"]}"#,
+        ),
+        &["gateway", "operator"],
+    ),
+    (Try::Subscribe("$KV.user_sources.main"), &["operator"]),
     // Reading one message.
     (
         Try::Request("$JS.API.DIRECT.GET.USER_STATE.user.state.7", ""),
