@@ -64,11 +64,12 @@ CREATE TRIGGER `user_outbox_update` AFTER UPDATE ON `users` FOR EACH ROW
 BEGIN
   IF COALESCE(@usersync_apply, '') IN ('', '0') THEN
     IF NOT (OLD.`id` <=> NEW.`id`) THEN
+      -- Without a connection: who takes the id that another gives up is somebody else.
       IF OLD.`id` IS NOT NULL THEN
-        INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', CONNECTION_ID());
+        INSERT INTO `user_outbox` (user_id, event) VALUES (OLD.`id`, 'D');
       END IF;
       IF NEW.`id` IS NOT NULL THEN
-        INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', CONNECTION_ID());
+        INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'I');
       END IF;
     ELSEIF NEW.`id` IS NOT NULL THEN
       INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'U', CONNECTION_ID());

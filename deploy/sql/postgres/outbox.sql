@@ -61,11 +61,19 @@ BEGIN
     IF NEW."id" IS NOT NULL THEN
       INSERT INTO "public"."user_outbox" (user_id, event, tx) VALUES (NEW."id"::text, 'U', txid_current());
     END IF;
+  ELSIF TG_OP = 'UPDATE' THEN
+    -- Without a transaction: who takes the id that another gives up is somebody else.
+    IF OLD."id" IS NOT NULL THEN
+      INSERT INTO "public"."user_outbox" (user_id, event) VALUES (OLD."id"::text, 'D');
+    END IF;
+    IF NEW."id" IS NOT NULL THEN
+      INSERT INTO "public"."user_outbox" (user_id, event) VALUES (NEW."id"::text, 'I');
+    END IF;
   ELSE
-    IF TG_OP <> 'INSERT' AND OLD."id" IS NOT NULL THEN
+    IF TG_OP = 'DELETE' AND OLD."id" IS NOT NULL THEN
       INSERT INTO "public"."user_outbox" (user_id, event, tx) VALUES (OLD."id"::text, 'D', txid_current());
     END IF;
-    IF TG_OP <> 'DELETE' AND NEW."id" IS NOT NULL THEN
+    IF TG_OP = 'INSERT' AND NEW."id" IS NOT NULL THEN
       INSERT INTO "public"."user_outbox" (user_id, event, tx) VALUES (NEW."id"::text, 'I', txid_current());
     END IF;
   END IF;

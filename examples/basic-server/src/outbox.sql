@@ -31,7 +31,8 @@ CREATE TABLE IF NOT EXISTS usersync_apply (applying INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS user_outbox_about (
   epoch    TEXT PRIMARY KEY,
   first    INTEGER NOT NULL, -- rows before it were written by an older version
-  approved INTEGER NOT NULL DEFAULT 0 -- up to here, any number of users may be deleted
+  approved INTEGER NOT NULL DEFAULT 0, -- up to here, any number of users may be deleted
+  format   INTEGER NOT NULL DEFAULT 2
 );
 INSERT INTO user_outbox_about (epoch, first)
   SELECT lower(hex(randomblob(16))), (SELECT coalesce(max(id), 0) + 1 FROM user_outbox)

@@ -21,12 +21,12 @@ use tokio_util::sync::CancellationToken;
 use usersync_core::{
     check::{Checked, Class, Report, Request, Stage},
     stored_state,
-    subjects::GATEWAY_TARGET,
+    subjects::{GATEWAY_TARGET, USER_REPAIR},
     target::TargetName,
     user_id::UserId,
 };
-use usersync_digest::{Place, RowHash, Scanned, Side, Walk};
-use usersync_targets::{Holdings, Rule, Unchecked, Verdict};
+use usersync_digest::{Place, Row, RowHash, Scanned, Side, Walk};
+use usersync_targets::{Action, Holdings, Rule, Unchecked, Verdict};
 
 pub(crate) use self::journal::{Entries, Journal, Progress};
 
@@ -44,6 +44,8 @@ const STATES: &str = "states";
 /// Why the states can't be checked.
 const NO_SOURCE: &str = "the states can't be checked: no main database is configured; give the scheduler a settings \
      file (--config) with [sources.NAME], as the gateway has it (docs/OUTBOX.md)";
+/// The id of the row that stands for one that a target can't hold: no user has it.
+const REFUSED: &str = " refused";
 /// Users looked at again at once.
 const CHUNK: usize = 512;
 /// Users who differ and are waited for at the end of a check, at most; more are only counted.
@@ -84,6 +86,7 @@ pub(crate) async fn run(
         waiting: mark.waiting.clone(),
         mark,
         mending,
+        asked: BTreeMap::new(),
         brake: 0,
     };
     let done = stop.run_until_cancelled(check.all(name)).await;
@@ -119,6 +122,8 @@ struct Check<'a> {
     waiting: BTreeSet<UserId>,
     /// Users who are being repaired, and how they differed.
     mending: BTreeMap<UserId, Class>,
+    /// Users whose repair was asked for, and how they differed: at the end they are looked at once more.
+    asked: BTreeMap<UserId, Class>,
     /// How many users may be changed without asking.
     brake: u64,
 }
@@ -189,6 +194,11 @@ impl Check<'_> {
             driver: &*driver,
             client: &client,
             states: &self.scheduler.states,
+            repairs: self
+                .scheduler
+                .jetstream
+                .get_stream_no_info(USER_REPAIR)
+                .await?,
             holdings: holdings.as_deref().ok(),
         };
         self.look_again(&copy).await?;
@@ -344,6 +354,33 @@ impl Check<'_> {
         }
         self.report.pending += std::mem::take(&mut self.waiting).len() as u64;
         self.mending.clear();
+        self.look_at_repaired(sides, end).await
+    }
+
+    /// Looks whether those whose repair was asked for are as they are meant to be: who isn't, was not repaired.
+    async fn look_at_repaired(&mut self, sides: &dyn Sides, end: Instant) -> anyhow::Result<()> {
+        let mut pause = SOON;
+        while !self.asked.is_empty() {
+            // Before they are looked at: what is through by now is through for good.
+            let through = sides.repairs_are_through().await?;
+            let users: Vec<UserId> = self.asked.keys().cloned().collect();
+            for users in users.chunks(CHUNK) {
+                for (user, seen) in users.iter().zip(sides.look(users).await?) {
+                    if !matches!(seen, Seen::Drift(..)) {
+                        self.asked.remove(user);
+                    }
+                }
+            }
+            if through || Instant::now() >= end {
+                for class in std::mem::take(&mut self.asked).into_values() {
+                    self.report.was_not_repaired(class, through);
+                }
+            } else if !self.asked.is_empty() {
+                sleep(pause).await;
+                pause = (2 * pause).min(LATER);
+                self.tell();
+            }
+        }
         Ok(())
     }
 
@@ -398,7 +435,12 @@ fn expected(rule: &Rule, holdings: &dyn Holdings, state: &Message) -> Option<(St
     let state = stored_state::of_message(state)?;
     let id = state.user_id.to_string();
     let hash = match rule.apply(state) {
-        Verdict::Send(delivery) => holdings.expected(&delivery),
+        Verdict::Send(delivery) => {
+            let upsert = delivery.action == Action::Upsert;
+            // Whom the target can't hold is looked at: nothing there equals this.
+            let unequalled = || upsert.then(|| Row::new(REFUSED).hash());
+            holdings.expected(&delivery).or_else(unequalled)
+        }
         Verdict::Skip { .. } | Verdict::Refused(_) => None,
     };
     Some((id, hash?))

@@ -337,9 +337,10 @@ pub struct Report {
 pub struct Found {
     /// How many.
     pub users: u64,
-    /// How many of them are being repaired.
+    /// How many of them have been repaired.
     pub repaired: u64,
-    /// How many of them can't be: the target holds a version more than a day ahead of NATS's clock.
+    /// How many of them can't be: the target can't hold the newest state, refuses it, or holds a version more than a day
+    /// ahead of NATS's clock that it doesn't forget.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub unrepairable: u64,
     /// Some of them.
@@ -376,6 +377,14 @@ impl Report {
         if found.sample.len() < SAMPLE && !found.sample.contains(user_id) {
             found.sample.push(user_id.clone());
         }
+    }
+
+    /// One of them is found unrepaired after all. Where its repair is `through`, it can't be.
+    pub fn was_not_repaired(&mut self, class: Class, through: bool) {
+        let found = self.found.entry(class).or_default();
+        found.repaired = found.repaired.saturating_sub(1);
+        found.unrepairable += u64::from(through);
+        self.pending += u64::from(!through);
     }
 
     /// One of them can't be repaired.

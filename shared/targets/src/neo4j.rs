@@ -282,7 +282,7 @@ impl Neo4jTarget {
         let verdict = |(index, row): (usize, Result<Row, Failure>)| {
             let row = match row {
                 Ok(row) => row,
-                Err(failure) => return Standing::Unknown(Outcome::Permanent(failure)),
+                Err(failure) => return Standing::Refused(failure),
             };
             let held = held.iter().find(|(n, _)| *n == index).map(|(_, held)| held);
             row.compare(&self.table, batch[index].action, held)

@@ -352,7 +352,7 @@ impl<D: Dialect> SqlTarget<D> {
         let written: Vec<Row> = rows.iter().flatten().cloned().collect();
         let held = self.read(&layout, &written).await?;
         let verdicts = batch.iter().zip(rows).map(|(delivery, row)| match row {
-            Err(reason) => Standing::Unknown(Outcome::Permanent(Failure::new(reason))),
+            Err(reason) => Standing::Refused(Failure::new(reason)),
             Ok(row) => standing(&layout, delivery.action, &row, held.get(&row.id)),
         });
         Ok(verdicts.collect())

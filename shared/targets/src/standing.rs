@@ -21,6 +21,8 @@ pub enum Standing {
     Newer(u64),
     /// It is this version, and this member isn't what was told. Never a value.
     Different(Cow<'static, str>),
+    /// The target can't hold what it was told, for this reason, whatever it holds.
+    Refused(Failure),
     /// It can't be said: this is what asking came to.
     Unknown(Outcome),
 }
@@ -48,6 +50,7 @@ impl From<Standing> for Outcome {
             Standing::Same => return Self::Delivered { guarded: false },
             Standing::Newer(_) => return Self::AlreadyNewer,
             Standing::Unknown(outcome) => return outcome,
+            Standing::Refused(failure) => return Self::Permanent(failure),
             Standing::Missing => "the user isn't there".into(),
             Standing::Extra => "the user is still there".into(),
             Standing::Older | Standing::Behind => "it is an older version".into(),

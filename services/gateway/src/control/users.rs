@@ -242,9 +242,7 @@ impl Known<'_> {
         if repair.is_none() && !above_floor {
             return Ok(task);
         }
-        // As JSON: the id itself may look like some.
-        let named = serde_json::json!(user).to_string();
-        let question = (subjects::worker_task(name), named);
+        let question = (subjects::worker_task(name), user.to_string());
         let answers: Vec<Memory> = workers::ask(self.control, [question]).await?;
         let failed = answers
             .iter()

@@ -53,6 +53,8 @@ pub(crate) struct Copy<'a> {
     pub client: &'a Client,
     /// USER_STATE.
     pub states: &'a Stream,
+    /// USER_REPAIR.
+    pub repairs: Stream<()>,
     /// What it says of all users, where it does.
     pub holdings: Option<&'a dyn Holdings>,
 }
@@ -73,6 +75,14 @@ impl Sides for Copy<'_> {
 
     fn check(&self) -> &Check {
         &self.config.check
+    }
+
+    async fn repairs_are_through(&self) -> anyhow::Result<bool> {
+        let info = self.repairs.consumer_info(&self.config.name);
+        let info = timeout(REQUEST_TIMEOUT, info).await;
+        let info = info.context("asking for the consumer of repairs took too long")?;
+        let info = info.context("asking for the consumer of repairs")?;
+        Ok(info.num_pending == 0 && info.num_ack_pending == 0)
     }
 
     async fn look(&self, users: &[UserId]) -> anyhow::Result<Vec<Seen>> {
@@ -233,7 +243,11 @@ impl Copy<'_> {
             }
             Standing::Newer(held) => Seen::Drift(Class::Different, Remedy::Renew(held)),
             Standing::Different(_) => drift(Class::Different),
-            Standing::Unknown(Outcome::Permanent(_)) => Seen::Alike,
+            // The newest state can't be delivered, so what is there is none of it. Who is to be gone isn't there.
+            Standing::Refused(_) if delivery.action == Action::Upsert => {
+                Seen::Drift(Class::Different, Remedy::Impossible)
+            }
+            Standing::Refused(_) | Standing::Unknown(Outcome::Permanent(_)) => Seen::Alike,
             Standing::Unknown(
                 Outcome::Transient(failure) | Outcome::Fault(failure) | Outcome::Gone(failure),
             ) => anyhow::bail!("the target can't say how a user stands: {failure}"),

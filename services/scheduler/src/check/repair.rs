@@ -38,6 +38,11 @@ pub(crate) enum Remedy {
 }
 
 impl Remedy {
+    /// Whether others do it, so that it may come to nothing.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        !matches!(self, Self::Write(..))
+    }
+
     /// Does it for `user` of `name`; false when something newer came, so that it is to be looked at again.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use usersync_core::{
 };
 
 use super::{
-    Check,
+    Check, WAITING,
     repair::Remedy,
     sides::{Seen, Sides},
 };
@@ -75,10 +75,15 @@ impl Check<'_> {
             .iter()
             .map(|(user, _, remedy)| remedy.apply(scheduler, name, user));
         let mended = try_join_all(mending).await?;
-        for ((user, class, _), mended) in some.iter().zip(mended) {
+        for ((user, class, remedy), mended) in some.iter().zip(mended) {
             self.mending.remove(user);
             match mended {
-                true => self.report.note(*class, user, true),
+                true => {
+                    self.report.note(*class, user, true);
+                    if remedy.is_asked_for() && self.asked.len() < WAITING {
+                        self.asked.insert((*user).clone(), *class);
+                    }
+                }
                 // Something newer came: that is no drift.
                 false => self.look_later(user),
             }

@@ -51,6 +51,14 @@ pub(crate) trait Sides {
     /// What follows from a difference, and how much the check may ask of the databases.
     fn check(&self) -> &Check;
 
+    /// Whether every repair that was asked for has been done, or given up.
+    ///
+    /// # Errors
+    /// When NATS can't be asked.
+    async fn repairs_are_through(&self) -> anyhow::Result<bool> {
+        Ok(true)
+    }
+
     /// What the sides had that could be no user, when they were read last.
     fn unusable(&self) -> Unusable {
         Unusable::default()

@@ -64,11 +64,12 @@ CREATE TRIGGER {update_trigger} AFTER UPDATE ON {table} FOR EACH ROW
 BEGIN
   IF COALESCE(@usersync_apply, '') IN ('', '0') THEN
     IF {id_changed} THEN
+      -- Without a connection: who takes the id that another gives up is somebody else.
       IF OLD.{id} IS NOT NULL THEN
-        INSERT INTO {outbox} (user_id, event, tx) VALUES ({old_id}, 'D', CONNECTION_ID());
+        INSERT INTO {outbox} (user_id, event) VALUES ({old_id}, 'D');
       END IF;
       IF NEW.{id} IS NOT NULL THEN
-        INSERT INTO {outbox} (user_id, event, tx) VALUES ({new_id}, 'I', CONNECTION_ID());
+        INSERT INTO {outbox} (user_id, event) VALUES ({new_id}, 'I');
       END IF;
     ELSEIF NEW.{id} IS NOT NULL THEN
       INSERT INTO {outbox} (user_id, event, tx) VALUES ({new_id}, 'U', CONNECTION_ID());

@@ -60,7 +60,9 @@ impl HttpTarget {
 
     async fn read_one(&self, template: &str, delivery: &Delivery) -> Standing {
         let Some(url) = place(template, &delivery.user_id) else {
-            return unreadable("`read_url` is none with this user's id in it");
+            // It is about this user alone, and none of the target's faults.
+            let reason = "`read_url` is none with this user's id in it";
+            return Standing::Unknown(Outcome::Permanent(Failure::new(reason)));
         };
         let response = match self.client.send(Request::new(Method::GET, url)).await {
             Ok(response) => response,

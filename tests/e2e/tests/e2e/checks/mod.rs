@@ -4,6 +4,7 @@ mod kinds;
 mod one_by_one;
 mod queue;
 mod races;
+mod refused;
 mod resumed;
 mod several;
 mod stalled;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use axum::{Json, http::Method, response::IntoResponse as _};
 use redis::AsyncTypedCommands as _;
 use serde_json::{Value, json};
-use usersync_core::check::{Report, Stage};
+use usersync_core::check::{Class, Report, Stage};
 use usersync_stack::Stack;
 
 use super::{check, counts, created, states::tamper};
@@ -28,6 +28,9 @@ async fn service(held: &Held) -> Result<Recorder> {
         let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
         let shown = match call.method {
             Method::GET => held.get(&call.path).cloned(),
+            _ if held.contains_key(&format!("/refused/{}", call.user())) => {
+                return std::future::ready(answer(422));
+            }
             _ => {
                 held.insert(format!("/users/{}", call.user()), call.body.clone());
                 Some(json!({}))
@@ -133,4 +136,44 @@ async fn one_that_cannot_be_read_says_so() -> Result<()> {
         "{report:?}"
     );
     Ok(())
+}
+
+#[tokio::test]
+async fn what_is_refused_again_was_not_repaired() -> Result<()> {
+    let held = Held::default();
+    let service = service(&held).await?;
+    let read_url = format!("read_url = \"{}/{{id}}\"", service.url());
+    let (_stack, bus) = filled(&service, &read_url).await?;
+    // In a path this one is a step, so nobody can ask for it; nobody else is kept from being checked.
+    bus.publish("user.created", json!({"user_id": "..", "username": "dots"}))
+        .await?;
+    until_settled(&bus).await?;
+    let set = |path: &str, value: Option<Value>| {
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        match value {
+            Some(value) => held.insert(path.to_owned(), value),
+            None => held.remove(path),
+        }
+    };
+    set("/users/3", Some(json!({"user_id": 3, "version": 1})));
+    set("/refused/3", Some(json!(true)));
+    set("/users/4", None);
+    for repaired in [[1, 0], [0, 0]] {
+        let report = check(&bus, "crm", json!({})).await?;
+        let of = |class| {
+            report
+                .found
+                .get(&class)
+                .map_or((0, 0), |found| (found.repaired, found.unrepairable))
+        };
+        let stale = of(Class::Stale);
+        ensure!(
+            of(Class::Missing).0 == repaired[0] && stale == (repaired[1], 1) && report.pending == 0,
+            "{report:?}"
+        );
+    }
+    set("/refused/3", None);
+    let report = check(&bus, "crm", json!({})).await?;
+    ensure!(report.found[&Class::Stale].repaired == 1, "{report:?}");
+    is_done(&check(&bus, "crm", json!({})).await?, USERS + 1, [0; 4])
 }

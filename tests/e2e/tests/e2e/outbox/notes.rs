@@ -350,3 +350,34 @@ async fn what_mariadb_ignores_deletes_nobody() -> Result<()> {
     ensure!(bus.state(3).await?["data"]["city"] == "Ulm");
     Ok(())
 }
+
+#[tokio::test]
+async fn who_takes_an_id_that_another_gives_up_inherits_nothing() -> Result<()> {
+    let main = Main::mariadb().await?;
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    let bus = Bus::connect(&stack).await?;
+    main.run("INSERT INTO people (uid, username) VALUES (60, 'ann'), (61, 'bob')")
+        .await?;
+    settled(&main, &bus).await?;
+    bus.publish(
+        "user.updated",
+        json!({"user_id": 61, "data": {"role": "admin"}}),
+    )
+    .await?;
+    bus.until_taken_in().await?;
+    main.run("UPDATE people SET uid = uid + 1 WHERE uid IN (60, 61) ORDER BY uid DESC")
+        .await?;
+    settled(&main, &bus).await?;
+    let states = [
+        bus.state(60).await?,
+        bus.state(61).await?,
+        bus.state(62).await?,
+    ];
+    ensure!(states[0]["deleted"] == true, "{}", states[0]);
+    for (state, name) in states[1..].iter().zip(["ann", "bob"]) {
+        let role = &state["data"]["role"];
+        ensure!(state["username"] == name && role.is_null(), "{state}");
+    }
+    Ok(())
+}
