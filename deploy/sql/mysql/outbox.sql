@@ -54,7 +54,7 @@ DELIMITER //
 DROP TRIGGER IF EXISTS `user_outbox_insert` //
 CREATE TRIGGER `user_outbox_insert` AFTER INSERT ON `users` FOR EACH ROW
 BEGIN
-  IF COALESCE(@usersync_apply, '') IN ('', '0') AND NEW.`id` IS NOT NULL THEN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', CONNECTION_ID());
   END IF;
 END //
@@ -62,7 +62,7 @@ END //
 DROP TRIGGER IF EXISTS `user_outbox_update` //
 CREATE TRIGGER `user_outbox_update` AFTER UPDATE ON `users` FOR EACH ROW
 BEGIN
-  IF COALESCE(@usersync_apply, '') IN ('', '0') THEN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
     IF NOT (OLD.`id` <=> NEW.`id`) THEN
       -- Without a connection: who takes the id that another gives up is somebody else.
       IF OLD.`id` IS NOT NULL THEN
@@ -80,7 +80,7 @@ END //
 DROP TRIGGER IF EXISTS `user_outbox_delete` //
 CREATE TRIGGER `user_outbox_delete` AFTER DELETE ON `users` FOR EACH ROW
 BEGIN
-  IF COALESCE(@usersync_apply, '') IN ('', '0') AND OLD.`id` IS NOT NULL THEN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.`id` IS NOT NULL THEN
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', CONNECTION_ID());
   END IF;
 END //

@@ -180,10 +180,12 @@ impl Session for Postgres {
 
     fn removal(&self, table: &TableName) -> String {
         format!(
-            "BEGIN;\nSET LOCAL lock_timeout = '10s';\nDROP TRIGGER IF EXISTS user_outbox ON {};\n\
-             DROP FUNCTION IF EXISTS {}();\nDROP TABLE IF EXISTS {}, {};\nCOMMIT;\n",
+            "BEGIN;\nSET LOCAL lock_timeout = '10s';\nDROP TRIGGER IF EXISTS user_outbox ON {0};\n\
+             DROP TRIGGER IF EXISTS user_outbox_notify ON {0};\n\
+             DROP FUNCTION IF EXISTS {1}();\nDROP FUNCTION IF EXISTS {2}();\nDROP TABLE IF EXISTS {3}, {4};\nCOMMIT;\n",
             quoted(table),
             quoted(&table.beside("user_outbox_capture")),
+            quoted(&table.beside("user_outbox_notify")),
             self.outbox,
             self.about
         )

@@ -54,7 +54,7 @@ DELIMITER //
 DROP TRIGGER IF EXISTS {insert_trigger} //
 CREATE TRIGGER {insert_trigger} AFTER INSERT ON {table} FOR EACH ROW
 BEGIN
-  IF COALESCE(@usersync_apply, '') IN ('', '0') AND NEW.{id} IS NOT NULL THEN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.{id} IS NOT NULL THEN
     INSERT INTO {outbox} (user_id, event, tx) VALUES ({new_id}, 'I', CONNECTION_ID());
   END IF;
 END //
@@ -62,7 +62,7 @@ END //
 DROP TRIGGER IF EXISTS {update_trigger} //
 CREATE TRIGGER {update_trigger} AFTER UPDATE ON {table} FOR EACH ROW
 BEGIN
-  IF COALESCE(@usersync_apply, '') IN ('', '0') THEN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
     IF {id_changed} THEN
       -- Without a connection: who takes the id that another gives up is somebody else.
       IF OLD.{id} IS NOT NULL THEN
@@ -80,7 +80,7 @@ END //
 DROP TRIGGER IF EXISTS {delete_trigger} //
 CREATE TRIGGER {delete_trigger} AFTER DELETE ON {table} FOR EACH ROW
 BEGIN
-  IF COALESCE(@usersync_apply, '') IN ('', '0') AND OLD.{id} IS NOT NULL THEN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.{id} IS NOT NULL THEN
     INSERT INTO {outbox} (user_id, event, tx) VALUES ({old_id}, 'D', CONNECTION_ID());
   END IF;
 END //

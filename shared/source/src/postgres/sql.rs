@@ -25,12 +25,15 @@ pub(crate) fn script(layout: &Layout) -> String {
         ("about_quoted", about.replace('\'', "''")),
         ("about", about),
         ("function", quoted(&table.beside("user_outbox_capture"))),
+        ("notify", quoted(&table.beside("user_outbox_notify"))),
         (
             "same_id",
             match layout.id.kind {
-                Kind::Integer => format!("OLD.{id} IS NOT DISTINCT FROM NEW.{id}"),
+                Kind::Integer => format!("OLD.{id} OPERATOR(pg_catalog.=) NEW.{id}"),
                 // Some texts are equal that aren't the same.
-                _ => format!("OLD.{id}::text IS NOT DISTINCT FROM NEW.{id}::text"),
+                _ => format!(
+                    "OLD.{id}::pg_catalog.text COLLATE pg_catalog.\"C\" OPERATOR(pg_catalog.=) NEW.{id}::pg_catalog.text"
+                ),
             },
         ),
         ("id", id),
