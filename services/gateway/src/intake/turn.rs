@@ -28,6 +28,8 @@ use super::{refusal, session::Lost, survey::Ground};
 
 /// The largest state, in bytes of JSON: with its headers it must fit into one message.
 const MAX_STATE_BYTES: usize = 512 * 1024;
+/// Bytes by which a state grows with an event, as a rule.
+const GROWTH: usize = 192;
 /// How long to wait when the server can't store or answer.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How long before a state is looked at again that only a newer program can read.
@@ -250,7 +252,10 @@ async fn keep(
     origin: Origin,
 ) -> Kept {
     let user_id = &state.user_id;
-    let payload = match serde_json::to_vec(state) {
+    // What is stored is kept at hand, so its room is what it needs: a vector that grows by itself has up to twice that.
+    let mut payload = Vec::with_capacity(base.payload.len() + GROWTH);
+    let written = serde_json::to_writer(&mut payload, state).map(|()| payload);
+    let payload = match written {
         Ok(payload) if payload.len() > MAX_STATE_BYTES => {
             return match origin {
                 Origin::Leader => Kept::Never(Merged::TooLarge(payload.len())),
