@@ -17,9 +17,11 @@ standing() {
   case $info in *'"max_age":0,'*) echo "$info" | grep -o '"messages":[0-9]*' ;; esac
   nats consumer ls "$1" --names | sort | while read -r consumer; do
     [ -n "$consumer" ] || continue
+    # What isn't durable goes away by itself, before this or after.
+    info=$(nats consumer info "$1" "$consumer" --json </dev/null 2>/dev/null | tr -d ' \n') || continue
+    case $info in *'"durable_name":"'*) ;; *) continue ;; esac
     echo "$consumer"
-    nats consumer info "$1" "$consumer" --json </dev/null | tr -d ' \n' |
-      grep -o '"\(delivered\|ack_floor\)":{"consumer_seq":[0-9]*,"stream_seq":[0-9]*\|"num_\(ack_pending\|pending\)":[0-9]*'
+    echo "$info" | grep -o '"\(delivered\|ack_floor\)":{"consumer_seq":[0-9]*,"stream_seq":[0-9]*\|"num_\(ack_pending\|pending\)":[0-9]*'
   done
 }
 

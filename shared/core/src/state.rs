@@ -54,7 +54,7 @@ pub struct State {
     /// No `user.created` was ever seen: only the members present are known.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub partial: bool,
-    /// Strictly increases per user: max(previous + 1, unix microseconds).
+    /// Rises with every change of the user: max(previous + 1, unix microseconds).
     pub version: u64,
     /// Which epoch of USER_EVENTS `event_seq` counts in; absent = the first.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -239,23 +239,26 @@ pub fn apply(
         None => (State::nobody(event), true),
         Some(base) => (base, false),
     };
-    changed |= next.note(event);
+    let noted = next.note(event);
     if !stays_deleted {
         changed |= next.merge(event);
     }
-    if !changed && at.repeated != Repeated::ByState {
+    if !changed && !noted && at.repeated != Repeated::ByState {
         *state = Some(next);
         return Applied::Unchanged;
     }
     next.format = FORMAT;
-    next.version = now_us.max(next.version + 1);
+    // What only remembers the event is told to nobody, so targets keep the version that they have.
+    if changed {
+        next.version = now_us.max(next.version + 1);
+    }
     next.remember_as_now(history.window);
     let forgotten = key.map_or(0, |key| {
         next.seen.remember(&key, at.stored_us, history.window)
     });
     next.epoch = Some(history.epochs.of(at.seq).clone());
     next.event_seq = at.seq;
-    if !stays_deleted {
+    if changed {
         next.event = Cause::of(event, at.stored_us);
     }
     *state = Some(next);

@@ -406,6 +406,27 @@ fn a_late_copy_of_a_row_changes_nothing() {
     assert_eq!(hear(&mut state, 7, &late), Applied::Known);
 }
 
+/// Workers don't call a target that has been told the same: it would stay a version behind for ever.
+#[test]
+fn an_event_that_is_only_remembered_makes_no_version() {
+    let mut state = None;
+    hear(&mut state, 1, &row(Created, 1, json!({"username": "ann"})));
+    let before = state.clone().unwrap();
+    let row = row(Updated, 2, json!({"username": "ann"}));
+    assert_eq!(hear(&mut state, 2, &row), CHANGED);
+    let now = state.clone().unwrap();
+    assert_eq!((now.version, &now.event), (before.version, &before.event));
+    assert_eq!((now.event_seq, now.notes["crm"].note), (2, 2));
+    let place = Position {
+        repeated: Repeated::ByState,
+        ..at(3)
+    };
+    let told = event(Updated, json!({"username": "ann"}), 3);
+    apply(&mut state, &told, place, &history(), 9_000);
+    let now = state.unwrap();
+    assert_eq!((now.version, now.event_seq), (before.version, 3));
+}
+
 #[test]
 fn a_row_that_is_there_again_revives_and_an_updated_one_never() {
     let mut state = None;

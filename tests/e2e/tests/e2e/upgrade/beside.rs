@@ -81,7 +81,7 @@ impl Load {
                 let number = |value: &Value| value.as_u64().unwrap_or_default();
                 let now = (number(&state["data"]["n"]), number(&state["version"]));
                 let before = newest.insert(message.subject.to_string(), now);
-                if before.is_some_and(|before| before.0 > now.0 || before.1 >= now.1) {
+                if before.is_some_and(|before| before.0 > now.0 || before.1 > now.1) {
                     let what = format!("{}: {now:?} after {before:?}", message.subject);
                     seen.lock().unwrap().push(what);
                 }
