@@ -203,7 +203,7 @@ async fn a_repair_that_races_a_newer_write_never_wins() -> Result<()> {
         let state: State = serde_json::from_slice(&message.payload)?;
         let now = (state.version, state.data["n"].as_i64().context("no n")?);
         let before = newest.insert(state.user_id.to_string(), now);
-        let forward = before.is_none_or(|(version, n)| version < now.0 && n <= now.1);
+        let forward = before.is_none_or(|(version, n)| version <= now.0 && n <= now.1);
         ensure!(forward, "state {}: {now:?} after {before:?}", state.user_id);
     }
     let went_back = "SELECT count(*) FROM (SELECT version, n, lag(version) OVER before AS version_before, \
