@@ -11,6 +11,8 @@ pub const MOST_SEEN: usize = 256;
 /// Characters of one remembered key.
 const KEY: usize = Remembered::LENGTH;
 const MINUTE_US: u64 = 60_000_000;
+/// For how long events are known that v0.1.0 merged.
+const FORMER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Keys by the minute (since 1970) in which USER_EVENTS stored their events, oldest first.
 ///
@@ -43,21 +45,30 @@ impl Seen {
     /// Remembers an event that was stored at `stored_us` (unix µs), and forgets those that lie more than `window` before
     /// it. Answers how many within the window had to be forgotten, for there were too many.
     pub fn remember(&mut self, key: &EventKey, stored_us: u64, window: Duration) -> usize {
-        let key = key.remembered();
-        let minute = stored_us / MINUTE_US;
-        let window_us = u64::try_from(window.as_micros()).unwrap_or(u64::MAX);
-        let oldest = stored_us.saturating_sub(window_us) / MINUTE_US;
+        let oldest = stored_us.saturating_sub(micros(window)) / MINUTE_US;
         self.0.retain(|(minute, _)| *minute >= oldest);
-        let place = self.0.partition_point(|(known, _)| *known < minute);
-        match self.0.get_mut(place) {
-            Some((known, keys)) if *known == minute => keys.push_str(key.as_str()),
-            _ => self.0.insert(place, (minute, key.as_str().to_owned())),
-        }
+        self.insert(key, stored_us / MINUTE_US);
         let surplus = self.len().saturating_sub(MOST_SEEN);
         for _ in 0..surplus {
             self.forget_oldest();
         }
         surplus
+    }
+
+    /// Remembers an event that v0.1.0 merged at `stored_us` (unix µs) for as long as old forms are known, however short
+    /// the window is.
+    pub fn remember_former(&mut self, key: &EventKey, stored_us: u64, window: Duration) {
+        let longer = micros(FORMER.saturating_sub(window));
+        self.insert(key, stored_us.saturating_add(longer) / MINUTE_US);
+    }
+
+    fn insert(&mut self, key: &EventKey, minute: u64) {
+        let key = key.remembered();
+        let place = self.0.partition_point(|(known, _)| *known < minute);
+        match self.0.get_mut(place) {
+            Some((known, keys)) if *known == minute => keys.push_str(key.as_str()),
+            _ => self.0.insert(place, (minute, key.as_str().to_owned())),
+        }
     }
 
     fn forget_oldest(&mut self) {
@@ -68,6 +79,10 @@ impl Seen {
             }
         }
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Serialize for Seen {
@@ -123,6 +138,17 @@ mod tests {
         assert!(seen.contains(&key(1)) && seen.contains(&key(2)) && !seen.contains(&key(3)));
         seen.remember(&key(3), 11 * MINUTE_US, WINDOW);
         assert!(!seen.contains(&key(1)) && seen.contains(&key(2)) && seen.contains(&key(3)));
+    }
+
+    #[test]
+    fn an_event_of_the_former_version_is_known_for_a_week() {
+        const DAY: u64 = 24 * 60 * MINUTE_US;
+        let mut seen = Seen::default();
+        seen.remember_former(&key(1), 0, WINDOW);
+        seen.remember(&key(2), 7 * DAY - 11 * MINUTE_US, WINDOW);
+        assert!(seen.contains(&key(1)) && seen.contains(&key(2)));
+        seen.remember(&key(3), 7 * DAY + MINUTE_US, WINDOW);
+        assert!(!seen.contains(&key(1)) && !seen.contains(&key(2)) && seen.contains(&key(3)));
     }
 
     #[test]

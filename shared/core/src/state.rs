@@ -124,7 +124,8 @@ impl State {
     fn remember_as_now(&mut self, window: Duration) {
         for id in std::mem::take(&mut self.recent) {
             let key = EventKey::new(self.event.source.as_deref(), &id);
-            self.seen.remember(&key, self.event.stored_us, window);
+            self.seen
+                .remember_former(&key, self.event.stored_us, window);
         }
     }
 

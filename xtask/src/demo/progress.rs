@@ -64,9 +64,10 @@ async fn lines(stack: &Stack, traffic: &Traffic) -> Vec<String> {
         None => "?".to_owned(),
     };
     let sent = traffic.sent().events;
+    // What the main database changes in a row between two looks of the relay is one event.
     let mut lines = vec![format!(
-        "  {:<14}{sent:>6} sent, {taken} taken in",
-        "events"
+        "  {:<14}{sent:>6} made, merged as {taken} events",
+        "changes"
     )];
     for target in stack.workers.keys() {
         lines.push(match scrape(stack.worker_metrics(target)).await {

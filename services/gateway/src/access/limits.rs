@@ -2,7 +2,7 @@
 //!
 //! Fields as in draft-ietf-httpapi-ratelimit-headers-10.
 
-use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, num::NonZeroU32, sync::Arc, time::Duration};
 
 use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
@@ -15,15 +15,15 @@ use governor::{
     state::{InMemoryState, NotKeyed},
 };
 use metrics::counter;
-use moka::{policy::EvictionPolicy, sync::Cache};
+use quick_cache::sync::Cache;
 use usersync_core::settings::Reader;
 
 use super::Caller;
 use crate::problem::Problem;
 
-/// The most buckets of each kind. Those used longest ago give way, and begin full when they come back: whoever names
+/// The most buckets of each kind. Those that are hardly used give way, and begin full when they come back: whoever names
 /// ever new sources gains events by that, but no requests.
-const MOST_BUCKETS: u64 = 10_000;
+const MOST_BUCKETS: usize = 10_000;
 /// The most events in one request: less at once would refuse such a request for ever.
 const LEAST_BURST: u32 = 1_000;
 
@@ -121,14 +121,11 @@ struct Buckets<K> {
     clock: DefaultClock,
 }
 
-impl<K: std::hash::Hash + Eq + Send + Sync + 'static> Buckets<K> {
+impl<K: std::hash::Hash + Eq + Clone> Buckets<K> {
     fn new(policy: &'static str) -> Self {
         Self {
             policy,
-            buckets: Cache::builder()
-                .max_capacity(MOST_BUCKETS)
-                .eviction_policy(EvictionPolicy::lru())
-                .build(),
+            buckets: Cache::new(MOST_BUCKETS),
             clock: DefaultClock::default(),
         }
     }
@@ -141,9 +138,11 @@ impl<K: std::hash::Hash + Eq + Send + Sync + 'static> Buckets<K> {
         count: NonZeroU32,
     ) -> Result<Standing, Refusal> {
         let size = Quota::per_second(rate).allow_burst(burst);
-        let bucket = self.buckets.get_with(key, || {
+        let Ok(bucket) = self.buckets.get_or_insert_with::<_, Infallible>(&key, || {
             let bucket = RateLimiter::direct(size);
-            Arc::new(bucket.with_middleware::<StateInformationMiddleware>())
+            Ok(Arc::new(
+                bucket.with_middleware::<StateInformationMiddleware>(),
+            ))
         });
         let quota = burst.get();
         let wait = match bucket.check_n(count) {
@@ -314,8 +313,7 @@ mod tests {
         for number in 0..MOST_BUCKETS + 1_000 {
             limits.events(&caller, of(&number.to_string(), 1)).unwrap();
         }
-        limits.events.buckets.run_pending_tasks();
-        assert!(limits.events.buckets.entry_count() <= MOST_BUCKETS);
+        assert!(limits.events.buckets.len() <= MOST_BUCKETS);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use async_nats::{Client, StatusCode, connection::State};
+use async_nats::{Client, RequestErrorKind, StatusCode, connection::State};
 use clap::Args;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -24,6 +24,9 @@ use crate::control::status::Status;
 use table::{Room, span, table};
 use terminal::Terminal;
 
+const NOBODY: &str = "no gateway answers; is usersync-gateway running?";
+const SILENCE: &str = "no gateway answers; is usersync-gateway running? It answers the NATS users `operator` and \
+    `viewer`: set nats.user and nats.password";
 /// How long a gateway may take to answer.
 const ANSWER: Duration = Duration::from_secs(15);
 /// How often `--watch` looks again.
@@ -220,11 +223,14 @@ async fn answer(client: &Client) -> anyhow::Result<Status> {
     );
     let answer = match timeout(ANSWER, asked).await {
         Ok(Ok(answer)) if answer.status != Some(StatusCode::NO_RESPONDERS) => answer,
-        Ok(Ok(_)) | Err(_) => bail!("no gateway answers; is usersync-gateway running?"),
-        Ok(Err(error)) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
-            bail!("no gateway answers; is usersync-gateway running?")
-        }
-        Ok(Err(error)) => return Err(error).with_context(|| format!("asking {subject}")),
+        Ok(Ok(_)) => bail!(NOBODY),
+        Err(_) => bail!(SILENCE),
+        Ok(Err(error)) => match error.kind() {
+            RequestErrorKind::NoResponders => bail!(NOBODY),
+            // NATS says nothing to who may not ask.
+            RequestErrorKind::TimedOut => bail!(SILENCE),
+            _ => return Err(error).with_context(|| format!("asking {subject}")),
+        },
     };
     let headers = answer.headers.unwrap_or_default();
     if let Some(problem) = headers.get("Nats-Service-Error") {

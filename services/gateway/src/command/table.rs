@@ -3,7 +3,7 @@
 use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 
-use crate::control::status::{Condition, Status, TargetStatus};
+use crate::control::status::{Condition, Relayed, SourceStatus, Status, TargetStatus};
 
 /// The columns, each with when it goes where there isn't room for all: the highest first, those with 0 never.
 const COLUMNS: [(&str, u8); 11] = [
@@ -66,20 +66,25 @@ pub(super) fn table(status: Option<&Status>, problem: Option<&str>, room: Room) 
         return problem + "\n";
     };
     let title = format!(
-        "{}  {} users, {} events waiting, {} refused",
+        "{}  {}, {} waiting, {} refused",
         status.at.strftime("%Y-%m-%d %H:%M:%SZ"),
-        status.users,
-        status.events_pending,
+        counted(status.users, "user"),
+        counted(status.events_pending, "event"),
         status.events_refused
     );
     let all: Vec<Line> = status.targets.iter().map(|t| line(t, status.at)).collect();
     let (columns, dropped) = columns(&all, room.width);
-    // Title, problem, head; and what is said of columns that are left out.
-    let taken = 3 + usize::from(!dropped.is_empty());
+    let remarks = remarks(status, room);
+    // Title, problem, head; and what is said of sources, entries and columns that are left out.
+    let taken = 3 + remarks.len() + usize::from(!dropped.is_empty());
     let fits = room.height.map(|height| height.saturating_sub(taken));
     let (lines, more) = worst(&all, fits);
 
-    let mut text = room.cut(&title) + "\n" + &problem + "\n";
+    let mut text = room.cut(&title) + "\n";
+    for remark in remarks {
+        text += &(remark + "\n");
+    }
+    text += &(problem + "\n");
     let head = columns.iter().map(|(column, width)| {
         let cell = format!("{:<width$}", COLUMNS[*column].0);
         room.paint(HEAD, &cell)
@@ -104,6 +109,47 @@ pub(super) fn table(status: Option<&Status>, problem: Option<&str>, room: Room) 
         text += &(room.cut(&left_out) + "\n");
     }
     text
+}
+
+/// A line for every source, and for every entry whose newest value can't be used.
+fn remarks(status: &Status, room: Room) -> Vec<String> {
+    let sources = status.sources.iter().map(|source| {
+        let (style, text) = remark(source);
+        room.paint(style, &room.cut(&text))
+    });
+    let entries = status.targets.iter().filter_map(|target| {
+        let problem = target.problem.as_ref()?;
+        let text = format!(
+            "entry {}: its newest value can't be used: {problem}",
+            target.target
+        );
+        Some(room.paint(BAD, &room.cut(&text)))
+    });
+    sources.chain(entries).collect()
+}
+
+fn remark(source: &SourceStatus) -> (Style, String) {
+    let (style, state) = match source.state {
+        Relayed::Stopped => (
+            BAD,
+            "stopped: no gateway publishes it, changes there reach nobody".to_owned(),
+        ),
+        Relayed::Behind => (
+            POOR,
+            format!(
+                "behind: its oldest change waits for {}",
+                span(source.oldest_seconds)
+            ),
+        ),
+        Relayed::Ok if source.failed > 0 => (POOR, "published".to_owned()),
+        Relayed::Ok => (GOOD, "published".to_owned()),
+    };
+    let failed = match source.failed {
+        0 => String::new(),
+        1 => ", 1 row makes no event".to_owned(),
+        rows => format!(", {rows} rows make no event"),
+    };
+    (style, format!("outbox {}: {state}{failed}", source.source))
 }
 
 fn joined(cells: impl Iterator<Item = String>) -> String {
@@ -244,6 +290,11 @@ fn cells(target: &TargetStatus, now: Timestamp) -> [String; 11] {
     ]
 }
 
+/// `1 user`, `2 users`.
+fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// The first `width` characters, the last of them an ellipsis where something is left out.
 fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
@@ -291,6 +342,19 @@ mod tests {
         ]))
     }
 
+    fn with_sources() -> Status {
+        let source = |name: &str, state: &str, oldest_seconds: f64, failed: u64| json!({"source": name, "state": state, "oldest_seconds": oldest_seconds, "failed": failed});
+        let mut status = two();
+        status.sources = serde_json::from_value(json!([
+            source("billing", "stopped", 0.0, 0),
+            source("main", "behind", 90.0, 2),
+            source("shop", "ok", 0.0, 1),
+        ]))
+        .unwrap();
+        status.targets[1].problem = Some("url: expected a URL".to_owned());
+        status
+    }
+
     fn many(count: usize) -> Status {
         let one = |at: usize| {
             json!({"target": format!("target-{at:02}"), "state": if at == 33 { "down" } else { "ok" },
@@ -304,7 +368,7 @@ mod tests {
     #[test]
     fn a_screen_has_a_line_per_target() {
         let screen = "\
-2026-01-01 00:01:40Z  7 users, 1 events waiting, 2 refused
+2026-01-01 00:01:40Z  7 users, 1 event waiting, 2 refused
 
 target  state        pending  oldest  repairs  rate/s  errors  last error             dead  workers  last check
 audit   down (open)  3        75s     0        2.0     50 %    target-fault, 10s ago  4     1        -
@@ -314,13 +378,34 @@ crm     no-worker    0        0s      0        0.0     -       -                
     }
 
     #[test]
+    fn a_screen_tells_of_outboxes_and_of_entries_that_cannot_be_used() {
+        let screen = table(Some(&with_sources()), None, Room::default());
+        let lines: Vec<_> = screen.lines().skip(1).take(5).collect();
+        let expected = [
+            "outbox billing: stopped: no gateway publishes it, changes there reach nobody",
+            "outbox main: behind: its oldest change waits for 90s, 2 rows make no event",
+            "outbox shop: published, 1 row makes no event",
+            "entry crm: its newest value can't be used: url: expected a URL",
+            "",
+        ];
+        assert_eq!(lines, expected);
+        let mut low = many(40);
+        low.sources = with_sources().sources;
+        let room = Room {
+            height: Some(24),
+            ..Room::default()
+        };
+        assert_eq!(table(Some(&low), None, room).lines().count(), 24);
+    }
+
+    #[test]
     fn a_narrow_screen_leaves_out_what_matters_least_and_says_so() {
         let room = Room {
             width: Some(80),
             ..Room::default()
         };
         let screen = "\
-2026-01-01 00:01:40Z  7 users, 1 events waiting, 2 refused
+2026-01-01 00:01:40Z  7 users, 1 event waiting, 2 refused
 ! NATS is away
 target  state        pending  oldest  repairs  rate/s  errors  dead  workers
 audit   down (open)  3        75s     0        2.0     50 %    4     1

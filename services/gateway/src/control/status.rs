@@ -12,7 +12,10 @@ use super::{
     look::{Look, Target},
     standing::Queue,
 };
-use crate::problem::Problem;
+use crate::{
+    problem::Problem,
+    relay::{Notice, State},
+};
 
 /// A target whose oldest change waits longer than this is behind.
 const BEHIND: Duration = Duration::from_secs(60);
@@ -31,8 +34,36 @@ pub(crate) struct Status {
     pub events_pending: u64,
     /// Events that could not be taken in.
     pub events_refused: u64,
+    /// The main databases whose outboxes the gateways publish, sorted by name.
+    #[serde(default)]
+    pub sources: Vec<SourceStatus>,
     /// Sorted by name.
     pub targets: Vec<TargetStatus>,
+}
+
+/// How the outbox of one main database stands.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub(crate) struct SourceStatus {
+    /// Its name.
+    pub source: String,
+    /// All of it in a word.
+    pub state: Relayed,
+    /// For how long the oldest change has been waiting, in seconds, when it was looked at last; 0 where nobody looks.
+    pub oldest_seconds: f64,
+    /// Rows of the outbox that make no event.
+    pub failed: u64,
+}
+
+/// Whether an outbox is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Relayed {
+    /// No gateway publishes it: changes there reach nobody.
+    Stopped,
+    /// A change has been waiting for more than a minute.
+    Behind,
+    /// Nothing is wrong.
+    Ok,
 }
 
 /// How one target stands.
@@ -43,6 +74,9 @@ pub(crate) struct TargetStatus {
     pub target: TargetName,
     /// All of it in a word.
     pub state: Condition,
+    /// What is wrong with the newest value of its entry, where it can't be used; an earlier one goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Workers that serve it and have answered.
     pub workers: u64,
     /// Users whose newest state it doesn't have yet.
@@ -111,11 +145,16 @@ pub(crate) struct LastCheck {
 
 pub(crate) async fn status(control: &Control) -> Result<Status, Problem> {
     let look = Look::at(control).await?;
+    let at = Timestamp::now();
+    let sources = look.relays.iter();
     Ok(Status {
-        at: Timestamp::now(),
+        at,
         users: look.standing.users(),
         events_pending: look.events_pending,
         events_refused: look.refused,
+        sources: sources
+            .map(|(source, notices)| SourceStatus::of(source, notices, at))
+            .collect(),
         targets: look
             .targets
             .iter()
@@ -136,6 +175,7 @@ fn of(target: &Target, look: &Look) -> TargetStatus {
     });
     let mut status = TargetStatus {
         state: Condition::Ok,
+        problem: target.entry.problem.clone(),
         workers: target.answers.len() as u64,
         pending: waiting(standing.live(name)),
         repairs: waiting(standing.repairs(name)),
@@ -150,6 +190,24 @@ fn of(target: &Target, look: &Look) -> TargetStatus {
     };
     status.state = status.condition(&target.entry);
     status
+}
+
+impl SourceStatus {
+    fn of(source: &str, notices: &[Notice], now: Timestamp) -> Self {
+        let mut relaying = notices.iter();
+        let relaying = relaying.find(|notice| notice.state == State::Relaying);
+        let waiting = relaying.map_or(Duration::ZERO, |notice| notice.waiting(now));
+        Self {
+            source: source.to_owned(),
+            state: match relaying {
+                None => Relayed::Stopped,
+                Some(_) if waiting > BEHIND => Relayed::Behind,
+                Some(_) => Relayed::Ok,
+            },
+            oldest_seconds: relaying.map_or(0.0, |notice| notice.oldest_seconds),
+            failed: relaying.map_or(0, |notice| notice.failed),
+        }
+    }
 }
 
 impl TargetStatus {

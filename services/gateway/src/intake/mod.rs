@@ -6,6 +6,7 @@
 //! only saves work. See docs/ARCHITECTURE.md, "Order is stream order".
 
 mod intact;
+mod known;
 mod mark;
 mod refusal;
 mod session;
@@ -21,7 +22,6 @@ use jiff::Timestamp;
 use metrics::{
     Gauge, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
-use moka::sync::Cache;
 use serde::{Deserialize, de::IgnoredAny};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
@@ -41,7 +41,7 @@ use crate::Settings;
 pub(crate) use mark::{Mark, Marks};
 use session::{InOrder, Lost, Pinned, Session};
 use survey::{Expected, Ground, Survey, Watch};
-use turn::{Arrival, Desk, Meters, Stored};
+use turn::{Arrival, Desk, Meters};
 use vouch::Voucher;
 
 /// Turns under way at once.
@@ -116,12 +116,7 @@ impl Intake {
         let desk = Arc::new(Desk {
             jetstream: self.jetstream.clone(),
             states,
-            known: Cache::builder()
-                .max_capacity(self.cache_bytes)
-                .weigher(|_: &UserId, stored: &Stored| {
-                    u32::try_from(stored.payload.len() + 256).unwrap_or(u32::MAX)
-                })
-                .build(),
+            known: known::within(self.cache_bytes),
             traces: self.traces.clone(),
             meters: meters(),
         });
@@ -170,7 +165,7 @@ impl Intake {
                 Ended::Lost(lost) => {
                     tracing::info!(reason = %lost, "intake session ended");
                     if let Lost::States | Lost::Events = lost {
-                        desk.known.invalidate_all();
+                        desk.known.clear();
                     }
                     expected.states = ground.intact.least();
                     if let Lost::Outdated(epoch) = &lost {

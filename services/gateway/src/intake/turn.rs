@@ -14,7 +14,6 @@ use async_nats::jetstream::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use metrics::{Counter, Histogram};
-use moka::sync::Cache;
 use usersync_core::{
     event::{Event, InvalidEvent},
     state::{self, Applied, Position, State, Unreadable},
@@ -24,7 +23,12 @@ use usersync_core::{
 };
 use usersync_traces::{Span, Traces};
 
-use super::{refusal, session::Lost, survey::Ground};
+use super::{
+    known::{Known, Stored},
+    refusal,
+    session::Lost,
+    survey::Ground,
+};
 
 /// The largest state, in bytes of JSON: with its headers it must fit into one message.
 const MAX_STATE_BYTES: usize = 512 * 1024;
@@ -41,17 +45,9 @@ pub(super) struct Desk {
     pub states: Stream<()>,
     /// The newest states as last seen by us. May be outdated: storing then fails and tells, and
     /// what stores nothing asks the leader.
-    pub known: Cache<UserId, Stored>,
+    pub known: Known,
     pub traces: Traces,
     pub meters: Meters,
-}
-
-/// A state as USER_STATE holds it.
-#[derive(Clone)]
-pub(super) struct Stored {
-    /// Its sequence in USER_STATE; 0 with no payload = there is none.
-    pub seq: u64,
-    pub payload: Bytes,
 }
 
 /// What intake counts.
@@ -180,7 +176,7 @@ async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [A
             Some(state) => match keep(desk, ground, arrivals, &state, &base, origin).await {
                 Kept::Yes => {}
                 Kept::Again => {
-                    desk.known.invalidate(user_id);
+                    desk.known.remove(user_id);
                     origin = Origin::Leader;
                     continue;
                 }
@@ -230,7 +226,7 @@ async fn parsed(desk: &Desk, user_id: &UserId, base: &Stored) -> Result<Option<S
         Ok(state) => Ok(Some(state)),
         Err(newer @ Unreadable::Newer(_)) => {
             tracing::error!(user.id = %user_id, error = %newer, "can't merge into a state; trying again");
-            desk.known.invalidate(user_id);
+            desk.known.remove(user_id);
             tokio::time::sleep(UPGRADE).await;
             Err(newer)
         }

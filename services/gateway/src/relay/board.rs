@@ -47,6 +47,15 @@ pub(crate) struct Notice {
     pub looked: Timestamp,
 }
 
+impl Notice {
+    /// For how long the oldest row may have been waiting by now: a relay that can't look any more doesn't say so.
+    pub(crate) fn waiting(&self, now: Timestamp) -> Duration {
+        let unseen = now.duration_since(self.looked);
+        Duration::from_secs_f64(self.oldest_seconds)
+            + Duration::try_from(unseen).unwrap_or_default()
+    }
+}
+
 /// This gateway's notices.
 #[derive(Clone)]
 pub(super) struct Board {

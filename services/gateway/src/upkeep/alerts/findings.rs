@@ -136,7 +136,7 @@ impl Settings {
         };
         let mut found = Vec::new();
         // A relay that can't look any more doesn't say so.
-        let waiting = Duration::from_secs_f64(notice.oldest_seconds) + age(now, notice.looked);
+        let waiting = notice.waiting(now);
         if waiting > self.outbox.max(BLIND) {
             found.push(stuck.since(before(now, waiting)));
         }

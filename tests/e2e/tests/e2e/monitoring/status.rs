@@ -132,6 +132,18 @@ async fn the_status_tells_of_each_target_what_is_wrong_with_it() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_status_for_a_role_that_may_not_ask_names_those_that_may() -> Result<()> {
+    let stack = only("").start().await?;
+    let refused = shown(&stack, "worker", &[]).await;
+    let error = refused.err().context("a worker is answered")?.to_string();
+    assert!(
+        error.contains("nats.user") && error.contains("viewer"),
+        "{error}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_status_without_a_gateway_says_so() -> Result<()> {
     let stack = only("").start().await?;
     stack.gateway().kill9().await;

@@ -9,7 +9,7 @@ use serde_json::json;
 use usersync_stack::{Service, eventually, http};
 
 use super::Main;
-use crate::support::{Bus, SOON};
+use crate::support::{Api, Bus, SOON};
 
 const WRITERS: u64 = 20;
 const USERS: u64 = 40;
@@ -56,6 +56,30 @@ async fn changes_become_states(main: Main) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn the_status_tells_how_an_outbox_stands() -> Result<()> {
+    let main = Main::mariadb().await?;
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    let api = Api::of(&stack).await?;
+    let stands = async |state: &str, failed: u64| {
+        eventually(SOON, async || {
+            let status = api.get("/v1/status").await?;
+            let source = &status["sources"][0];
+            let (name, is, rows) = (&source["source"], &source["state"], &source["failed"]);
+            ensure!(name == "main" && is == state && *rows == failed, "{status}");
+            Ok(())
+        })
+        .await
+    };
+    main.run("INSERT INTO people (uid) VALUES (-5)").await?;
+    stands("ok", 1).await?;
+    main.run("RENAME TABLE user_outbox TO elsewhere").await?;
+    stands("stopped", 0).await?;
+    main.run("RENAME TABLE elsewhere TO user_outbox").await?;
+    stands("ok", 1).await
 }
 
 #[tokio::test]
