@@ -59,6 +59,7 @@ pub struct StackBuilder {
     targets_file: Option<PathBuf>,
     nats_conf: Option<PathBuf>,
     nats_tls: bool,
+    nats_cluster: bool,
     recipe: Recipe,
 }
 
@@ -90,6 +91,7 @@ impl Default for StackBuilder {
             targets_file: None,
             nats_conf: None,
             nats_tls: false,
+            nats_cluster: false,
             recipe: Recipe {
                 profile: Profile::own(),
                 gateway_args: Vec::new(),
@@ -176,6 +178,12 @@ impl StackBuilder {
         self
     }
 
+    /// NATS is a cluster of three, and streams have three replicas.
+    pub fn nats_cluster(mut self) -> Self {
+        self.nats_cluster = true;
+        self.env("USERSYNC_STREAMS__REPLICAS", "3")
+    }
+
     /// More arguments for every gateway.
     pub fn gateway_args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
@@ -245,7 +253,8 @@ impl StackBuilder {
 
         let mut nats = NatsServer::builder(dir)
             .port(port(4222)?)
-            .tls(self.nats_tls);
+            .tls(self.nats_tls)
+            .clustered(self.nats_cluster);
         if let Some(conf) = &self.nats_conf {
             nats = nats.conf(conf);
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::{Client, ConnectOptions, Subscriber, client::RequestErrorKind};
+use futures_util::future::try_join_all;
 
 use crate::roles::{self, Roles, TEST};
 use crate::{Certificates, Launch, Process, Signal, free_port, http, tools};
@@ -39,6 +40,7 @@ pub struct NatsServer {
     roles: Roles,
     test: String,
     certificates: Option<Certificates>,
+    peers: Vec<NatsServer>,
 }
 
 /// What to start a [`NatsServer`] with.
@@ -51,6 +53,7 @@ pub struct NatsBuilder {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     tls: bool,
+    clustered: bool,
 }
 
 impl NatsServer {
@@ -82,6 +85,7 @@ impl NatsServer {
             args: Vec::new(),
             env: Vec::new(),
             tls: false,
+            clustered: false,
         }
     }
 
@@ -176,6 +180,11 @@ impl NatsServer {
         &self.process
     }
 
+    /// The other servers of its cluster; none where it was started alone.
+    pub fn peers(&mut self) -> &mut [Self] {
+        &mut self.peers
+    }
+
     /// Kills it the hard way and waits until it is gone.
     pub async fn kill9(&self) {
         self.process.kill9().await;
@@ -240,6 +249,14 @@ impl NatsBuilder {
         self
     }
 
+    /// Whether it is one of three that form a cluster, in which clients learn of the others. They keep their stores in
+    /// `dir/peer-N`.
+    #[must_use]
+    pub fn clustered(mut self, clustered: bool) -> Self {
+        self.clustered = clustered;
+        self
+    }
+
     /// One more argument.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
@@ -259,6 +276,52 @@ impl NatsBuilder {
     /// # Errors
     /// As [`NatsServer::start`].
     pub async fn start(self) -> Result<NatsServer> {
+        let members = match self.clustered {
+            true => self.into_cluster()?,
+            false => vec![self],
+        };
+        let servers = members.into_iter().map(Self::spawn);
+        let mut servers = servers.collect::<Result<Vec<_>>>()?;
+        // A cluster serves when most of its servers are there.
+        try_join_all(servers.iter().map(NatsServer::until_ready)).await?;
+        let peers = servers.split_off(1);
+        let mut server = servers.pop().context("a cluster without a server")?;
+        server.peers = peers;
+        Ok(server)
+    }
+
+    /// All that form the cluster, this one first; they have the same users.
+    fn into_cluster(self) -> Result<Vec<Self>> {
+        let ports = [free_port()?, free_port()?, free_port()?];
+        let urls = ports.map(|port| format!("nats://127.0.0.1:{port}"));
+        let roles = Roles::of(&self.dir)?;
+        let mut members = vec![self];
+        for number in 1..urls.len() {
+            let dir = members[0].dir.join(format!("peer-{number}"));
+            roles.copy_to(&dir)?;
+            members.push(NatsServer::builder(&dir));
+        }
+        let routes = urls.join(",");
+        let of_cluster = |(member, (number, url)): (Self, (usize, &String))| {
+            let name = format!("server-{number}");
+            [
+                "-n",
+                &name,
+                "--cluster_name",
+                "tests",
+                "--cluster",
+                url,
+                "--routes",
+                &routes,
+            ]
+            .into_iter()
+            .fold(member, Self::arg)
+        };
+        let members = members.into_iter().zip(urls.iter().enumerate());
+        Ok(members.map(of_cluster).collect())
+    }
+
+    fn spawn(self) -> Result<NatsServer> {
         let port = self.port.map_or_else(free_port, Ok)?;
         let monitor_port = self.monitor_port.map_or_else(free_port, Ok)?;
         let roles = Roles::of(&self.dir)?;
@@ -287,7 +350,7 @@ impl NatsBuilder {
         for (name, value) in self.env {
             launch = launch.env(name, value);
         }
-        let server = NatsServer {
+        Ok(NatsServer {
             process: launch.spawn()?,
             launch,
             port,
@@ -296,8 +359,7 @@ impl NatsBuilder {
             test: roles.login(TEST)?,
             roles,
             certificates,
-        };
-        server.until_ready().await?;
-        Ok(server)
+            peers: Vec::new(),
+        })
     }
 }

@@ -45,6 +45,16 @@ impl Roles {
         self.0.join(role)
     }
 
+    /// Gives the server in `dir` the same passwords.
+    pub(crate) fn copy_to(&self, dir: &Path) -> Result<()> {
+        let copy = Self(dir.join("secrets").join("nats"));
+        fs::create_dir_all(&copy.0).with_context(|| format!("creating {}", copy.0.display()))?;
+        for role in ROLES.into_iter().chain([TEST]) {
+            fs::copy(self.file(role), copy.file(role)).context("copying a password")?;
+        }
+        Ok(())
+    }
+
     /// User and password of `role`, as URLs have them.
     pub(crate) fn login(&self, role: &str) -> Result<String> {
         Ok(format!("{role}:{}", self.password(role)?))

@@ -6,6 +6,7 @@ mod batches;
 mod breaker;
 mod checks;
 mod clocks;
+mod cluster;
 mod control;
 mod database_targets;
 mod delivery;
