@@ -45,6 +45,7 @@ mod smtp;
 mod stack;
 mod template;
 pub mod tools;
+pub mod types;
 mod wait;
 
 pub use arcadedb::ArcadeDbServer;
