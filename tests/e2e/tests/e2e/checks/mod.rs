@@ -6,6 +6,7 @@ mod pairs;
 mod queue;
 mod races;
 mod refused;
+mod replicas;
 mod resumed;
 mod several;
 mod stalled;
