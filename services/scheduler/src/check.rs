@@ -11,6 +11,7 @@ mod table;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,13 +20,13 @@ use async_nats::Message;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
-    check::{Checked, Class, Report, Request, Stage},
+    check::{Checked, Class, LeftOut, Report, Request, Stage},
     stored_state,
-    subjects::{GATEWAY_TARGET, USER_REPAIR},
+    subjects::{self, GATEWAY_TARGET, USER_REPAIR},
     target::TargetName,
     user_id::UserId,
 };
-use usersync_digest::{Place, Row, RowHash, Scanned, Side, Walk};
+use usersync_digest::{Place, Row, Scanned, Side, Walk};
 use usersync_targets::{Action, Holdings, Rule, Unchecked, Verdict};
 
 pub(crate) use self::journal::{Entries, Journal, Progress};
@@ -33,7 +34,7 @@ pub(crate) use self::journal::{Entries, Journal, Progress};
 use self::{
     copy::Copy,
     journal::Mark,
-    meant::Meant,
+    meant::{Meant, Told},
     sides::{Seen, Sides, Unusable},
     table::{Pass, Table},
 };
@@ -88,6 +89,8 @@ pub(crate) async fn run(
         mending,
         asked: BTreeMap::new(),
         brake: 0,
+        reads_all: false,
+        refused: LeftOut::default(),
     };
     let done = stop.run_until_cancelled(check.all(name)).await;
     match done {
@@ -126,6 +129,10 @@ struct Check<'a> {
     asked: BTreeMap<UserId, Class>,
     /// How many users may be changed without asking.
     brake: u64,
+    /// Whether all states are read, and not users one by one.
+    reads_all: bool,
+    /// Users who could not be compared when they were looked at.
+    refused: LeftOut,
 }
 
 /// What `name` is compared with.
@@ -163,7 +170,12 @@ impl Check<'_> {
                 self.note_unusable(unusable, &sides);
             } else {
                 let jetstream = scheduler.jetstream.clone();
-                let held = Meant::new(jetstream, |state| table.hash_of_state(state));
+                let hash = |state: &Message| match table.hash_of_state(state) {
+                    Some((id, hash)) => Told::There(id, hash),
+                    // What can't be read differs from every row.
+                    None => Told::Nobody,
+                };
+                let held = Meant::new(jetstream, Arc::default(), hash);
                 self.walk(&sides, &Scanned(table), &Scanned(held)).await?;
             }
             self.wait(&sides).await?;
@@ -200,6 +212,7 @@ impl Check<'_> {
                 .get_stream_no_info(USER_REPAIR)
                 .await?,
             holdings: holdings.as_deref().ok(),
+            refused: Arc::default(),
         };
         self.look_again(&copy).await?;
         if let Some(user) = &self.request.user_id {
@@ -209,10 +222,10 @@ impl Check<'_> {
             match &holdings {
                 Ok(holdings) => {
                     let jetstream = self.scheduler.jetstream.clone();
-                    let meant = Scanned(Meant::new(jetstream, |state| {
-                        expected(&rule, &**holdings, state)
-                    }));
-                    self.walk(&copy, &meant, holdings.side()).await?;
+                    let request = self.request;
+                    let hash = |state: &Message| expected(&rule, &**holdings, state, request);
+                    let meant = Meant::new(jetstream, Arc::clone(&copy.refused), hash);
+                    self.walk(&copy, &Scanned(meant), holdings.side()).await?;
                 }
                 Err(Unchecked::OneByOne(_)) => self.one_by_one(&copy).await?,
                 Err(error) => bail!(error.clone()),
@@ -228,6 +241,7 @@ impl Check<'_> {
         meant: &dyn Side,
         held: &dyn Side,
     ) -> anyhow::Result<()> {
+        self.reads_all = true;
         let mut walk = match self.mark.place {
             Some(place) => Walk::resumed(meant, held, place),
             None => Walk::new(meant, held).await?,
@@ -237,7 +251,9 @@ impl Check<'_> {
         loop {
             self.wait_while_paused(sides.name()).await?;
             let asked = Instant::now();
-            let Some(found) = walk.next().await? else {
+            let found = walk.next().await?;
+            self.report.refused = sides.refused().and(&self.refused);
+            let Some(found) = found else {
                 return Ok(());
             };
             let busy = asked.elapsed();
@@ -274,10 +290,17 @@ impl Check<'_> {
         loop {
             let page = states.next().await?;
             let ended = page.is_none();
-            // What can't be read is refused by workers too, and dead-lettered there.
-            let read = page.iter().flatten().filter_map(stored_state::of_message);
-            let read = read.map(|state| state.user_id);
-            users.extend(read.filter(|user| self.request.covers(user)));
+            for message in page.iter().flatten() {
+                let user = subjects::user_of_state(&message.subject);
+                let Some(user) = user.filter(|user| self.request.covers(user)) else {
+                    continue;
+                };
+                match stored_state::of_message(message) {
+                    Some(_) => users.push(user),
+                    // It is refused by workers too, and dead-lettered there.
+                    None => self.note_refused(sides, &user, copy::UNREADABLE),
+                }
+            }
             if !ended && users.len() < CHUNK {
                 continue;
             }
@@ -310,6 +333,12 @@ impl Check<'_> {
                             self.report.note(class, user, true);
                         }
                     }
+                    // Reading all states has counted them.
+                    Seen::Untold(_) if self.reads_all => {}
+                    Seen::Untold(reason) | Seen::Unshown(reason) => {
+                        self.note_refused(sides, user, &reason);
+                    }
+                    Seen::Expired => self.report.expired.note(user, None),
                     Seen::Drift(..) => {}
                 }
             }
@@ -399,6 +428,12 @@ impl Check<'_> {
         self.report.unusable_because = self.report.unusable_because.take().or(because);
     }
 
+    /// Notes somebody who can't be compared, beside those found when all states were read last.
+    fn note_refused(&mut self, sides: &dyn Sides, user: &UserId, reason: &str) {
+        self.refused.note(user, Some(reason));
+        self.report.refused = sides.refused().and(&self.refused);
+    }
+
     /// Says that everybody before this place has been looked at.
     fn mark_at(&mut self, pass: usize, place: Option<Place>) {
         // Who waits comes along, unless that would be too much for one value of the bucket.
@@ -430,18 +465,29 @@ impl Check<'_> {
     }
 }
 
-/// The user of `state`, and what a target answers when it holds of them what it is meant to; `None` when that is nothing.
-fn expected(rule: &Rule, holdings: &dyn Holdings, state: &Message) -> Option<(String, RowHash)> {
-    let state = stored_state::of_message(state)?;
-    let id = state.user_id.to_string();
-    let hash = match rule.apply(state) {
+/// What a target answers when it holds of the user of `state` what it is meant to.
+fn expected(rule: &Rule, holdings: &dyn Holdings, state: &Message, request: &Request) -> Told {
+    let Some(user) = subjects::user_of_state(&state.subject) else {
+        return Told::Nobody;
+    };
+    let refused = |reason: String| match request.covers(&user) {
+        true => Told::Refused(user.clone(), reason),
+        false => Told::Nobody,
+    };
+    let Some(state) = stored_state::of_message(state) else {
+        return refused(copy::UNREADABLE.to_owned());
+    };
+    match rule.apply(state) {
         Verdict::Send(delivery) => {
             let upsert = delivery.action == Action::Upsert;
             // Whom the target can't hold is looked at: nothing there equals this.
             let unequalled = || upsert.then(|| Row::new(REFUSED).hash());
-            holdings.expected(&delivery).or_else(unequalled)
+            match holdings.expected(&delivery).or_else(unequalled) {
+                Some(hash) => Told::There(user.to_string(), hash),
+                None => Told::Nobody,
+            }
         }
-        Verdict::Skip { .. } | Verdict::Refused(_) => None,
-    };
-    Some((id, hash?))
+        Verdict::Skip { .. } => Told::Nobody,
+        Verdict::Refused(failure) => refused(failure.to_string()),
+    }
 }

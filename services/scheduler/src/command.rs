@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::Health,
-    check::{Checked, Report, Request, Stage},
+    check::{Checked, LeftOut, Report, Request, Stage},
     common::Common,
     nats, subjects,
     user_id::UserId,
@@ -162,7 +162,7 @@ impl Check {
     ) -> anyhow::Result<Report> {
         let target = self.target.as_ref();
         let client = jetstream.client();
-        let mut reports = client.subscribe(subjects::check_result(target)).await?;
+        let mut reports = client.subscribe(reports::subject(target, request)).await?;
         client.flush().await?;
         let body = serde_json::to_vec(request)?.into();
         let asked = jetstream
@@ -229,22 +229,22 @@ fn table(report: &Report) -> String {
     );
     if report.found.is_empty() {
         // Of those who weren't looked at nothing is said.
-        if report.stage == Stage::Done && report.pending == 0 {
+        if report.is_alike() {
             text += "all alike\n";
         }
     } else {
         text += &format!(
-            "{:<10} {:>9} {:>9}  {}\n",
-            "class", "users", "repaired", "some of them"
+            "{:<10} {:>9} {:>9} {:>9}  {}\n",
+            "class", "users", "repaired", "can't be", "some of them"
         );
         for (class, found) in &report.found {
-            let sample: Vec<String> = found.sample.iter().take(5).map(UserId::to_string).collect();
             text += &format!(
-                "{:<10} {:>9} {:>9}  {}\n",
+                "{:<10} {:>9} {:>9} {:>9}  {}\n",
                 class.as_str(),
                 found.users,
                 found.repaired,
-                sample.join(", ")
+                found.unrepairable,
+                some_of(&found.sample)
             );
         }
     }
@@ -252,6 +252,25 @@ fn table(report: &Report) -> String {
         text += &format!(
             "{} differ and are still on their way: look at the backlog\n",
             report.pending
+        );
+    }
+    let LeftOut {
+        users,
+        sample,
+        because,
+    } = &report.refused;
+    if *users > 0 {
+        let reason = because.as_deref().unwrap_or("dead letters say why");
+        text += &format!(
+            "{users} can't be held, so nothing is said of their copies: {} (the first: {reason})\n",
+            some_of(sample)
+        );
+    }
+    let LeftOut { users, sample, .. } = &report.expired;
+    if *users > 0 {
+        text += &format!(
+            "{users} aren't there, which is no drift where users are forgotten after a time: {}\n",
+            some_of(sample)
         );
     }
     if let Some(reason) = &report.unusable_because {
@@ -266,6 +285,12 @@ fn table(report: &Report) -> String {
     text
 }
 
+/// A few of a sample.
+fn some_of(sample: &[UserId]) -> String {
+    let some: Vec<String> = sample.iter().take(5).map(UserId::to_string).collect();
+    some.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,7 +303,18 @@ mod tests {
         report.pending = 3;
         let waits = table(&report);
         assert!(waits.contains("3 differ") && !waits.contains("all alike"));
-        (report.stage, report.pending) = (Stage::Failed, 0);
+        report.pending = 0;
+        report
+            .refused
+            .note(&7.into(), Some("`filter` has no answer"));
+        let refused = table(&report);
+        assert!(refused.contains("1 can't be held") && refused.contains("7 (the first: `filter`"));
+        assert!(!refused.contains("all alike"));
+        report.refused = LeftOut::default();
+        report.expired.note(&7.into(), None);
+        assert!(!table(&report).contains("all alike"));
+        report.expired = LeftOut::default();
+        report.stage = Stage::Failed;
         report.error = Some("there is no target crm".to_owned());
         let failed = table(&report);
         assert!(failed.contains("there is no target crm") && !failed.contains("all alike"));

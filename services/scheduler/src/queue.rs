@@ -87,7 +87,7 @@ async fn serve(
     let work = check::run(scheduler, target, &request, journal, shutdown);
     let kept = async |now: &Progress| {
         answer(message, AckKind::Progress).await;
-        reports::show(scheduler, now).await;
+        reports::show(scheduler, &request, now).await;
     };
     let end = claim
         .during(work, entries, RENEW.min(ACK_WAIT / 3), kept)

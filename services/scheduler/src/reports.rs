@@ -16,14 +16,23 @@ use usersync_core::{
 use crate::{check::Progress, scheduler::Scheduler};
 
 /// How a check may end, as metrics have it.
-const RESULTS: [&str; 4] = ["alike", "drift", "braked", "failed"];
+const RESULTS: [&str; 5] = ["alike", "drift", "refused", "braked", "failed"];
 /// How long showing an interim report may take.
 const SHOWING: Duration = Duration::from_secs(1);
 
 /// Shows how far a check is; best effort.
-pub(crate) async fn show(scheduler: &Scheduler, progress: &Progress) {
+pub(crate) async fn show(scheduler: &Scheduler, request: &Request, progress: &Progress) {
     if let Some(report) = &progress.report {
-        timeout(SHOWING, store(scheduler, report)).await.ok();
+        let storing = store(scheduler, request, report);
+        timeout(SHOWING, storing).await.ok();
+    }
+}
+
+/// Where the report of a check goes: one of some users never takes the place of the one of all.
+pub(crate) fn subject(target: &str, request: &Request) -> String {
+    match request.is_of_all() {
+        true => subjects::check_result(target),
+        false => subjects::check_result_of_some(target),
     }
 }
 
@@ -37,8 +46,8 @@ pub(crate) async fn publish(
     request: &Request,
     report: &Report,
 ) -> anyhow::Result<()> {
-    store(scheduler, report).await?;
-    count(report);
+    store(scheduler, request, report).await?;
+    count(request, report);
     let found: Vec<_> = report
         .found
         .iter()
@@ -56,6 +65,16 @@ pub(crate) async fn publish(
             "rows that can't be users are left out; this is why the first can't"
         );
     }
+    let refused = &report.refused;
+    if !refused.is_empty() {
+        let (users, reason) = (refused.users, refused.because.as_deref());
+        tracing::warn!(
+            target,
+            users,
+            reason,
+            "users can't be held, so they aren't compared; this is why the first can't"
+        );
+    }
     match report.stage {
         Stage::Failed => {
             let error = report.error.as_deref();
@@ -66,7 +85,15 @@ pub(crate) async fn publish(
             raise(scheduler, report).await?;
         }
         _ => {
-            tracing::info!(target, against, users, seconds, "checked: all alike");
+            let alike = report.is_alike();
+            tracing::info!(
+                target,
+                against,
+                users,
+                seconds,
+                alike,
+                "checked: nobody differs"
+            );
             if request.is_of_all() {
                 let resolved = |newest: &alert::Newest| newest.raised().map(Alert::resolved);
                 alert::tell(&scheduler.jetstream, Kind::Drift, target, resolved).await?;
@@ -76,8 +103,8 @@ pub(crate) async fn publish(
     Ok(())
 }
 
-async fn store(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
-    let subject = subjects::check_result(&report.target);
+async fn store(scheduler: &Scheduler, request: &Request, report: &Report) -> anyhow::Result<()> {
+    let subject = subject(&report.target, request);
     let payload = serde_json::to_vec(report)?.into();
     let sent = scheduler.jetstream.publish(subject, payload);
     let stored = timeout(REQUEST_TIMEOUT, async { sent.await?.await }).await;
@@ -114,13 +141,14 @@ async fn raise(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
     .await
 }
 
-fn count(report: &Report) {
+fn count(request: &Request, report: &Report) {
     describe();
     let target = report.target.clone();
     let result = match report.stage {
         Stage::Failed => "failed",
         Stage::Braked => "braked",
         _ if report.drifted() > 0 => "drift",
+        _ if !report.refused.is_empty() => "refused",
         Stage::Running | Stage::Done => "alike",
     };
     for known in RESULTS {
@@ -136,10 +164,15 @@ fn count(report: &Report) {
             .increment(found.repaired);
     }
     counter!("usersync_unusable_rows_total", "target" => target.clone()).increment(report.unusable);
+    counter!("usersync_check_refused_users_total", "target" => target.clone())
+        .increment(report.refused.users);
     histogram!("usersync_check_seconds", "target" => target.clone()).record(report.seconds);
-    if matches!(report.stage, Stage::Done | Stage::Braked) {
+    // What is found of some says nothing of all.
+    if request.is_of_all() && matches!(report.stage, Stage::Done | Stage::Braked) {
         let now = Timestamp::now().as_second() as f64;
         gauge!("usersync_last_check_timestamp_seconds", "target" => target.clone()).set(now);
+        gauge!("usersync_last_check_refused", "target" => target.clone())
+            .set(report.refused.users as f64);
         gauge!("usersync_last_check_drift", "target" => target).set(report.drifted() as f64);
     }
 }
@@ -148,7 +181,7 @@ fn count(report: &Report) {
 fn describe() {
     describe_counter!(
         "usersync_checks_total",
-        "Checks that have ended: all alike, drift found, braked for too much of it, or failed"
+        "Checks that have ended: all alike, drift found, none but users who can't be held, braked for too much of it, or failed"
     );
     describe_counter!(
         "usersync_drift_total",
@@ -161,6 +194,14 @@ fn describe() {
     describe_counter!(
         "usersync_unusable_rows_total",
         "Rows of main databases that checks left out, for they can't be users"
+    );
+    describe_counter!(
+        "usersync_check_refused_users_total",
+        "Users whom checks could not compare, for the target can't be told of them"
+    );
+    describe_gauge!(
+        "usersync_last_check_refused",
+        "Users whom the last check of this scheduler could not compare"
     );
     describe_histogram!("usersync_check_seconds", "How long checks took");
     describe_gauge!(

@@ -325,6 +325,13 @@ pub struct Report {
     /// Why, for the first of them; never what it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unusable_because: Option<String>,
+    /// Users who can't be compared, for the target can't be told of them: the rule refuses them, their state can't be
+    /// read, or the target shows them to nobody. Dead letters say why for each.
+    #[serde(default, skip_serializing_if = "LeftOut::is_empty")]
+    pub refused: LeftOut,
+    /// Users who aren't there because the target forgets everybody after a time: no drift.
+    #[serde(default, skip_serializing_if = "LeftOut::is_empty")]
+    pub expired: LeftOut,
     /// Bytes of digests and lists that were read.
     pub bytes: u64,
     /// Why it failed, or what to do.
@@ -348,6 +355,47 @@ pub struct Found {
     pub sample: Vec<UserId>,
 }
 
+/// Users of whom a check can't say that they are alike.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeftOut {
+    /// How many.
+    pub users: u64,
+    /// Some of them.
+    #[schema(value_type = Vec<String>)]
+    pub sample: Vec<UserId>,
+    /// Why, for the first of them; never what it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
+}
+
+impl LeftOut {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.users == 0
+    }
+
+    /// Counts one more.
+    pub fn note(&mut self, user_id: &UserId, because: Option<&str>) {
+        self.users += 1;
+        if self.sample.len() < SAMPLE && !self.sample.contains(user_id) {
+            self.sample.push(user_id.clone());
+        }
+        if self.because.is_none() {
+            self.because = because.map(str::to_owned);
+        }
+    }
+
+    /// With `others` behind them.
+    #[must_use]
+    pub fn and(mut self, others: &Self) -> Self {
+        self.users += others.users;
+        let room = SAMPLE.saturating_sub(self.sample.len());
+        self.sample.extend(others.sample.iter().take(room).cloned());
+        self.because = self.because.or_else(|| others.because.clone());
+        self
+    }
+}
+
 impl Report {
     /// Of a check that begins now.
     pub fn new(target: impl Into<String>, against: impl Into<String>, dry_run: bool) -> Self {
@@ -363,6 +411,8 @@ impl Report {
             pending: 0,
             unusable: 0,
             unusable_because: None,
+            refused: LeftOut::default(),
+            expired: LeftOut::default(),
             bytes: 0,
             error: None,
         }
@@ -390,6 +440,15 @@ impl Report {
     /// One of them can't be repaired.
     pub fn cannot_repair(&mut self, class: Class) {
         self.found.entry(class).or_default().unrepairable += 1;
+    }
+
+    /// Whether it has looked at everybody it was to look at, and all are as they are meant to be.
+    pub fn is_alike(&self) -> bool {
+        self.stage == Stage::Done
+            && self.found.is_empty()
+            && self.pending == 0
+            && self.refused.is_empty()
+            && self.expired.is_empty()
     }
 
     /// How many users differ.

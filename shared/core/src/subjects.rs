@@ -140,9 +140,14 @@ pub fn check_schedule(target: &str) -> String {
     format!("user.check.schedule.{target}")
 }
 
-/// What the last check of a target found.
+/// What the last check of a target found, of all users.
 pub fn check_result(target: &str) -> String {
     format!("user.check.result.{target}")
+}
+
+/// What the last check of a target found that was to look at some users only. No target has `~` in its name.
+pub fn check_result_of_some(target: &str) -> String {
+    format!("user.check.result.{target}~some")
 }
 
 /// The key in [`CHECKS_BUCKET`] that lets the checks of a target wait while it is there; `pause` is for all.

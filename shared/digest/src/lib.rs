@@ -18,7 +18,7 @@ mod walk;
 pub use cut::{Cut, Extent, Keys};
 pub use digest::Digest;
 pub use document::document;
-pub use form::{Form, Stored};
+pub use form::{Address, Clock, Form, Rounding, Stored};
 pub use json::canonical;
 pub use row::{Key, Row, RowHash};
 pub use scan::{Each, Scan, Scanned, Tally};

@@ -71,6 +71,14 @@ impl Flavour {
         name.split('.').map(quote).collect::<Vec<_>>().join(".")
     }
 
+    /// `column` as a text of the server's own that [`Form::of`] reads, with nothing lost of it.
+    pub fn shown(self, column: &str, stored: Stored) -> String {
+        match self {
+            Self::MySql => mysql::shown(column, stored),
+            Self::Postgres => postgres::shown(column, stored),
+        }
+    }
+
     /// A column of which `stored` is known as a text in `form`; `None` where this server's SQL has no such text.
     fn text(self, field: &Field) -> Option<String> {
         let Some(column) = &field.column else {
@@ -122,7 +130,7 @@ impl Table {
             Flavour::Postgres => format!("{column}::text"),
         };
         let fields = self.fields.iter().map(|field| match &field.column {
-            Some(column) => format!(", {}", text(column)),
+            Some(column) => format!(", {}", flavour.shown(column, field.stored)),
             None => ", NULL".to_owned(),
         });
         let id = match (flavour, self.integer_ids) {

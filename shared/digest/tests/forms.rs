@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use anyhow::{Result, ensure};
 use usersync_digest::{
-    Cut, Entry, Form, Keys, Row, RowHash, Stored,
+    Cut, Entry, Form, Keys, Rounding, Row, RowHash, Stored,
     sql::{Field, Flavour, Table},
 };
 
@@ -35,16 +35,19 @@ fn columns() -> Vec<Column> {
     let text = Stored::Text {
         padded: false,
         unicode: true,
+        most: None,
     };
     let padded = Stored::Text {
         padded: true,
         unicode: true,
+        most: None,
     };
     let latin = Stored::Text {
         padded: false,
         unicode: false,
+        most: None,
     };
-    let instant = |digits, rounded| Stored::Instant { digits, rounded };
+    let instant = |digits, rounding| Stored::Instant { digits, rounding };
     let decimal = |scale| Stored::Decimal { scale };
     let known = |texts: &[&'static str]| -> Vec<_> {
         texts.iter().copied().map(Some).chain([None]).collect()
@@ -76,19 +79,22 @@ fn columns() -> Vec<Column> {
         Column {
             mysql: ("text COLLATE utf8mb4_unicode_ci", text),
             postgres: ("text", text),
-            form: Form::Text { trimmed: false },
+            form: Form::TEXT,
             values: texts.clone(),
         },
         Column {
             mysql: ("varchar(50) CHARACTER SET latin1", latin),
             postgres: ("varchar(50)", text),
-            form: Form::Text { trimmed: false },
+            form: Form::TEXT,
             values: known(&["Zoë", "ann "]),
         },
         Column {
             mysql: ("char(20) CHARACTER SET utf8mb4", padded),
             postgres: ("char(20)", padded),
-            form: Form::Text { trimmed: true },
+            form: Form::Text {
+                trimmed: true,
+                most: None,
+            },
             values: texts,
         },
         Column {
@@ -116,29 +122,29 @@ fn columns() -> Vec<Column> {
             values: known(&["1.05", "1.0499", "-9.95", "0.04"]),
         },
         Column {
-            mysql: ("datetime(6)", instant(6, false)),
-            postgres: ("timestamptz", instant(6, true)),
+            mysql: ("datetime(6)", instant(6, Rounding::Cut)),
+            postgres: ("timestamptz", instant(6, Rounding::Apart)),
             form: Form::Instant {
                 digits: 6,
-                rounded: true,
+                rounding: Rounding::Apart,
             },
             values: times.clone(),
         },
         Column {
-            mysql: ("datetime(6)", instant(6, false)),
-            postgres: ("timestamp(6)", instant(6, true)),
+            mysql: ("datetime(6)", instant(6, Rounding::Cut)),
+            postgres: ("timestamp(6)", instant(6, Rounding::Apart)),
             form: Form::Instant {
                 digits: 0,
-                rounded: false,
+                rounding: Rounding::Cut,
             },
             values: times.clone(),
         },
         Column {
-            mysql: ("datetime(6)", instant(6, false)),
-            postgres: ("timestamptz", instant(6, true)),
+            mysql: ("datetime(6)", instant(6, Rounding::Cut)),
+            postgres: ("timestamptz", instant(6, Rounding::Apart)),
             form: Form::Instant {
                 digits: 3,
-                rounded: true,
+                rounding: Rounding::Apart,
             },
             values: times,
         },
@@ -149,15 +155,15 @@ fn columns() -> Vec<Column> {
             values: known(&["2024-02-29", "1900-01-01"]),
         },
         Column {
-            mysql: ("enum('admin', 'user')", Stored::Other),
-            postgres: ("role", Stored::Other),
+            mysql: ("enum('admin', 'user')", Stored::Label { ascii: true }),
+            postgres: ("role", text),
             form: Form::Folded,
             values: known(&["admin", "user"]),
         },
         Column {
-            mysql: ("uuid", Stored::Other),
-            postgres: ("uuid", Stored::Other),
-            form: Form::Folded,
+            mysql: ("uuid", Stored::Uuid),
+            postgres: ("uuid", Stored::Uuid),
+            form: Form::Uuid,
             values: known(&["0198C0DE-0000-7000-8000-00000000ABCD"]),
         },
     ]
@@ -234,20 +240,21 @@ async fn what_sql_can_not_write_is_not_pushed_down() -> Result<()> {
     let latin = Stored::Text {
         padded: false,
         unicode: false,
+        most: None,
     };
-    let text = Form::Text { trimmed: false };
+    let text = Form::TEXT;
     let instant = Stored::Instant {
         digits: 6,
-        rounded: true,
+        rounding: Rounding::Apart,
+    };
+    let float = Stored::Float {
+        single: false,
+        scale: None,
     };
     let both = [Flavour::MySql, Flavour::Postgres];
     let rows = [
         (Stored::Json, Form::Json, &both[..]),
-        (
-            Stored::Float { single: false },
-            Form::Float { single: false },
-            &both,
-        ),
+        (float, float.form(), &both[..1]),
         // As text they could be anything.
         (instant, text, &both),
         (latin, text, &both[1..]),

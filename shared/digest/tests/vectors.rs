@@ -140,8 +140,9 @@ async fn databases_make_the_hashes_and_the_digest_of_the_page() -> Result<()> {
             stored: Stored::Text {
                 padded: false,
                 unicode: true,
+                most: None,
             },
-            form: Form::Text { trimmed: false },
+            form: Form::TEXT,
         };
         let table = Table {
             name: flavour.quoted("vectors"),

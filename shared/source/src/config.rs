@@ -98,6 +98,8 @@ pub struct SourceConfig {
     pub columns: BTreeMap<String, Member>,
     /// Columns that are left out although they suggest themselves.
     pub without: BTreeSet<String>,
+    /// Whether it is written to although it replicates from another server: two primaries of MySQL or MariaDB.
+    pub follows: bool,
     /// Whether the gateway relays its outbox.
     pub outbox: bool,
     /// How it does.
@@ -141,6 +143,7 @@ impl SourceConfig {
             id: "id".to_owned(),
             columns: BTreeMap::new(),
             without: BTreeSet::new(),
+            follows: false,
             outbox: true,
             relay: OutboxConfig::default(),
             check: Check::default(),
@@ -337,6 +340,9 @@ fn source(entry: Map<String, Value>) -> Result<SourceConfig, Vec<String>> {
             .problems
             .push("id: expected the name of a column".to_owned());
     }
+    if let Some(follows) = entry.take("follows", "true or false") {
+        config.follows = follows;
+    }
     if let Some(on) = entry.take("outbox", "true or false") {
         config.outbox = on;
     }
@@ -380,7 +386,7 @@ fn source(entry: Map<String, Value>) -> Result<SourceConfig, Vec<String>> {
         entry.problems.push(format!("secret: {error}"));
     }
     let unknown = entry.left.keys().map(|key| {
-        format!("{key}: is no setting of a source; expected url, secret, tls, table, id, columns, outbox, poll_min, poll_max, retention or check")
+        format!("{key}: is no setting of a source; expected url, secret, tls, table, id, columns, follows, outbox, poll_min, poll_max, retention or check")
     });
     entry.problems.extend(unknown);
     match entry.problems.is_empty() {

@@ -47,10 +47,24 @@ impl Database {
             })
         };
         let session = within(PATIENCE, "connecting", connecting).await?;
-        Ok(Self {
+        let mut database = Self {
             session,
             config: config.clone(),
-        })
+        };
+        database.refuse_copy().await?;
+        Ok(database)
+    }
+
+    /// Refuses a server that is a copy of another one, or has become one: it may show old rows, and whoever believes
+    /// them takes back what has changed since.
+    async fn refuse_copy(&mut self) -> Result<(), SourceError> {
+        let asking = self.session.read_only();
+        match within(PATIENCE, "asking the server", asking).await? {
+            None => Ok(()),
+            Some(why) => Err(SourceError::Refused(format!(
+                "this server is no main database, for {why}: its rows may be old; name the server that is written to in `url`"
+            ))),
+        }
     }
 
     /// Another connection with the same settings.
@@ -92,12 +106,7 @@ impl Database {
     /// When the server can't be asked, or nobody may write to it: a copy may show old rows, and can't mark them.
     pub async fn try_lock(&mut self) -> Result<bool, SourceError> {
         let table = self.table();
-        let asking = self.session.read_only();
-        if let Some(why) = within(PATIENCE, "asking the server", asking).await? {
-            return Err(SourceError::Refused(format!(
-                "the outbox is relayed from the server that is written to, and this is another one: {why}"
-            )));
-        }
+        self.refuse_copy().await?;
         within(
             PATIENCE,
             "taking the relay's lock",
@@ -255,7 +264,11 @@ impl Database {
         let reading = self.session.page(layout, after, most);
         match within(SCHEMA_PATIENCE, "reading users", reading).await {
             Err(SourceError::Value(_)) => {}
-            read => return read,
+            read => {
+                // Afterwards: what was read from a primary is true, whatever it has become since.
+                self.refuse_copy().await?;
+                return read;
+            }
         }
         // One of them can't be read: who it is shows when they are asked for one by one.
         let mut ids_only = layout.clone();
@@ -299,6 +312,7 @@ impl Database {
                 Err(error) => return Err(error),
             }
         }
+        self.refuse_copy().await?;
         Ok(found)
     }
 

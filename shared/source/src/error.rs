@@ -34,6 +34,15 @@ impl SourceError {
                 ));
             }
         }
+        if let sqlx::Error::Database(answer) = error
+            && answer.message().contains("row-level security policy")
+        {
+            return Self::Refused(format!(
+                "{doing}: policies (row-level security) hide rows from this user, who has to see all: ALTER ROLE … BYPASSRLS \
+                 ({})",
+                answer.message()
+            ));
+        }
         let text = match error {
             sqlx::Error::Tls(said) if said.to_string().contains("does not support") => {
                 format!("{doing}: no TLS: {}", tls::NONE)

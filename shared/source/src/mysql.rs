@@ -1,5 +1,6 @@
 //! MySQL and MariaDB as a main database.
 
+mod replica;
 mod sql;
 
 use std::{str::FromStr, time::Duration};
@@ -38,6 +39,8 @@ pub(crate) struct MySql {
     about: String,
     /// Whether the outbox is one of an older version, without notes.
     old: bool,
+    /// Whether it may follow another server, as one of two primaries does; or was seen not to.
+    follows: bool,
 }
 
 impl MySql {
@@ -83,6 +86,7 @@ impl MySql {
             outbox: quoted(&config.table.beside(OUTBOX)),
             about: quoted(&config.table.beside(ABOUT)),
             old: false,
+            follows: config.follows,
         })
     }
 
@@ -294,12 +298,12 @@ impl Session for MySql {
     }
 
     async fn read_only(&mut self) -> Result<Option<&'static str>, SourceError> {
-        let read_only = sqlx::query_scalar("SELECT CAST(@@global.read_only AS SIGNED)");
-        let read_only: i64 = read_only
-            .fetch_one(&mut self.connection)
-            .await
-            .map_err(|error| SourceError::of("asking whether it may be written to", &error))?;
-        Ok((read_only != 0).then_some("it is read_only, as a replica is"))
+        let read_only = replica::read_only(&mut self.connection).await?;
+        // Asked once in a connection: it takes more than the variable.
+        match (read_only, std::mem::replace(&mut self.follows, true)) {
+            (None, false) => Ok(replica::follows(&mut self.connection).await),
+            (read_only, _) => Ok(read_only),
+        }
     }
 
     async fn about(&mut self) -> Result<Option<About>, SourceError> {

@@ -222,7 +222,7 @@ pub(crate) trait Session: Send {
         layout: &Layout,
         ids: &[String],
     ) -> Result<Vec<String>, SourceError>;
-    /// Why nobody can write to this server, if so: it is a copy of another one.
+    /// Why this server is a copy of another one, if so: it may show old rows, and nobody can write to it.
     async fn read_only(&mut self) -> Result<Option<&'static str>, SourceError>;
     /// Which outbox it is; none of an older version.
     async fn about(&mut self) -> Result<Option<About>, SourceError>;

@@ -35,6 +35,14 @@ pub(crate) trait Dialect: Send + Sync {
         name: &str,
     ) -> impl Future<Output = Result<Option<Live>, Trouble>> + Send;
 
+    /// Why what is read of the table isn't all that is written to it, if so: the server is a copy of another one, or
+    /// hides rows.
+    fn obstacle(
+        &self,
+        connection: &mut Self::Connection,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<String>, Trouble>> + Send;
+
     /// Writes rows of one shape, ordered by id, all or none of them; says what became of each.
     fn upsert(
         &self,

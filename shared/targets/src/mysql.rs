@@ -71,8 +71,9 @@ impl Dialect for MySql {
         };
         let columns = "SELECT CAST(column_name AS CHAR), CAST(data_type AS CHAR), CAST(column_type AS CHAR), \
              is_nullable = 'YES', column_default IS NOT NULL, CAST(extra AS CHAR), CAST(collation_name AS CHAR), \
-             CAST(COALESCE(numeric_scale, datetime_precision, 0) AS SIGNED), CAST(character_set_name AS CHAR), \
-             VERSION() NOT LIKE '%MariaDB%' AND @@sql_mode NOT LIKE '%TIME_TRUNCATE_FRACTIONAL%' \
+             CAST(COALESCE(numeric_scale, datetime_precision) AS SIGNED), CAST(character_set_name AS CHAR), \
+             VERSION() NOT LIKE '%MariaDB%' AND @@sql_mode NOT LIKE '%TIME_TRUNCATE_FRACTIONAL%', \
+             CAST(LEAST(character_maximum_length, 1000000) AS UNSIGNED) \
              FROM information_schema.columns \
              WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? ORDER BY ordinal_position";
         let rows = sqlx::query(columns).bind(schema).bind(name);
@@ -110,6 +111,18 @@ impl Dialect for MySql {
             live.unique.insert(row.try_get(0).map_err(trouble)?);
         }
         Ok(Some(live))
+    }
+
+    async fn obstacle(
+        &self,
+        connection: &mut MySqlConnection,
+        _: &str,
+    ) -> Result<Option<String>, Trouble> {
+        let read_only = "SELECT CAST(@@global.read_only OR @@global.innodb_read_only AS SIGNED)";
+        let read_only = sqlx::query_scalar(read_only).fetch_one(connection);
+        let read_only: i64 = read_only.await.map_err(trouble)?;
+        let reason = "this server is read_only, as a replica is: it may be behind; name the one that is written to in `url`";
+        Ok((read_only != 0).then(|| reason.to_owned()))
     }
 
     async fn upsert(
@@ -252,10 +265,12 @@ impl Dialect for MySql {
             ..
         } = &layout.table;
         let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
-        let cells = layout
-            .columns
-            .iter()
-            .map(|column| format!(", CAST({} AS CHAR)", quoted(&column.name)));
+        let cells = layout.columns.iter().map(|column| {
+            format!(
+                ", {}",
+                Self::FLAVOUR.shown(&quoted(&column.name), column.stored)
+            )
+        });
         let places = ids.len().next_power_of_two();
         let statement = format!(
             "SELECT CAST({id} AS CHAR), CAST(COALESCE({version}, 0) AS SIGNED), COALESCE({deleted}, FALSE) <> 0{} \

@@ -140,13 +140,16 @@ impl Dialect for Postgres {
         connection: &mut PgConnection,
         name: &str,
     ) -> Result<Option<Live>, Trouble> {
-        let columns = "SELECT a.attname::text, format_type(a.atttypid, NULL), t.typcategory::text, t.typtype::text, \
+        let columns = "SELECT a.attname::text, format_type(a.atttypid, NULL), b.typcategory::text, b.typtype::text, \
              NOT a.attnotnull, a.atthasdef OR a.attidentity <> '', a.attgenerated <> '' OR a.attidentity = 'a', \
-             COALESCE(c.collisdeterministic, true), t.typname::text, n.nspname::text, \
+             COALESCE(c.collisdeterministic, true), b.typname::text, n.nspname::text, \
              EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indimmediate \
                      AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum), \
-             a.atttypmod, current_setting('server_encoding') = 'UTF8' \
-             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace \
+             CASE t.typtype WHEN 'd' THEN t.typtypmod ELSE a.atttypmod END, \
+             current_setting('server_encoding') = 'UTF8', t.typtype = 'd' \
+             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
+             JOIN pg_type b ON b.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END \
+             JOIN pg_namespace n ON n.oid = b.typnamespace \
              LEFT JOIN pg_collation c ON c.oid = a.attcollation \
              WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
         let rows = sqlx::query(columns).bind(quoted(name));
@@ -174,6 +177,32 @@ impl Dialect for Postgres {
             live.columns.push(column);
         }
         Ok(Some(live))
+    }
+
+    async fn obstacle(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+    ) -> Result<Option<String>, Trouble> {
+        let name = quoted(name).replace('\'', "''");
+        // Not prepared, for the sake of poolers.
+        let asked = format!(
+            "SELECT pg_is_in_recovery(), COALESCE(row_security_active(to_regclass('{name}')), false)"
+        );
+        let asked = sqlx::raw_sql(AssertSqlSafe(asked));
+        let row = asked.fetch_one(connection).await.map_err(trouble)?;
+        let (standby, hidden) = (row.try_get(0), row.try_get(1));
+        Ok(match (standby.map_err(trouble)?, hidden.map_err(trouble)?) {
+            (true, _) => Some(
+                "this server is a standby (pg_is_in_recovery): it may be behind; name the primary in `url`"
+                    .to_owned(),
+            ),
+            (false, true) => Some(format!(
+                "policies (row-level security) of table {name} hide rows from this user, who has to see all: \
+                 ALTER ROLE … BYPASSRLS"
+            )),
+            (false, false) => None,
+        })
     }
 
     async fn upsert(
@@ -309,10 +338,12 @@ impl Dialect for Postgres {
             ..
         } = &layout.table;
         let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
-        let cells = layout
-            .columns
-            .iter()
-            .map(|column| format!(", {}::text", quoted(&column.name)));
+        let cells = layout.columns.iter().map(|column| {
+            format!(
+                ", {}",
+                Self::FLAVOUR.shown(&quoted(&column.name), column.stored)
+            )
+        });
         let statement = format!(
             "SELECT {id}::text, COALESCE({version}, 0), COALESCE({deleted}, false){} FROM {} \
              WHERE {id} = ANY ($1::text[]::{}[])",

@@ -74,7 +74,7 @@ fn content(document: &Value, delivery: &Delivery, texts: &[&str]) -> Standing {
 }
 
 /// Whether two texts are one: Unicode writes some in several ways, and services may choose another.
-pub(crate) fn is_text(held: &str, told: &str) -> bool {
+fn is_text(held: &str, told: &str) -> bool {
     held == told || (!(held.is_ascii() && told.is_ascii()) && held.nfc().eq(told.nfc()))
 }
 

@@ -19,6 +19,7 @@ use usersync_core::{
 
 use crate::{
     Action, ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked,
+    cell,
     check::sql::SqlHoldings,
     connections::{Connections, TRUSTED},
     dialect::{Dialect, Fate, Held},
@@ -124,6 +125,15 @@ impl<D: Dialect> SqlTarget<D> {
         let live = self.dialect.look(&mut connection, &self.name).await?;
         lease.keep(connection);
         Ok(live)
+    }
+
+    /// Why what is read there isn't what is written there, if so.
+    async fn obstacle(&self) -> Result<Option<String>, Trouble> {
+        let lease = self.connections.lease().await;
+        let mut connection = self.connection(&lease).await?;
+        let obstacle = self.dialect.obstacle(&mut connection, &self.name).await?;
+        lease.keep(connection);
+        Ok(obstacle)
     }
 
     /// A connection that works, as far as one can tell.
@@ -477,6 +487,10 @@ impl<D: Dialect> Target for SqlTarget<D> {
     async fn holdings(&self) -> Result<Box<dyn Holdings + '_>, Unchecked> {
         let layout = self.in_time(self.layout()).await;
         let layout = layout.map_err(|trouble| trouble.failure)?;
+        let obstacle = self.in_time(self.obstacle()).await;
+        if let Some(reason) = obstacle.map_err(|trouble| trouble.failure)? {
+            return Err(Failure::new(reason).into());
+        }
         let told = |path: &str| table::is_told(&self.fields, path);
         Ok(Box::new(SqlHoldings::new(&self.dialect, layout, told)))
     }
@@ -523,12 +537,7 @@ fn content(layout: &Layout, action: Action, row: &Row, held: &Held) -> Standing 
     let mut differing = columns.filter(|((column, held), told)| {
         told.as_ref().is_some_and(|told| {
             let (held, told) = (held.as_deref(), told.as_deref());
-            let form = column.stored.form();
-            // What is the same to a digest is the same here.
-            let equal = held
-                .zip(told)
-                .is_some_and(|(held, told)| form.of(held) == form.of(told));
-            !equal && !column.kind.same(held, told, row.merged)
+            !cell::is_alike(column.stored, held, told, row.merged)
         })
     });
     match differing.next() {

@@ -15,7 +15,7 @@ use sqlx::{
 };
 use usersync_core::catalogue;
 use usersync_digest::{
-    Cut, Extent, Form, Stored, Walk,
+    Cut, Extent, Form, Rounding, Stored, Walk,
     sql::{Field, Flavour, Table},
 };
 use usersync_stack::{Directory, MariaDbServer, PostgresServer};
@@ -143,10 +143,11 @@ fn table(flavour: Flavour) -> Table {
         Stored::Text {
             padded: false,
             unicode: true,
+            most: None,
         },
         Stored::Instant {
             digits: 6,
-            rounded: true,
+            rounding: Rounding::Apart,
         },
     );
     let field = |(column, _): (&str, &str)| {
@@ -156,7 +157,7 @@ fn table(flavour: Flavour) -> Table {
             stored,
             form: match stored {
                 Stored::Instant { .. } => stored.form(),
-                _ => Form::Text { trimmed: false },
+                _ => Form::TEXT,
             },
         }
     };

@@ -48,6 +48,7 @@ mod stack;
 pub mod support;
 mod template;
 pub mod tools;
+pub mod types;
 mod wait;
 
 pub use arcadedb::ArcadeDbServer;

@@ -1,6 +1,7 @@
 //! A PostgreSQL server of our own: one with pgvector, or the newest that there is.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -83,6 +84,44 @@ impl PostgresServer {
         };
         server.until_ready().await?;
         Ok(server)
+    }
+
+    /// Starts a standby of this one, which follows it, with data and log in `dir`.
+    ///
+    /// # Errors
+    /// When it can't be copied, or not ready in time.
+    pub async fn standby(&self, dir: &Path) -> Result<Self> {
+        let bin = tools::postgres_bin()?;
+        let data = dir.join("postgres");
+        fs::create_dir_all(&data).with_context(|| format!("creating {}", data.display()))?;
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700))?;
+        belongs_to_the_server(&data)?;
+        let (program, args) = unprivileged(&bin.join("pg_basebackup"));
+        let place = format!(
+            "host=127.0.0.1 port={} user={USER} password={}",
+            self.port,
+            Self::PASSWORD
+        );
+        let output = Command::new(program)
+            .args(args)
+            .arg("-D")
+            .arg(&data)
+            .args([
+                "-d",
+                &place,
+                "-R",
+                "-X",
+                "stream",
+                "-c",
+                "fast",
+                "--no-sync",
+            ])
+            .stdin(Stdio::null())
+            .output()
+            .context("running pg_basebackup")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "pg_basebackup failed: {said}");
+        Self::start(dir).await
     }
 
     /// Where clients connect, without the password: `postgres://postgres@127.0.0.1:PORT/postgres`.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use tokio::time::timeout;
 use usersync_core::{
-    check::{Check, Class},
+    check::{Check, Class, LeftOut},
     event::EventType,
     fields::Members,
     nats::{self, REQUEST_TIMEOUT},
@@ -45,6 +45,10 @@ const CALLS: usize = 8;
 /// How far versions, which follow the clock, may be ahead of it: clocks differ. What is further ahead is damage.
 const AHEAD: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Why nothing is said of a user whose state can't be read.
+pub(super) const UNREADABLE: &str =
+    "the state can't be read; the check `gateway`, or the user's next event, writes it anew";
+
 /// A target that is looked at.
 pub(crate) struct Copy<'a> {
     pub config: &'a Arc<TargetConfig>,
@@ -57,6 +61,8 @@ pub(crate) struct Copy<'a> {
     pub repairs: Stream<()>,
     /// What it says of all users, where it does.
     pub holdings: Option<&'a dyn Holdings>,
+    /// Users who can't be held, found when all states were read last.
+    pub refused: Arc<Mutex<LeftOut>>,
 }
 
 /// What is known of a user before the target is asked.
@@ -65,6 +71,8 @@ enum Meant {
     Told(Box<Delivery>, u64),
     /// Nothing is meant to be said.
     Nothing,
+    /// It can't be told, for this reason.
+    Refused(String),
 }
 
 #[async_trait(?Send)]
@@ -85,6 +93,11 @@ impl Sides for Copy<'_> {
         Ok(info.num_pending == 0 && info.num_ack_pending == 0)
     }
 
+    fn refused(&self) -> LeftOut {
+        let refused = self.refused.lock();
+        refused.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     async fn look(&self, users: &[UserId]) -> anyhow::Result<Vec<Seen>> {
         // Before the states are read: what it has passed by now it has passed for good.
         let passed = self.passed().await?;
@@ -93,9 +106,13 @@ impl Sides for Copy<'_> {
         let mut seen = vec![Seen::Alike; users.len()];
         let (mut places, mut batch) = (Vec::new(), Vec::new());
         for (place, meant) in meant.into_iter().enumerate() {
-            if let Meant::Told(delivery, seq) = meant {
-                places.push((place, seq));
-                batch.push(*delivery);
+            match meant {
+                Meant::Told(delivery, seq) => {
+                    places.push((place, seq));
+                    batch.push(*delivery);
+                }
+                Meant::Refused(reason) => seen[place] = Seen::Untold(reason),
+                Meant::Nothing => {}
             }
         }
         let compared = self.compared(&batch).await?;
@@ -108,8 +125,11 @@ impl Sides for Copy<'_> {
         for (((place, seq), delivery), standing) in places.into_iter().zip(&batch).zip(compared) {
             // Of whom there is no state, nobody has ever heard.
             seen[place] = self.judge(delivery, standing, seq > 0, latest)?;
-            if seen[place] != Seen::Alike {
-                differing.push((place, seq));
+            match seen[place] {
+                Seen::Drift(..) => differing.push((place, seq)),
+                // It has yet to come there.
+                Seen::Expired if seq > passed => seen[place] = Seen::Pending,
+                _ => {}
             }
         }
         // A state that came, and was delivered, between the two reads makes an equal target look different.
@@ -203,8 +223,11 @@ impl Copy<'_> {
         }
         Ok(match state.map(|state| self.rule.apply(state)) {
             Some(Verdict::Send(delivery)) => Meant::Told(Box::new(delivery), seq),
-            // The target keeps what it has; or it is refused, as what is no state is too, and a dead letter says so.
-            Some(Verdict::Skip { .. } | Verdict::Refused(_)) | None => Meant::Nothing,
+            // The target keeps what it has.
+            Some(Verdict::Skip { .. }) => Meant::Nothing,
+            // A dead letter says so.
+            Some(Verdict::Refused(failure)) => Meant::Refused(failure.to_string()),
+            None => Meant::Refused(UNREADABLE.to_owned()),
         })
     }
 
@@ -223,7 +246,7 @@ impl Copy<'_> {
         Ok(match standing {
             // Nothing the target sees has changed since, so it wasn't called.
             Standing::Same | Standing::Behind => Seen::Alike,
-            Standing::Missing if self.holdings.is_some_and(Holdings::forgets) => Seen::Alike,
+            Standing::Missing if self.holdings.is_some_and(Holdings::forgets) => Seen::Expired,
             Standing::Missing => drift(Class::Missing),
             Standing::Extra => drift(Class::Orphan),
             // There is no version to compare with of somebody nobody has heard of.
@@ -247,7 +270,8 @@ impl Copy<'_> {
             Standing::Refused(_) if delivery.action == Action::Upsert => {
                 Seen::Drift(Class::Different, Remedy::Impossible)
             }
-            Standing::Refused(_) | Standing::Unknown(Outcome::Permanent(_)) => Seen::Alike,
+            Standing::Refused(_) => Seen::Alike,
+            Standing::Unknown(Outcome::Permanent(failure)) => Seen::Unshown(failure.to_string()),
             Standing::Unknown(
                 Outcome::Transient(failure) | Outcome::Fault(failure) | Outcome::Gone(failure),
             ) => anyhow::bail!("the target can't say how a user stands: {failure}"),

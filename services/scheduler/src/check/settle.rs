@@ -30,7 +30,7 @@ impl Check<'_> {
             .zip(seen)
             .filter_map(|(user, seen)| match seen {
                 Seen::Drift(class, remedy) => Some((user, *class, remedy)),
-                Seen::Alike | Seen::Pending => None,
+                _ => None,
             })
             .collect();
         let more = differing

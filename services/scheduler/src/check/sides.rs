@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use usersync_core::{
-    check::{Check, Class},
+    check::{Check, Class, LeftOut},
     user_id::UserId,
 };
 
@@ -17,6 +17,12 @@ pub(crate) enum Seen {
     Drift(Class, Remedy),
     /// The newest of it is still on its way there.
     Pending,
+    /// The target can't be told of it, for this reason. Who reads all states finds them, too.
+    Untold(String),
+    /// The target shows it to nobody, for this reason.
+    Unshown(String),
+    /// It isn't there, where everybody is forgotten after a time.
+    Expired,
 }
 
 /// Rows that can't be users.
@@ -62,6 +68,11 @@ pub(crate) trait Sides {
     /// What the sides had that could be no user, when they were read last.
     fn unusable(&self) -> Unusable {
         Unusable::default()
+    }
+
+    /// Users who can't be held, found when all states were read last: each of them is [`Seen::Untold`], too.
+    fn refused(&self) -> LeftOut {
+        LeftOut::default()
     }
 
     /// Looks at everybody again, for a digest is a hint; in the same order.

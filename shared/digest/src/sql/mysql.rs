@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{Flavour, ID_CHARACTERS, RANGES, Table, is_everything, numbers, span};
 use crate::{
     cut::{Cut, Keys},
-    form::{Form, Stored},
+    form::{Clock, Form, Rounding, Stored, TO_2000},
 };
 
 /// Sums of 64-bit numbers wrap here.
@@ -15,52 +15,107 @@ const LOOKUPS: usize = 32;
 /// What separates the two sums in one: no sum of second halves comes near it.
 const APART: &str = "1000000000000000000000000000000";
 
+/// The column as a text that this program reads: floating-point numbers of 32 bits would lose digits.
+pub(super) fn shown(column: &str, stored: Stored) -> String {
+    match stored {
+        Stored::Float { single: true, .. } => format!("CAST({column} + 0e0 AS CHAR)"),
+        _ => format!("CAST({column} AS CHAR)"),
+    }
+}
+
 pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
     let chars = || format!("CAST({column} AS CHAR)");
+    // A column with ZEROFILL shows zeros before its numbers, an expression doesn't.
+    let plain = || format!("({column} + 0)");
     Some(match (form, stored) {
-        (Form::Text { trimmed }, Stored::Text { unicode, .. }) => {
+        (
+            Form::Text { trimmed, most },
+            Stored::Text {
+                unicode,
+                most: held,
+                ..
+            },
+        ) => {
             let text = match unicode {
                 true => column.to_owned(),
                 false => format!("CONVERT({column} USING utf8mb4)"),
             };
-            match trimmed {
-                true => format!("TRIM(TRAILING ' ' FROM {text})"),
-                false => text,
+            match (trimmed, most) {
+                (true, _) => format!("TRIM(TRAILING ' ' FROM {text})"),
+                (false, Some(most)) if held.is_none_or(|held| held > most) => format!(
+                    "CONCAT(LEFT({text}, {most}), TRIM(TRAILING ' ' FROM SUBSTR({text}, {most} + 1)))"
+                ),
+                (false, _) => text,
             }
         }
-        (Form::Text { .. }, Stored::Integer | Stored::Other) => chars(),
-        (Form::Integer, Stored::Integer | Stored::Boolean) => column.to_owned(),
-        (Form::Integer, Stored::Decimal { scale: Some(0) }) => chars(),
-        (Form::Decimal { .. }, Stored::Integer) => chars(),
+        (Form::Text { most: None, .. }, Stored::Integer | Stored::Uuid | Stored::Other) => chars(),
+        (Form::Integer, Stored::Integer | Stored::Boolean) => plain(),
+        (Form::Integer, Stored::Decimal { scale: Some(0) })
+        | (Form::Decimal { .. }, Stored::Integer) => format!("CAST({} AS CHAR)", plain()),
         (Form::Decimal { scale }, Stored::Decimal { scale: Some(held) }) => {
             let (rounded, digits) = match scale {
                 Some(scale) if scale < held => (format!("ROUND({column}, {scale})"), scale),
-                _ => (column.to_owned(), held),
+                _ => (plain(), held),
             };
             match digits {
-                0 => format!("CAST({rounded} AS CHAR)"),
+                ..=0 => format!("CAST({rounded} AS CHAR)"),
                 _ => format!(
                     "TRIM(TRAILING '.' FROM TRIM(TRAILING '0' FROM CAST({rounded} AS CHAR)))"
                 ),
             }
         }
-        (Form::Instant { digits, rounded }, Stored::Instant { digits: held, .. }) => {
+        (Form::Instant { digits, rounding }, Stored::Instant { digits: held, .. }) => {
             let micros = format!("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {column})");
-            let unit = 10_i64.pow(6_u32.saturating_sub(digits));
-            match (held <= digits, rounded) {
-                _ if unit == 1 => micros,
-                (true, _) => format!("{micros} DIV {unit}"),
-                (false, true) => format!("ROUND({micros}, -{}) DIV {unit}", 6 - digits),
-                // Towards the past, also before 1970.
-                (false, false) => {
-                    format!("({micros} - MOD(MOD({micros}, {unit}) + {unit}, {unit})) DIV {unit}")
-                }
-            }
+            let units = instant(&micros, digits, held, rounding);
+            // A date of zeros is no number of seconds, nor is it NULL.
+            format!("COALESCE({units}, {})", chars())
         }
         (Form::Day, Stored::Day) => chars(),
-        (Form::Folded, Stored::Other | Stored::Text { .. }) => format!("LOWER({})", chars()),
+        (
+            Form::Clock {
+                digits,
+                clock: Clock::Span,
+                ..
+            },
+            Stored::Clock {
+                digits: held,
+                clock: Clock::Span,
+                ..
+            },
+        ) if held <= digits => {
+            let seconds =
+                format!("HOUR({column}) * 3600 + MINUTE({column}) * 60 + SECOND({column})");
+            let unit = 10_i64.pow(6_u32.saturating_sub(digits));
+            format!(
+                "CAST(IF(LEFT({}, 1) = '-', -1, 1) * (({seconds}) * {} + MICROSECOND({column}) DIV {unit}) AS CHAR)",
+                chars(),
+                1_000_000 / unit
+            )
+        }
+        // Other letters than ASCII's would be folded, too.
+        (Form::Folded, Stored::Label { ascii: true }) => format!("LOWER({})", chars()),
+        (Form::Uuid, Stored::Uuid) => format!("LOWER({})", chars()),
         _ => return None,
     })
+}
+
+/// Microseconds since 1970 in units of 10^-`digits` seconds, of a column that has `held` digits.
+fn instant(micros: &str, digits: u32, held: u32, rounding: Rounding) -> String {
+    let unit = 10_i64.pow(6_u32.saturating_sub(digits));
+    // Towards the past, also before 1970.
+    let floor = |micros: &str| {
+        format!("({micros} - MOD(MOD({micros}, {unit}) + {unit}, {unit})) DIV {unit}")
+    };
+    match (held <= digits, rounding) {
+        _ if unit == 1 => micros.to_owned(),
+        (true, _) => format!("{micros} DIV {unit}"),
+        (false, Rounding::Cut) => floor(micros),
+        (false, Rounding::Later) => floor(&format!("({micros} + {})", unit / 2)),
+        (false, Rounding::Apart) => {
+            let places = 6 - digits;
+            format!("(ROUND({micros} - {TO_2000}, -{places}) + {TO_2000}) DIV {unit}")
+        }
+    }
 }
 
 /// How many octets `text` has, which is what [`text`] made of `column`.

@@ -5,18 +5,38 @@ use std::ops::Range;
 use super::{Flavour, ID_CHARACTERS, RANGES, Table, is_everything, numbers};
 use crate::{
     cut::{Cut, Keys},
-    form::{Form, Stored},
+    form::{Address, Clock, Form, Rounding, Stored, TO_2000},
 };
+
+/// The column as a text that this program reads, whatever the session's settings are.
+pub(super) fn shown(column: &str, stored: Stored) -> String {
+    let same = match stored {
+        Stored::Float { .. } | Stored::Interval { .. } => text(column, stored, stored.form()),
+        _ => None,
+    };
+    same.unwrap_or_else(|| format!("{column}::text"))
+}
 
 pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
     let chars = || format!("{column}::text");
     Some(match (form, stored) {
         // In another encoding lengths would be others.
         (_, Stored::Text { unicode: false, .. }) => return None,
-        (Form::Text { trimmed: true }, Stored::Text { .. }) => {
+        (Form::Text { trimmed: true, .. }, Stored::Text { .. }) => {
             format!("rtrim({column}::text, ' ')")
         }
-        (Form::Text { .. }, Stored::Text { .. } | Stored::Integer | Stored::Other) => chars(),
+        (
+            Form::Text {
+                most: Some(most), ..
+            },
+            Stored::Text { most: held, .. },
+        ) if held.is_none_or(|held| held > most) => {
+            format!(
+                "left({column}::text, {most}) || rtrim(substr({column}::text, {most} + 1), ' ')"
+            )
+        }
+        (Form::Text { .. }, Stored::Text { .. }) => chars(),
+        (Form::Text { most: None, .. }, Stored::Integer | Stored::Uuid | Stored::Other) => chars(),
         (Form::Integer, Stored::Boolean) => format!("{column}::int::text"),
         (Form::Integer, Stored::Integer | Stored::Decimal { scale: Some(0) }) => chars(),
         (Form::Decimal { .. }, Stored::Integer) => chars(),
@@ -26,13 +46,35 @@ pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
             }
             _ => format!("trim_scale({column})::text"),
         },
-        (Form::Instant { digits, rounded }, Stored::Instant { digits: held, .. }) => {
+        (
+            Form::Float {
+                single,
+                scale: None,
+            },
+            Stored::Float {
+                single: held,
+                scale: None,
+            },
+        ) if single == held => {
+            let send = if single { "float4send" } else { "float8send" };
+            let zero = if single { "0::float4" } else { "0" };
+            // Minus zero plus zero is zero.
+            format!("'x' || encode({send}({column} + {zero}), 'hex')")
+        }
+        (Form::Instant { digits, rounding }, Stored::Instant { digits: held, .. }) => {
             let unit = 10_i64.pow(6_u32.saturating_sub(digits));
             let micros = format!("extract(epoch from {column}) * 1000000");
-            let units = match (held <= digits, rounded) {
+            let units = match (held <= digits, rounding) {
                 _ if unit == 1 => micros,
-                (_, true) => format!("round({micros} / {unit})"),
-                (_, false) => format!("floor({micros} / {unit})"),
+                (_, Rounding::Cut) => format!("floor({micros} / {unit})"),
+                (true, _) => format!("round({micros} / {unit})"),
+                (false, Rounding::Later) => format!("floor({micros} / {unit} + 0.5)"),
+                (false, Rounding::Apart) => {
+                    format!(
+                        "round(({micros} - {TO_2000}) / {unit}) + {}",
+                        TO_2000 / unit
+                    )
+                }
             };
             // A double holds these in microseconds with a bit to spare, at half of what a numeric costs.
             let near = match unit {
@@ -48,9 +90,52 @@ pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
             )
         }
         (Form::Day, Stored::Day) => chars(),
-        (Form::Folded, Stored::Other | Stored::Text { .. }) => {
-            format!("lower({column}::text COLLATE \"C\")")
+        (
+            Form::Clock { digits, clock, .. },
+            Stored::Clock {
+                digits: held,
+                clock: kept,
+                ..
+            },
+        ) if held <= digits && clock == kept => {
+            let unit = 10_i64.pow(6_u32.saturating_sub(digits));
+            let time = match clock {
+                Clock::Zoned => format!("{column}::time"),
+                Clock::Day | Clock::Span => column.to_owned(),
+            };
+            let units = format!(
+                "(extract(epoch from {time}) * {})::int8::text",
+                1_000_000 / unit
+            );
+            match clock {
+                Clock::Zoned => format!("{units} || '@' || extract(timezone from {column})::int8"),
+                Clock::Day | Clock::Span => units,
+            }
         }
+        (Form::Interval { digits }, Stored::Interval { digits: held }) if held <= digits => {
+            let part = |of: &str| format!("extract({of} from {column})");
+            format!(
+                "CASE WHEN isfinite({column}) THEN ({} * 12 + {})::int8 || ' ' || {}::int8 || ' ' \
+                 || ({} * 3600000000 + {} * 60000000 + {})::int8 ELSE {column}::text END",
+                part("year"),
+                part("month"),
+                part("day"),
+                part("hour"),
+                part("minute"),
+                part("microseconds")
+            )
+        }
+        (Form::Folded, Stored::Text { .. }) => {
+            format!("lower(rtrim({column}::text, ' ') COLLATE \"C\")")
+        }
+        (Form::Uuid, Stored::Uuid) | (Form::Mac { .. }, Stored::Mac { .. })
+            if form == stored.form() =>
+        {
+            chars()
+        }
+        (Form::Address { .. }, Stored::Address(Address::Any | Address::Network)) => format!(
+            "substr(encode(inet_send({column}::inet), 'hex'), 9) || '/' || masklen({column}::inet)"
+        ),
         _ => return None,
     })
 }

@@ -1,6 +1,7 @@
 //! What an outbox promises, on every kind of server.
 
 mod clauses;
+mod copies;
 mod ids;
 mod numbers;
 mod place;

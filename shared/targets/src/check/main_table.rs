@@ -108,6 +108,9 @@ impl MainDatabase {
         } = &self.table;
         let look = async {
             let mut connection = dialect.connect().await?;
+            if let Some(reason) = dialect.obstacle(&mut connection, name).await? {
+                return Err(Trouble::misfit(Failure::new(reason)));
+            }
             dialect.look(&mut connection, name).await
         };
         let live = tokio::time::timeout(LOOK, look).await;

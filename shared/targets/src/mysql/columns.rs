@@ -1,7 +1,7 @@
 //! What MySQL tells of a column.
 
 use sqlx::{Row as _, mysql::MySqlRow};
-use usersync_digest::Stored;
+use usersync_digest::{Address, Clock, Rounding, Stored};
 
 use crate::{
     cell::Kind,
@@ -22,33 +22,26 @@ pub(super) fn column(row: &MySqlRow) -> Result<(LiveColumn, bool), sqlx::Error> 
         "json" => Kind::Json,
         "datetime" | "timestamp" => Kind::Instant,
         "date" => Kind::Day,
-        "enum" | "uuid" | "inet4" | "inet6" | "time" | "year" => Kind::Verbatim,
+        "enum" | "set" | "uuid" | "inet4" | "inet6" | "time" | "year" => Kind::Verbatim,
         _ => Kind::Other,
     };
-    let digits: i64 = row.try_get(7)?;
-    let digits = u32::try_from(digits).unwrap_or_default();
+    let digits: Option<i64> = row.try_get(7)?;
     let charset: Option<String> = row.try_get(8)?;
-    let unicode = |charset: String| matches!(&*charset, "utf8mb4" | "utf8mb3" | "utf8" | "ascii");
-    let stored = match (kind, data_type.as_str()) {
-        (Kind::Text, data_type) => Stored::Text {
-            padded: data_type == "char",
-            unicode: charset.is_some_and(unicode),
+    let type_of = Type {
+        name: &data_type,
+        shown: &shown,
+        digits: digits.and_then(|digits| u32::try_from(digits).ok()),
+        unicode: charset.is_some_and(is_unicode),
+        folded: collation
+            .as_deref()
+            .is_some_and(|name| name.ends_with("_ci")),
+        most: row.try_get::<Option<u32>, _>(10)?,
+        rounding: match row.try_get(9)? {
+            true => Rounding::Later,
+            false => Rounding::Cut,
         },
-        (Kind::Integer, _) => Stored::Integer,
-        (Kind::Number, "decimal") => Stored::Decimal {
-            scale: Some(digits),
-        },
-        (Kind::Number, data_type) => Stored::Float {
-            single: data_type == "float",
-        },
-        (Kind::Instant, _) => Stored::Instant {
-            digits,
-            rounded: row.try_get(9)?,
-        },
-        (Kind::Day, _) => Stored::Day,
-        (Kind::Json, _) => Stored::Json,
-        _ => Stored::Other,
     };
+    let stored = type_of.stored();
     let exact = collation.is_some_and(|collation| collation.ends_with("_bin"));
     let ids = match kind {
         Kind::Text => exact.then_some(Ids::Texts),
@@ -70,6 +63,74 @@ pub(super) fn column(row: &MySqlRow) -> Result<(LiveColumn, bool), sqlx::Error> 
         ids,
     };
     Ok((column, numbered))
+}
+
+/// What a digest has to know of a type.
+struct Type<'a> {
+    name: &'a str,
+    shown: &'a str,
+    /// Digits behind the point, or of the fraction of a second, where they are fixed.
+    digits: Option<u32>,
+    unicode: bool,
+    /// Whether case doesn't count.
+    folded: bool,
+    /// The most characters.
+    most: Option<u32>,
+    rounding: Rounding,
+}
+
+impl Type<'_> {
+    fn stored(&self) -> Stored {
+        let &Self {
+            unicode,
+            folded,
+            rounding,
+            ..
+        } = self;
+        let digits = self.digits.unwrap_or_default();
+        match self.name {
+            name @ ("char" | "varchar" | "tinytext" | "text" | "mediumtext" | "longtext") => {
+                Stored::Text {
+                    padded: name == "char",
+                    unicode,
+                    most: self.most.filter(|_| name == "varchar"),
+                }
+            }
+            "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "year" => Stored::Integer,
+            "decimal" => Stored::Decimal {
+                scale: i32::try_from(digits).ok(),
+            },
+            name @ ("float" | "double") => Stored::Float {
+                single: name == "float",
+                scale: self.digits,
+            },
+            "datetime" | "timestamp" => Stored::Instant { digits, rounding },
+            "date" => Stored::Day,
+            "time" => Stored::Clock {
+                digits,
+                rounding,
+                clock: Clock::Span,
+            },
+            "json" => Stored::Json,
+            "enum" if folded => Stored::Label {
+                ascii: self.shown.is_ascii(),
+            },
+            "enum" => Stored::Text {
+                padded: true,
+                unicode,
+                most: None,
+            },
+            "set" => Stored::Labels { folded },
+            "uuid" => Stored::Uuid,
+            "inet4" => Stored::Address(Address::Any),
+            "inet6" => Stored::Address(Address::V6),
+            _ => Stored::Other,
+        }
+    }
+}
+
+fn is_unicode(charset: String) -> bool {
+    matches!(&*charset, "utf8mb4" | "utf8mb3" | "utf8" | "ascii")
 }
 
 /// The largest integer of a type.

@@ -3,9 +3,10 @@
 use neo4rs::{BoltList, BoltMap, BoltType};
 use serde_json::Value;
 use usersync_core::{event::Change, target::Table};
+use usersync_digest::canonical;
 
 use super::property;
-use crate::{Action, Delivery, Failure, Standing, shown, table::told};
+use crate::{Action, Delivery, Failure, Standing, table::told};
 
 /// One user on the way into the graph.
 #[derive(Clone)]
@@ -90,21 +91,14 @@ impl Row {
                 return false;
             }
             let held = held.get(name.value.as_str()).unwrap_or(&Value::Null);
-            !is_property(&property::shown(told), held)
+            // As it is hashed.
+            canonical(&property::shown(told)) != canonical(held)
         });
         let Some((name, _)) = differing else {
             return Standing::Same;
         };
         let path = table.columns.get(name.value.as_str());
         Standing::Different(path.unwrap_or(&name.value).clone().into())
-    }
-}
-
-/// Whether a property is what it was set to.
-fn is_property(told: &Value, held: &Value) -> bool {
-    match (told, held) {
-        (Value::String(told), Value::String(held)) => shown::is_text(held, told),
-        (told, held) => told == held,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What PostgreSQL tells of a column.
 
 use sqlx::{Row as _, postgres::PgRow};
-use usersync_digest::Stored;
+use usersync_digest::{Address, Clock, Rounding, Stored};
 
 use super::quote;
 use crate::{
@@ -22,37 +22,23 @@ pub(super) fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {
         "json" | "jsonb" => Kind::Json,
         "timestamp" | "timestamptz" => Kind::Instant,
         "date" => Kind::Day,
-        "uuid" | "inet" | "cidr" | "time" | "interval" => Kind::Verbatim,
-        // Enumerations, and domains over texts.
+        "uuid" | "inet" | "cidr" | "macaddr" | "macaddr8" | "time" | "timetz" | "interval" => {
+            Kind::Verbatim
+        }
+        // Enumerations, and domains over domains over texts.
         _ if sort == "e" || (sort == "d" && category == "S") => Kind::Verbatim,
         _ => Kind::Other,
     };
-    let modifier: i32 = row.try_get(11)?;
-    let stored = match (kind, type_name.as_str()) {
-        (Kind::Text, type_name) => Stored::Text {
-            padded: type_name == "bpchar",
+    let stored = match sort.as_str() {
+        // Labels that differ in case are different ones.
+        "e" => Stored::Text {
+            padded: false,
             unicode: row.try_get(12)?,
+            most: None,
         },
-        (Kind::Integer, _) => Stored::Integer,
-        (Kind::Number, "numeric") => Stored::Decimal {
-            // The scale is in the lower 11 bits, above the header's four octets.
-            scale: u32::try_from(modifier - 4)
-                .ok()
-                .map(|modifier| modifier & 0x7ff),
-        },
-        (Kind::Number, type_name) => Stored::Float {
-            single: type_name == "float4",
-        },
-        (Kind::Boolean, _) => Stored::Boolean,
-        (Kind::Instant, _) => Stored::Instant {
-            digits: u32::try_from(modifier).unwrap_or(6),
-            rounded: true,
-        },
-        (Kind::Day, _) => Stored::Day,
-        (Kind::Json, _) => Stored::Json,
-        _ => Stored::Other,
+        _ => stored(&type_name, row.try_get(11)?, row.try_get(12)?),
     };
-    let deterministic: bool = row.try_get(7)?;
+    let (deterministic, is_domain): (bool, bool) = (row.try_get(7)?, row.try_get(13)?);
     let most = |most| Ids::Numbers { most };
     let column = LiveColumn {
         name,
@@ -65,6 +51,7 @@ pub(super) fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {
         defaulted: row.try_get(5)?,
         generated: row.try_get(6)?,
         ids: match type_name.as_str() {
+            _ if is_domain => None,
             "text" | "varchar" if deterministic => Some(Ids::Texts),
             "int2" => Some(most(i16::MAX as u64)),
             "int4" => Some(most(i32::MAX as u64)),
@@ -75,4 +62,51 @@ pub(super) fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {
         },
     };
     Ok((column, row.try_get(10)?))
+}
+
+/// What a digest has to know of a type with this modifier (`atttypmod`), which is negative where there is none.
+fn stored(type_name: &str, modifier: i32, unicode: bool) -> Stored {
+    let modified = u32::try_from(modifier).ok();
+    let digits = modified.unwrap_or(6).min(6);
+    // Lengths and the like come after the header's four octets.
+    let behind_header = u32::try_from(modifier - 4).ok();
+    let rounding = Rounding::Apart;
+    let clock = |clock| Stored::Clock {
+        digits,
+        rounding,
+        clock,
+    };
+    match type_name {
+        "text" | "varchar" | "bpchar" | "citext" => Stored::Text {
+            padded: type_name == "bpchar",
+            unicode,
+            most: behind_header.filter(|_| type_name == "varchar"),
+        },
+        "int2" | "int4" | "int8" => Stored::Integer,
+        "numeric" => Stored::Decimal {
+            // In the lower 11 bits, as a number with a sign.
+            scale: behind_header.map(|modifier| ((modifier & 0x7ff) as i32 ^ 1024) - 1024),
+        },
+        "float4" | "float8" => Stored::Float {
+            single: type_name == "float4",
+            scale: None,
+        },
+        "bool" => Stored::Boolean,
+        "timestamp" | "timestamptz" => Stored::Instant { digits, rounding },
+        "date" => Stored::Day,
+        "time" => clock(Clock::Day),
+        "timetz" => clock(Clock::Zoned),
+        // Digits are in the lower 16 bits.
+        "interval" => Stored::Interval {
+            digits: modified.map_or(6, |modifier| (modifier & 0xffff).min(6)),
+        },
+        "json" | "jsonb" => Stored::Json,
+        "uuid" => Stored::Uuid,
+        "inet" => Stored::Address(Address::Any),
+        "cidr" => Stored::Address(Address::Network),
+        "macaddr" | "macaddr8" => Stored::Mac {
+            long: type_name == "macaddr8",
+        },
+        _ => Stored::Other,
+    }
 }

@@ -8,7 +8,7 @@ use usersync_core::{
     fields::Members,
     user_id::{Ids, JsonId, UserId},
 };
-use usersync_digest::Row;
+use usersync_digest::{Row, canonical};
 
 use crate::Delivery;
 
@@ -119,11 +119,19 @@ fn told<'a>(document: &'a [u8], id: &str) -> Option<&'a [u8]> {
     ours.then_some(&rest[..end])
 }
 
-/// The members of any other document, as [`written`] would have made them; what is no document is as it is.
-fn rewritten(document: &[u8], id: &str) -> Vec<u8> {
-    let Ok(Value::Object(mut members)) = serde_json::from_slice(document) else {
-        return document.to_vec();
+/// Whether a document is what [`written`] makes of `delivery`, whatever order and spelling of numbers it is in.
+pub(super) fn is_written(held: Value, delivery: &Delivery, ids: Ids) -> bool {
+    let id = delivery.user_id.to_string();
+    let written = written(delivery, ids).and_then(|text| serde_json::from_slice(&text));
+    let canonical_of = |document| match document {
+        Value::Object(members) => canonical(&Value::Object(told_members(members, &id))),
+        other => canonical(&other),
     };
+    written.is_ok_and(|written| canonical_of(held) == canonical_of(written))
+}
+
+/// Members without those that say when and by whom, and without the id, where it is this user's.
+fn told_members(mut members: Map<String, Value>, id: &str) -> Map<String, Value> {
     for name in ABOUT {
         members.remove(name);
     }
@@ -132,6 +140,15 @@ fn rewritten(document: &[u8], id: &str) -> Vec<u8> {
     if matches!(held, Some(Ok(held)) if held.to_string() == id) {
         members.remove("user_id");
     }
+    members
+}
+
+/// The members of any other document, as [`written`] would have made them; what is no document is as it is.
+fn rewritten(document: &[u8], id: &str) -> Vec<u8> {
+    let Ok(Value::Object(members)) = serde_json::from_slice(document) else {
+        return document.to_vec();
+    };
+    let mut members = told_members(members, id);
     let mut text = String::new();
     let mut write = |name: &str, value: &Value| {
         if !text.is_empty() {

@@ -278,7 +278,7 @@ impl Target for RedisTarget {
             Ok(documents) => documents
                 .iter()
                 .zip(batch)
-                .map(|(document, delivery)| compare(document.as_deref(), delivery))
+                .map(|(document, delivery)| compare(document.as_deref(), delivery, self.ids))
                 .collect(),
             Err(error) => Standing::unknown(&failed(&error), batch.len()),
         })
@@ -328,13 +328,22 @@ fn unwritable() -> RedisError {
 }
 
 /// Whether the document is what was told.
-fn compare(document: Option<&[u8]>, delivery: &Delivery) -> Standing {
+fn compare(document: Option<&[u8]>, delivery: &Delivery, ids: Ids) -> Standing {
     let id = delivery.user_id.to_string();
     let document = document.filter(|held| !key::is_former_tombstone(&id, held));
     match (document.map(serde_json::from_slice), delivery.action) {
         (None, Action::Delete | Action::Disable) => Standing::Same,
         (None, Action::Upsert) => Standing::Missing,
-        (Some(Ok(document)), _) => shown::compare(&document, delivery, &shown::DOCUMENT),
+        (Some(Ok(document)), action) => {
+            let standing = shown::compare(&document, delivery, &shown::DOCUMENT);
+            let older = standing == Standing::Behind;
+            let is_told = (older || standing == Standing::Same) && action == Action::Upsert;
+            // It is ours alone and written as a whole: what else is in it was put there by somebody.
+            match is_told && !document::is_written(document, delivery, ids) {
+                true => Standing::Different("a member it was not told of".into()).aged(older),
+                false => standing,
+            }
+        }
         (Some(Err(_)), _) => Standing::Different("what is there is no document".into()),
     }
 }

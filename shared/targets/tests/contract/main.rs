@@ -4,6 +4,7 @@
 
 mod checks;
 mod clauses;
+mod column_types;
 mod deliveries;
 mod failures;
 mod http;

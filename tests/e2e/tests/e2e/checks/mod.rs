@@ -2,9 +2,11 @@
 
 mod kinds;
 mod one_by_one;
+mod pairs;
 mod queue;
 mod races;
 mod refused;
+mod replicas;
 mod resumed;
 mod several;
 mod stalled;
@@ -29,11 +31,20 @@ fn created(user: u64) -> (&'static str, Value) {
 
 /// Asks for a check and waits for its report.
 pub(crate) async fn check(bus: &Bus, target: &str, request: Value) -> Result<Report> {
-    let before = report(bus, target).await?.map(|report| report.started);
+    // What is found of some doesn't take the place of what was found of all.
+    let of_some = ["user_id", "from", "to"]
+        .iter()
+        .any(|key| request.get(key).is_some());
+    let reported = if of_some {
+        format!("{target}~some")
+    } else {
+        target.to_owned()
+    };
+    let before = report(bus, &reported).await?.map(|report| report.started);
     let subject = format!("user.check.{target}");
     let body = request.to_string().into();
     bus.jetstream().publish(subject, body).await?.await?;
-    ended(bus, target, before).await
+    ended(bus, &reported, before).await
 }
 
 /// The report of the next check of `target` that has ended, after the one that began at `before`.
