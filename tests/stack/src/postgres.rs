@@ -98,8 +98,9 @@ impl PostgresServer {
         belongs_to_the_server(&data)?;
         let (program, args) = unprivileged(&bin.join("pg_basebackup"));
         let place = format!(
-            "host=127.0.0.1 port={} user={USER} password={}",
+            "host=127.0.0.1 port={} user={} password={}",
             self.port,
+            Self::USER,
             Self::PASSWORD
         );
         let output = Command::new(program)
