@@ -67,21 +67,24 @@ pub struct Members {
 impl Fields {
     /// Takes out of `state` what this target may see.
     ///
-    /// Of a partial state only the members present are told: the others aren't known to be absent.
+    /// Of a partial state only the members present are told, and those that are known to be absent.
     pub fn project(&self, state: &mut State) -> Members {
         let partial = state.partial;
+        let cleared = std::mem::take(&mut state.cleared);
+        let no_status = cleared.contains("data") || state.data.get("status") == Some(&Value::Null);
         let tell = |name, value: Option<String>| match value {
             _ if !self.sees(name) => Change::Keep,
             Some(value) => Change::Set(value),
-            None if partial => Change::Keep,
-            None => Change::Clear,
+            None if !partial || cleared.contains(name) => Change::Clear,
+            None if name == "status" && no_status => Change::Clear,
+            None => Change::Keep,
         };
         Members {
             username: tell("username", state.username.take()),
             email: tell("email", state.email.take()),
             status: tell("status", state.status.take()),
             data: match self.data(std::mem::take(&mut state.data)) {
-                Change::Clear if partial => Change::Keep,
+                Change::Clear if partial && !cleared.contains("data") => Change::Keep,
                 data => data,
             },
         }
@@ -295,6 +298,14 @@ mod tests {
             state(EventType::Updated, json!({"email": "a@x"})),
         );
         assert_eq!(partial, json!({"email": "a@x"}));
+        let cleared = json!({"email": null, "data": {"phone": null, "a": 1, "status": null}});
+        let partial = told(json!({}), state(EventType::Updated, cleared));
+        assert_eq!(
+            partial,
+            json!({"email": null, "status": null, "data": {"phone": null, "a": 1, "status": null}})
+        );
+        let partial = told(json!({}), state(EventType::Updated, json!({"data": null})));
+        assert_eq!(partial, json!({"status": null, "data": null}));
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64)
     if next.deleted {
         (next.username, next.email, next.data) = (None, None, Value::Null);
     }
+    next.become_whole();
     let changed = own(
         row,
         members,
@@ -41,7 +42,6 @@ pub fn merge(state: Option<State>, row: &Event, members: &[Member], now_us: u64)
         status: status.map(str::to_owned),
         deleted: false,
         erased: false,
-        partial: false,
         version: now_us.max(next.version + 1),
         event: Cause {
             id: row.id.clone(),
@@ -250,7 +250,7 @@ fn put(data: &mut Value, names: &[String], value: Option<Value>) -> bool {
 }
 
 /// As merging would leave it: an object's nulls say that there is nothing (RFC 7396).
-fn without_nulls(value: Value) -> Value {
+pub(crate) fn without_nulls(value: Value) -> Value {
     match value {
         Value::Object(members) => {
             let members = members.into_iter().filter(|(_, value)| !value.is_null());

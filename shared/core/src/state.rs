@@ -2,7 +2,7 @@
 //!
 //! Pure: no NATS, no clock. The rules are those of docs/ARCHITECTURE.md, "Order is stream order".
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,8 @@ use crate::{
     epoch::{Epoch, Epochs, Standing},
     event::{Change, Event, EventType},
     event_key::EventKey,
-    json, load,
+    json,
+    load::{self, without_nulls},
     member::Member,
     outbox::Notes,
     seen::Seen,
@@ -54,6 +55,10 @@ pub struct State {
     /// No `user.created` was ever seen: only the members present are known.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub partial: bool,
+    /// Of a partial state: the members `username`, `email` and `data` that are known not to be there, as a null in an event
+    /// says. Those in `data` are null there.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
+    pub cleared: BTreeSet<String>,
     /// Rises with every change of the user: max(previous + 1, unix microseconds).
     pub version: u64,
     /// Which epoch of USER_EVENTS `event_seq` counts in; absent = the first.
@@ -306,6 +311,7 @@ impl State {
             deleted: false,
             erased: false,
             partial: true,
+            cleared: BTreeSet::new(),
             version: 0,
             epoch: None,
             event_seq: 0,
@@ -350,7 +356,7 @@ impl State {
         let mut changed = replace(&mut self.username, said.username);
         changed |= replace(&mut self.email, said.email);
         changed |= replace(&mut self.data, said.data);
-        changed |= replace(&mut self.partial, false);
+        changed |= self.become_whole();
         changed |= replace(&mut self.deleted, deleted);
         changed |= replace(&mut self.erased, event.erase);
         changed
@@ -361,6 +367,7 @@ impl State {
         if self.deleted {
             (self.username, self.email, self.data) = (None, None, Value::Null);
         }
+        let was_partial = self.become_whole();
         let mut changed = load::own(
             event,
             owned,
@@ -368,7 +375,7 @@ impl State {
             &mut self.email,
             &mut self.data,
         );
-        changed |= replace(&mut self.partial, false);
+        changed |= was_partial;
         changed |= replace(&mut self.deleted, false);
         changed |= replace(&mut self.erased, false);
         changed
@@ -380,10 +387,34 @@ impl State {
             username: self.username.take(),
             email: self.email.take(),
             data: self.data.take(),
+            partial: self.partial,
         };
-        let changed = user.merge(event);
+        let mut changed = user.merge(event);
         (self.username, self.email, self.data) = (user.username, user.email, user.data);
+        if self.partial {
+            changed |= self.note_cleared("username", &event.username);
+            changed |= self.note_cleared("email", &event.email);
+            changed |= self.note_cleared("data", &event.data);
+        }
         changed
+    }
+
+    /// Notes that a member of a partial state is known not to be there, or is there again; whether that is new.
+    fn note_cleared<T>(&mut self, name: &str, change: &Change<T>) -> bool {
+        match change {
+            Change::Keep => false,
+            Change::Clear => self.cleared.insert(name.to_owned()),
+            Change::Set(_) => self.cleared.remove(name),
+        }
+    }
+
+    /// All there is is known from now on; whether that is new.
+    pub(crate) fn become_whole(&mut self) -> bool {
+        if self.partial {
+            self.cleared.clear();
+            self.data = without_nulls(self.data.take());
+        }
+        replace(&mut self.partial, false)
     }
 }
 
@@ -393,6 +424,8 @@ struct User {
     username: Option<String>,
     email: Option<String>,
     data: Value,
+    /// Whether nulls are kept: they say what is known not to be there.
+    partial: bool,
 }
 
 impl User {
@@ -403,7 +436,7 @@ impl User {
         let data = match &event.data {
             Change::Keep => false,
             Change::Clear => replace(&mut self.data, Value::Null),
-            Change::Set(patch) => merge(&mut self.data, patch),
+            Change::Set(patch) => merge(&mut self.data, patch, self.partial),
         };
         username || email || data
     }
@@ -428,8 +461,8 @@ fn merge_member(member: &mut Option<String>, change: &Change<String>) -> bool {
     }
 }
 
-/// JSON Merge Patch, RFC 7396 section 2; whether it changed anything.
-fn merge(target: &mut Value, patch: &Value) -> bool {
+/// JSON Merge Patch, RFC 7396 section 2, which may keep nulls; whether it changed anything.
+fn merge(target: &mut Value, patch: &Value, keep_nulls: bool) -> bool {
     let Value::Object(patch) = patch else {
         let changed = target != patch;
         if changed {
@@ -447,12 +480,17 @@ fn merge(target: &mut Value, patch: &Value) -> bool {
     };
     for (name, value) in patch {
         changed |= match (value.is_null(), members.get_mut(name)) {
+            (true, Some(Value::Null)) if keep_nulls => false,
+            (true, _) if keep_nulls => {
+                members.insert(name.clone(), Value::Null);
+                true
+            }
             (true, None) => false,
             (true, Some(_)) => members.remove(name).is_some(),
-            (false, Some(member)) => merge(member, value),
+            (false, Some(member)) => merge(member, value, keep_nulls),
             (false, None) => {
                 let mut member = Value::Null;
-                merge(&mut member, value);
+                merge(&mut member, value, keep_nulls);
                 members.insert(name.clone(), member);
                 true
             }

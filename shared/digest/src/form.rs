@@ -274,7 +274,7 @@ impl Form {
             Self::Address { address } => name::address(text, address).map(Cow::Owned),
             Self::Mac { long } => name::mac(text, long).map(Cow::Owned),
             Self::Json => {
-                let value = serde_json::from_str(text).ok();
+                let value = json::read(text);
                 value.map(|value| json::canonical(&value).into())
             }
         };

@@ -142,4 +142,19 @@ pub(crate) struct Held {
     pub(crate) deleted: bool,
     /// One for each column of the layout, as text.
     pub(crate) cells: Vec<Option<String>>,
+    /// Whether there is another row with this id, which tables that inherit may have.
+    pub(crate) twice: bool,
+}
+
+/// Rows by their ids.
+pub(crate) fn by_id<E>(
+    rows: impl Iterator<Item = Result<(String, Held), E>>,
+) -> Result<HashMap<String, Held>, E> {
+    let mut held: HashMap<String, Held> = HashMap::new();
+    for row in rows {
+        let (id, mut row) = row?;
+        row.twice = held.contains_key(&id);
+        held.insert(id, row);
+    }
+    Ok(held)
 }

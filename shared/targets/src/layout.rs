@@ -102,6 +102,7 @@ pub(crate) struct Column {
     /// What it is to a digest.
     pub(crate) stored: Stored,
     pub(crate) cast: String,
+    pub(crate) nullable: bool,
 }
 
 /// What a column is told: nothing, that it is empty, or a text that the server reads as its type.
@@ -232,6 +233,7 @@ impl Layout {
                 kind,
                 stored,
                 cast: column.cast.clone(),
+                nullable: column.nullable,
             });
         }
         let ours = |column: &LiveColumn| {

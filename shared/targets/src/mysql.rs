@@ -25,7 +25,7 @@ use self::{
 use crate::{
     ConfigError,
     cell::Kind,
-    dialect::{Dialect, Fate, Held},
+    dialect::{Dialect, Fate, Held, by_id},
     layout::{Ids, Layout, Live, Row, Shape},
     password, rows,
     sql::SqlTarget,
@@ -284,10 +284,7 @@ impl Dialect for MySql {
             query = bind_id(query, layout, id);
         }
         let rows = query.fetch_all(connection).await.map_err(trouble)?;
-        rows.iter()
-            .map(|row| held(row, layout))
-            .collect::<Result<_, _>>()
-            .map_err(trouble)
+        by_id(rows.iter().map(|row| held(row, layout))).map_err(trouble)
     }
 
     async fn run(&self, connection: &mut MySqlConnection, statement: &str) -> Result<(), Trouble> {
@@ -476,6 +473,7 @@ fn held(row: &MySqlRow, layout: &Layout) -> Result<(String, Held), sqlx::Error> 
         cells: cells
             .map(|cell| row.try_get(cell))
             .collect::<Result<_, _>>()?,
+        twice: false,
     };
     let id: String = row.try_get(0)?;
     let id = match layout.ids {

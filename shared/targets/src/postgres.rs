@@ -30,7 +30,7 @@ use usersync_digest::sql::Flavour;
 use self::{columns::column, errors::trouble};
 use crate::{
     ConfigError,
-    dialect::{Dialect, Fate, Held},
+    dialect::{Dialect, Fate, Held, by_id},
     layout::{Layout, Live, Row, Shape},
     password, rows,
     sql::SqlTarget,
@@ -353,10 +353,7 @@ impl Dialect for Postgres {
         );
         let query = sqlx::query(AssertSqlSafe(statement)).bind(ids);
         let rows = query.fetch_all(connection).await.map_err(trouble)?;
-        rows.iter()
-            .map(|row| held(row, layout))
-            .collect::<Result<_, _>>()
-            .map_err(trouble)
+        by_id(rows.iter().map(|row| held(row, layout))).map_err(trouble)
     }
 
     async fn run(&self, connection: &mut PgConnection, statement: &str) -> Result<(), Trouble> {
@@ -489,6 +486,7 @@ fn held(row: &PgRow, layout: &Layout) -> Result<(String, Held), sqlx::Error> {
         cells: cells
             .map(|cell| row.try_get(cell))
             .collect::<Result<_, _>>()?,
+        twice: false,
     };
     Ok((row.try_get(0)?, held))
 }

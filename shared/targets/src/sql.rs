@@ -531,6 +531,7 @@ fn content(layout: &Layout, action: Action, row: &Row, held: &Held) -> Standing 
     match (action, held.deleted) {
         (Action::Upsert, true) => return Standing::Missing,
         (Action::Delete, false) => return Standing::Extra,
+        _ if held.twice => return Standing::Different("there are several rows of this id".into()),
         _ => {}
     }
     let columns = layout.columns.iter().zip(&held.cells).zip(&row.cells);

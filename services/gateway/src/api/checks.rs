@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State, http::StatusCode};
+use serde::Deserialize;
 use usersync_core::check::{Report, Request};
 
-use super::extract::{Body, Checkable};
+use super::extract::{Body, Checkable, Params};
 use crate::{
     control::{
         Control,
-        checks::{self, Asked, Held, Of, Reports},
+        checks::{self, Asked, Held, Of, Reports, Show},
     },
     problem::Problem,
 };
@@ -24,24 +25,36 @@ pub(super) async fn list(State(control): State<Arc<Control>>) -> Result<Json<Rep
     Ok(Json(checks::list(&control).await?))
 }
 
+/// Which report.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Which {
+    /// That of the last check of one user or a range of ids, instead of the last of all
+    #[serde(default)]
+    some: bool,
+}
+
 /// What the last check of a target found
 #[utoipa::path(get, operation_id = "check.show", path = "/v1/checks/{target}", tag = "checks",
-    params(("target" = String, Path, description = "The target's name, or `gateway` for the states")),
+    params(("target" = String, Path, description = "The target's name, or `gateway` for the states"), Which),
     responses(
         (status = 200, description = "The report", body = Report),
+        (status = 400, description = "The request can't be understood", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "It has not been checked", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn show(
     State(control): State<Arc<Control>>,
     Checkable(target): Checkable,
+    Params(Which { some }): Params<Which>,
 ) -> Result<Json<Report>, Problem> {
-    Ok(Json(checks::show(&control, Of { target }).await?))
+    Ok(Json(checks::show(&control, Show { target, some }).await?))
 }
 
 /// Check a target now
 ///
-/// A scheduler does it; its report is at the same path.
+/// A scheduler does it; its report is at the same path, with `?some=true` where it is of one user or a range of ids.
 #[utoipa::path(post, operation_id = "check.run", path = "/v1/checks/{target}", tag = "checks",
     params(("target" = String, Path, description = "The target's name, or `gateway` for the states")),
     request_body = Request,

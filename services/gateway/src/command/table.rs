@@ -281,8 +281,12 @@ fn cells(target: &TargetStatus, now: Timestamp) -> [String; 11] {
         target.last_check.map_or_else(nothing, |check| {
             let stage = serde_json::to_value(check.stage).unwrap_or_default();
             let stage = stage.as_str().unwrap_or_default();
+            let refused = match check.refused {
+                0 => String::new(),
+                users => format!(", {users} refused"),
+            };
             format!(
-                "{stage}, {} differed, {}",
+                "{stage}, {} differed{refused}, {}",
                 check.drifted,
                 ago(check.started)
             )
@@ -338,7 +342,7 @@ mod tests {
             {"target": "crm", "state": "no-worker", "workers": 0, "pending": 0, "repairs": 0,
              "oldest_seconds": 0.0, "rate": 0.0, "error_rate": null, "breaker": "closed",
              "last_error": null, "dead_letters": 0,
-             "last_check": {"stage": "done", "started": "2026-01-01T00:00:00Z", "drifted": 1}},
+             "last_check": {"stage": "done", "started": "2026-01-01T00:00:00Z", "drifted": 1, "refused": 3}},
         ]))
     }
 
@@ -372,7 +376,7 @@ mod tests {
 
 target  state        pending  oldest  repairs  rate/s  errors  last error             dead  workers  last check
 audit   down (open)  3        75s     0        2.0     50 %    target-fault, 10s ago  4     1        -
-crm     no-worker    0        0s      0        0.0     -       -                      0     0        done, 1 differed, 100s ago
+crm     no-worker    0        0s      0        0.0     -       -                      0     0        done, 1 differed, 3 refused, 100s ago
 ";
         assert_eq!(table(Some(&two()), None, Room::default()), screen);
     }

@@ -35,6 +35,16 @@ pub(crate) struct Of {
     pub target: Checked,
 }
 
+/// Which report to show.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Show {
+    pub target: Checked,
+    /// That of the last check of one user or a range of ids, instead of the last of all.
+    #[serde(default)]
+    pub some: bool,
+}
+
 /// What was asked for.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct Asked {
@@ -103,9 +113,12 @@ pub(crate) async fn ask(
     })
 }
 
-pub(crate) async fn show(control: &Control, of: Of) -> Result<Report, Problem> {
+pub(crate) async fn show(control: &Control, of: Show) -> Result<Report, Problem> {
     let stream = control.stream(USER_CHECK).await?;
-    let subject = subjects::check_result(of.target.as_ref());
+    let subject = match of.some {
+        true => subjects::check_result_of_some(of.target.as_ref()),
+        false => subjects::check_result(of.target.as_ref()),
+    };
     match stream.direct_get_last_for_subject(subject).await {
         Ok(message) => {
             let report = serde_json::from_slice(&message.payload);
@@ -130,7 +143,8 @@ pub(crate) async fn list(control: &Control) -> Result<Reports, Problem> {
     for (subject, _) in found {
         let name = subject.rsplit('.').next().unwrap_or_default();
         if let Ok(target) = name.parse() {
-            checks.push(show(control, Of { target }).await?);
+            let some = false;
+            checks.push(show(control, Show { target, some }).await?);
         }
     }
     checks.sort_by(|a, b| a.target.cmp(&b.target));

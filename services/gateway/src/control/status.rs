@@ -141,6 +141,9 @@ pub(crate) struct LastCheck {
     pub started: Timestamp,
     /// Users who differed.
     pub drifted: u64,
+    /// Users who could not be compared, for the target can't be told of them.
+    #[serde(default)]
+    pub refused: u64,
 }
 
 pub(crate) async fn status(control: &Control) -> Result<Status, Problem> {
@@ -172,6 +175,7 @@ fn of(target: &Target, look: &Look) -> TargetStatus {
         stage: report.stage,
         started: report.started,
         drifted: report.drifted(),
+        refused: report.refused.users,
     });
     let mut status = TargetStatus {
         state: Condition::Ok,

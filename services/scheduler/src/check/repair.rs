@@ -1,5 +1,7 @@
 //! What a check may change: it asks for deliveries, and writes states through the same rules as everybody.
 
+use std::collections::BTreeSet;
+
 use anyhow::Context as _;
 use async_nats::jetstream::{self, context::PublishErrorKind, message::PublishMessage};
 use bytes::Bytes;
@@ -99,6 +101,7 @@ pub(crate) fn tombstone(user: &UserId, before: Option<&State>, now: u64) -> Stat
         deleted: true,
         erased: false,
         partial: false,
+        cleared: BTreeSet::new(),
         version: now.max(before.version + 1),
         event: cause,
         ..before

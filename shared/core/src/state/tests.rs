@@ -79,7 +79,7 @@ fn rfc_7396_examples() {
         ),
     ];
     for (mut target, patch, expected) in rows {
-        merge(&mut target, &patch);
+        merge(&mut target, &patch, false);
         assert_eq!(target, expected);
     }
 }
@@ -154,6 +154,35 @@ fn an_erasure_is_a_deletion_that_counts_once_more() {
 }
 
 #[test]
+fn what_is_null_of_a_partial_user_stays_known_until_it_is_whole() {
+    let nulls = json!({"email": null, "data": {"phone": null, "a": {"b": null}}});
+    let (state, results) = fold(&[
+        (Updated, json!({"username": "ann"})),
+        (Updated, nulls.clone()),
+        (Updated, nulls.clone()),
+    ]);
+    let partial = state.unwrap();
+    assert_eq!(results, [CHANGED, CHANGED, Applied::Unchanged]);
+    assert_eq!(partial.cleared, ["email".to_owned()].into());
+    assert_eq!(partial.data, nulls["data"]);
+    let stored: State = serde_json::from_value(serde_json::to_value(&partial).unwrap()).unwrap();
+    assert_eq!(stored, partial);
+
+    let (state, _) = fold(&[
+        (Updated, nulls.clone()),
+        (Updated, json!({"email": "a@x", "data": {"phone": "1"}})),
+    ]);
+    let known = state.unwrap();
+    assert!(known.cleared.is_empty() && known.partial);
+    assert_eq!(known.data, json!({"phone": "1", "a": {"b": null}}));
+
+    let (state, _) = fold(&[(Updated, json!({"data": null})), (Created, nulls)]);
+    let whole = state.unwrap();
+    assert!(whole.cleared.is_empty() && !whole.partial);
+    assert_eq!(whole.data, json!({"a": {}}));
+}
+
+#[test]
 fn an_update_for_a_user_nobody_created_is_partial_until_created() {
     let (state, _) = fold(&[
         (Updated, json!({"email": "a@x"})),
@@ -219,7 +248,8 @@ fn a_repetition_within_the_window_never_brings_an_old_value_back() {
 #[test]
 fn what_changes_nothing_is_stored_only_to_remember_its_id() {
     let mut state = None;
-    say(&mut state, "s", "a", 1, json!({"k": 1, "o": {"i": [1]}}));
+    let first = json!({"k": 1, "o": {"i": [1]}, "gone": null});
+    say(&mut state, "s", "a", 1, first);
     let before = state.clone();
     for (id, patch) in [
         ("b", json!({"k": 1, "gone": null})),

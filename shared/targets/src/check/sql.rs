@@ -203,13 +203,18 @@ impl<'a, D: Dialect> SqlHoldings<'a, D> {
             });
         }
         let quoted = |name: &str| D::FLAVOUR.quoted(name);
+        // Of a deleted user nothing is left. A row that has something all the same counts, so it is looked at.
+        let left = hashed.iter().map(|place| &layout.columns[*place]);
+        let left = left.filter(|column| column.nullable);
+        let left = left.map(|column| format!(" OR {} IS NOT NULL", quoted(&column.name)));
         let table = sql::Table {
             name: quoted(&layout.name),
             id: quoted(&layout.table.id),
             integer_ids: matches!(layout.ids, Ids::Numbers { .. }),
             counts: Some(format!(
-                "NOT COALESCE({}, FALSE)",
-                quoted(&layout.table.deleted)
+                "NOT COALESCE({}, FALSE){}",
+                quoted(&layout.table.deleted),
+                left.collect::<String>()
             )),
             fields: columns,
         };

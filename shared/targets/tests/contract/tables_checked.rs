@@ -330,3 +330,79 @@ async fn members_a_target_is_not_told_are_not_compared() -> Result<()> {
     ensure!(found.is_empty(), "{found:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn what_is_left_of_a_deleted_user_is_found() -> Result<()> {
+    let (mysql, postgres) = (MySql::start().await?, Postgres::start().await?);
+    let tamper = "UPDATE ours SET email = 'old@example.com' WHERE id = '1'";
+    for peer in [&mysql as &dyn Peer, &postgres] {
+        let target = connect(peer, "ours", json!({}))?;
+        target.init().await?;
+        let gone = [deleted("1", 5), deleted("2", 5)];
+        for outcome in target.deliver(&gone).await {
+            is_delivered(&outcome)?;
+        }
+        ensure!(differing(&*target, &gone).await?.is_empty());
+        match peer.entry("ours", true)["url"].as_str() {
+            Some(url) if url.starts_with("mysql") => mysql.run(tamper).await?,
+            _ => postgres.run(tamper).await?,
+        }
+        let found = differing(&*target, &gone).await?;
+        ensure!(found.len() == 1 && &*found[0].id == "1", "{found:?}");
+        let standings = target.compare(&gone).await.context("it compares")?;
+        let expected = [Standing::Different("email".into()), Standing::Same];
+        ensure!(standings == expected, "{standings:?}");
+        for outcome in target.deliver(&gone).await {
+            is_delivered(&outcome)?;
+        }
+        ensure!(differing(&*target, &gone).await?.is_empty());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_user_in_two_tables_that_inherit_is_different() -> Result<()> {
+    let postgres = Postgres::start().await?;
+    let target = connect(&postgres, "ours", json!({}))?;
+    target.init().await?;
+    let all = [user("1", 5, "ann"), user("2", 5, "bob")];
+    for outcome in target.deliver(&all).await {
+        is_delivered(&outcome)?;
+    }
+    postgres
+        .run("CREATE TABLE more () INHERITS (ours); INSERT INTO more SELECT * FROM ours WHERE id = '2'")
+        .await?;
+    let found = differing(&*target, &all).await?;
+    ensure!(found.len() == 1 && &*found[0].id == "2", "{found:?}");
+    let standings = target.compare(&all).await.context("it compares")?;
+    ensure!(
+        standings[0] == Standing::Same && matches!(standings[1], Standing::Different(_)),
+        "{standings:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_date_of_zeros_is_another_than_none() -> Result<()> {
+    let mysql = MySql::start().await?;
+    mysql
+        .run(&format!(
+            "CREATE TABLE zeros (id bigint PRIMARY KEY, c datetime(3), {SYNC})"
+        ))
+        .await?;
+    let columns = json!({"table": {"name": "zeros", "columns": {"c": "data.c"}}});
+    let target = connect(&mysql, "zeros", columns)?;
+    let all = [data(user("1", 5, "ann"), json!({}))];
+    is_delivered(&target.deliver(&all).await[0])?;
+    ensure!(differing(&*target, &all).await?.is_empty());
+    mysql
+        .run("SET sql_mode = ''; UPDATE zeros SET c = '0000-00-00'")
+        .await?;
+    ensure!(differing(&*target, &all).await?.len() == 1);
+    let standings = target.compare(&all).await.context("it compares")?;
+    ensure!(
+        standings == [Standing::Different("data.c".into())],
+        "{standings:?}"
+    );
+    Ok(())
+}

@@ -3,6 +3,7 @@
 mod kinds;
 mod one_by_one;
 mod pairs;
+mod partial;
 mod queue;
 mod races;
 mod refused;
