@@ -2,6 +2,7 @@
 //!
 //! A new kind is one file that implements [`peer::Peer`] and one test here.
 
+mod answers;
 mod checks;
 mod clauses;
 mod deliveries;
