@@ -285,6 +285,7 @@ fn read(payload: &[u8], beyond: Beyond) -> Result<Value, InvalidEvent> {
         );
         return Err(InvalidEvent::new("", reason));
     }
+    let payload = json::unmarked(payload);
     let value = json::read(payload).map_err(|error| not_json(&error))?;
     check_integers(payload, &value, beyond)?;
     Ok(value)
@@ -448,6 +449,21 @@ mod tests {
         assert_eq!((event.id.as_str(), event.kind), ("7", EventType::Created));
         assert_eq!(event.timestamp, Timestamp::UNIX_EPOCH);
         assert_eq!(event.email, Change::Keep);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_overlooked() {
+        let text = format!(
+            "\u{feff}{}",
+            json!({"user_id": 42, "data": {"n": 9_007_199_254_740_993_u64}})
+        );
+        assert_eq!(
+            Event::parse(text.as_bytes(), envelope()).unwrap().user_id,
+            42.into()
+        );
+        let beyond = "\u{feff}{\"user_id\": 42, \"data\": {\"n\": 18446744073709551616}}";
+        let refused = Event::parse(beyond.as_bytes(), envelope()).unwrap_err();
+        assert_eq!(refused.pointer, "/data/n");
     }
 
     #[test]

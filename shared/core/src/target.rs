@@ -216,6 +216,10 @@ pub struct Table {
     pub name: Option<String>,
     /// The column that holds the user's id: the primary key, or another unique key.
     pub id: String,
+    /// Whether the column of the id is a BINARY(16) with the 16 octets of a UUID, in the order of its text; for MySQL and
+    /// MariaDB.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub binary_uuid: bool,
     /// The column that holds the version, for the guard: a 64-bit integer.
     pub version: String,
     /// The column that says that the user is deleted, kept so that nothing older revives them.
@@ -282,6 +286,7 @@ impl Default for Table {
         Self {
             name: None,
             id: "id".to_owned(),
+            binary_uuid: false,
             version: "sync_version".to_owned(),
             deleted: "sync_deleted".to_owned(),
             columns: ["username", "email", "status", "data"].map(member).into(),
@@ -322,6 +327,13 @@ impl TargetConfig {
     /// What doesn't go together with the URL, or with another key.
     fn misplaced(&self) -> Vec<String> {
         let mut problems = Vec::new();
+        let binary_uuid = self.table.as_ref().is_some_and(|table| table.binary_uuid);
+        if binary_uuid && !matches!(self.url.scheme(), "mysql" | "mariadb") {
+            problems.push(
+                "table.binary_uuid: expected a url with mysql:// or mariadb://, which have BINARY(16)"
+                    .to_owned(),
+            );
+        }
         let http = matches!(self.url.scheme(), "http" | "https");
         for (key, there) in [
             ("previous_secret", self.previous_secret.is_some()),

@@ -22,6 +22,11 @@ pub(crate) trait Dialect: Send + Sync {
     /// Opens a connection.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, Trouble>> + Send;
 
+    /// Whether a single statement that writes must have a transaction around it, too. Known once there is a connection.
+    fn needs_transactions(&self) -> bool {
+        false
+    }
+
     /// Asks whether the server is still there.
     fn ping(
         &self,

@@ -36,19 +36,21 @@ pub(crate) enum Ids {
     Numbers { most: u64 },
     /// UUIDs. The server takes them in many spellings and shows them in one.
     Uuids,
+    /// The 16 octets of UUIDs, where the entry says that they are that.
+    Octets,
 }
 
 impl Ids {
     /// Whether the column shows `id` as it is; else what it holds.
-    fn fit(self, id: &UserId) -> Result<(), String> {
+    pub(crate) fn fit(self, id: &UserId) -> Result<(), String> {
         match (self, id) {
             (Self::Texts, _) => Ok(()),
             (Self::Numbers { most }, UserId::Number(number)) if *number <= most => Ok(()),
             (Self::Numbers { most }, _) => Err(format!(
                 "holds integers, and the user's id is none from 0 to {most}"
             )),
-            (Self::Uuids, UserId::Text(text)) if is_uuid(text) => Ok(()),
-            (Self::Uuids, _) => Err(
+            (Self::Uuids | Self::Octets, UserId::Text(text)) if is_uuid(text) => Ok(()),
+            (Self::Uuids | Self::Octets, _) => Err(
                 "holds UUIDs, and the user's id is none in the spelling of the server, which is lower case with four hyphens: \
                  0198c0de-0000-7000-8000-000000000000"
                     .to_owned(),
@@ -160,12 +162,18 @@ impl Layout {
             format!("column `{name}` is {shown}; expected {expected}")
         };
 
-        let ids = "a text that compares byte by byte, an integer, or a UUID";
+        let ids = match table.binary_uuid {
+            true => "binary(16), for `table.binary_uuid` is set",
+            false => {
+                "a text that compares byte by byte, an integer, or a UUID (binary(16) with `table.binary_uuid = true`)"
+            }
+        };
         let id = find(&table.id);
         match id {
             None => problems.push(missing(&table.id, ids)),
             Some(id) => {
-                if id.ids.is_none() {
+                let octets = id.ids == Some(Ids::Octets);
+                if id.ids.is_none() || octets != table.binary_uuid {
                     problems.push(wrong(id, ids));
                 }
                 if !live.unique.contains(&table.id) {
@@ -351,6 +359,9 @@ mod tests {
             (Ids::Uuids, &bare, false),
             (Ids::Uuids, &braced, false),
             (Ids::Uuids, "42", false),
+            (Ids::Octets, uuid, true),
+            (Ids::Octets, &upper, false),
+            (Ids::Octets, "42", false),
             (small, "32767", true),
             (small, "32768", false),
             (small, "042", false),

@@ -54,7 +54,8 @@ pub trait Target: Send + Sync {
     /// Returns within the target's timeout.
     async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome>;
 
-    /// Asks whether the target answers and lets us in, changing nothing there.
+    /// Asks whether the target answers and lets us in; where that can be told, whether a user could be written. Nothing is
+    /// changed there.
     async fn probe(&self) -> Result<(), Failure>;
 
     /// Whether users are to be read back after each delivery. A kind that can't refuses this when it is made.
@@ -113,6 +114,9 @@ pub trait Target: Send + Sync {
     }
 }
 
+/// What is said to whoever has one in front of Redis.
+const SENTINEL: &str = "Redis Sentinel isn't asked where the primary is; name an address that follows the primary, such as a proxy that \
+                        checks `role:master` or a name that the failover moves, with redis:// or rediss://";
 const NOTHING_TO_MAKE: &str =
     "this kind of target has nothing to be made; tables and constraints have";
 
@@ -249,6 +253,7 @@ pub fn connect_by(
         "neo4j" | "neo4j+s" | "neo4j+ssc" | "bolt" | "bolt+s" | "bolt+ssc" => {
             Ok(Box::new(neo4j::Neo4jTarget::new(config, way)?))
         }
+        other if other.contains("sentinel") => Err(ConfigError::Url(SENTINEL.to_owned())),
         other => Err(ConfigError::UnknownScheme(other.to_owned())),
     }
 }

@@ -273,8 +273,9 @@ impl Dialect for MySql {
         });
         let places = ids.len().next_power_of_two();
         let statement = format!(
-            "SELECT CAST({id} AS CHAR), CAST(COALESCE({version}, 0) AS SIGNED), COALESCE({deleted}, FALSE) <> 0{} \
+            "SELECT CAST({} AS CHAR), CAST(COALESCE({version}, 0) AS SIGNED), COALESCE({deleted}, FALSE) <> 0{} \
              FROM {} WHERE {id} IN ({})",
+            shown_id(layout.ids, &id),
             cells.collect::<String>(),
             quoted(&layout.name),
             vec!["?"; places].join(", ")
@@ -461,8 +462,33 @@ fn bind_id<'q>(
 ) -> Query<'q, sqlx::MySql, MySqlArguments> {
     match (layout.ids, id.parse::<u64>()) {
         (Ids::Numbers { .. }, Ok(number)) => query.bind(number),
+        (Ids::Octets, _) => query.bind(octets(id)),
         _ => query.bind(id),
     }
+}
+
+/// The octets of a UUID, in the order of its text.
+fn octets(uuid: &str) -> Vec<u8> {
+    let digits = uuid
+        .bytes()
+        .filter_map(|byte| char::from(byte).to_digit(16));
+    let digits: Vec<u32> = digits.collect();
+    let (pairs, _) = digits.as_chunks::<2>();
+    let octets = pairs.iter().map(|[high, low]| high * 16 + low);
+    octets
+        .filter_map(|octet| u8::try_from(octet).ok())
+        .collect()
+}
+
+/// The column of the id, `id`, as what shows it: of octets the UUID, in the spelling of every server.
+pub(crate) fn shown_id(ids: Ids, id: &str) -> String {
+    if ids != Ids::Octets {
+        return id.to_owned();
+    }
+    let hyphens = [9, 14, 19, 24].into_iter();
+    let hex = format!("HEX({id})");
+    let spelled = hyphens.fold(hex, |text, at| format!("INSERT({text}, {at}, 0, '-')"));
+    format!("LOWER({spelled})")
 }
 
 fn held(row: &MySqlRow, layout: &Layout) -> Result<(String, Held), sqlx::Error> {
@@ -479,7 +505,7 @@ fn held(row: &MySqlRow, layout: &Layout) -> Result<(String, Held), sqlx::Error> 
     let id = match layout.ids {
         // ZEROFILL shows zeros before a number.
         Ids::Numbers { .. } => id.parse::<u64>().map_or(id, |number| number.to_string()),
-        Ids::Texts | Ids::Uuids => id,
+        Ids::Texts | Ids::Uuids | Ids::Octets => id,
     };
     Ok((id, held))
 }
@@ -495,6 +521,13 @@ fn quoted(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_uuid_is_sixteen_octets() {
+        let uuid = "0198c0de-6b7c-7d00-8000-0000000000ff";
+        assert_eq!(octets(uuid)[..4], [0x01, 0x98, 0xc0, 0xde]);
+        assert_eq!((octets(uuid).len(), octets(uuid)[15]), (16, 0xff));
+    }
 
     #[test]
     fn names_are_quoted() {

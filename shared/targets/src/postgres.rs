@@ -8,6 +8,7 @@
 
 mod columns;
 mod errors;
+mod pooler;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,7 +28,7 @@ use usersync_core::{
 };
 use usersync_digest::sql::Flavour;
 
-use self::{columns::column, errors::trouble};
+use self::{columns::column, errors::trouble, pooler::Pooler};
 use crate::{
     ConfigError,
     dialect::{Dialect, Fate, Held, by_id},
@@ -44,6 +45,7 @@ const SERVER: &str = "PostgreSQL";
 /// How PostgreSQL is spoken to.
 pub(crate) struct Postgres {
     options: PgConnectOptions,
+    pooler: Pooler,
     peer: Peer,
     way: Way,
 }
@@ -81,13 +83,17 @@ pub(crate) fn server(
     let options = options
         .application_name("usersync")
         .disable_statement_logging();
-    Ok(Postgres { options, peer, way })
+    Ok(Postgres {
+        options,
+        pooler: Pooler::of(url),
+        peer,
+        way,
+    })
 }
 
 impl Postgres {
     /// Connects to an address that was looked at; by name where the server must prove that it is that name's.
-    async fn open(&self) -> Result<PgConnection, Trouble> {
-        let options = self.certified()?;
+    async fn reach(&self, options: PgConnectOptions) -> Result<PgConnection, Trouble> {
         let trouble = |error| {
             let refusal = self.peer.sql_refusal(&error);
             refusal.unwrap_or_else(|| trouble(error))
@@ -131,6 +137,10 @@ impl Dialect for Postgres {
         self.open().await
     }
 
+    fn needs_transactions(&self) -> bool {
+        self.pooler.is_there()
+    }
+
     async fn ping(&self, connection: &mut PgConnection) -> Result<(), Trouble> {
         connection.ping().await.map_err(trouble)
     }
@@ -152,31 +162,32 @@ impl Dialect for Postgres {
              JOIN pg_namespace n ON n.oid = b.typnamespace \
              LEFT JOIN pg_collation c ON c.oid = a.attcollation \
              WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
-        let rows = sqlx::query(columns).bind(quoted(name));
-        let rows = rows.fetch_all(&mut *connection).await.map_err(trouble)?;
-        if rows.is_empty() {
-            return Ok(None);
-        }
         let outbox = "SELECT quote_ident(n.nspname) || '.user_outbox' FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid \
              JOIN pg_namespace n ON n.oid = c.relnamespace \
              JOIN pg_class o ON o.relnamespace = c.relnamespace AND o.relname = 'user_outbox' \
              WHERE t.tgrelid = to_regclass($1) AND t.tgname = 'user_outbox' AND has_table_privilege(o.oid, 'SELECT')";
-        let outbox = sqlx::query_scalar(outbox).bind(quoted(name));
-        let mut live = Live {
-            outbox: outbox
-                .fetch_optional(&mut *connection)
-                .await
-                .map_err(trouble)?,
-            ..Live::default()
-        };
-        for row in &rows {
-            let (column, unique) = column(row).map_err(trouble)?;
-            if unique {
-                live.unique.insert(column.name.clone());
+        let looking = async |connection: &mut PgConnection| {
+            let rows = self.query(columns).bind(quoted(name));
+            let rows = rows.fetch_all(&mut *connection).await.map_err(trouble)?;
+            if rows.is_empty() {
+                return Ok(None);
             }
-            live.columns.push(column);
-        }
-        Ok(Some(live))
+            let outbox = self.scalar(outbox).bind(quoted(name));
+            let outbox = outbox.fetch_optional(&mut *connection).await;
+            let mut live = Live {
+                outbox: outbox.map_err(trouble)?,
+                ..Live::default()
+            };
+            for row in &rows {
+                let (column, unique) = column(row).map_err(trouble)?;
+                if unique {
+                    live.unique.insert(column.name.clone());
+                }
+                live.columns.push(column);
+            }
+            Ok(Some(live))
+        };
+        self.reading(connection, looking).await
     }
 
     async fn obstacle(
@@ -215,7 +226,8 @@ impl Dialect for Postgres {
             return Ok(Vec::new());
         };
         let shape = first.shape();
-        let mut query = sqlx::query_scalar(AssertSqlSafe(upsert(layout, &shape)))
+        let mut query = self
+            .scalar(AssertSqlSafe(upsert(layout, &shape)))
             .bind(rows.iter().map(|row| row.id.as_str()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.deleted).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.version).collect::<Vec<_>>());
@@ -250,7 +262,7 @@ impl Dialect for Postgres {
         let statement =
             format!("SELECT EXISTS (SELECT FROM {outbox} WHERE state = 0 AND user_id = ANY ($1))");
         let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
-        let noted = sqlx::query_scalar(AssertSqlSafe(statement)).bind(ids);
+        let noted = self.scalar(AssertSqlSafe(statement)).bind(ids);
         noted.fetch_one(connection).await.map_err(trouble)
     }
 
@@ -289,7 +301,8 @@ impl Dialect for Postgres {
                 quoted(&layout.name),
                 layout.id_cast
             );
-            let mut query = sqlx::query(AssertSqlSafe(statement))
+            let mut query = self
+                .query(AssertSqlSafe(statement))
                 .bind(&row.id)
                 .bind(row.version);
             for told in row.told() {
@@ -320,7 +333,7 @@ impl Dialect for Postgres {
         );
         let begin = "BEGIN; SET LOCAL usersync.apply = 'on'";
         let mut transaction = connection.begin_with(begin).await.map_err(trouble)?;
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(id).bind(version);
+        let query = self.query(AssertSqlSafe(statement)).bind(id).bind(version);
         query.execute(&mut *transaction).await.map_err(trouble)?;
         transaction.commit().await.map_err(trouble)
     }
@@ -351,8 +364,11 @@ impl Dialect for Postgres {
             quoted(&layout.name),
             layout.id_cast
         );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(ids);
-        let rows = query.fetch_all(connection).await.map_err(trouble)?;
+        let reading = async |connection: &mut PgConnection| {
+            let query = self.query(AssertSqlSafe(statement)).bind(ids);
+            query.fetch_all(connection).await.map_err(trouble)
+        };
+        let rows = self.reading(connection, reading).await?;
         by_id(rows.iter().map(|row| held(row, layout))).map_err(trouble)
     }
 
@@ -366,11 +382,7 @@ impl Dialect for Postgres {
         connection: &mut PgConnection,
         patience: Duration,
     ) -> Result<(), Trouble> {
-        // Compiling a statement that takes a few milliseconds would take a hundred.
-        let milliseconds = patience.as_millis();
-        let limit = format!("SET statement_timeout = {milliseconds}; SET jit = off");
-        let done = connection.execute(AssertSqlSafe(limit)).await;
-        done.map(drop).map_err(trouble)
+        self.limit(connection, patience).await
     }
 
     async fn packed(
@@ -378,8 +390,11 @@ impl Dialect for Postgres {
         connection: &mut PgConnection,
         statement: &str,
     ) -> Result<(i64, Vec<u8>), Trouble> {
-        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
-        let row = query.fetch_one(connection).await.map_err(trouble)?;
+        let asking = async |connection: &mut PgConnection| {
+            let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+            query.fetch_one(connection).await.map_err(trouble)
+        };
+        let row = self.reading(connection, asking).await?;
         let octets: Option<Vec<u8>> = row.try_get(1).map_err(trouble)?;
         Ok((row.try_get(0).map_err(trouble)?, octets.unwrap_or_default()))
     }
@@ -391,15 +406,18 @@ impl Dialect for Postgres {
         patience: Duration,
         each: &mut (dyn FnMut(&[Option<&str>]) + Send),
     ) -> Result<(), Trouble> {
-        let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
-        let mut rows = query.fetch(connection);
-        while let Some(row) = rows::next(&mut rows, patience).await? {
-            let row = row.map_err(trouble)?;
-            let texts: Result<Vec<Option<&str>>, _> =
-                (0..row.len()).map(|at| row.try_get(at)).collect();
-            each(&texts.map_err(trouble)?);
-        }
-        Ok(())
+        let reading = async |connection: &mut PgConnection| {
+            let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+            let mut rows = query.fetch(connection);
+            while let Some(row) = rows::next(&mut rows, patience).await? {
+                let row = row.map_err(trouble)?;
+                let texts: Result<Vec<Option<&str>>, _> =
+                    (0..row.len()).map(|at| row.try_get(at)).collect();
+                each(&texts.map_err(trouble)?);
+            }
+            Ok(())
+        };
+        self.reading(connection, reading).await
     }
 
     fn create(&self, name: &str, table: &Table) -> String {

@@ -156,7 +156,9 @@ impl<D: Dialect> SqlTarget<D> {
             let lease = self.connections.lease().await;
             let mut connection = self.connection(&lease).await?;
             let done = match (how, &layout.outbox) {
-                (How::Upsert, None) => self.dialect.upsert(&mut connection, layout, rows).await,
+                (How::Upsert, None) if !self.dialect.needs_transactions() => {
+                    self.dialect.upsert(&mut connection, layout, rows).await
+                }
                 _ => {
                     self.in_transaction(&mut connection, layout, rows, how)
                         .await
@@ -441,6 +443,10 @@ impl<D: Dialect> Target for SqlTarget<D> {
     async fn forget_version(&self, user_id: &UserId, version: u64) -> Result<(), Failure> {
         let forgetting = async {
             let layout = self.layout().await?;
+            if layout.ids.fit(user_id).is_err() {
+                // Nobody like that is there.
+                return Ok(());
+            }
             let version = i64::try_from(version).unwrap_or(i64::MAX);
             let lease = self.connections.lease().await;
             let mut connection = self.connection(&lease).await?;

@@ -26,7 +26,7 @@ impl PgBouncerServer {
     }
 
     /// Starts one on a free port, with settings and log in `dir`, which shares two connections to `server` among all
-    /// clients and knows nothing of prepared statements. `more` are lines for its section `[pgbouncer]`; the last of
+    /// clients and knows nothing of prepared statements. Who has waited for 3 s for a server is sent away. `more` are lines for its section `[pgbouncer]`; the last of
     /// a name counts.
     ///
     /// # Errors
@@ -41,7 +41,8 @@ impl PgBouncerServer {
         let text = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = transaction\n\
-             default_pool_size = 2\nmax_client_conn = 500\nmax_prepared_statements = 0\nserver_login_retry = 1\n{}\n",
+             default_pool_size = 2\nmax_client_conn = 500\nmax_prepared_statements = 0\nserver_login_retry = 1\n\
+             query_wait_timeout = 3\n{}\n",
             server.port(),
             users.display(),
             more.join("\n")

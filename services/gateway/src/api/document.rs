@@ -10,6 +10,7 @@ use serde::{
 use serde_json::{Value, value::RawValue};
 use usersync_core::{
     event::{self, MAX_EVENT_BYTES},
+    json,
     number::Beyond,
 };
 
@@ -27,6 +28,7 @@ pub(super) enum Documents<'a> {
 impl<'a> Documents<'a> {
     /// Reads a body; what is too large is refused before it is parsed.
     pub(super) fn of(body: &'a [u8]) -> Result<Self, Problem> {
+        let body = json::unmarked(body);
         if body.trim_ascii_start().first() != Some(&b'[') {
             let document = document(body, StatusCode::PAYLOAD_TOO_LARGE)?;
             return Ok(Self::One(document));
@@ -117,6 +119,12 @@ mod tests {
             assert_eq!(refused(body.as_bytes()).0, 400, "{body}");
         }
         assert_eq!(refused(b"[\"\xff\"]").0, 400);
+        let marked = |body: &str| format!("\u{feff}{body}").into_bytes();
+        assert!(matches!(
+            Documents::of(&marked("[7]")),
+            Ok(Documents::Many(_))
+        ));
+        assert!(matches!(Documents::of(&marked("7")), Ok(Documents::One(_))));
     }
 
     #[test]

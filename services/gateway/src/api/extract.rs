@@ -10,6 +10,7 @@ use serde_json::Value;
 use usersync_core::{
     check::Checked,
     event::check_integers,
+    json,
     number::Beyond,
     target::{InvalidTargetName, TargetName},
     user_id::UserId,
@@ -45,7 +46,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
 /// Reads a request, by HTTP or NATS.
 pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    let body = match body.trim_ascii() {
+    let body = match json::unmarked(body).trim_ascii() {
         [] => b"{}",
         body => body,
     };

@@ -15,6 +15,7 @@ use crate::{
     Action, Delivery,
     dialect::Dialect,
     layout::{Ids, Layout, Live},
+    mysql::shown_id,
     trouble::Trouble,
 };
 
@@ -209,7 +210,7 @@ impl<'a, D: Dialect> SqlHoldings<'a, D> {
         let left = left.map(|column| format!(" OR {} IS NOT NULL", quoted(&column.name)));
         let table = sql::Table {
             name: quoted(&layout.name),
-            id: quoted(&layout.table.id),
+            id: shown_id(layout.ids, &quoted(&layout.table.id)),
             integer_ids: matches!(layout.ids, Ids::Numbers { .. }),
             counts: Some(format!(
                 "NOT COALESCE({}, FALSE){}",

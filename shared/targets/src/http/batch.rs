@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use reqwest::{StatusCode, header::HeaderMap};
 use serde::Deserialize;
+use usersync_core::json;
 
 use super::{
     HttpTarget,
@@ -86,10 +87,10 @@ fn items(
     body: &[u8],
     batch: &[Delivery],
 ) -> Result<Vec<Outcome>, &'static str> {
-    if body.trim_ascii().is_empty() {
+    if json::unmarked(body).trim_ascii().is_empty() {
         return Ok(vec![answer::classify(status, headers); batch.len()]);
     }
-    let items: Vec<Item> = serde_json::from_slice(body).map_err(|_| {
+    let items: Vec<Item> = json::read(body).map_err(|_| {
         "the target answered 2xx to a batch, and neither an empty body nor an array of {\"status\"} for each user"
     })?;
     if items.len() != batch.len() {

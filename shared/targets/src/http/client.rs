@@ -22,6 +22,11 @@ use crate::{ConfigError, Failure, way::Way};
 /// How long connecting may take, where calls may take longer.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// The most headers that an answer may have; servers behind many proxies have more than the client's own hundred.
+const HEADERS: usize = 512;
+/// How long they may be altogether over HTTP/2, which counts octets.
+const HEADER_BYTES: u32 = 256 * 1024;
+
 /// Makes the calls of one target.
 pub(super) struct HttpClient {
     client: Client,
@@ -150,6 +155,8 @@ fn guarded(config: &TargetConfig, way: &Way) -> ClientBuilder {
     Client::builder()
         .user_agent(concat!("usersync/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
+        .http1_max_headers(HEADERS)
+        .http2_max_header_list_size(HEADER_BYTES)
         // A proxy would resolve names by itself.
         .no_proxy()
         .dns_resolver(Arc::new(way.clone()))

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use reqwest::{StatusCode, Url};
 use serde::de::DeserializeOwned;
+use usersync_core::json;
 use usersync_digest::{
     Answer, Cut, Digest, Entry, Extent, Key, RowHash, Side, SideError, document,
     http::{Digests, Question, Users},
@@ -94,7 +95,7 @@ impl<'a> HttpHoldings<'a> {
         let body = body.map_err(|error| Refused::Failed(Failure::new(answer::describe(&error))))?;
         match (status, answer::classify(status, &headers), body) {
             (StatusCode::OK, _, Body::Whole(body)) => {
-                let read = serde_json::from_slice(&body);
+                let read = json::read(&body);
                 let answer =
                     read.map_err(|_| failed("the target answers something else than digests"))?;
                 Ok((answer, body.len() as u64))

@@ -4,7 +4,7 @@ use futures_util::{StreamExt, stream::FuturesOrdered};
 use reqwest::{Method, Request, StatusCode, Url};
 use serde_json::Value;
 use url::form_urlencoded;
-use usersync_core::{target::TargetConfig, user_id::UserId};
+use usersync_core::{json, target::TargetConfig, user_id::UserId};
 
 use super::{
     HttpTarget,
@@ -81,7 +81,7 @@ impl HttpTarget {
             };
         }
         match (answer::classify(status, &headers), body) {
-            (Outcome::Delivered { .. }, Body::Whole(body)) => match serde_json::from_slice(&body) {
+            (Outcome::Delivered { .. }, Body::Whole(body)) => match json::read(&body) {
                 Ok(document @ Value::Object(_)) => {
                     shown::compare(&document, delivery, &shown::HTTP)
                 }

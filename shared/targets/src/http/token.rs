@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 use url::form_urlencoded;
-use usersync_core::auth::OAuth2;
+use usersync_core::{auth::OAuth2, json};
 
 use super::{
     answer::{self, Body},
@@ -173,12 +173,12 @@ async fn granted(response: Response) -> Result<Granted, String> {
         Err(error) => return Err(answer::describe(&error)),
     };
     if !status.is_success() {
-        let denied: Option<Denied> = serde_json::from_slice(&body).ok();
+        let denied: Option<Denied> = json::read(&body).ok();
         let code = denied.and_then(|denied| known(&denied.error));
         return Err(format!("it answered {status} {}", code.unwrap_or_default()));
     }
-    let granted: Granted = serde_json::from_slice(&body)
-        .map_err(|_| "its answer is none of RFC 6749 section 5.1".to_owned())?;
+    let granted: Granted =
+        json::read(&body).map_err(|_| "its answer is none of RFC 6749 section 5.1".to_owned())?;
     match granted.token_type.eq_ignore_ascii_case("bearer") {
         true => Ok(granted),
         false => Err("its token is no bearer token".to_owned()),

@@ -48,7 +48,11 @@ pub(super) fn column(row: &MySqlRow) -> Result<(LiveColumn, bool), sqlx::Error> 
         Kind::Integer => Some(Ids::Numbers {
             most: most(&data_type, shown.contains("unsigned")),
         }),
-        _ => (data_type == "uuid").then_some(Ids::Uuids),
+        _ => match shown.as_str() {
+            "uuid" => Some(Ids::Uuids),
+            "binary(16)" => Some(Ids::Octets),
+            _ => None,
+        },
     };
     let numbered = extra.contains("auto_increment");
     let column = LiveColumn {

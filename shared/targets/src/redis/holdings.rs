@@ -1,4 +1,5 @@
-//! What Redis holds of all users: keys by `SCAN`, documents by `MGET`, hashed here.
+//! What Redis holds of all users: keys by `SCAN`, documents by `MGET`, hashed here; in a cluster of each master, by `GET`,
+//! for keys of one call must be in one slot there.
 //!
 //! The pages of both overlap: each round trip brings the documents of one page and the keys of the next. Redis reads
 //! a page while the one before is hashed here.
@@ -7,11 +8,17 @@ use std::{future::Future, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::join;
-use redis::{RedisError, aio::MultiplexedConnection};
+use redis::{ErrorKind, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
 use tokio::task::yield_now;
 use usersync_digest::{Each, Row, RowHash, Scan, Scanned, Side, SideError};
 
-use super::{RedisTarget, describe, document, key, late};
+use super::{
+    Place, RedisTarget,
+    cluster::Answer,
+    document,
+    errors::{describe, late},
+    key,
+};
 use crate::{Action, Delivery, Holdings};
 
 /// Keys asked for at once, about.
@@ -24,6 +31,12 @@ pub(super) struct RedisHoldings<'a> {
     pub(super) target: &'a RedisTarget,
 }
 
+/// A server that is read, and how it is asked for documents.
+struct Reader {
+    connection: MultiplexedConnection,
+    is_of_a_cluster: bool,
+}
+
 /// Where the scan stands, and the keys that came last.
 type Keys = (u64, Vec<Vec<u8>>);
 /// What is under some keys.
@@ -31,9 +44,36 @@ type Documents = Vec<Option<Vec<u8>>>;
 
 impl RedisHoldings<'_> {
     async fn all(&self, each: Each<'_>) -> Result<u64, RedisError> {
-        let mut connection = self.target.connection().await?;
+        let server = &self.target.server;
+        let cluster = match self.target.place().await? {
+            Place::Alone(connection) => {
+                let is_of_a_cluster = false;
+                let mut reader = Reader {
+                    connection,
+                    is_of_a_cluster,
+                };
+                return reader.all(each).await;
+            }
+            Place::Cluster(cluster) => cluster,
+        };
+        cluster.look_again(server).await;
+        let mut bytes = 0;
+        for (node, _) in cluster.masters() {
+            let mut reader = Reader {
+                connection: cluster.connection(server, &node).await?,
+                is_of_a_cluster: true,
+            };
+            let read = reader.all(each).await;
+            bytes += read.inspect_err(|_| cluster.forget(&node))?;
+        }
+        Ok(bytes)
+    }
+}
+
+impl Reader {
+    async fn all(&mut self, each: Each<'_>) -> Result<u64, RedisError> {
         let (mut row, mut bytes) = (Row::default(), 0);
-        let (mut cursor, mut keys) = first(&mut connection).await?;
+        let (mut cursor, mut keys) = self.first().await?;
         let (mut page, mut documents) = (Vec::<Vec<u8>>::new(), Documents::new());
         loop {
             keys.retain(|key| key::user(key).is_some());
@@ -55,13 +95,79 @@ impl RedisHoldings<'_> {
                     each(id, row.hash());
                 }
             };
-            let (asked, ()) = join(next(&mut connection, &keys, cursor), hashing).await;
+            let (asked, ()) = join(self.next(&keys, cursor), hashing).await;
             page = std::mem::take(&mut keys);
             (documents, cursor, keys) = asked?;
             if page.is_empty() && cursor == 0 && keys.is_empty() {
                 return Ok(bytes);
             }
         }
+    }
+
+    async fn first(&mut self) -> Result<Keys, RedisError> {
+        in_time(scan(0).query_async(&mut self.connection)).await
+    }
+
+    /// The documents of `keys`, and the keys that follow, unless `cursor` says that there are none.
+    async fn next(
+        &mut self,
+        keys: &[Vec<u8>],
+        cursor: u64,
+    ) -> Result<(Documents, u64, Vec<Vec<u8>>), RedisError> {
+        let mut pipeline = redis::pipe();
+        match self.is_of_a_cluster {
+            true => keys.iter().for_each(|key| {
+                pipeline.cmd("GET").arg(key);
+            }),
+            false if !keys.is_empty() => {
+                pipeline.cmd("MGET").arg(keys);
+            }
+            false => {}
+        }
+        if cursor != 0 {
+            pipeline.add_command(scan(cursor));
+        }
+        if pipeline.is_empty() {
+            return Ok((Vec::new(), 0, Vec::new()));
+        }
+        let asking = pipeline.ignore_errors().query_async(&mut self.connection);
+        let mut answers: Vec<Answer> = in_time(asking).await?;
+        let (cursor, next) = match cursor {
+            0 => (0, Vec::new()),
+            _ => redis::from_redis_value(answers.pop().ok_or_else(late)??)?,
+        };
+        let documents = match self.is_of_a_cluster {
+            // A slot that moves is read once more user by user, where that makes a difference.
+            true => answers
+                .into_iter()
+                .map(|answer| document(answer).or_else(elsewhere))
+                .collect::<Result<_, _>>()?,
+            false => match answers.pop() {
+                Some(documents) => redis::from_redis_value(documents?)?,
+                None => Vec::new(),
+            },
+        };
+        Ok((documents, cursor, next))
+    }
+}
+
+/// What `GET` answers; what is no text is no document.
+pub(super) fn document(answer: Answer) -> Result<Option<Vec<u8>>, RedisError> {
+    match answer {
+        Ok(Value::Nil) => Ok(None),
+        Ok(value) => Ok(redis::from_redis_value(value)?),
+        Err(error) if error.code() == Some("WRONGTYPE") => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Nothing, where the document is at another node of the cluster.
+fn elsewhere(error: RedisError) -> Result<Option<Vec<u8>>, RedisError> {
+    match error.kind() {
+        ErrorKind::Server(
+            ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain,
+        ) => Ok(None),
+        _ => Err(error),
     }
 }
 
@@ -75,34 +181,6 @@ fn scan(cursor: u64) -> redis::Cmd {
     scan
 }
 
-async fn first(connection: &mut MultiplexedConnection) -> Result<Keys, RedisError> {
-    in_time(scan(0).query_async(connection)).await
-}
-
-/// The documents of `keys`, and the keys that follow, unless `cursor` says that there are none.
-async fn next(
-    connection: &mut MultiplexedConnection,
-    keys: &[Vec<u8>],
-    cursor: u64,
-) -> Result<(Documents, u64, Vec<Vec<u8>>), RedisError> {
-    let mut mget = redis::cmd("MGET");
-    mget.arg(keys);
-    let mut pipeline = redis::pipe();
-    match (keys.is_empty(), cursor) {
-        (true, 0) => Ok((Vec::new(), 0, Vec::new())),
-        (true, cursor) => {
-            let (cursor, keys) = in_time(scan(cursor).query_async(connection)).await?;
-            Ok((Vec::new(), cursor, keys))
-        }
-        (false, 0) => Ok((in_time(mget.query_async(connection)).await?, 0, Vec::new())),
-        (false, cursor) => {
-            pipeline.add_command(mget).add_command(scan(cursor));
-            let (documents, (cursor, keys)) = in_time(pipeline.query_async(connection)).await?;
-            Ok((documents, cursor, keys))
-        }
-    }
-}
-
 async fn in_time<T>(call: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
     let answered = tokio::time::timeout(PATIENCE, call).await;
     answered.unwrap_or_else(|_| Err(late()))
@@ -112,7 +190,7 @@ async fn in_time<T>(call: impl Future<Output = Result<T, RedisError>>) -> Result
 impl Scan for RedisHoldings<'_> {
     async fn scan(&self, each: Each<'_>) -> Result<u64, SideError> {
         let read = self.all(each).await;
-        read.map_err(|error| SideError::new(describe(&self.target.explained(error))))
+        read.map_err(|error| SideError::new(describe(&self.target.server.explained(error))))
     }
 }
 

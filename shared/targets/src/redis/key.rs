@@ -11,7 +11,10 @@ use usersync_core::user_id::UserId;
 const DOCUMENT: &str = "user:";
 /// What the key of a tombstone of before ends with, behind the key of the document.
 const FORMER_TOMBSTONE: &str = ":deleted";
-const SLOTS: u16 = 16_384;
+/// How many slots a cluster has.
+pub(super) const SLOTS: u16 = 16_384;
+/// What the key of a test begins with. No id has a space, so no document is there.
+const PROBE: &str = "user: probe";
 
 /// The key of a user's document.
 pub(super) fn document(user_id: &UserId) -> String {
@@ -35,9 +38,19 @@ pub(super) fn tombstone(user_id: &UserId) -> String {
         Some(_) => return format!("{document} deleted"),
         // The whole key can be a tag.
         None if !document.contains('}') => document.as_str().into(),
-        None => neighbour(&document).into(),
+        None => tag_in(slot_of(&document)).into(),
     };
     format!("{DOCUMENT} deleted:{{{tag}}}:{user_id}")
+}
+
+/// The slot of a user's keys in a cluster.
+pub(super) fn slot(user_id: &UserId) -> u16 {
+    slot_of(&document(user_id))
+}
+
+/// A key in `slot` where no user is.
+pub(super) fn probe(slot: u16) -> String {
+    format!("{PROBE}:{{{}}}", tag_in(slot))
 }
 
 /// The user whose tombstone of before may be where the document of `user_id` belongs: that of `42:deleted` is where 42 was
@@ -61,9 +74,13 @@ fn tag(key: &str) -> Option<&str> {
     (!tag.is_empty()).then_some(tag)
 }
 
-/// A tag in the same slot as a key that has none.
-fn neighbour(key: &str) -> String {
-    let slot = crc16(key.as_bytes()) % SLOTS;
+/// The slot of a key (cluster specification, "key distribution model").
+fn slot_of(key: &str) -> u16 {
+    crc16(tag(key).unwrap_or(key).as_bytes()) % SLOTS
+}
+
+/// A tag of `slot`.
+fn tag_in(slot: u16) -> String {
     // One of every 16,384 texts is.
     let found = (0_u32..).map(|number| format!("{number:x}"));
     let mut found = found.filter(|text| crc16(text.as_bytes()) % SLOTS == slot);
@@ -84,15 +101,10 @@ fn crc16(bytes: &[u8]) -> u16 {
 mod tests {
     use super::*;
 
-    /// The slot, as Redis says it follows from a key.
-    fn slot(key: &str) -> u16 {
-        crc16(tag(key).unwrap_or(key).as_bytes()) % SLOTS
-    }
-
     #[test]
     fn a_tombstone_is_in_the_slot_of_its_document_and_where_no_document_can_be() {
         // What `CLUSTER KEYSLOT` answers.
-        assert_eq!((slot("123456789"), slot("foo{bar}")), (12_739, 5_061));
+        assert_eq!((slot_of("123456789"), slot_of("foo{bar}")), (12_739, 5_061));
         let mut tombstones = std::collections::BTreeSet::new();
         for id in [
             "42",
@@ -119,12 +131,21 @@ mod tests {
         ] {
             let user: UserId = id.parse().unwrap();
             let (document, tombstone) = (document(&user), tombstone(&user));
-            assert_eq!(slot(&document), slot(&tombstone), "{id}: {tombstone}");
+            assert_eq!(slot_of(&document), slot_of(&tombstone), "{id}: {tombstone}");
             assert_eq!(super::user(document.as_bytes()), Some(id));
             assert_eq!(super::user(tombstone.as_bytes()), None);
             // The rights of before are enough.
             assert!(tombstone.starts_with(DOCUMENT));
             assert!(tombstones.insert(tombstone), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_test_finds_a_key_in_any_slot() {
+        for slot in [0, 1, 5_460, 5_461, 12_739, SLOTS - 1] {
+            let key = probe(slot);
+            assert_eq!(slot_of(&key), slot, "{key}");
+            assert_eq!(super::user(key.as_bytes()), None);
         }
     }
 

@@ -1,35 +1,42 @@
 //! Redis targets: `user:<id>` holds the projected document as JSON for a day, guarded by version.
 //!
-//! A batch is one call of a script, so it costs one round trip and is atomic per user. Users who are
-//! to be disabled cost another: their documents are read first, and written if they are the same still.
+//! A batch is one call of a script, so it costs one round trip and is atomic per user. In a cluster it is one call for
+//! each slot, and one round trip to each node (ADR 33). Users who are to be disabled cost another: their documents are
+//! read first, and written if they are the same still.
 
+mod cluster;
 mod document;
+mod errors;
 mod holdings;
 mod key;
+mod server;
 
 use std::{
+    collections::BTreeMap,
     future::Future,
-    io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, ErrorKind, IntoConnectionInfo,
-    RedisError, Script, TlsCertificates, aio::MultiplexedConnection,
+    Cmd, ErrorKind, RedisError, Script, ServerErrorKind, Value, aio::MultiplexedConnection,
 };
-use secrecy::ExposeSecret;
 use usersync_core::{
     target::TargetConfig,
     user_id::{Ids, UserId},
 };
 use usersync_digest::Scanned;
 
-use self::holdings::RedisHoldings;
+use self::{
+    cluster::{Answer, Cluster},
+    errors::{classify, code, describe, failed, is_fault, unwritable},
+    holdings::RedisHoldings,
+    server::{Server, is_of_a_cluster},
+};
 use crate::{
     Action, ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked,
-    password, shown, tls::Peer, trouble::Trouble, way::Way,
+    shown, way::Way,
 };
 
 const CONCURRENCY: usize = 4;
@@ -39,11 +46,9 @@ const SECONDS: u32 = 86_400;
 
 /// A target that holds documents under `user:<id>`.
 pub(crate) struct RedisTarget {
-    who: ConnectionInfo,
-    peer: Peer,
-    settings: AsyncConnectionConfig,
-    /// Opened with the first call, then shared by all and kept open until it breaks.
-    connection: Mutex<Option<MultiplexedConnection>>,
+    server: Server,
+    /// Found with the first call, then shared by all and kept until it breaks.
+    place: Mutex<Option<Place>>,
     script: Script,
     timeout: Duration,
     limits: Limits,
@@ -52,8 +57,19 @@ pub(crate) struct RedisTarget {
     ids: Ids,
 }
 
+/// What the URL leads to.
+#[derive(Clone)]
+enum Place {
+    Alone(MultiplexedConnection),
+    Cluster(Arc<Cluster>),
+}
+
 /// What the script is to write for one user.
 struct Entry {
+    /// Which delivery of the batch it is.
+    index: usize,
+    /// The document and the tombstone.
+    keys: [String; 2],
     /// The version, and for a change of what is there `:` and the version held.
     version: String,
     /// Empty for a deletion.
@@ -68,18 +84,9 @@ impl RedisTarget {
                 expected: "SET",
             });
         }
-        let who = who(config)?;
-        // What can't work is said before anybody is connected to.
-        Client::open(who.clone()).map_err(unfit)?;
-        let settings = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(config.timeout.min(Duration::from_secs(5))))
-            .set_response_timeout(Some(config.timeout))
-            .set_dns_resolver(way);
         Ok(Self {
-            who,
-            peer: Peer::of(config),
-            settings,
-            connection: Mutex::new(None),
+            server: Server::new(config, way)?,
+            place: Mutex::new(None),
             timeout: config.timeout,
             script: Script::new(include_str!("write.lua")),
             limits: Limits::of(config, CONCURRENCY, BATCH),
@@ -88,50 +95,126 @@ impl RedisTarget {
         })
     }
 
-    /// What the script says of each user.
-    async fn write(&self, batch: &[Delivery]) -> Result<Vec<redis::Value>, RedisError> {
-        let mut call = self.script.prepare_invoke();
-        call.arg(SECONDS);
-        let mut held = self.held(batch).await?.into_iter();
-        for delivery in batch {
-            let user_id = &delivery.user_id;
-            call.key(key::document(user_id))
-                .key(key::tombstone(user_id));
-            let entry = match delivery.action {
-                Action::Upsert => Entry::upsert(delivery, self.ids)?,
-                Action::Delete => Entry::delete(delivery),
-                Action::Disable => Entry::disable(delivery, held.next().flatten())?,
-            };
-            let mut version = entry.version;
-            if let Some(user) = key::formerly_remembered(user_id) {
-                version += &format!(" {}", key::tombstone(&user));
+    /// Writes every user of `batch`.
+    async fn write(&self, batch: &[Delivery]) -> Result<Vec<Outcome>, RedisError> {
+        let place = self.place().await?;
+        let mut outcomes = vec![None; batch.len()];
+        let entries = self.entries(&place, batch, &mut outcomes).await?;
+        match &place {
+            Place::Alone(connection) => {
+                let all: Vec<&Entry> = entries.iter().collect();
+                let call = self.call(&all, true);
+                let answer = evaluate(&self.script, &mut connection.clone(), &call).await?;
+                settle(&all, Ok(answer), &mut outcomes);
             }
-            call.arg(version).arg(entry.body);
+            Place::Cluster(cluster) => {
+                let mut by_slot = BTreeMap::<u16, Vec<&Entry>>::new();
+                for entry in &entries {
+                    let slot = key::slot(&batch[entry.index].user_id);
+                    by_slot.entry(slot).or_default().push(entry);
+                }
+                let (slots, groups): (Vec<_>, Vec<_>) = by_slot.into_iter().unzip();
+                let call = |group: usize| self.call(&groups[group], false);
+                let answers = cluster.call(&self.server, &slots, call, Some(&self.script));
+                for (group, answer) in groups.iter().zip(answers.await) {
+                    settle(group, answer, &mut outcomes);
+                }
+            }
         }
-        call.invoke_async(&mut self.connection().await?).await
+        let unanswered =
+            || Outcome::Transient(Failure::new("Redis answered another number of users"));
+        let outcomes = outcomes.into_iter();
+        Ok(outcomes
+            .map(|outcome| outcome.unwrap_or_else(unanswered))
+            .collect())
     }
 
-    /// The documents of those who are to be disabled, in their order.
-    async fn held(&self, batch: &[Delivery]) -> Result<Vec<Option<Vec<u8>>>, RedisError> {
+    /// What is to be written of each delivery. Who is to be disabled and can't be read has an outcome instead.
+    async fn entries(
+        &self,
+        place: &Place,
+        batch: &[Delivery],
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<Vec<Entry>, RedisError> {
         let disabled = batch
             .iter()
             .filter(|delivery| delivery.action == Action::Disable);
-        self.documents(disabled).await
+        let mut held = self.documents(place, disabled).await?.into_iter();
+        let mut entries = Vec::with_capacity(batch.len());
+        for (index, delivery) in batch.iter().enumerate() {
+            let user_id = &delivery.user_id;
+            let (mut version, body) = match delivery.action {
+                Action::Upsert => upsert(delivery, self.ids)?,
+                Action::Delete => (delivery.version.to_string(), Vec::new()),
+                Action::Disable => match held.next() {
+                    Some(Err(error)) => {
+                        outcomes[index] = Some(failed(&error));
+                        continue;
+                    }
+                    held => disable(delivery, held.and_then(Result::ok).flatten()),
+                },
+            };
+            // A cluster never had tombstones of before.
+            if let (Place::Alone(_), Some(user)) = (place, key::formerly_remembered(user_id)) {
+                version += &format!(" {}", key::tombstone(&user));
+            }
+            entries.push(Entry {
+                index,
+                keys: [key::document(user_id), key::tombstone(user_id)],
+                version,
+                body,
+            });
+        }
+        Ok(entries)
     }
 
+    /// One call of the script.
+    fn call(&self, entries: &[&Entry], formerly: bool) -> Cmd {
+        let size = entries.iter().map(|entry| entry.size()).sum::<usize>();
+        let mut call = Cmd::with_capacity(5 + 4 * entries.len(), 64 + size);
+        call.arg("EVALSHA");
+        call.arg(self.script.get_hash()).arg(2 * entries.len());
+        for entry in entries {
+            call.arg(&entry.keys[0]).arg(&entry.keys[1]);
+        }
+        call.arg(SECONDS).arg(u8::from(formerly));
+        for entry in entries {
+            call.arg(&entry.version).arg(&entry.body);
+        }
+        call
+    }
+
+    /// The documents of users, in their order.
     async fn documents(
         &self,
+        place: &Place,
         deliveries: impl Iterator<Item = &Delivery>,
-    ) -> Result<Vec<Option<Vec<u8>>>, RedisError> {
-        let mut call = redis::cmd("MGET");
-        let before = call.args_iter().count();
-        for delivery in deliveries {
-            call.arg(key::document(&delivery.user_id));
-        }
-        if call.args_iter().count() == before {
+    ) -> Result<Vec<Result<Option<Vec<u8>>, RedisError>>, RedisError> {
+        let users: Vec<&UserId> = deliveries.map(|delivery| &delivery.user_id).collect();
+        if users.is_empty() {
             return Ok(Vec::new());
         }
-        call.query_async(&mut self.connection().await?).await
+        match place {
+            Place::Alone(connection) => {
+                let mut call = redis::cmd("MGET");
+                for user in users {
+                    call.arg(key::document(user));
+                }
+                let documents: Vec<Option<Vec<u8>>> =
+                    call.query_async(&mut connection.clone()).await?;
+                Ok(documents.into_iter().map(Ok).collect())
+            }
+            Place::Cluster(cluster) => {
+                let slots: Vec<u16> = users.iter().map(|user| key::slot(user)).collect();
+                let call = |at: usize| {
+                    let mut call = redis::cmd("GET");
+                    call.arg(key::document(users[at]));
+                    call
+                };
+                let answers = cluster.call(&self.server, &slots, call, None).await;
+                Ok(answers.into_iter().map(holdings::document).collect())
+            }
+        }
     }
 
     /// `call`, which may begin with connecting, for as long as a call may take.
@@ -140,105 +223,144 @@ impl RedisTarget {
         call: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, RedisError> {
         let answered = tokio::time::timeout(self.timeout, call).await;
-        let answered = answered.unwrap_or_else(|_| Err(self.late()));
+        let answered = answered.unwrap_or_else(|_| Err(self.server.late()));
         if answered
             .as_ref()
-            .is_err_and(RedisError::is_unrecoverable_error)
+            .is_err_and(|error| error.is_unrecoverable_error() || code(error).is_some_and(is_fault))
         {
-            self.held_connection().take();
+            self.forget_server();
         }
-        answered.map_err(|error| self.explained(error))
+        answered.map_err(|error| self.server.explained(error))
     }
 
-    /// The same error; where it is about TLS, with what is to be done.
-    fn explained(&self, error: RedisError) -> RedisError {
-        self.peer.refusal(&error).map_or(error, in_words)
-    }
-
-    /// No answer in time; where there is no connection yet, none to the greeting of TLS.
-    fn late(&self) -> RedisError {
-        match self.peer.tls() {
-            Some(_) if self.held_connection().is_none() => {
-                let unanswered = "it doesn't answer in time: look whether it has TLS";
-                in_words(Trouble::unreachable(self.peer.none(unanswered)))
+    /// Where users are kept, looked up where that isn't known.
+    async fn place(&self) -> Result<Place, RedisError> {
+        if let Some(place) = &*self.held_place() {
+            return Ok(place.clone());
+        }
+        let mut connection = self.server.open(None).await?;
+        let place = match is_of_a_cluster(&mut connection).await? {
+            true => {
+                let cluster = Cluster::of(&self.server, connection, self.timeout);
+                Place::Cluster(Arc::new(cluster.await?))
             }
-            _ => late(),
+            false => Place::Alone(connection),
+        };
+        // Others may have found one meanwhile: the first stays.
+        Ok(self.held_place().get_or_insert(place).clone())
+    }
+
+    /// The next call connects again. A cluster knows by itself which of its servers are gone.
+    fn forget_server(&self) {
+        let mut held = self.held_place();
+        if matches!(*held, Some(Place::Alone(_))) {
+            *held = None;
         }
     }
 
-    /// A client with the certificates as they are now.
-    fn client(&self) -> Result<Client, RedisError> {
-        let who = self.who.clone();
-        let Some(pem) = self.peer.pem().map_err(in_words)? else {
-            return Client::open(who);
-        };
-        let identity = |(client_cert, client_key)| ClientTlsConfig {
-            client_cert,
-            client_key,
-        };
-        let certificates = TlsCertificates {
-            client_tls: pem.identity.map(identity),
-            root_cert: pem.ca,
-        };
-        Client::build_with_tls(who, certificates)
+    fn held_place(&self) -> MutexGuard<'_, Option<Place>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection, opened where there is none that works.
-    async fn connection(&self) -> Result<MultiplexedConnection, RedisError> {
-        if let Some(connection) = &*self.held_connection() {
-            return Ok(connection.clone());
+    /// Writes where no user is.
+    async fn try_to_write(&self) -> Result<(), RedisError> {
+        let cluster = match self.place().await? {
+            Place::Alone(mut connection) => return written(&mut connection, 0).await,
+            Place::Cluster(cluster) => cluster,
+        };
+        cluster.look_again(&self.server).await;
+        for (node, slot) in cluster.masters() {
+            let writing = async {
+                let mut connection = cluster.connection(&self.server, &node).await?;
+                written(&mut connection, slot).await
+            };
+            if let Err(error) = writing.await {
+                cluster.forget(&node);
+                return Err(error);
+            }
         }
-        let client = self.client()?;
-        let opened = client.get_multiplexed_async_connection_with_config(&self.settings);
-        let opened = opened.await.map_err(|error| match error.is_timeout() {
-            true => self.late(),
-            false => error,
-        })?;
-        // Others may have opened one meanwhile: the first stays.
-        Ok(self.held_connection().get_or_insert(opened).clone())
-    }
-
-    fn held_connection(&self) -> MutexGuard<'_, Option<MultiplexedConnection>> {
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        Ok(())
     }
 }
 
-/// Where to connect, and as whom.
-fn who(config: &TargetConfig) -> Result<ConnectionInfo, ConfigError> {
-    let password = password::of(config)?;
-    let info = config.url.as_str().into_connection_info().map_err(unfit)?;
-    let password = match &password {
-        Some(password) => password.expose_secret(),
-        // Without a word of who it is, a user would be taken for the default one.
-        None if !config.url.username().is_empty() => "",
-        None => return Ok(info),
+impl Entry {
+    /// How many bytes it takes in a call.
+    fn size(&self) -> usize {
+        let [document, tombstone] = &self.keys;
+        document.len() + tombstone.len() + self.version.len() + self.body.len()
+    }
+}
+
+/// Calls a script, which is loaded where it is missing.
+async fn evaluate(
+    script: &Script,
+    connection: &mut MultiplexedConnection,
+    call: &Cmd,
+) -> Result<Value, RedisError> {
+    match call.query_async(connection).await {
+        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+            let _: String = script.load_async(connection).await?;
+            call.query_async(connection).await
+        }
+        answered => answered,
+    }
+}
+
+/// Does what a delivery takes, in one slot.
+async fn written(connection: &mut MultiplexedConnection, slot: u16) -> Result<(), RedisError> {
+    let script = Script::new(include_str!("probe.lua"));
+    let mut call = script.key(key::probe(slot));
+    call.arg(SECONDS).invoke_async(connection).await
+}
+
+/// What an answer of the script says of each of its users.
+fn settle(entries: &[&Entry], answer: Answer, outcomes: &mut [Option<Outcome>]) {
+    match answer {
+        Ok(Value::Array(answers)) if answers.len() == entries.len() => {
+            for (entry, answer) in entries.iter().zip(answers) {
+                outcomes[entry.index] = Some(classify(answer));
+            }
+        }
+        Ok(_) => {}
+        Err(error) => {
+            for entry in entries {
+                outcomes[entry.index] = Some(failed(&error));
+            }
+        }
+    }
+}
+
+/// The version and the document of a user who is to be there.
+fn upsert(delivery: &Delivery, ids: Ids) -> Result<(String, Vec<u8>), RedisError> {
+    let body = document::written(delivery, ids).map_err(|_| unwritable())?;
+    Ok((delivery.version.to_string(), body))
+}
+
+/// The same of one who is to be disabled. A user who isn't there is remembered like one who was deleted, so that nothing
+/// older comes.
+fn disable(delivery: &Delivery, held: Option<Vec<u8>>) -> (String, Vec<u8>) {
+    let (held, body) = match held {
+        // What is no document isn't a user either: it makes room as it would for an upsert.
+        Some(held) => document::changed(&held, delivery).unwrap_or_default(),
+        None => (0, Vec::new()),
     };
-    let settings = info.redis_settings().clone().set_password(password);
-    Ok(info.set_redis_settings(settings))
-}
-
-/// Trouble as an error of the driver, which says what we say.
-fn in_words(trouble: Trouble) -> RedisError {
-    io::Error::other(trouble.failure).into()
-}
-
-fn unfit(error: RedisError) -> ConfigError {
-    ConfigError::Url(describe(&error))
+    (format!("{}:{held}", delivery.version), body)
 }
 
 #[async_trait]
 impl Target for RedisTarget {
     async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
         match self.within_timeout(self.write(batch)).await {
-            Ok(answers) if answers.len() == batch.len() => {
-                answers.into_iter().map(classify).collect()
+            Ok(outcomes) => {
+                // The script may say so of each user, where the server was made a replica.
+                if outcomes
+                    .iter()
+                    .any(|outcome| matches!(outcome, Outcome::Fault(_)))
+                {
+                    self.forget_server();
+                }
+                outcomes
             }
-            Ok(_) => vec![
-                Outcome::Transient(Failure::new("Redis answered another number of users"));
-                batch.len()
-            ],
             Err(error) => vec![failed(&error); batch.len()],
         }
     }
@@ -250,22 +372,34 @@ impl Target for RedisTarget {
     async fn forget_version(&self, user_id: &UserId, version: u64) -> Result<(), Failure> {
         let forgetting = async {
             let script = Script::new(include_str!("forget.lua"));
-            let mut call = script.key(key::document(user_id));
-            call.key(key::tombstone(user_id)).arg(version);
-            call.invoke_async(&mut self.connection().await?).await
+            match self.place().await? {
+                Place::Alone(mut connection) => {
+                    let mut call = script.key(key::document(user_id));
+                    call.key(key::tombstone(user_id)).arg(version);
+                    call.invoke_async(&mut connection).await
+                }
+                Place::Cluster(cluster) => {
+                    let call = |_| {
+                        let mut call = redis::cmd("EVALSHA");
+                        call.arg(script.get_hash()).arg(2);
+                        call.arg(key::document(user_id))
+                            .arg(key::tombstone(user_id));
+                        call.arg(version);
+                        call
+                    };
+                    let slot = [key::slot(user_id)];
+                    let answers = cluster.call(&self.server, &slot, call, Some(&script)).await;
+                    answers.into_iter().try_for_each(|answer| answer.map(drop))
+                }
+            }
         };
         let forgotten = self.within_timeout(forgetting).await;
         forgotten.map_err(|error: RedisError| Failure::new(describe(&error)))
     }
 
     async fn probe(&self) -> Result<(), Failure> {
-        let ping = async {
-            redis::cmd("PING")
-                .exec_async(&mut self.connection().await?)
-                .await
-        };
-        let answered = self.within_timeout(ping).await;
-        answered.map_err(|error: RedisError| Failure::new(describe(&error)))
+        let tried = self.within_timeout(self.try_to_write()).await;
+        tried.map_err(|error: RedisError| Failure::new(describe(&error)))
     }
 
     fn verifies(&self) -> bool {
@@ -273,12 +407,15 @@ impl Target for RedisTarget {
     }
 
     async fn compare(&self, batch: &[Delivery]) -> Option<Vec<Standing>> {
-        let documents = self.within_timeout(self.documents(batch.iter())).await;
-        Some(match documents {
+        let reading = async { self.documents(&self.place().await?, batch.iter()).await };
+        Some(match self.within_timeout(reading).await {
             Ok(documents) => documents
-                .iter()
+                .into_iter()
                 .zip(batch)
-                .map(|(document, delivery)| compare(document.as_deref(), delivery, self.ids))
+                .map(|(document, delivery)| match document {
+                    Ok(document) => compare(document.as_deref(), delivery, self.ids),
+                    Err(error) => Standing::Unknown(failed(&error)),
+                })
                 .collect(),
             Err(error) => Standing::unknown(&failed(&error), batch.len()),
         })
@@ -291,40 +428,6 @@ impl Target for RedisTarget {
     fn limits(&self) -> Limits {
         self.limits
     }
-}
-
-impl Entry {
-    fn upsert(delivery: &Delivery, ids: Ids) -> Result<Self, RedisError> {
-        let body = document::written(delivery, ids).map_err(|_| unwritable())?;
-        Ok(Self {
-            version: delivery.version.to_string(),
-            body,
-        })
-    }
-
-    fn delete(delivery: &Delivery) -> Self {
-        Self {
-            version: delivery.version.to_string(),
-            body: Vec::new(),
-        }
-    }
-
-    /// A user who isn't there is remembered like one who was deleted, so that nothing older comes.
-    fn disable(delivery: &Delivery, held: Option<Vec<u8>>) -> Result<Self, RedisError> {
-        let (held, body) = match held {
-            // What is no document isn't a user either: it makes room as it would for an upsert.
-            Some(held) => document::changed(&held, delivery).unwrap_or_default(),
-            None => (0, Vec::new()),
-        };
-        Ok(Self {
-            version: format!("{}:{held}", delivery.version),
-            body,
-        })
-    }
-}
-
-fn unwritable() -> RedisError {
-    (ErrorKind::Client, "the user can't be written as JSON").into()
 }
 
 /// Whether the document is what was told.
@@ -345,90 +448,5 @@ fn compare(document: Option<&[u8]>, delivery: &Delivery, ids: Ids) -> Standing {
             }
         }
         (Some(Err(_)), _) => Standing::Different("what is there is no document".into()),
-    }
-}
-
-/// The error of a call that took too long.
-fn late() -> RedisError {
-    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
-}
-
-/// What the script says of one user.
-fn classify(answer: redis::Value) -> Outcome {
-    match answer {
-        redis::Value::Int(0) => Outcome::Delivered { guarded: true },
-        redis::Value::Int(_) => Outcome::AlreadyNewer,
-        redis::Value::BulkString(text) => {
-            // The code is the first word: what follows may name keys.
-            let code = text.split(|byte| *byte == b' ').next().unwrap_or_default();
-            let code = String::from_utf8_lossy(code).into_owned();
-            let failure = Failure {
-                reason: format!("Redis refused the write: {code}").into(),
-                code: Some(code.clone().into()),
-                retry_after: None,
-            };
-            if code == "WRONGTYPE" {
-                Outcome::Permanent(failure)
-            } else {
-                Outcome::Transient(failure)
-            }
-        }
-        _ => Outcome::Transient(Failure::new("Redis answered something unexpected")),
-    }
-}
-
-/// What a failed call means for every user in it.
-fn failed(error: &RedisError) -> Outcome {
-    let failure = Failure {
-        code: error.code().map(|code| code.to_owned().into()),
-        ..Failure::new(describe(error))
-    };
-    match error.code() {
-        // It lets nobody like us in.
-        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Outcome::Fault(failure),
-        // It answers, so it is there: loading, busy, out of memory.
-        Some(_) => Outcome::Transient(failure),
-        None if error.is_timeout() => Outcome::Transient(failure),
-        None => Outcome::Fault(failure),
-    }
-}
-
-/// An error by its kind and code; its detail may hold data.
-fn describe(error: &RedisError) -> String {
-    if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("NOAUTH") {
-        return "Redis refuses the user or the password: the user stands in the url, the password is what `secret` names"
-            .to_owned();
-    }
-    match error.code() {
-        Some(code) => format!("Redis refused: {code}"),
-        None if error.is_timeout() => "Redis did not answer in time".to_owned(),
-        None if error.is_io_error() => format!("can't reach Redis: {error}"),
-        None => format!("Redis: {:?}", error.kind()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_are_classified_as_documented() {
-        assert_eq!(
-            classify(redis::Value::Int(0)),
-            Outcome::Delivered { guarded: true }
-        );
-        assert_eq!(
-            classify(redis::Value::Int(1_700_000_000_000_001)),
-            Outcome::AlreadyNewer
-        );
-        let text = |text: &str| classify(redis::Value::BulkString(text.as_bytes().to_vec()));
-        assert!(matches!(
-            text("WRONGTYPE Operation against a key"),
-            Outcome::Permanent(_)
-        ));
-        assert!(matches!(
-            text("OOM command not allowed"),
-            Outcome::Transient(_)
-        ));
     }
 }

@@ -1,7 +1,7 @@
 -- Writes a batch of users, each only if nothing newer is stored.
 --
 -- KEYS: the document and the tombstone of each user, in turn.
--- ARGV: seconds to keep, then version and document of each user, in turn; '' deletes. A version
+-- ARGV: seconds to keep, and 1 where tombstones of before may be; then version and document of each user, in turn; '' deletes. A version
 -- given as N:HELD counts only as long as the document is at version HELD (0: there is none); what
 -- follows a space is the heir.
 -- Answers per user: 0 written, the newer version found, or the error's text.
@@ -11,15 +11,14 @@
 -- Tombstones were kept at <document>:deleted once, and are read there until they expire. The document of a user whose
 -- id ends in :deleted has such a key too: a tombstone is a number, a document isn't. Where such a user is written, the
 -- tombstone that is there moves to the heir: the key of today. (A cluster never had them, so they need be no KEYS.)
-local seconds = ARGV[1]
+local seconds, former_too = ARGV[1], ARGV[2] == '1'
 local users = #KEYS / 2
 local places = {}
 for user = 1, users do
   places[user] = KEYS[2 * user]
-  places[users + user] = KEYS[2 * user - 1] .. ':deleted'
+  if former_too then places[users + user] = KEYS[2 * user - 1] .. ':deleted' end
 end
-local buried = redis.pcall('MGET', unpack(places))
-if buried.err then buried = redis.call('MGET', unpack(places, 1, users)) end
+local buried = redis.call('MGET', unpack(places))
 
 local function version_of(tombstone)
   return tombstone and tonumber(string.match(tombstone, '^%d+$')) or 0
@@ -36,7 +35,7 @@ end
 local answers = {}
 for user = 1, users do
   local document, tombstone = KEYS[2 * user - 1], KEYS[2 * user]
-  local number, body = ARGV[2 * user], ARGV[2 * user + 1]
+  local number, body = ARGV[2 * user + 1], ARGV[2 * user + 2]
   local version, expected, heir = tonumber(number), nil, ''
   if not version then
     number, expected, heir = string.match(number, '^(%d+):?(%d*) ?(.*)$')

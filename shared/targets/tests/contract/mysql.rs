@@ -1,10 +1,10 @@
-//! MySQL's side of the contract, on MariaDB.
+//! MySQL's side of the contract, on MariaDB and on MySQL itself.
 
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, MySqlPool, Row as _, mysql::MySqlPoolOptions};
-use usersync_stack::{Directory, MariaDbServer, Signal};
+use usersync_stack::{Directory, MariaDbServer, MySqlServer, Process, Signal};
 use usersync_targets::Delivery;
 
 use crate::{
@@ -13,16 +13,27 @@ use crate::{
 };
 
 pub(crate) struct MySql {
-    pub(crate) server: MariaDbServer,
+    pub(crate) server: Server,
     pub(crate) dir: Directory,
 }
 
+pub(crate) enum Server {
+    MariaDb(MariaDbServer),
+    MySql(MySqlServer),
+}
+
 impl MySql {
+    /// On MariaDB.
     pub(crate) async fn start() -> Result<Self> {
-        let dir = Directory::temporary()?;
-        std::fs::write(dir.path().join("right"), MariaDbServer::PASSWORD)?;
-        std::fs::write(dir.path().join("wrong"), "another password")?;
-        let server = MariaDbServer::start(dir.path()).await?;
+        let dir = directory(MariaDbServer::PASSWORD)?;
+        let server = Server::MariaDb(MariaDbServer::start(dir.path()).await?);
+        Ok(Self { server, dir })
+    }
+
+    /// On MySQL itself.
+    pub(crate) async fn itself() -> Result<Self> {
+        let dir = directory(MySqlServer::PASSWORD)?;
+        let server = Server::MySql(MySqlServer::start(dir.path()).await?);
         Ok(Self { server, dir })
     }
 
@@ -40,6 +51,36 @@ impl MySql {
             .execute(&client)
             .await?;
         Ok(())
+    }
+}
+
+fn directory(password: &str) -> Result<Directory> {
+    let dir = Directory::temporary()?;
+    std::fs::write(dir.path().join("right"), password)?;
+    std::fs::write(dir.path().join("wrong"), "another password")?;
+    Ok(dir)
+}
+
+impl Server {
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::MariaDb(server) => server.url(),
+            Self::MySql(server) => server.url(),
+        }
+    }
+
+    fn url_with_password(&self) -> String {
+        match self {
+            Self::MariaDb(server) => server.url_with_password(),
+            Self::MySql(server) => server.url_with_password(),
+        }
+    }
+
+    fn process(&self) -> &Process {
+        match self {
+            Self::MariaDb(server) => server.process(),
+            Self::MySql(server) => server.process(),
+        }
     }
 }
 
@@ -109,12 +150,15 @@ impl Peer for MySql {
     }
 
     async fn kill(&mut self) -> Result<()> {
-        self.server.kill9().await;
+        self.server.process().kill9().await;
         Ok(())
     }
 
     async fn restart(&mut self) -> Result<()> {
-        self.server.restart().await
+        match &mut self.server {
+            Server::MariaDb(server) => server.restart().await,
+            Server::MySql(server) => server.restart().await,
+        }
     }
 
     async fn pause(&mut self, paused: bool) -> Result<()> {

@@ -1,10 +1,15 @@
-//! PostgreSQL's side of the contract.
+//! PostgreSQL's side of the contract, also behind a pooler.
+
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, PgPool, Row as _, postgres::PgPoolOptions};
-use usersync_stack::{Directory, PostgresServer, Signal};
+use sqlx::{
+    AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgPool, Row as _,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use usersync_stack::{Directory, PgBouncerServer, PostgresServer, Signal, eventually};
 use usersync_targets::Delivery;
 
 use crate::{
@@ -14,16 +19,54 @@ use crate::{
 
 pub(crate) struct Postgres {
     pub(crate) server: PostgresServer,
+    /// What targets connect to instead.
+    pooler: Option<PgBouncerServer>,
     pub(crate) dir: Directory,
 }
 
 impl Postgres {
+    /// The one with pgvector.
     pub(crate) async fn start() -> Result<Self> {
-        let dir = Directory::temporary()?;
-        std::fs::write(dir.path().join("right"), PostgresServer::PASSWORD)?;
-        std::fs::write(dir.path().join("wrong"), "another password")?;
+        let dir = directory()?;
         let server = PostgresServer::start(dir.path()).await?;
-        Ok(Self { server, dir })
+        let pooler = None;
+        Ok(Self {
+            server,
+            pooler,
+            dir,
+        })
+    }
+
+    pub(crate) async fn newest() -> Result<Self> {
+        let dir = directory()?;
+        let server = PostgresServer::start_newest(dir.path()).await?;
+        let pooler = None;
+        Ok(Self {
+            server,
+            pooler,
+            dir,
+        })
+    }
+
+    /// Behind a PgBouncer that shares connections per transaction; `more` are lines of its settings.
+    pub(crate) async fn behind_pgbouncer(more: &[&str]) -> Result<Self> {
+        let peer = Self::start().await?;
+        let pooler = PgBouncerServer::start(peer.dir.path(), &peer.server, more).await?;
+        Ok(Self {
+            pooler: Some(pooler),
+            ..peer
+        })
+    }
+
+    /// A client that isn't ours, where targets connect.
+    pub(crate) async fn stranger(&self) -> Result<PgConnection> {
+        let pooler = self.pooler.as_ref();
+        let direct = || self.server.url_with_password();
+        let url = pooler.map_or_else(direct, PgBouncerServer::url_with_password);
+        let options: PgConnectOptions = url.parse()?;
+        // Poolers refuse what they don't know.
+        let options = options.extra_float_digits(None);
+        Ok(PgConnection::connect_with(&options).await?)
     }
 
     /// A client that isn't ours.
@@ -41,6 +84,13 @@ impl Postgres {
             .await?;
         Ok(())
     }
+}
+
+fn directory() -> Result<Directory> {
+    let dir = Directory::temporary()?;
+    std::fs::write(dir.path().join("right"), PostgresServer::PASSWORD)?;
+    std::fs::write(dir.path().join("wrong"), "another password")?;
+    Ok(dir)
 }
 
 #[async_trait(?Send)]
@@ -67,7 +117,7 @@ impl Peer for Postgres {
     fn entry(&self, place: &str, right: bool) -> Value {
         let secret = self.dir.path().join(if right { "right" } else { "wrong" });
         json!({
-            "url": self.server.url(),
+            "url": self.pooler.as_ref().map_or_else(|| self.server.url(), PgBouncerServer::url),
             "secret": format!("file:{}", secret.display()),
             "table": {"name": place},
         })
@@ -114,7 +164,14 @@ impl Peer for Postgres {
     }
 
     async fn restart(&mut self) -> Result<()> {
-        self.server.restart().await
+        self.server.restart().await?;
+        // A pooler remembers for a while that there was no server.
+        eventually(Duration::from_secs(20), async || {
+            let mut client = self.stranger().await?;
+            client.execute("SELECT 1").await?;
+            Ok(())
+        })
+        .await
     }
 
     async fn pause(&mut self, paused: bool) -> Result<()> {

@@ -1,11 +1,11 @@
-//! Redis' side of the contract.
+//! Redis' side of the contract, also on Valkey and on a cluster.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use async_trait::async_trait;
 use redis::AsyncTypedCommands as _;
 use serde_json::{Value, json};
 use usersync_core::user_id::UserId;
-use usersync_stack::{Directory, RedisServer, Signal, free_port};
+use usersync_stack::{Directory, RedisCluster, RedisServer, Signal, free_port};
 use usersync_targets::Delivery;
 
 use crate::{
@@ -14,32 +14,95 @@ use crate::{
 };
 
 const RIGHT: &str = "a p@ss/word";
+/// The same as the server's settings say it.
+const PASSWORD: &str = ">a p@ss/word";
 
 pub(crate) struct Redis {
-    server: RedisServer,
+    pub(crate) server: Server,
     dir: Directory,
 }
 
+pub(crate) enum Server {
+    Alone(Box<RedisServer>),
+    Cluster(RedisCluster),
+}
+
+/// What is in it survives a restart; the user `sync` has the password in the file `right`. The rights are those that
+/// docs/TARGETS.md names.
+const ARGS: &str = "--appendonly yes --appendfsync no";
+const USER: &str = "--user sync on ~user:*";
+const RIGHTS: &str = "+@read +@write +@scripting +ping";
+const CLUSTER_RIGHTS: &str = "+cluster|slots";
+
 impl Redis {
-    /// What is in it survives a restart; the user `sync` has the password in the file `right`.
+    /// On Redis itself.
     pub(crate) async fn start() -> Result<Self> {
-        let dir = Directory::temporary()?;
-        for (file, password) in [("right", RIGHT), ("wrong", "wrong")] {
-            std::fs::write(dir.path().join(file), password)?;
-        }
-        let password = format!(">{RIGHT}");
-        let args = ["--appendonly", "yes", "--appendfsync", "no"];
-        let user = ["--user", "sync", "on", "~user:*", &password];
-        // As docs/TARGETS.md says.
-        let rights = ["+@read", "+@write", "+@scripting", "+ping"];
-        let args = [args.as_slice(), &user, &rights].concat();
-        let server = RedisServer::start_with(dir.path(), free_port()?, &args).await?;
+        let dir = directory()?;
+        let server = RedisServer::start_with(dir.path(), free_port()?, &args(&[])).await?;
+        let server = Server::Alone(Box::new(server));
         Ok(Self { server, dir })
     }
 
+    pub(crate) async fn valkey() -> Result<Self> {
+        let dir = directory()?;
+        let server = RedisServer::start_valkey_with(dir.path(), free_port()?, &args(&[])).await?;
+        let server = Server::Alone(Box::new(server));
+        Ok(Self { server, dir })
+    }
+
+    /// On three masters.
+    pub(crate) async fn cluster() -> Result<Self> {
+        let dir = directory()?;
+        let server = RedisCluster::start(dir.path(), &args(&[CLUSTER_RIGHTS])).await?;
+        let server = Server::Cluster(server);
+        Ok(Self { server, dir })
+    }
+
+    /// A client of the server that has the keys of a user.
+    async fn client_for(&self, id: &str) -> Result<redis::aio::MultiplexedConnection> {
+        let Server::Cluster(cluster) = &self.server else {
+            return self.client().await;
+        };
+        for master in cluster.masters() {
+            let client = redis::Client::open(master.url())?;
+            let mut client = client.get_multiplexed_async_connection().await?;
+            if client.exists(format!("user:{id}")).await.is_ok() {
+                return Ok(client);
+            }
+        }
+        bail!("no master has the slot of user {id}")
+    }
+
     pub(crate) async fn client(&self) -> Result<redis::aio::MultiplexedConnection> {
-        let client = redis::Client::open(self.server.url())?;
+        let client = redis::Client::open(self.server.all()[0].url())?;
         Ok(client.get_multiplexed_async_connection().await?)
+    }
+}
+
+fn directory() -> Result<Directory> {
+    let dir = Directory::temporary()?;
+    for (file, password) in [("right", RIGHT), ("wrong", "wrong")] {
+        std::fs::write(dir.path().join(file), password)?;
+    }
+    Ok(dir)
+}
+
+fn args<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let words = [ARGS, USER].into_iter().flat_map(str::split_whitespace);
+    let rights = RIGHTS.split_whitespace();
+    words
+        .chain([PASSWORD])
+        .chain(rights)
+        .chain(more.iter().copied())
+        .collect()
+}
+
+impl Server {
+    fn all(&self) -> &[RedisServer] {
+        match self {
+            Self::Alone(server) => std::slice::from_ref(&**server),
+            Self::Cluster(cluster) => cluster.masters(),
+        }
     }
 }
 
@@ -59,22 +122,25 @@ impl Peer for Redis {
 
     /// There is one place, and keys of a clause are as good as new for the next.
     async fn prepare(&mut self, _place: &str) -> Result<()> {
-        redis::cmd("FLUSHALL")
-            .exec_async(&mut self.client().await?)
-            .await?;
+        for server in self.server.all() {
+            let client = redis::Client::open(server.url())?;
+            let mut client = client.get_multiplexed_async_connection().await?;
+            redis::cmd("FLUSHALL").exec_async(&mut client).await?;
+        }
         Ok(())
     }
 
     fn entry(&self, _place: &str, right: bool) -> Value {
         let secret = self.dir.path().join(if right { "right" } else { "wrong" });
         json!({
-            "url": format!("redis://sync@127.0.0.1:{}", self.server.port()),
+            "url": format!("redis://sync@127.0.0.1:{}", self.server.all()[0].port()),
             "secret": format!("file:{}", secret.display()),
         })
     }
 
     async fn held(&mut self, _place: &str, id: &str) -> Result<Option<Held>> {
-        let Some(text) = self.client().await?.get(format!("user:{id}")).await? else {
+        let mut client = self.client_for(id).await?;
+        let Some(text) = client.get(format!("user:{id}")).await? else {
             return Ok(None);
         };
         let document: Value = serde_json::from_str(&text)?;
@@ -90,7 +156,7 @@ impl Peer for Redis {
     }
 
     async fn tamper(&mut self, _place: &str, id: &str) -> Result<()> {
-        let (mut client, key) = (self.client().await?, format!("user:{id}"));
+        let (mut client, key) = (self.client_for(id).await?, format!("user:{id}"));
         let text = client.get(&key).await?.unwrap_or_default();
         let mut document: Value = serde_json::from_str(&text)?;
         document["username"] = json!("mallory");
@@ -109,12 +175,13 @@ impl Peer for Redis {
     }
 
     async fn remove(&mut self, _place: &str, id: &str) -> Result<()> {
-        self.client().await?.del(format!("user:{id}")).await?;
+        let mut client = self.client_for(id).await?;
+        client.del(format!("user:{id}")).await?;
         Ok(())
     }
 
     async fn refused(&mut self, _place: &str, id: &str) -> Result<Delivery> {
-        self.client()
+        self.client_for(id)
             .await?
             .lpush(format!("user:{id}"), "no document")
             .await?;
@@ -122,18 +189,26 @@ impl Peer for Redis {
     }
 
     async fn kill(&mut self) -> Result<()> {
-        self.server.kill9().await;
+        for server in self.server.all() {
+            server.kill9().await;
+        }
         Ok(())
     }
 
     async fn restart(&mut self) -> Result<()> {
-        self.server.restart().await
+        match &mut self.server {
+            Server::Alone(server) => server.restart().await,
+            Server::Cluster(cluster) => cluster.restart().await,
+        }
     }
 
     async fn pause(&mut self, paused: bool) -> Result<()> {
-        match paused {
-            true => self.server.process().freeze().await,
-            false => self.server.process().signal(Signal::SIGCONT),
+        for server in self.server.all() {
+            match paused {
+                true => server.process().freeze().await?,
+                false => server.process().signal(Signal::SIGCONT)?,
+            }
         }
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use usersync_stack::eventually;
+use usersync_stack::{MySqlServer, eventually};
 use usersync_targets::{ConfigError, Outcome, Standing, Target};
 
 use crate::{
@@ -507,6 +507,80 @@ async fn a_uuid_column_takes_the_spelling_that_the_server_shows_and_no_other() -
         let differing = differing(&*target, &batch).await?;
         ensure!(differing.is_empty(), "{differing:?}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn sixteen_octets_hold_uuids_where_the_entry_says_so() -> Result<()> {
+    let mut peers = vec![MySql::start().await?];
+    if !MySqlServer::is_left_out()? {
+        peers.push(MySql::itself().await?);
+    }
+    let id = |last: u32| format!("0198c0de-6b7c-7d00-8000-{last:012x}");
+    let columns = json!({"email": "email"});
+    for peer in &peers {
+        peer.run(&format!(
+            "CREATE TABLE octets (id binary(16) PRIMARY KEY, email varchar(100) UNIQUE, {SYNC})"
+        ))
+        .await?;
+        let table = json!({"name": "octets", "columns": columns});
+        let found = misfit(&*connect(peer, "octets", json!({"table": table}))?).await?;
+        ensure!(found.contains("table.binary_uuid = true"), "{found}");
+
+        let table = json!({"name": "octets", "columns": columns, "binary_uuid": true});
+        let target = connect(peer, "octets", json!({"verify": true, "table": table}))?;
+        let mut batch: Vec<_> = (1..=100).map(|last| user(&id(last), 5, "ann")).collect();
+        batch.push(user(&id(1).to_ascii_uppercase(), 5, "ann"));
+        batch.push(user("42", 5, "ann"));
+        let outcomes = target.deliver(&batch).await;
+        for outcome in &outcomes[..100] {
+            is_delivered(outcome)?;
+        }
+        for outcome in &outcomes[100..] {
+            ensure!(matches!(outcome, Outcome::Permanent(_)), "{outcome:?}");
+        }
+        let held = "SELECT 1 / (COUNT(*) = 1) FROM octets WHERE id = UNHEX('0198c0de6b7c7d008000000000000064') AND email LIKE '0198c0de-%'";
+        peer.run(&format!(
+            "SET sql_mode = 'ERROR_FOR_DIVISION_BY_ZERO,STRICT_ALL_TABLES'; {held}"
+        ))
+        .await?;
+        let standings = target
+            .compare(&batch[..100])
+            .await
+            .context("it isn't read")?;
+        ensure!(
+            standings.iter().all(|standing| *standing == Standing::Same),
+            "{standings:?}"
+        );
+        let found = differing(&*target, &batch[..100]).await?;
+        ensure!(found.is_empty(), "{found:?}");
+
+        is_delivered(&one(&*target, deleted(&id(1), 6)).await)?;
+        let older = one(&*target, user(&id(1), 5, "ann")).await;
+        ensure!(older == Outcome::AlreadyNewer, "{older:?}");
+        target.forget_version(&id(1).parse()?, 6).await?;
+        target.forget_version(&"42".parse()?, 6).await?;
+        is_delivered(&one(&*target, user(&id(1), 5, "ann")).await)?;
+        peer.run("UPDATE octets SET email = 'mallory' WHERE id = UNHEX('0198c0de6b7c7d008000000000000007')").await?;
+        let found = differing(&*target, &batch[..100]).await?;
+        ensure!(found.len() == 1 && *found[0].id == *id(7), "{found:?}");
+    }
+    peers[0]
+        .run(&format!(
+            "CREATE TABLE wrong (id varchar(64) COLLATE ascii_bin PRIMARY KEY, email text, {SYNC})"
+        ))
+        .await?;
+    let table = json!({"name": "wrong", "columns": columns, "binary_uuid": true});
+    let found = misfit(&*connect(&peers[0], "wrong", json!({"table": table}))?).await?;
+    ensure!(
+        found.contains("`id` is varchar(64); expected binary(16)"),
+        "{found}"
+    );
+    let elsewhere = json!({"url": "postgres://h/d", "table": table});
+    ensure!(
+        config(elsewhere, json!({})).is_err(),
+        "PostgreSQL has no BINARY(16)"
+    );
     Ok(())
 }
 
