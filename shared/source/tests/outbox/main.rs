@@ -6,6 +6,8 @@ mod numbers;
 mod place;
 mod reading;
 mod tls;
+mod triggers;
+mod types;
 mod values;
 
 use anyhow::Result;
