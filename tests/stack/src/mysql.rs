@@ -1,7 +1,6 @@
-//! A MySQL server of our own. Debian has none in its stable release, so it comes out of a tree of packages of another
-//! one, with the libraries it was built for.
+//! A MySQL server of our own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,16 +12,11 @@ use crate::{Launch, Process, free_port, template, tools};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const USER: &str = "usersync";
-/// What starts a program with other libraries than the system's.
-const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
-const LIBRARIES: [&str; 2] = [
-    "usr/lib/x86_64-linux-gnu",
-    "usr/lib/x86_64-linux-gnu/mysql/private",
-];
 
 /// A running mysqld with the database `users`; killed on drop, its data stays in its directory.
 #[derive(Debug)]
 pub struct MySqlServer {
+    launch: Launch,
     process: Process,
     port: u16,
 }
@@ -31,28 +25,35 @@ impl MySqlServer {
     /// The password of the user in [`MySqlServer::url`].
     pub const PASSWORD: &str = "of-a-test";
 
-    /// Whether there is one on this machine: a tree of packages at `.tools/mysql`, or where `USERSYNC_TEST_MYSQL` says,
-    /// such as `debootstrap --variant=minbase --include=mysql-server-core sid .tools/mysql` makes.
-    #[must_use]
-    pub fn is_there() -> bool {
-        root().join("usr/sbin/mysqld").exists()
+    /// Whether a test goes without: see [`tools::is_left_out`].
+    ///
+    /// # Errors
+    /// Where nothing is left out.
+    pub fn is_left_out() -> Result<bool> {
+        tools::is_left_out("MySQL", &tools::mysqld())
     }
 
-    /// Starts one on a free port, with data and log in `dir`.
+    /// Starts one on a free port, with data and log in `dir`. What is in it survives a restart and a kill.
     ///
     /// # Errors
     /// When it is not there, or not ready in time: with the end of its log.
     pub async fn start(dir: &Path) -> Result<Self> {
-        ensure!(
-            Self::is_there(),
-            "there is no MySQL at {}",
-            root().display()
-        );
-        let port = free_port()?;
+        Self::start_with(dir, &[]).await
+    }
+
+    /// The same with more arguments for the server.
+    ///
+    /// # Errors
+    /// As [`MySqlServer::start`].
+    pub async fn start_with(dir: &Path, args: &[String]) -> Result<Self> {
+        let (program, port) = (tools::mysqld()?, free_port()?);
+        let (major, minor) = tools::version_of(&program)?;
         let home = dir.join("mysql");
         let data = home.join("data");
         std::fs::create_dir_all(&home).with_context(|| format!("creating {}", home.display()))?;
-        template::copy("mysql", &data, initialise)?;
+        template::copy(&format!("mysql-{major}.{minor}"), &data, |data| {
+            initialise(&program, data)
+        })?;
         let init = home.join("init.sql");
         let accounts = format!(
             "CREATE DATABASE IF NOT EXISTS users;\n\
@@ -61,8 +62,8 @@ impl MySqlServer {
             Self::PASSWORD
         );
         std::fs::write(&init, accounts).with_context(|| format!("writing {}", init.display()))?;
-        let process = Launch::new("mysqld", root().join(LOADER), dir.join("mysql.log"))
-            .args(arguments(&data))
+        let launch = Launch::new("mysqld", &program, dir.join("mysql.log"))
+            .args(common(&data))
             .arg(format!("--socket={}", home.join("socket").display()))
             .arg(format!("--pid-file={}", home.join("pid").display()))
             .arg(format!("--init-file={}", init.display()))
@@ -74,8 +75,12 @@ impl MySqlServer {
                 "--innodb-buffer-pool-size=64M",
                 "--performance-schema=OFF",
             ])
-            .spawn()?;
-        let server = Self { process, port };
+            .args(args);
+        let server = Self {
+            process: launch.spawn()?,
+            launch,
+            port,
+        };
         server.until_ready().await?;
         Ok(server)
     }
@@ -91,6 +96,41 @@ impl MySqlServer {
     pub fn url_with_password(&self) -> String {
         let password = Self::PASSWORD;
         format!("mysql://{USER}:{password}@127.0.0.1:{}/users", self.port)
+    }
+
+    /// The port of [`MySqlServer::url`].
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The server's process.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Kills it the hard way and waits until it is gone.
+    pub async fn kill9(&self) {
+        self.process.kill9().await;
+    }
+
+    /// Starts it again on the same port and data; one that still runs is killed first.
+    ///
+    /// # Errors
+    /// As [`MySqlServer::start`].
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process.kill9().await;
+        self.process = self.launch.spawn()?;
+        self.until_ready().await
+    }
+
+    /// Stops it with SIGTERM; after `grace` it is killed.
+    ///
+    /// # Errors
+    /// When it did not stop cleanly.
+    pub async fn stop(&self, grace: Duration) -> Result<()> {
+        self.process.stop(grace).await
     }
 
     /// Ready means that it greets: it listens only after its init file.
@@ -110,19 +150,11 @@ impl MySqlServer {
     }
 }
 
-fn root() -> PathBuf {
-    let named = std::env::var_os("USERSYNC_TEST_MYSQL").map(PathBuf::from);
-    named.unwrap_or_else(|| tools::tools_dir().join("mysql"))
-}
-
-/// What the loader gets: the server, and what the server gets whether it is set up or serves.
-fn arguments(data: &Path) -> Vec<String> {
-    let root = root();
+/// What the server gets whether it is set up or serves. It runs as root only when told to.
+fn common(data: &Path) -> Vec<String> {
+    let root = tools::unstable_dir();
     let within = |path: &str| root.join(path).display().to_string();
     let mut args = vec![
-        "--library-path".to_owned(),
-        LIBRARIES.map(within).join(":"),
-        within("usr/sbin/mysqld"),
         "--no-defaults".to_owned(),
         format!("--basedir={}", within("usr")),
         format!("--lc-messages-dir={}", within("usr/share/mysql")),
@@ -130,7 +162,6 @@ fn arguments(data: &Path) -> Vec<String> {
         format!("--datadir={}", data.display()),
         "--innodb-redo-log-capacity=16M".to_owned(),
     ];
-    // It runs as root only when told to.
     if nix::unistd::geteuid().is_root() {
         args.push("--user=root".to_owned());
     }
@@ -138,9 +169,9 @@ fn arguments(data: &Path) -> Vec<String> {
 }
 
 /// Fills `data` with the system tables.
-fn initialise(data: &Path) -> Result<()> {
-    let output = Command::new(root().join(LOADER))
-        .args(arguments(data))
+fn initialise(program: &Path, data: &Path) -> Result<()> {
+    let output = Command::new(program)
+        .args(common(data))
         .arg("--initialize-insecure")
         .output()
         .context("running mysqld")?;

@@ -1,4 +1,4 @@
-//! A PostgreSQL server of our own, with pgvector.
+//! A PostgreSQL server of our own: one with pgvector, or the newest that there is.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,6 @@ use tokio::net::TcpStream;
 use crate::{Launch, Process, eventually, free_port, template, tools};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
-const USER: &str = "postgres";
 /// Whom a server belongs to that root starts: PostgreSQL refuses to run as root.
 const NOBODY: u32 = 65_534;
 
@@ -27,17 +26,41 @@ pub struct PostgresServer {
 }
 
 impl PostgresServer {
-    /// The password of the user in [`PostgresServer::url`].
+    /// The user in [`PostgresServer::url`].
+    pub const USER: &str = "postgres";
+    /// The password of that user.
     pub const PASSWORD: &str = "of-a-test";
+
+    /// Whether a test goes without the newest: see [`tools::is_left_out`].
+    ///
+    /// # Errors
+    /// Where nothing is left out.
+    pub fn newest_is_left_out() -> Result<bool> {
+        tools::is_left_out("newest PostgreSQL", &tools::newest_postgres_bin())
+    }
 
     /// Starts one on a free port, with data and log in `dir`. What is in it survives a restart and a kill.
     ///
     /// # Errors
     /// When it is not installed, or not ready in time: with the end of its log.
     pub async fn start(dir: &Path) -> Result<Self> {
-        let (bin, port) = (tools::postgres_bin()?, free_port()?);
+        Self::start_of(dir, &tools::postgres_bin()?, "postgres").await
+    }
+
+    /// The same, of the newest PostgreSQL that `cargo xtask setup` finds, without pgvector.
+    ///
+    /// # Errors
+    /// As [`PostgresServer::start`].
+    pub async fn start_newest(dir: &Path) -> Result<Self> {
+        let bin = tools::newest_postgres_bin()?;
+        let (major, _) = tools::version_of(&bin.join("postgres"))?;
+        Self::start_of(dir, &bin, &format!("postgres-{major}")).await
+    }
+
+    async fn start_of(dir: &Path, bin: &Path, template: &str) -> Result<Self> {
+        let port = free_port()?;
         let data = dir.join("postgres");
-        template::copy("postgres", &data, |data| initialise(&bin, data))?;
+        template::copy(template, &data, |data| initialise(bin, data))?;
         belongs_to_the_server(&data)?;
         let (program, args) = unprivileged(&bin.join("postgres"));
         let launch = Launch::new("postgres", program, dir.join("postgres.log"))
@@ -65,17 +88,13 @@ impl PostgresServer {
     /// Where clients connect, without the password: `postgres://postgres@127.0.0.1:PORT/postgres`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("postgres://{USER}@127.0.0.1:{}/postgres", self.port)
+        url(self.port, None)
     }
 
     /// The same with the password, for clients of a test.
     #[must_use]
     pub fn url_with_password(&self) -> String {
-        let password = Self::PASSWORD;
-        format!(
-            "postgres://{USER}:{password}@127.0.0.1:{}/postgres",
-            self.port
-        )
+        url(self.port, Some(Self::PASSWORD))
     }
 
     /// The port of [`PostgresServer::url`].
@@ -118,7 +137,7 @@ impl PostgresServer {
         let port = self.port;
         self.process = eventually(READY_WITHIN, async || {
             let process = launch.spawn()?;
-            until_ready(&process, port).await?;
+            until_ready(&process, port, READY_WITHIN).await?;
             Ok(process)
         })
         .await?;
@@ -137,17 +156,25 @@ impl PostgresServer {
     }
 
     async fn until_ready(&self) -> Result<()> {
-        until_ready(&self.process, self.port).await
+        until_ready(&self.process, self.port, READY_WITHIN).await
     }
 }
 
+pub(crate) fn url(port: u16, password: Option<&str>) -> String {
+    let user = PostgresServer::USER;
+    let password = password.map(|password| format!(":{password}"));
+    let password = password.unwrap_or_default();
+    format!("postgres://{user}{password}@127.0.0.1:{port}/postgres")
+}
+
 /// Ready means that it asks for a password: while it recovers it answers with an error.
-async fn until_ready(process: &Process, port: u16) -> Result<()> {
+pub(crate) async fn until_ready(process: &Process, port: u16, within: Duration) -> Result<()> {
     let mut startup = vec![0, 0, 0, 0, 0, 3, 0, 0];
-    startup.extend(format!("user\0{USER}\0\0").bytes());
+    let user = PostgresServer::USER;
+    startup.extend(format!("user\0{user}\0\0").bytes());
     startup[3] = u8::try_from(startup.len())?;
     process
-        .until_ready(READY_WITHIN, async || {
+        .until_ready(within, async || {
             let mut stream = TcpStream::connect(("127.0.0.1", port))
                 .await
                 .context("connecting")?;
@@ -172,7 +199,13 @@ fn initialise(bin: &Path, data: &Path) -> Result<()> {
         .arg(data)
         .arg("--pwfile")
         .arg(&password)
-        .args(["-U", USER, "--auth", "scram-sha-256", "--no-sync"])
+        .args([
+            "-U",
+            PostgresServer::USER,
+            "--auth",
+            "scram-sha-256",
+            "--no-sync",
+        ])
         .args(["--no-locale", "--encoding", "UTF8"])
         .stdin(Stdio::null())
         .output()
@@ -187,7 +220,7 @@ fn initialise(bin: &Path, data: &Path) -> Result<()> {
 
 /// How to run `program`: as it is, or, when we are root, as nobody, who keeps the right to look into
 /// directories that are ours alone.
-fn unprivileged(program: &Path) -> (std::path::PathBuf, Vec<std::ffi::OsString>) {
+pub(crate) fn unprivileged(program: &Path) -> (std::path::PathBuf, Vec<std::ffi::OsString>) {
     if !geteuid().is_root() {
         return (program.to_owned(), Vec::new());
     }

@@ -1,4 +1,4 @@
-//! A Redis server of our own.
+//! A Redis server of our own, or a Valkey, which is spoken to alike.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -72,29 +72,45 @@ impl RedisServer {
         Ok(server)
     }
 
+    /// Whether a test goes without Valkey: see [`tools::is_left_out`].
+    ///
+    /// # Errors
+    /// Where nothing is left out.
+    pub fn valkey_is_left_out() -> Result<bool> {
+        tools::is_left_out("Valkey", &tools::valkey_server())
+    }
+
     /// Starts one that keeps nothing on disk, with more arguments for the server (limits, users).
     ///
     /// # Errors
     /// As [`RedisServer::start`].
     pub async fn start_with(dir: &Path, port: u16, args: &[&str]) -> Result<Self> {
+        Self::start_of(&tools::redis_server()?, dir, port, args).await
+    }
+
+    /// The same of Valkey.
+    ///
+    /// # Errors
+    /// As [`RedisServer::start`].
+    pub async fn start_valkey_with(dir: &Path, port: u16, args: &[&str]) -> Result<Self> {
+        Self::start_of(&tools::valkey_server()?, dir, port, args).await
+    }
+
+    async fn start_of(program: &Path, dir: &Path, port: u16, args: &[&str]) -> Result<Self> {
         let data = dir.join("redis");
         std::fs::create_dir_all(&data).with_context(|| format!("creating {}", data.display()))?;
-        let launch = Launch::new(
-            "redis-server",
-            tools::redis_server()?,
-            dir.join("redis.log"),
-        )
-        .args([
-            "--port",
-            &port.to_string(),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-        ])
-        .arg("--dir")
-        .arg(&data)
-        .args(args);
+        let launch = Launch::new("redis-server", program, dir.join("redis.log"))
+            .args([
+                "--port",
+                &port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+            ])
+            .arg("--dir")
+            .arg(&data)
+            .args(args);
         let server = Self {
             process: launch.spawn()?,
             launch,

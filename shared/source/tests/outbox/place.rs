@@ -53,6 +53,13 @@ impl Place {
         Ok(Self { dir, running })
     }
 
+    pub(crate) async fn newest_postgres() -> Result<Self> {
+        let dir = Directory::temporary()?;
+        std::fs::write(dir.path().join("password"), PostgresServer::PASSWORD)?;
+        let running = Running::Postgres(PostgresServer::start_newest(dir.path()).await?);
+        Ok(Self { dir, running })
+    }
+
     pub(crate) fn sqlite() -> Result<Self> {
         let dir = Directory::temporary()?;
         std::fs::write(dir.path().join("users.db"), "")?;
