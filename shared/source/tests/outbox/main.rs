@@ -4,6 +4,7 @@ mod clauses;
 mod ids;
 mod numbers;
 mod place;
+mod poolers;
 mod reading;
 mod tls;
 mod triggers;

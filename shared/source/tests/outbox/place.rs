@@ -109,6 +109,14 @@ impl Place {
         })
     }
 
+    /// The PostgreSQL that it is, and the folder of its files.
+    pub(crate) fn postgres_server(&self) -> Result<(&PostgresServer, &std::path::Path)> {
+        match &self.running {
+            Running::Postgres(server) => Ok((server, self.dir.path())),
+            _ => anyhow::bail!("it is no PostgreSQL"),
+        }
+    }
+
     /// A client of MySQL or MariaDB that may do everything.
     pub(crate) async fn root(&self) -> Result<Client> {
         let home = self

@@ -26,8 +26,16 @@ fn seen_by(config: &SourceConfig, user: &str) -> Result<SourceConfig> {
 
 async fn mysql_and_mariadb() -> Result<Vec<Place>> {
     let mut places = vec![Place::mariadb().await?];
-    if usersync_stack::MySqlServer::is_there() {
+    if !usersync_stack::MySqlServer::is_left_out()? {
         places.push(Place::mysql().await?);
+    }
+    Ok(places)
+}
+
+async fn postgres_of_each_version() -> Result<Vec<Place>> {
+    let mut places = vec![Place::postgres().await?];
+    if !usersync_stack::PostgresServer::newest_is_left_out()? {
+        places.push(Place::newest_postgres().await?);
     }
     Ok(places)
 }
@@ -47,7 +55,7 @@ async fn is_good(database: &mut Database) -> Result<()> {
 
 #[tokio::test]
 async fn a_renewal_that_the_server_refuses_leaves_the_triggers_that_are_there() -> Result<()> {
-    if !usersync_stack::MySqlServer::is_there() {
+    if usersync_stack::MySqlServer::is_left_out()? {
         return Ok(());
     }
     let place = Place::mysql().await?;
@@ -231,7 +239,13 @@ async fn two_statements_are_two_however_they_are_sent() -> Result<()> {
 
 #[tokio::test]
 async fn a_partitioned_table_has_one_outbox() -> Result<()> {
-    let place = Place::postgres().await?;
+    for place in postgres_of_each_version().await? {
+        partitions_have_one_outbox(&place).await?;
+    }
+    Ok(())
+}
+
+async fn partitions_have_one_outbox(place: &Place) -> Result<()> {
     let mut client = place.client().await?;
     client
         .run("CREATE TABLE people (uid BIGINT PRIMARY KEY, login VARCHAR(100)) PARTITION BY RANGE (uid); \
@@ -274,8 +288,14 @@ async fn a_partitioned_table_has_one_outbox() -> Result<()> {
 
 #[tokio::test]
 async fn triggers_that_are_off_in_postgres_are_seen() -> Result<()> {
-    let place = Place::postgres().await?;
-    let (config, mut database) = people(&place).await?;
+    for place in postgres_of_each_version().await? {
+        triggers_that_are_off_are_seen(&place).await?;
+    }
+    Ok(())
+}
+
+async fn triggers_that_are_off_are_seen(place: &Place) -> Result<()> {
+    let (config, mut database) = people(place).await?;
     let mut client = place.client().await?;
     for (off, on, why) in [
         (
@@ -323,8 +343,14 @@ async fn triggers_that_are_off_in_postgres_are_seen() -> Result<()> {
 
 #[tokio::test]
 async fn no_change_of_a_table_in_postgres_makes_a_write_fail() -> Result<()> {
-    let place = Place::postgres().await?;
-    let (config, mut database) = people(&place).await?;
+    for place in postgres_of_each_version().await? {
+        no_change_makes_a_write_fail(&place).await?;
+    }
+    Ok(())
+}
+
+async fn no_change_makes_a_write_fail(place: &Place) -> Result<()> {
+    let (config, mut database) = people(place).await?;
     let mut client = place.client().await?;
     client.run("INSERT INTO people VALUES (1, 'a')").await?;
     // In a session that knows the type.

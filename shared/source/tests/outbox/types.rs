@@ -447,7 +447,7 @@ async fn cannot_be_mapped(place: &Place, kinds: &[&str]) -> Result<()> {
 
 #[tokio::test]
 async fn values_of_mysql_are_carried_or_named() -> Result<()> {
-    if !usersync_stack::MySqlServer::is_there() {
+    if usersync_stack::MySqlServer::is_left_out()? {
         return Ok(());
     }
     let place = Place::mysql().await?;
@@ -463,4 +463,12 @@ async fn values_of_mariadb_are_carried_or_named() -> Result<()> {
 #[tokio::test]
 async fn values_of_postgres_are_carried_or_named() -> Result<()> {
     are_carried(&Place::postgres().await?, of_postgres()).await
+}
+
+#[tokio::test]
+async fn values_of_the_newest_postgres_are_carried_or_named() -> Result<()> {
+    if usersync_stack::PostgresServer::newest_is_left_out()? {
+        return Ok(());
+    }
+    are_carried(&Place::newest_postgres().await?, of_postgres()).await
 }
