@@ -21,7 +21,7 @@ SET @usersync_ddl = CONCAT('CREATE TABLE IF NOT EXISTS `user_outbox` (
   error        VARCHAR(1000) NULL,
   created_at   TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6),
   published_at TIMESTAMP(6) NULL DEFAULT NULL,
-  tx           BIGINT NULL COMMENT ''the connection'',
+  tx           BIGINT NULL COMMENT ''the row that was under way'',
   KEY user_outbox_state (state, id)
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 AUTO_INCREMENT = ', CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS UNSIGNED));
 PREPARE usersync_ddl FROM @usersync_ddl;
@@ -47,43 +47,136 @@ INSERT INTO `user_outbox_about` (epoch, first)
   SELECT LEFT(SHA2(CONCAT_WS('.', UUID(), RAND(), RAND(), RAND(), NOW(6), CONNECTION_ID()), 256), 32), (SELECT COALESCE(MAX(id), 0) + 1 FROM `user_outbox`) FROM DUAL
   WHERE NOT EXISTS (SELECT 1 FROM `user_outbox_about`);
 
--- No change slips through between the old triggers and the new.
+-- No change slips through between the old triggers and the new, and none is lost where the server refuses a new one: others
+-- of another name are made first, and go when the new ones are there. Nobody writes meanwhile.
 LOCK TABLES `users` WRITE;
 DELIMITER //
 
-DROP TRIGGER IF EXISTS `user_outbox_insert` //
-CREATE TRIGGER `user_outbox_insert` AFTER INSERT ON `users` FOR EACH ROW
-BEGIN
-  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
-    INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', CONNECTION_ID());
-  END IF;
+DROP TRIGGER IF EXISTS `user_outbox_before_new` //
+DROP TRIGGER IF EXISTS `user_outbox_insert_new` //
+DROP TRIGGER IF EXISTS `user_outbox_update_new` //
+DROP TRIGGER IF EXISTS `user_outbox_delete_new` //
+
+CREATE TRIGGER `user_outbox_before_new` BEFORE INSERT ON `users` FOR EACH ROW
+usersync_3: BEGIN
+  -- Which row is under way: what REPLACE deletes comes back by the same one.
+  SET @usersync_rows = COALESCE(@usersync_rows, 0) + 1, @usersync_row = (CONNECTION_ID() << 24) + @usersync_rows % 16777216;
 END //
 
-DROP TRIGGER IF EXISTS `user_outbox_update` //
-CREATE TRIGGER `user_outbox_update` AFTER UPDATE ON `users` FOR EACH ROW
-BEGIN
+CREATE TRIGGER `user_outbox_insert_new` AFTER INSERT ON `users` FOR EACH ROW
+usersync_3: BEGIN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
+    IF @@insert_id > 0 THEN
+      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
+      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+    END IF;
+    INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row); END IF;
+  END IF;
+  SET @usersync_row = NULL;
+END //
+
+CREATE TRIGGER `user_outbox_update_new` AFTER UPDATE ON `users` FOR EACH ROW
+usersync_3: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
+    IF @@insert_id > 0 THEN
+      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
+      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+    END IF;
     IF NOT (OLD.`id` <=> NEW.`id`) THEN
-      -- Without a connection: who takes the id that another gives up is somebody else.
+      -- Without a row: who takes the id that another gives up is somebody else.
       IF OLD.`id` IS NOT NULL THEN
-        INSERT INTO `user_outbox` (user_id, event) VALUES (OLD.`id`, 'D');
+        INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', NULL); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', NULL); END IF;
       END IF;
       IF NEW.`id` IS NOT NULL THEN
-        INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'I');
+        INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', NULL); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', NULL); END IF;
       END IF;
     ELSEIF NEW.`id` IS NOT NULL THEN
-      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'U', CONNECTION_ID());
+      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'U', NULL); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'U', NULL); END IF;
     END IF;
   END IF;
 END //
 
-DROP TRIGGER IF EXISTS `user_outbox_delete` //
-CREATE TRIGGER `user_outbox_delete` AFTER DELETE ON `users` FOR EACH ROW
-BEGIN
+CREATE TRIGGER `user_outbox_delete_new` AFTER DELETE ON `users` FOR EACH ROW
+usersync_3: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.`id` IS NOT NULL THEN
-    INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', CONNECTION_ID());
+    IF @@insert_id > 0 THEN
+      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
+      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+    END IF;
+    INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', @usersync_row); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', @usersync_row); END IF;
   END IF;
 END //
 
+DROP TRIGGER IF EXISTS `user_outbox_before` //
+DROP TRIGGER IF EXISTS `user_outbox_insert` //
+DROP TRIGGER IF EXISTS `user_outbox_update` //
+DROP TRIGGER IF EXISTS `user_outbox_delete` //
+
+CREATE TRIGGER `user_outbox_before` BEFORE INSERT ON `users` FOR EACH ROW
+usersync_3: BEGIN
+  -- Which row is under way: what REPLACE deletes comes back by the same one.
+  SET @usersync_rows = COALESCE(@usersync_rows, 0) + 1, @usersync_row = (CONNECTION_ID() << 24) + @usersync_rows % 16777216;
+END //
+
+CREATE TRIGGER `user_outbox_insert` AFTER INSERT ON `users` FOR EACH ROW
+usersync_3: BEGIN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
+    IF @@insert_id > 0 THEN
+      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
+      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+    END IF;
+    INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row); END IF;
+  END IF;
+  SET @usersync_row = NULL;
+END //
+
+CREATE TRIGGER `user_outbox_update` AFTER UPDATE ON `users` FOR EACH ROW
+usersync_3: BEGIN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
+    IF @@insert_id > 0 THEN
+      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
+      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+    END IF;
+    IF NOT (OLD.`id` <=> NEW.`id`) THEN
+      -- Without a row: who takes the id that another gives up is somebody else.
+      IF OLD.`id` IS NOT NULL THEN
+        INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', NULL); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', NULL); END IF;
+      END IF;
+      IF NEW.`id` IS NOT NULL THEN
+        INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', NULL); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', NULL); END IF;
+      END IF;
+    ELSEIF NEW.`id` IS NOT NULL THEN
+      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'U', NULL); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'U', NULL); END IF;
+    END IF;
+  END IF;
+END //
+
+CREATE TRIGGER `user_outbox_delete` AFTER DELETE ON `users` FOR EACH ROW
+usersync_3: BEGIN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.`id` IS NOT NULL THEN
+    IF @@insert_id > 0 THEN
+      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
+      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+    END IF;
+    INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', @usersync_row); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', @usersync_row); END IF;
+  END IF;
+END //
+
+DROP TRIGGER IF EXISTS `user_outbox_before_new` //
+DROP TRIGGER IF EXISTS `user_outbox_insert_new` //
+DROP TRIGGER IF EXISTS `user_outbox_update_new` //
+DROP TRIGGER IF EXISTS `user_outbox_delete_new` //
+
 DELIMITER ;
 UNLOCK TABLES;
+
+-- How the triggers are that note changes, for whoever may execute this and nothing else: a server shows triggers to those
+-- who may make some. NULL where there is none of this name. One that is there stays: with it would go the rights to execute it.
+DELIMITER //
+
+CREATE FUNCTION IF NOT EXISTS `user_outbox_trigger`(named VARCHAR(64)) RETURNS LONGTEXT CHARACTER SET utf8mb4
+READS SQL DATA SQL SECURITY DEFINER
+RETURN (SELECT CONCAT(event_object_table, CHAR(10 USING utf8mb4), action_statement) FROM information_schema.triggers
+  WHERE trigger_schema = DATABASE() AND trigger_name = named) //
+
+DELIMITER ;

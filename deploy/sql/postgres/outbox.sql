@@ -23,7 +23,7 @@ BEGIN
       error        text,
       created_at   timestamptz NOT NULL DEFAULT statement_timestamp(),
       published_at timestamptz,
-      tx           bigint -- the transaction
+      tx           bigint -- not used any more: no statement deletes and inserts one user
     ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
     EXECUTE format('ALTER TABLE "public"."user_outbox" ALTER COLUMN id RESTART WITH %s',
       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
@@ -51,25 +51,58 @@ END
 $usersync$;
 
 -- With the rights of whoever makes it: those who change users need none on the outbox. Every name says its schema, so nobody's
--- search_path matters; to set one here would cost each row a fifth more.
+-- search_path matters; to set one here would cost each row a fifth more. No change of the table makes a write fail here: where
+-- the id's column was renamed, or has another type than this session knew, it is found by its key.
 CREATE OR REPLACE FUNCTION "public"."user_outbox_capture"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $usersync$
+<<usersync_3>>
+DECLARE
+  old_id pg_catalog.text;
+  new_id pg_catalog.text;
+  named pg_catalog.text;
 BEGIN
-  IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' AND OLD."id" OPERATOR(pg_catalog.=) NEW."id" THEN
-    INSERT INTO "public"."user_outbox" (user_id, event, tx) VALUES (NEW."id"::pg_catalog.text, 'U', pg_catalog.txid_current());
-  ELSIF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
-    -- Without a transaction: who takes the id that another gives up is somebody else.
-    IF OLD."id" IS NOT NULL THEN
-      INSERT INTO "public"."user_outbox" (user_id, event) VALUES (OLD."id"::pg_catalog.text, 'D');
+  BEGIN
+    IF TG_OP OPERATOR(pg_catalog.<>) 'INSERT' THEN
+      old_id := OLD."id"::pg_catalog.text;
     END IF;
-    IF NEW."id" IS NOT NULL THEN
-      INSERT INTO "public"."user_outbox" (user_id, event) VALUES (NEW."id"::pg_catalog.text, 'I');
+    IF TG_OP OPERATOR(pg_catalog.<>) 'DELETE' THEN
+      new_id := NEW."id"::pg_catalog.text;
     END IF;
-  ELSIF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
-    IF OLD."id" IS NOT NULL THEN
-      INSERT INTO "public"."user_outbox" (user_id, event, tx) VALUES (OLD."id"::pg_catalog.text, 'D', pg_catalog.txid_current());
+  EXCEPTION WHEN OTHERS THEN
+    named := (SELECT a.attname FROM pg_catalog.pg_index i
+      JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid AND a.attnum OPERATOR(pg_catalog.=) i.indkey[0]
+      WHERE i.indexrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(TG_ARGV[0]));
+    IF TG_OP OPERATOR(pg_catalog.<>) 'INSERT' THEN
+      old_id := pg_catalog.to_jsonb(OLD) OPERATOR(pg_catalog.->>) named;
     END IF;
-  ELSIF NEW."id" IS NOT NULL THEN
-    INSERT INTO "public"."user_outbox" (user_id, event, tx) VALUES (NEW."id"::pg_catalog.text, 'I', pg_catalog.txid_current());
+    IF TG_OP OPERATOR(pg_catalog.<>) 'DELETE' THEN
+      new_id := pg_catalog.to_jsonb(NEW) OPERATOR(pg_catalog.->>) named;
+    END IF;
+  END;
+  IF old_id COLLATE pg_catalog."C" OPERATOR(pg_catalog.=) new_id THEN
+    INSERT INTO "public"."user_outbox" (user_id, event) VALUES (new_id, 'U');
+  ELSE
+    IF old_id IS NOT NULL THEN
+      INSERT INTO "public"."user_outbox" (user_id, event) VALUES (old_id, 'D');
+    END IF;
+    IF new_id IS NOT NULL THEN
+      INSERT INTO "public"."user_outbox" (user_id, event) VALUES (new_id, 'I');
+    END IF;
+  END IF;
+  RETURN NULL;
+END
+$usersync$;
+
+-- TRUNCATE deletes everybody.
+CREATE OR REPLACE FUNCTION "public"."user_outbox_truncate"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $usersync$
+<<usersync_3>>
+DECLARE
+  named pg_catalog.text := (SELECT a.attname FROM pg_catalog.pg_index i
+    JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid AND a.attnum OPERATOR(pg_catalog.=) i.indkey[0]
+    WHERE i.indexrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(TG_ARGV[0]));
+BEGIN
+  IF named IS NOT NULL THEN
+    EXECUTE pg_catalog.format('INSERT INTO "public"."user_outbox" (user_id, event)
+      SELECT %1$I::pg_catalog.text, ''D'' FROM %2$I.%3$I WHERE %1$I IS NOT NULL', named, TG_TABLE_SCHEMA, TG_TABLE_NAME);
   END IF;
   RETURN NULL;
 END
@@ -84,11 +117,25 @@ END
 $usersync$;
 
 DROP TRIGGER IF EXISTS user_outbox ON "public"."users";
-CREATE TRIGGER user_outbox AFTER INSERT OR UPDATE OR DELETE ON "public"."users" FOR EACH ROW
-  WHEN (COALESCE(current_setting('usersync.apply', true), '') NOT IN ('on', 'true', '1'))
-  EXECUTE FUNCTION "public"."user_outbox_capture"();
+DROP TRIGGER IF EXISTS user_outbox_truncate ON "public"."users";
 DROP TRIGGER IF EXISTS user_outbox_notify ON "public"."users";
-CREATE TRIGGER user_outbox_notify AFTER INSERT OR UPDATE OR DELETE ON "public"."users" FOR EACH STATEMENT
+DO $usersync$
+DECLARE
+  key text := (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_index i
+    JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+    WHERE i.indrelid = to_regclass('"public"."users"') AND i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL
+      AND a.attname = 'id' ORDER BY i.indisprimary DESC LIMIT 1);
+BEGIN
+  EXECUTE $trigger$CREATE TRIGGER user_outbox AFTER INSERT OR UPDATE OR DELETE ON "public"."users" FOR EACH ROW
+    WHEN (COALESCE(current_setting('usersync.apply', true), '') NOT IN ('on', 'true', '1'))
+    EXECUTE FUNCTION "public"."user_outbox_capture"($trigger$ || COALESCE(quote_literal(key), '') || ')';
+  EXECUTE $trigger$CREATE TRIGGER user_outbox_truncate BEFORE TRUNCATE ON "public"."users" FOR EACH STATEMENT
+    WHEN (COALESCE(current_setting('usersync.apply', true), '') NOT IN ('on', 'true', '1'))
+    EXECUTE FUNCTION "public"."user_outbox_truncate"($trigger$ || COALESCE(quote_literal(key), '') || ')';
+END
+$usersync$;
+CREATE TRIGGER user_outbox_notify AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON "public"."users" FOR EACH STATEMENT
   WHEN (COALESCE(current_setting('usersync.apply', true), '') NOT IN ('on', 'true', '1'))
   EXECUTE FUNCTION "public"."user_outbox_notify"();
 COMMIT;

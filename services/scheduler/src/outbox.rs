@@ -20,6 +20,9 @@ pub(crate) async fn run(work: OutboxWork) -> anyhow::Result<()> {
             let mut database = connect(&source).await?;
             if print {
                 let (_, plan) = database.plan(all).await?;
+                for remark in &plan.remarks {
+                    writeln!(out, "-- Note: {remark}")?;
+                }
                 write!(out, "{}", plan.script)?;
                 return Ok(());
             }
@@ -31,6 +34,9 @@ pub(crate) async fn run(work: OutboxWork) -> anyhow::Result<()> {
                 source.table,
                 plan.mapped.join(", ")
             )?;
+            for remark in &plan.remarks {
+                writeln!(out, "Note: {remark}")?;
+            }
             writeln!(
                 out,
                 "Changes are published from now on; `usersync-scheduler load` brings in the users that are there."
@@ -88,9 +94,12 @@ fn shown(source: &SourceConfig, standing: &Standing) -> String {
     let installed = match (standing.installed, standing.missing.is_empty()) {
         (true, _) => "yes".to_owned(),
         (false, true) => "no".to_owned(),
-        (false, false) => format!("no: without {}", standing.missing.join(", ")),
+        (false, false) => format!("no: {}", standing.missing.join(", ")),
     };
     text += &format!("installed      {installed}\n");
+    for remark in &standing.remarks {
+        text += &format!("note           {remark}\n");
+    }
     text += &format!(
         "unpublished    {}, the oldest for {:.1} s\n",
         standing.unpublished, standing.oldest_seconds

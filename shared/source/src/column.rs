@@ -11,12 +11,16 @@ pub enum Kind {
     Integer,
     /// A number.
     Float,
+    /// A number of single precision, by its shortest digits.
+    Single,
     /// A string with the digits that are there: a JSON number would lose some.
     Decimal,
-    /// true or false.
+    /// true or false; in MySQL a number where it is neither 0 nor 1.
     Boolean,
     /// What it holds.
     Json,
+    /// A list of such strings.
+    Decimals,
     /// A point in time: RFC 3339 in UTC.
     Instant,
     /// A date and time of day without a zone, taken as UTC.
@@ -51,6 +55,8 @@ pub struct Live {
     pub unique: BTreeSet<String>,
     /// Why no trigger can keep it and its outbox in one transaction.
     pub problem: Option<String>,
+    /// Changes of it that no trigger sees.
+    pub remarks: Vec<String>,
 }
 
 impl Live {

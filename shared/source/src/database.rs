@@ -8,7 +8,7 @@ use crate::{
     About, Failure, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, TableName, UserRow,
     mysql::MySql,
     postgres::Postgres,
-    session::{FORMAT, Session},
+    session::{Answering, FORMAT, Session},
     sqlite::Sqlite,
 };
 
@@ -16,6 +16,10 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The same for statements that change tables, which wait for those who use them.
 const SCHEMA_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why a connection can't hold a lock.
+const POOLED: &str = "a pooler (PgBouncer, RDS Proxy, ProxySQL …) answers for the server and gives its sessions to several clients; \
+     a relay's lock lives in a session of its own, so name the server itself in `url`";
 
 /// Rows that were read and aren't marked yet: all that waited up to an id.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +117,61 @@ impl Database {
             self.session.try_lock(&table),
         )
         .await
+    }
+
+    /// Has the server end this connection, and with it the lock, once nothing was heard of us for `silence`.
+    ///
+    /// # Errors
+    /// When the server can't be told.
+    pub async fn end_after(&mut self, silence: Duration) -> Result<(), SourceError> {
+        let telling = self.session.end_after(silence);
+        within(PATIENCE, "limiting its silence", telling).await
+    }
+
+    /// Shows the server that we live, within `patience`.
+    ///
+    /// # Errors
+    /// When it doesn't answer, the lock isn't ours any more, or nobody may write there any more.
+    pub async fn keep_lock(&mut self, patience: Duration) -> Result<(), SourceError> {
+        let table = self.table();
+        let keeping = async {
+            if let Some(why) = self.session.read_only().await? {
+                return Err(SourceError::Unavailable(format!(
+                    "the server can't be written to any more: {why}"
+                )));
+            }
+            match self.session.holds_lock(&table).await? {
+                true => Ok(()),
+                false => Err(SourceError::Refused(format!(
+                    "the relay's lock was lost while its connection lived: {POOLED}"
+                ))),
+            }
+        };
+        within(patience, "keeping the relay's lock", keeping).await
+    }
+
+    /// Makes sure that this connection and `other` each have a session of the server's for themselves.
+    ///
+    /// # Errors
+    /// When a pooler shares or changes sessions, or the server can't be asked.
+    pub async fn is_its_own(&mut self, other: &mut Self) -> Result<(), SourceError> {
+        let asking = async {
+            let before = self.session.answering().await?;
+            let beside = other.session.answering().await?;
+            let after = self.session.answering().await?;
+            let number = |answering: Option<Answering>| answering.map(|of| of.number);
+            let older = [before, beside, after]
+                .iter()
+                .flatten()
+                .any(|of| of.is_older);
+            let shared = before.is_some()
+                && (number(before) == number(beside) || number(before) != number(after));
+            match older || shared {
+                true => Err(SourceError::Refused(POOLED.to_owned())),
+                false => Ok(()),
+            }
+        };
+        within(PATIENCE, "asking who answers", asking).await
     }
 
     /// The oldest rows of the outbox that aren't published, by id; fewer than `most` when they are large.
@@ -304,6 +363,7 @@ impl Database {
                     left.extend([other, one]);
                 }
                 Err(SourceError::Value(reason)) => {
+                    let reason = self.blamed(layout, ids).await?.unwrap_or(reason);
                     found.extend(ids.iter().map(|id| UserRow {
                         id: id.clone(),
                         document: Err(reason.clone()),
@@ -314,6 +374,28 @@ impl Database {
         }
         self.refuse_copy().await?;
         Ok(found)
+    }
+
+    /// Which column of a user the server can't tell, and why.
+    async fn blamed(
+        &mut self,
+        layout: &Layout,
+        id: &[String],
+    ) -> Result<Option<String>, SourceError> {
+        for column in &layout.columns {
+            let mut alone = layout.clone();
+            alone.columns = vec![column.clone()];
+            let reading = self.session.users(&alone, id);
+            match within(PATIENCE, "reading users", reading).await {
+                Ok(_) => {}
+                Err(SourceError::Value(reason)) => {
+                    let (name, shown) = (&column.name, &column.shown);
+                    return Ok(Some(format!("its column `{name}` ({shown}): {reason}")));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     /// Roughly how many users there are.

@@ -1,10 +1,13 @@
 //! A user's JSON: as an expression that the server evaluates, or as a form that the values of a row fill in.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use usersync_core::member::Member;
 
-use crate::{Column, Kind, Layout};
+use crate::{
+    Column, Kind, Layout,
+    value::{Form, quote},
+};
 
 /// The member that says whose document it is.
 const USER_ID: &str = "user_id";
@@ -108,41 +111,29 @@ pub(crate) struct Blank {
 struct Part {
     /// What stands before it.
     before: String,
-    written: Written,
-    /// The column it is from.
+    form: Form,
+    /// The column it is from, and its type.
     column: String,
 }
 
-/// How a server's text becomes a JSON value.
-#[derive(Clone, Copy)]
-enum Written {
-    Text,
-    /// A number; a text where JSON has no such number.
-    Number,
-    /// A text of its digits.
-    Digits,
-    Json,
-    /// The same, and an empty object where there is none.
-    Object,
-}
-
 impl Blank {
-    /// The document of a row, and the columns it is made of behind the id, in order.
-    pub(crate) fn of(layout: &Layout) -> (Self, Vec<&Column>) {
+    /// The document of a row, and the columns it is made of behind the id, in order; `fraction` where the server tells
+    /// the microseconds of times even if there are none.
+    pub(crate) fn of(layout: &Layout, fraction: bool) -> (Self, Vec<&Column>) {
         let (mut parts, mut columns) = (Vec::new(), Vec::new());
-        let written = match layout.id.kind {
-            Kind::Integer => Written::Number,
-            _ => Written::Text,
+        let form = match layout.id.kind {
+            Kind::Integer => Form::Number,
+            _ => Form::Text,
         };
         parts.push(Part {
             before: format!("{{\"{USER_ID}\":"),
-            written,
-            column: layout.id.name.clone(),
+            form,
+            column: format!("`{}` ({})", layout.id.name, layout.id.shown),
         });
         let mut before = String::new();
         for (name, node) in members(layout) {
             before.push(',');
-            outline(&name, node, &mut before, &mut parts, &mut columns);
+            outline(&name, node, fraction, &mut before, &mut parts, &mut columns);
         }
         let end = before + "}";
         (Self { parts, end }, columns)
@@ -157,46 +148,14 @@ impl Blank {
         for (part, value) in self.parts.iter().zip(values) {
             document.extend_from_slice(part.before.as_bytes());
             let Some(value) = value else {
-                document.extend_from_slice(match part.written {
-                    Written::Object => b"{}",
-                    _ => b"null",
-                });
+                part.form.write_null(&mut document);
                 continue;
             };
-            let Ok(value) = str::from_utf8(value) else {
-                return Err(format!(
-                    "its column `{}` holds bytes that are no text (UTF-8)",
-                    part.column
-                ));
-            };
-            match part.written {
-                Written::Json | Written::Object => document.extend_from_slice(value.as_bytes()),
-                // NaN and Infinity are none.
-                Written::Number if value.ends_with(|end: char| end.is_ascii_digit()) => {
-                    document.extend_from_slice(unpadded(value).as_bytes());
-                }
-                Written::Digits => quote(&unpadded(value), &mut document),
-                Written::Number | Written::Text => quote(value, &mut document),
-            }
+            let written = part.form.write(value, &mut document);
+            written.map_err(|why| format!("its column {} {why}", part.column))?;
         }
         document.extend_from_slice(self.end.as_bytes());
         Ok(document)
-    }
-}
-
-/// A number without the zeros before it, which a column may show (ZEROFILL) and JSON doesn't have.
-pub(crate) fn unpadded(number: &str) -> Cow<'_, str> {
-    let (sign, digits) = match number.strip_prefix('-') {
-        Some(digits) => ("-", digits),
-        None => ("", number),
-    };
-    let stripped = digits.trim_start_matches('0');
-    match digits.len() - stripped.len() {
-        0 => number.into(),
-        zeros => {
-            let kept = usize::from(!stripped.starts_with(|first: char| first.is_ascii_digit()));
-            format!("{sign}{}", &digits[zeros - kept..]).into()
-        }
     }
 }
 
@@ -204,6 +163,7 @@ pub(crate) fn unpadded(number: &str) -> Cow<'_, str> {
 fn outline<'a>(
     name: &str,
     node: Node<'a>,
+    fraction: bool,
     before: &mut String,
     parts: &mut Vec<Part>,
     columns: &mut Vec<&'a Column>,
@@ -214,18 +174,14 @@ fn outline<'a>(
     before.push(':');
     match node {
         Node::Value(column) => {
-            let written = match column.kind {
-                _ if column.member.is_text() => Written::Text,
-                Kind::Integer | Kind::Float => Written::Number,
-                Kind::Decimal => Written::Digits,
-                Kind::Json if column.member.is_whole() => Written::Object,
-                Kind::Boolean | Kind::Json => Written::Json,
-                _ => Written::Text,
-            };
+            let form = Form::of(column.kind, column.member.is_whole(), fraction);
             parts.push(Part {
                 before: std::mem::take(before),
-                written,
-                column: column.name.clone(),
+                form: match column.member.is_text() {
+                    true => form.as_text(),
+                    false => form,
+                },
+                column: format!("`{}` ({})", column.name, column.shown),
             });
             columns.push(column);
         }
@@ -235,17 +191,11 @@ fn outline<'a>(
                 if place > 0 {
                     before.push(',');
                 }
-                outline(name, node, before, parts, columns);
+                outline(name, node, fraction, before, parts, columns);
             }
             before.push('}');
         }
     }
-}
-
-/// Writes `text` as a JSON string.
-fn quote(text: &str, to: &mut Vec<u8>) {
-    // Nothing fails in memory.
-    let _ = serde_json::to_writer(to, text);
 }
 
 /// `template` with each `{name}` replaced.
@@ -283,21 +233,5 @@ mod tests {
     fn places_are_filled_once() {
         let values = [("a", "{b}".to_owned()), ("b", "x".to_owned())];
         assert_eq!(filled("{a} {b} {c} '{}'", &values), "{b} x {c} '{}'");
-    }
-    #[test]
-    fn numbers_lose_the_zeros_that_a_column_shows() {
-        for (shown, number) in [
-            ("0000007", "7"),
-            ("-007", "-7"),
-            ("0", "0"),
-            ("000", "0"),
-            ("0.50", "0.50"),
-            ("007.50", "7.50"),
-            ("-00.5", "-0.5"),
-            ("1e300", "1e300"),
-            ("100", "100"),
-        ] {
-            assert_eq!(unpadded(shown), number, "{shown}");
-        }
     }
 }

@@ -51,10 +51,17 @@ impl SourceError {
                 Some(why) => format!("{doing}: no TLS: {why}"),
                 None => format!("{doing}: {error}"),
             },
-            sqlx::Error::Database(answer) => match answer.code() {
-                Some(code) => format!("{doing}: {} ({code})", answer.message()),
-                None => format!("{doing}: {}", answer.message()),
-            },
+            // sqlx would need another crate to encrypt a password itself.
+            sqlx::Error::Configuration(said) if said.to_string().contains("RSA") => {
+                format!("{doing}: {SHA2}")
+            }
+            sqlx::Error::Database(answer) => {
+                let hint = hint(answer.code().as_deref(), answer.message());
+                match answer.code() {
+                    Some(code) => format!("{doing}: {} ({code}){hint}", answer.message()),
+                    None => format!("{doing}: {}", answer.message()),
+                }
+            }
             other => format!("{doing}: {other}"),
         };
         // Class 22 of the SQL standard: data exceptions.
@@ -64,5 +71,29 @@ impl SourceError {
             true => Self::Value(text),
             false => Self::Unavailable(text),
         }
+    }
+}
+
+/// What to do when MySQL wants the password and nothing hides it on the way.
+const SHA2: &str = "the user's password is checked by caching_sha2_password (or sha256_password), which takes it over TLS only, \
+     and this connection has none: set `tls = { ca = \"file:PATH\" }` and let the server have a certificate (MySQL makes one by \
+     itself unless it is told not to), without `ssl-mode=disabled` in the url";
+
+/// What a server's words mean to whoever set the url.
+fn hint(code: Option<&str>, said: &str) -> &'static str {
+    let pooled = match code {
+        Some("08P01") => said.contains("unsupported startup parameter"),
+        // A prepared statement that is unknown, or another client's.
+        Some("26000" | "42P05") => true,
+        _ => false,
+    };
+    if pooled {
+        return ": a pooler answers, such as PgBouncer, and gives the server's sessions to several clients; name the server itself in `url`";
+    }
+    match said.contains("row-level security") {
+        true => {
+            ": a policy hides rows, and whoever isn't seen would count as deleted; give the user BYPASSRLS"
+        }
+        false => "",
     }
 }

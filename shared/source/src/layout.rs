@@ -9,7 +9,7 @@ use std::{
 
 use usersync_core::{member::Member, user_id::UserId};
 
-use crate::{Kind, Live, LiveColumn, SourceError, document::unpadded};
+use crate::{Kind, Live, LiveColumn, SourceError, value::unpadded};
 
 /// As many as one call of SQLite's JSON function takes.
 const MAX_COLUMNS: usize = 45;
@@ -88,6 +88,8 @@ pub struct Layout {
     pub id: LiveColumn,
     /// The mapped columns, by member.
     pub columns: Vec<Column>,
+    /// What whoever installs the outbox should know: columns that are left out, changes that no trigger sees.
+    pub remarks: Vec<String>,
 }
 
 impl Layout {
@@ -127,7 +129,10 @@ impl Layout {
                 "column `{}` of `{table}` has no unique key of its own; the order of a user's changes rests on it, so add one: CREATE UNIQUE INDEX",
                 key.name
             )),
-            Some(key) if !matches!(key.kind, Kind::Integer | Kind::Text | Kind::Verbatim) => {
+            Some(key)
+                if !matches!(key.kind, Kind::Integer | Kind::Text | Kind::Verbatim)
+                    || key.shown.starts_with("bit") =>
+            {
                 problems.push(format!(
                     "column `{}` of `{table}` is {}, which can't be a user's id; expected an integer, a text or a UUID",
                     key.name, key.shown
@@ -145,9 +150,11 @@ impl Layout {
         };
         let more = suggested(live, id).into_iter();
         wanted.extend(more.filter(|(name, member)| free(name, member)));
+        let mut remarks = live.remarks.clone();
         if all {
-            let more: Vec<_> = further(live, id, &wanted).collect();
-            wanted.extend(more.into_iter().filter(|(name, _)| !left_out(name)));
+            let (more, others) = further(live, id, &wanted, &left_out);
+            wanted.extend(more);
+            remarks.extend(others);
         }
         let mut fitted: Vec<Column> = Vec::new();
         for (name, member) in wanted {
@@ -160,7 +167,7 @@ impl Layout {
             };
             if column.kind == Kind::Unsupported {
                 problems.push(format!(
-                    "column `{}` of `{table}` is {}, which JSON can't hold; leave it out",
+                    "column `{0}` of `{table}` is {1}, which JSON can't hold; leave it out: {0}=",
                     column.name, column.shown
                 ));
             }
@@ -205,6 +212,7 @@ impl Layout {
             },
             id: key.clone(),
             columns: fitted,
+            remarks,
         })
     }
 
@@ -267,18 +275,20 @@ fn suggested(live: &Live, id: &str) -> BTreeMap<String, Member> {
     ];
     let found = names.into_iter().filter_map(|(name, member)| {
         let column = live.column(name)?;
-        let usable = column.kind != Kind::Unsupported && !column.name.eq_ignore_ascii_case(id);
-        usable.then(|| (column.name.clone(), member))
+        // One of a type that can't be mapped is refused, not left out without a word.
+        let is_id = column.name.eq_ignore_ascii_case(id);
+        (!is_id).then(|| (column.name.clone(), member))
     });
     found.collect()
 }
 
-/// Every other column as `data.<column>`, but none that looks like a secret.
-fn further<'a>(
-    live: &'a Live,
-    id: &'a str,
-    taken: &'a [(String, Member)],
-) -> impl Iterator<Item = (String, Member)> + 'a {
+/// Every other column as `data.<column>`, but none that looks like a secret; and what is said of those that are left out.
+fn further(
+    live: &Live,
+    id: &str,
+    taken: &[(String, Member)],
+    left_out: &dyn Fn(&str) -> bool,
+) -> (Vec<(String, Member)>, Vec<String>) {
     let secret = |name: &str| {
         let name = name.to_ascii_lowercase();
         let parts = [
@@ -286,17 +296,24 @@ fn further<'a>(
         ];
         parts.iter().any(|part| name.contains(part))
     };
-    let free = move |column: &&LiveColumn| {
-        let taken = taken
-            .iter()
-            .any(|(name, _)| name.eq_ignore_ascii_case(&column.name));
-        let usable = column.kind != Kind::Unsupported && !column.name.eq_ignore_ascii_case(id);
-        usable && !taken && !secret(&column.name)
-    };
-    live.columns.iter().filter(free).filter_map(|column| {
-        let member: Member = format!("data.{}", column.name).parse().ok()?;
-        Some((column.name.clone(), member))
-    })
+    let (mut found, mut remarks) = (Vec::new(), Vec::new());
+    for LiveColumn { name, kind, shown } in &live.columns {
+        let is_taken = |(taken, _): &(String, Member)| taken.eq_ignore_ascii_case(name);
+        if name.eq_ignore_ascii_case(id) || taken.iter().any(is_taken) || left_out(name) {
+            continue;
+        }
+        let why = match format!("data.{name}").parse::<Member>() {
+            _ if *kind == Kind::Unsupported => format!("it is {shown}, which JSON can't hold"),
+            _ if secret(name) => format!("it looks like a secret; {name}=data.{name} takes it"),
+            Err(_) => format!("no member can have its name; {name}=data.<another> takes it"),
+            Ok(member) => {
+                found.push((name.clone(), member));
+                continue;
+            }
+        };
+        remarks.push(format!("column `{name}` is left out: {why}"));
+    }
+    (found, remarks)
 }
 
 #[cfg(test)]
@@ -477,6 +494,7 @@ mod tests {
                     shown: shown.to_owned(),
                 },
                 columns: Vec::new(),
+                remarks: Vec::new(),
             };
             assert_eq!(layout.can_hold(id), expected, "{id} in {shown}");
         }

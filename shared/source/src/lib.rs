@@ -16,11 +16,12 @@ mod outbox;
 mod postgres;
 mod session;
 mod sqlite;
+mod value;
 
 pub use column::{Kind, Live, LiveColumn};
 pub use config::{OutboxConfig, Server, SourceConfig, SourceName, read};
 pub use database::{Database, RowsUnderWay};
 pub use error::SourceError;
 pub use layout::{Column, Layout, TableName};
-pub use outbox::{InstallPlan, Standing, shipped};
+pub use outbox::{InstallPlan, Standing, Watched, shipped};
 pub use session::{About, Failure, Lag, OutboxRow, Payload, RowChange, UserRow};

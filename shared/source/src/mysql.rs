@@ -19,22 +19,27 @@ use crate::{
     About, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, Payload, SourceConfig,
     SourceError, TableName, UserRow,
     layout::{ABOUT, OUTBOX},
-    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much, user_row},
+    session::{
+        Answering, Installed, MOST_COUNTED, MOST_PAYLOAD, Session, Trigger, until_much, user_row,
+    },
 };
-pub(crate) use sql::{RANDOM, TRIGGERS, script};
-use sql::{name_quoted, quoted, ranges, select, statements};
+use sql::{ALL, STANDIN, VERSION, name_quoted, quoted, ranges, select, statements, watch};
+pub(crate) use sql::{LATER, RANDOM, TRIGGERS, script, watch_script};
 
 /// Marking a range must not lock the gap behind it, where writers add rows.
 const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
-/// Times are told in UTC, whatever the server's zone is.
-const SESSION: &str =
-    "SET SESSION innodb_lock_wait_timeout = 10, lock_wait_timeout = 10, time_zone = '+00:00'";
+/// Whatever the server's defaults are: times are told in UTC, texts without blanks behind them, all rows are read, and what
+/// is written is written at once.
+const SESSION: &str = "SET SESSION innodb_lock_wait_timeout = 10, lock_wait_timeout = 10, time_zone = '+00:00', \
+     sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', sql_select_limit = 18446744073709551615, \
+     sql_safe_updates = 0, autocommit = 1";
 /// The most ranges of ids in one statement.
 const RANGES: usize = 1_000;
 
 /// One connection.
 pub(crate) struct MySql {
     connection: MySqlConnection,
+    table: TableName,
     outbox: String,
     about: String,
     /// Whether the outbox is one of an older version, without notes.
@@ -83,11 +88,29 @@ impl MySql {
         connection.execute(SESSION).await.map_err(trouble)?;
         Ok(Self {
             connection,
+            table: config.table.clone(),
             outbox: quoted(&config.table.beside(OUTBOX)),
             about: quoted(&config.table.beside(ABOUT)),
             old: false,
             follows: config.follows,
         })
+    }
+
+    /// The name of the relay's lock.
+    async fn lock(&mut self, table: &TableName) -> Result<String, SourceError> {
+        let schema = sqlx::query_scalar("SELECT CAST(COALESCE(?, DATABASE()) AS CHAR)");
+        let schema = schema.bind(&table.schema).fetch_one(&mut self.connection);
+        let schema: Result<String, _> = schema.await;
+        let schema = schema.map_err(|error| SourceError::of("looking for its schema", &error))?;
+        Ok(lock_name(&schema))
+    }
+
+    /// Removes triggers that stood in for others; whichever can't be is harmless.
+    async fn without_standins(&mut self, table: &TableName) {
+        for name in ALL {
+            let drop = format!("DROP TRIGGER IF EXISTS {}", standin(table, name));
+            let _ = self.connection.execute(AssertSqlSafe(drop)).await;
+        }
     }
 
     async fn execute(&mut self, doing: &str, statement: String) -> Result<u64, SourceError> {
@@ -118,7 +141,7 @@ impl Session for MySql {
             found.try_get(1).map_err(failed)?,
         );
         let mut live = Live::default();
-        if kind != "BASE TABLE" {
+        if !matches!(kind.as_str(), "BASE TABLE" | "SYSTEM VERSIONED") {
             live.problem = Some("it is a view; name the table behind it".to_owned());
         } else if engine.as_deref() != Some("InnoDB") {
             let engine = engine.unwrap_or_default();
@@ -153,12 +176,32 @@ impl Session for MySql {
                 }
             }
         }
-        let keys = "SELECT CAST(MIN(column_name) AS CHAR) FROM information_schema.statistics \
+        // A part of a key that is an expression has no name; the end of a row's time, in MariaDB, is part of every key.
+        let keys = "SELECT CAST(MIN(column_name) AS CHAR) FROM information_schema.statistics s \
              WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND non_unique = 0 \
+               AND NOT EXISTS (SELECT 1 FROM information_schema.columns c WHERE c.table_schema = s.table_schema \
+                 AND c.table_name = s.table_name AND c.column_name = s.column_name AND c.generation_expression = 'ROW END') \
              GROUP BY index_name HAVING COUNT(*) = 1 AND COUNT(sub_part) = 0";
         let rows = sqlx::query_scalar(keys).bind(schema).bind(name);
-        let keys: Vec<String> = rows.fetch_all(&mut self.connection).await.map_err(failed)?;
-        live.unique = keys.into_iter().collect();
+        let keys: Vec<Option<String>> =
+            rows.fetch_all(&mut self.connection).await.map_err(failed)?;
+        live.unique = keys.into_iter().flatten().collect();
+        let cascades = "SELECT CAST(CONCAT(constraint_name, ' (ON DELETE ', delete_rule, ' ON UPDATE ', update_rule, ')') AS CHAR) \
+             FROM information_schema.referential_constraints \
+             WHERE constraint_schema = COALESCE(?, DATABASE()) AND table_name = ? \
+               AND (delete_rule IN ('CASCADE', 'SET NULL', 'SET DEFAULT') OR update_rule IN ('CASCADE', 'SET NULL', 'SET DEFAULT')) \
+             ORDER BY constraint_name";
+        let cascades = sqlx::query_scalar(cascades).bind(schema).bind(name);
+        let cascades: Vec<String> = cascades
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        let remark = |key: String| {
+            format!(
+                "the foreign key {key} changes rows and no trigger sees it; only a check finds such changes (sources.NAME.check)"
+            )
+        };
+        live.remarks = cascades.into_iter().map(remark).collect();
         Ok(Some(live))
     }
 
@@ -171,6 +214,12 @@ impl Session for MySql {
                 done = Err(SourceError::Refused(
                     SourceError::of(&format!("`{first}`"), &error).to_string(),
                 ));
+                let _ = self.connection.execute("ROLLBACK").await;
+                // The old triggers are there still.
+                if first.starts_with("CREATE TRIGGER") && first.contains(&format!("{STANDIN}`")) {
+                    let table = self.table.clone();
+                    self.without_standins(&table).await;
+                }
                 break;
             }
         }
@@ -189,13 +238,6 @@ impl Session for MySql {
         let columns = "SELECT CAST(column_name AS CHAR) FROM information_schema.columns \
              WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
         let columns = sqlx::query_scalar(columns).bind(schema).bind(OUTBOX);
-        let triggers = "SELECT CAST(trigger_name AS CHAR), CAST(event_object_table AS CHAR) \
-             FROM information_schema.triggers \
-             WHERE trigger_schema = COALESCE(?, DATABASE()) AND trigger_name IN (?, ?, ?)";
-        let mut query = sqlx::query_as(triggers).bind(schema);
-        for name in TRIGGERS {
-            query = query.bind(name);
-        }
         let about = "SELECT COUNT(*) FROM information_schema.tables \
              WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
         let about = sqlx::query_scalar(about).bind(schema).bind(ABOUT);
@@ -209,11 +251,50 @@ impl Session for MySql {
                 .fetch_all(&mut self.connection)
                 .await
                 .map_err(failed)?,
-            triggers: query
-                .fetch_all(&mut self.connection)
-                .await
-                .map_err(failed)?,
+            triggers: self.triggers(table).await?,
         })
+    }
+
+    fn watch_script(&self, table: &TableName) -> Option<String> {
+        Some(watch_script(table))
+    }
+
+    /// The server shows triggers to those alone who may make some; others are told by a function.
+    async fn triggers(&mut self, table: &TableName) -> Result<Option<Vec<Trigger>>, SourceError> {
+        let names: Vec<String> = ALL
+            .iter()
+            .flat_map(|name| [(*name).to_owned(), format!("{name}{STANDIN}")])
+            .collect();
+        let seen = "SELECT CAST(trigger_name AS CHAR), \
+               CAST(CONCAT(IF(event_object_table = ?, '', event_object_table), CHAR(10), action_statement) AS CHAR) \
+             FROM information_schema.triggers WHERE trigger_schema = COALESCE(?, DATABASE())";
+        let seen = sqlx::query_as(seen)
+            .bind(&table.name)
+            .bind(&table.schema)
+            .fetch_all(&mut self.connection);
+        let seen: Vec<(String, String)> = seen
+            .await
+            .map_err(|error| SourceError::of("looking for triggers", &error))?;
+        let ours = |(name, told): (String, String)| {
+            names.contains(&name).then(|| trigger(table, name, &told))
+        };
+        let seen: Vec<Trigger> = seen.into_iter().filter_map(ours).collect();
+        if !seen.is_empty() {
+            return Ok(Some(seen));
+        }
+        let mut found = Vec::new();
+        for name in names {
+            let told = format!("SELECT CAST({}(?) AS CHAR)", watch(table));
+            let told = sqlx::query_scalar(AssertSqlSafe(told)).bind(&name);
+            let told: Option<String> = match told.fetch_one(&mut self.connection).await {
+                Ok(told) => told,
+                // There is no such function, or not for us: of an older version, or nobody may see anything.
+                Err(sqlx::Error::Database(_)) => return Ok(None),
+                Err(error) => return Err(SourceError::of("looking for triggers", &error)),
+            };
+            found.extend(told.map(|told| trigger(table, name, &told)));
+        }
+        Ok(Some(found))
     }
 
     fn script(&self, layout: &Layout) -> String {
@@ -222,28 +303,60 @@ impl Session for MySql {
     }
 
     fn new_epoch(&self, _: &TableName) -> String {
-        format!("DELETE FROM {};\n", self.about)
+        let (about, outbox) = (&self.about, &self.outbox);
+        let epoch = uuid::Uuid::now_v7().simple();
+        format!(
+            "BEGIN;\nDELETE FROM {about};\n\
+             INSERT INTO {about} (epoch, first) SELECT '{epoch}', COALESCE(MAX(id), 0) + 1 FROM {outbox};\nCOMMIT;\n"
+        )
     }
 
     fn removal(&self, table: &TableName) -> String {
-        let drops = TRIGGERS
-            .map(|name| format!("DROP TRIGGER IF EXISTS {};\n", quoted(&table.beside(name))));
+        let names = ALL
+            .iter()
+            .flat_map(|name| [quoted(&table.beside(name)), standin(table, name)]);
+        let drops: String = names
+            .map(|name| format!("DROP TRIGGER IF EXISTS {name};\n"))
+            .collect();
         format!(
-            "{}DROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\n",
-            drops.concat(),
+            "{drops}DROP FUNCTION IF EXISTS {};\nDROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\n",
+            watch(table),
             self.outbox,
             self.about
         )
     }
 
     async fn try_lock(&mut self, table: &TableName) -> Result<bool, SourceError> {
-        let failed = |error| SourceError::of("taking the relay's lock", &error);
-        let schema = sqlx::query_scalar("SELECT CAST(COALESCE(?, DATABASE()) AS CHAR)");
-        let schema = schema.bind(&table.schema).fetch_one(&mut self.connection);
-        let schema: String = schema.await.map_err(failed)?;
-        let taken = sqlx::query_scalar("SELECT COALESCE(GET_LOCK(?, 0), 0) = 1");
-        let taken = taken.bind(lock_name(&schema));
-        taken.fetch_one(&mut self.connection).await.map_err(failed)
+        let name = self.lock(table).await?;
+        let taken = sqlx::query_scalar("SELECT COALESCE(GET_LOCK(?, 0), 0) = 1").bind(name);
+        let taken = taken.fetch_one(&mut self.connection).await;
+        taken.map_err(|error| SourceError::of("taking the relay's lock", &error))
+    }
+
+    async fn end_after(&mut self, silence: Duration) -> Result<(), SourceError> {
+        let seconds = silence.as_secs().max(1);
+        let statement = format!(
+            "SET SESSION wait_timeout = {seconds}, net_read_timeout = {seconds}, net_write_timeout = {seconds}"
+        );
+        let set = self.execute("limiting its silence", statement).await;
+        set.map(drop)
+    }
+
+    async fn holds_lock(&mut self, table: &TableName) -> Result<bool, SourceError> {
+        let name = self.lock(table).await?;
+        let held = sqlx::query_scalar("SELECT COALESCE(IS_USED_LOCK(?) = CONNECTION_ID(), 0) = 1");
+        let held = held.bind(name).fetch_one(&mut self.connection).await;
+        held.map_err(|error| SourceError::of("looking for the relay's lock", &error))
+    }
+
+    async fn answering(&mut self) -> Result<Option<Answering>, SourceError> {
+        let number = sqlx::query_scalar("SELECT CAST(CONNECTION_ID() AS SIGNED)");
+        let number = number.fetch_one(&mut self.connection).await;
+        let number = number.map_err(|error| SourceError::of("asking who answers", &error))?;
+        Ok(Some(Answering {
+            number,
+            is_older: false,
+        }))
     }
 
     async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
@@ -519,6 +632,23 @@ fn bind_id<'q>(
     query.bind(id)
 }
 
+/// What stands in for a trigger while it is made anew.
+fn standin(table: &TableName, name: &str) -> String {
+    quoted(&table.beside(&format!("{name}{STANDIN}")))
+}
+
+/// A trigger, of the table it is on, unless that is the users', and what it does.
+fn trigger(table: &TableName, name: String, told: &str) -> Trigger {
+    let (on, statement) = told.split_once('\n').unwrap_or((told, ""));
+    let is_there = on.is_empty() || on == table.name;
+    Trigger {
+        name,
+        elsewhere: (!is_there).then(|| on.to_owned()),
+        disabled: None,
+        current: statement.trim_start().starts_with(VERSION),
+    }
+}
+
 /// Locks are the server's, not the database's, and their names short. Hashed here: not every server has SHA1().
 fn lock_name(schema: &str) -> String {
     let hash = Sha1::digest(schema.as_bytes());
@@ -555,9 +685,11 @@ fn column(row: &MySqlRow) -> Result<LiveColumn, sqlx::Error> {
     let kind = match data_type.as_str() {
         "char" | "varchar" | "tinytext" | "text" | "mediumtext" | "longtext" => Kind::Text,
         "tinyint" if shown.starts_with("tinyint(1)") => Kind::Boolean,
-        "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "year" => Kind::Integer,
+        "bit" if shown == "bit(1)" => Kind::Boolean,
+        "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "year" | "bit" => Kind::Integer,
         "decimal" => Kind::Decimal,
-        "float" | "double" => Kind::Float,
+        "float" => Kind::Single,
+        "double" => Kind::Float,
         "json" => Kind::Json,
         "timestamp" => Kind::Instant,
         "datetime" => Kind::Local,

@@ -9,7 +9,7 @@ use crate::{
     database::within,
     layout::{ABOUT, OUTBOX},
     mysql, postgres,
-    session::Installed,
+    session::{Installed, Trigger},
     sqlite,
 };
 
@@ -39,6 +39,8 @@ pub struct InstallPlan {
     pub mapped: Vec<String>,
     /// Whether there is an outbox already, whose triggers are renewed.
     pub again: bool,
+    /// What whoever installs it should know.
+    pub remarks: Vec<String>,
 }
 
 /// How an outbox stands.
@@ -49,8 +51,10 @@ pub struct Standing {
     /// Whether changes wait in it, also where an older version has made it.
     #[serde(skip)]
     pub is_there: bool,
-    /// The triggers and tables that are missing.
+    /// The triggers and tables that are missing, or do nothing.
     pub missing: Vec<String>,
+    /// What is as an older version has made it, or can't be seen.
+    pub remarks: Vec<String>,
     /// Rows that wait to be published.
     pub unpublished: u64,
     /// For how long the oldest has been waiting, in seconds.
@@ -84,13 +88,14 @@ impl Database {
     /// When table or columns aren't there, or something stands in the way.
     pub async fn plan(&mut self, all: bool) -> Result<(Layout, InstallPlan), SourceError> {
         let layout = self.layout(all).await?;
-        let installed = self.installed(&layout.table).await?;
+        let installed = self.served(&layout.table).await?;
         let mapped = layout.columns.iter();
         let mapped = mapped.map(|column| format!("{}={}", column.name, column.member));
         let plan = InstallPlan {
             script: self.session.script(&layout),
             mapped: mapped.collect(),
             again: !installed.outbox.is_empty(),
+            remarks: layout.remarks.clone(),
         };
         Ok((layout, plan))
     }
@@ -112,14 +117,20 @@ impl Database {
         all: bool,
         new_epoch: bool,
     ) -> Result<InstallPlan, SourceError> {
-        let (layout, plan) = self.plan(all).await?;
+        let (layout, mut plan) = self.plan(all).await?;
         // One that a newer program made is left alone.
         let about = self.about().await?;
-        if new_epoch && about.is_some() {
-            let statement = self.session.new_epoch(&layout.table);
-            self.run(&statement).await?;
-        }
         self.run(&plan.script).await?;
+        if new_epoch && about.is_some() {
+            let script = self.session.new_epoch(&layout.table);
+            self.run(&script).await?;
+        }
+        if let Some(script) = self.session.watch_script(&layout.table)
+            && let Err(error) = self.run(&script).await
+        {
+            plan.remarks
+                .push(format!("relays can't watch the triggers: {error}"));
+        }
         let installed = self.installed(&layout.table).await?;
         let missing = missing(self.config.server()?, &installed);
         // From now on it is read as what it has become.
@@ -127,10 +138,36 @@ impl Database {
         match missing.is_empty() {
             true => Ok(plan),
             false => Err(SourceError::Refused(format!(
-                "the server took every statement, but {} aren't there",
+                "the server took every statement, but changes aren't noted: {}",
                 missing.join(", ")
             ))),
         }
+    }
+
+    /// Whether changes of users are noted: why not all of them are, or why that isn't known.
+    ///
+    /// # Errors
+    /// When the database can't be asked.
+    pub async fn watch(&mut self) -> Result<Watched, SourceError> {
+        let table = self.config.table.clone();
+        let server = self.config.server()?;
+        let triggers = self.session.triggers(&table);
+        let triggers = within(PATIENCE, "looking for triggers", triggers).await?;
+        let Some(triggers) = triggers else {
+            return Ok(Watched::Unknown(UNSEEN.to_owned()));
+        };
+        let idle = idle(server, &triggers);
+        if !idle.is_empty() {
+            return Ok(Watched::Broken(format!(
+                "changes of `{table}` aren't noted, so nobody hears of them: {}; `usersync-scheduler outbox install` makes the \
+                 triggers anew, then `usersync-scheduler load` brings in what was missed",
+                idle.join(", ")
+            )));
+        }
+        Ok(match older(server, &triggers) {
+            Some(why) => Watched::Older(why),
+            None => Watched::Good,
+        })
     }
 
     /// The script that removes triggers and outbox.
@@ -144,8 +181,9 @@ impl Database {
     /// When rows aren't published and `force` isn't given, or the server refuses.
     pub async fn uninstall(&mut self, force: bool) -> Result<bool, SourceError> {
         let table = self.config.table.clone();
-        let installed = self.installed(&table).await?;
-        if installed.outbox.is_empty() && installed.triggers.is_empty() {
+        let installed = self.served(&table).await?;
+        let none = installed.triggers.as_ref().is_none_or(Vec::is_empty);
+        if installed.outbox.is_empty() && none {
             return Ok(false);
         }
         let waiting = match installed.outbox.is_empty() {
@@ -168,11 +206,17 @@ impl Database {
     pub async fn standing(&mut self) -> Result<Standing, SourceError> {
         let table = self.config.table.clone();
         let installed = self.installed(&table).await?;
-        let missing = missing(self.config.server()?, &installed);
+        let server = self.config.server()?;
+        let missing = missing(server, &installed);
+        let remark = match &installed.triggers {
+            Some(triggers) => older(server, triggers),
+            None => Some(UNSEEN.to_owned()),
+        };
         let mut standing = Standing {
             installed: missing.is_empty() && !installed.outbox.is_empty(),
             is_there: !installed.outbox.is_empty(),
             missing,
+            remarks: remark.into_iter().collect(),
             unpublished: 0,
             oldest_seconds: 0.0,
             failed: 0,
@@ -211,27 +255,94 @@ impl Database {
                     .join(", ")
             )));
         }
-        if let Some((name, other)) = installed.triggers.iter().find(|(_, on)| *on != table.name) {
-            return Err(SourceError::Refused(format!(
-                "`{outbox}` serves the table `{other}` already (trigger `{name}`): one outbox serves one table; uninstall that one first"
-            )));
-        }
         Ok(installed)
+    }
+
+    /// Refuses an outbox that serves another table, which may be what a change of this one has left.
+    async fn served(&mut self, table: &TableName) -> Result<Installed, SourceError> {
+        let installed = self.installed(table).await?;
+        let triggers = installed.triggers.iter().flatten();
+        let mut elsewhere = triggers.filter_map(|trigger| {
+            let other = trigger.elsewhere.as_ref()?;
+            Some((&trigger.name, other))
+        });
+        match elsewhere.next() {
+            None => Ok(installed),
+            Some((name, other)) => Err(SourceError::Refused(format!(
+                "`{}` serves the table `{other}` already (trigger `{name}`): one outbox serves one table; uninstall that one first. \
+                 If `{other}` is what pt-online-schema-change, gh-ost or a RENAME has left of `{table}`, remove its triggers \
+                 (DROP TRIGGER) or the table, install again, then `usersync-scheduler load`",
+                table.beside(OUTBOX)
+            ))),
+        }
     }
 }
 
-/// Our triggers and the table beside the outbox, as far as they aren't there.
-fn missing(server: Server, installed: &Installed) -> Vec<String> {
-    let wanted: &[&str] = match server {
-        Server::MySql => &mysql::TRIGGERS,
-        Server::Postgres => &postgres::TRIGGERS,
-        Server::Sqlite => &sqlite::TRIGGERS,
+/// Whether changes of users are noted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// All of them are.
+    Good,
+    /// Some aren't; says why, and what to do.
+    Broken(String),
+    /// The triggers are those of an older version; says what to do.
+    Older(String),
+    /// Nobody can tell; says why.
+    Unknown(String),
+}
+
+/// Why triggers can't be told of.
+const UNSEEN: &str = "whether the triggers are there can't be seen: `usersync-scheduler outbox install` makes the function \
+     user_outbox_trigger, which the relay's user needs the right to execute (GRANT EXECUTE ON FUNCTION)";
+
+/// Our triggers, as far as they note nothing.
+fn idle(server: Server, triggers: &[Trigger]) -> Vec<String> {
+    let (wanted, _) = names(server);
+    let why = |name: &&str| {
+        let Some(found) = triggers.iter().find(|trigger| trigger.name == **name) else {
+            return Some(format!("there is no trigger {name}"));
+        };
+        if let Some(other) = &found.elsewhere {
+            return Some(format!(
+                "the trigger {name} is on `{other}`: the table was swapped"
+            ));
+        }
+        let disabled = found.disabled.as_ref()?;
+        Some(format!("the trigger {name}: {disabled}"))
     };
-    let there = |name: &&&str| installed.triggers.iter().any(|(found, _)| found == **name);
-    let missing = wanted.iter().filter(|name| !there(name));
-    let about = (!installed.about).then_some(&ABOUT);
-    let missing = missing.chain(about);
-    missing.map(|name| (*name).to_owned()).collect()
+    wanted.iter().filter_map(why).collect()
+}
+
+/// Why the triggers are those of an older version, if so.
+fn older(server: Server, triggers: &[Trigger]) -> Option<String> {
+    let (wanted, later) = names(server);
+    let is_old = |name: &&&str| {
+        let found = triggers.iter().find(|trigger| trigger.name == ***name);
+        found.is_none_or(|trigger| !trigger.current || trigger.disabled.is_some())
+    };
+    let old = wanted.iter().chain(later).find(is_old)?;
+    Some(format!(
+        "the trigger {old} isn't as this version makes it; `usersync-scheduler outbox install` renews the triggers"
+    ))
+}
+
+/// The names of the triggers that note changes, and of those that came later.
+fn names(server: Server) -> (&'static [&'static str], &'static [&'static str]) {
+    match server {
+        Server::MySql => (&mysql::TRIGGERS, &mysql::LATER),
+        Server::Postgres => (&postgres::TRIGGERS, &postgres::LATER),
+        Server::Sqlite => (&sqlite::TRIGGERS, &[]),
+    }
+}
+
+/// Our triggers and the table beside the outbox, as far as they aren't there or note nothing.
+fn missing(server: Server, installed: &Installed) -> Vec<String> {
+    let triggers = installed.triggers.as_ref();
+    let mut missing = triggers.map_or_else(Vec::new, |triggers| idle(server, triggers));
+    if !installed.about {
+        missing.push(ABOUT.to_owned());
+    }
+    missing
 }
 
 /// The file in `deploy/sql` for a server: the outbox of a table `users` with the columns `id`,
@@ -264,9 +375,13 @@ pub fn shipped(server: Server) -> String {
             ..text("id")
         },
         columns: columns.map(column).into(),
+        remarks: Vec::new(),
     };
     match server {
-        Server::MySql => mysql::script(&layout, mysql::RANDOM),
+        Server::MySql => {
+            let watch = mysql::watch_script(&layout.table);
+            format!("{}\n{watch}", mysql::script(&layout, mysql::RANDOM))
+        }
         Server::Postgres => postgres::script(&layout),
         Server::Sqlite => sqlite::script(&layout),
     }

@@ -2,7 +2,10 @@
 
 mod sql;
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use secrecy::ExposeSecret;
@@ -16,22 +19,31 @@ use crate::{
     About, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, Payload, SourceConfig,
     SourceError, TableName, UserRow,
     layout::{ABOUT, OUTBOX},
-    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much, user_row},
+    session::{
+        Answering, Installed, MOST_COUNTED, MOST_PAYLOAD, Session, Trigger, until_much, user_row,
+    },
 };
-pub(crate) use sql::{TRIGGERS, script};
-use sql::{name_quoted, quoted, select};
+use sql::{ALL, FUNCTIONS, VERSION, name_quoted, quoted, select};
+pub(crate) use sql::{LATER, TRIGGERS, script};
 
 /// Where a trigger says that there is something.
 const CHANNEL: &str = "user_outbox";
 
-/// Each statement sees what was committed before it. Rows that policies hide are an error instead of a shorter table:
-/// whoever isn't seen would be taken for deleted.
-const SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; SET row_security = off";
+/// Whatever the role's defaults are: each statement sees what was committed before it, values are shown in one way, and who
+/// may not see every row is told so.
+const SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+     SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC'; SET extra_float_digits = 1; \
+     SET bytea_output = 'hex'; SET row_security = off";
+
+/// The number of the relay's lock, of the outbox's name.
+const LOCK: &str = "hashtextextended('usersync ' || COALESCE(to_regclass($1)::oid::text, $1), 0)";
 
 /// One connection, and a second one that listens once somebody waits.
 pub(crate) struct Postgres {
     connection: PgConnection,
     options: PgConnectOptions,
+    /// When we began to connect.
+    began: Instant,
     ears: Option<PgListener>,
     outbox: String,
     about: String,
@@ -69,16 +81,36 @@ impl Postgres {
             .application_name("usersync")
             .disable_statement_logging();
         let trouble = |error: sqlx::Error| SourceError::of(&place, &error);
+        let began = Instant::now();
         let mut connection = options.connect().await.map_err(trouble)?;
         connection.execute(SESSION).await.map_err(trouble)?;
         Ok(Self {
             connection,
             options,
+            began,
             ears: None,
             outbox: quoted(&config.table.beside(OUTBOX)),
             about: quoted(&config.table.beside(ABOUT)),
             old: false,
         })
+    }
+
+    /// Why triggers don't fire for some or all writers, whatever their tables say.
+    async fn triggers_are_off(&mut self) -> Result<Option<String>, SourceError> {
+        let off = "SELECT CASE WHEN current_setting('session_replication_role') = 'replica' THEN 'this server' \
+               ELSE (SELECT COALESCE('role ' || min(s.setrole::regrole::text) FILTER (WHERE s.setrole <> 0), 'this database') \
+                 FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase \
+                 WHERE 'session_replication_role=replica' = ANY(s.setconfig) AND (s.setdatabase = 0 OR d.datname = current_database()) \
+                 HAVING count(*) > 0) END";
+        let off: Option<String> = sqlx::query_scalar(off)
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(|error| SourceError::of("looking for triggers", &error))?;
+        Ok(off.map(|whose| {
+            format!(
+                "session_replication_role is `replica` for {whose}, which switches triggers off"
+            )
+        }))
     }
 
     async fn listen(&self) -> Result<PgListener, sqlx::Error> {
@@ -114,10 +146,18 @@ impl Session for Postgres {
         if !matches!(kind.as_str(), "r" | "p") {
             live.problem = Some("it is no ordinary table; name the table behind it".to_owned());
         }
-        let columns = "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), \
-               COALESCE(b.typname, t.typname)::text, COALESCE(b.typtype, t.typtype)::text, t.typcategory::text \
-             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type b ON b.oid = t.typbasetype \
-             WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+        // A domain is read as what it is a domain over; a list as what its items are.
+        let columns = "WITH RECURSIVE base AS ( \
+               SELECT attnum, attname, format_type(atttypid, atttypmod) AS shown, atttypid AS type FROM pg_attribute \
+               WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped \
+               UNION ALL \
+               SELECT b.attnum, b.attname, b.shown, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.type WHERE t.typtype = 'd') \
+             SELECT b.attname::text, b.shown, t.typcategory = 'A', COALESCE(d.typname, e.typname, t.typname)::text, \
+               COALESCE(d.typtype, e.typtype, t.typtype)::text \
+             FROM base b JOIN pg_type t ON t.oid = b.type AND t.typtype <> 'd' \
+             LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A' \
+             LEFT JOIN pg_type d ON d.oid = e.typbasetype \
+             ORDER BY b.attnum";
         let rows = sqlx::query(columns).bind(&name);
         for row in rows.fetch_all(&mut self.connection).await.map_err(failed)? {
             live.columns.push(column(&row).map_err(failed)?);
@@ -150,10 +190,6 @@ impl Session for Postgres {
         let columns = "SELECT attname::text FROM pg_attribute \
              WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
         let columns = sqlx::query_scalar(columns).bind(quoted(&table.beside(OUTBOX)));
-        let triggers = "SELECT t.tgname::text, c.relname::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid \
-             WHERE NOT t.tgisinternal AND t.tgname = 'user_outbox' \
-               AND c.relnamespace = COALESCE(to_regnamespace($1), to_regnamespace(quote_ident(current_schema())))";
-        let triggers = sqlx::query_as(triggers).bind(table.schema.as_deref().map(name_quoted));
         let about = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL").bind(&self.about);
         Ok(Installed {
             about: about
@@ -164,11 +200,42 @@ impl Session for Postgres {
                 .fetch_all(&mut self.connection)
                 .await
                 .map_err(failed)?,
-            triggers: triggers
-                .fetch_all(&mut self.connection)
-                .await
-                .map_err(failed)?,
+            triggers: self.triggers(table).await?,
         })
+    }
+
+    async fn triggers(&mut self, table: &TableName) -> Result<Option<Vec<Trigger>>, SourceError> {
+        let failed = |error| SourceError::of("looking for triggers", &error);
+        // Those of partitions are copies, and each may be disabled.
+        let triggers = "SELECT t.tgname::text, c.relname::text, COALESCE(t.tgrelid = to_regclass($1), false), \
+               COALESCE((SELECT min(k.tgrelid::regclass::text) FROM pg_trigger k WHERE k.tgname = t.tgname AND k.tgenabled IN ('D', 'R') \
+                 AND (k.oid = t.oid OR k.tgrelid IN (SELECT relid FROM pg_partition_tree(t.tgrelid)))), ''), \
+               p.prosrc LIKE '%' || $2 || '%' \
+             FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid \
+             WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgname = ANY($3) \
+               AND c.relnamespace = COALESCE(to_regnamespace($4), to_regnamespace(quote_ident(current_schema())))";
+        let names: Vec<&str> = TRIGGERS.iter().chain(&LATER).copied().collect();
+        let triggers = sqlx::query_as(triggers)
+            .bind(quoted(table))
+            .bind(VERSION)
+            .bind(names)
+            .bind(table.schema.as_deref().map(name_quoted));
+        let triggers: Vec<(String, String, bool, String, bool)> = triggers
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        let replica = self.triggers_are_off().await?;
+        let trigger = |(name, on, is_there, disabled, current): (_, String, bool, String, _)| {
+            let disabled = (!disabled.is_empty())
+                .then(|| format!("it is disabled on `{disabled}` (ALTER TABLE … ENABLE TRIGGER)"));
+            Trigger {
+                name,
+                elsewhere: (!is_there).then_some(on),
+                disabled: disabled.or_else(|| replica.clone()),
+                current,
+            }
+        };
+        Ok(Some(triggers.into_iter().map(trigger).collect()))
     }
 
     fn script(&self, layout: &Layout) -> String {
@@ -176,17 +243,26 @@ impl Session for Postgres {
     }
 
     fn new_epoch(&self, _: &TableName) -> String {
-        format!("DELETE FROM {};\n", self.about)
+        let (about, outbox) = (&self.about, &self.outbox);
+        format!(
+            "BEGIN;\nDELETE FROM {about};\n\
+             INSERT INTO {about} (epoch, first) SELECT gen_random_uuid()::text, COALESCE(max(id), 0) + 1 FROM {outbox};\nCOMMIT;\n"
+        )
     }
 
     fn removal(&self, table: &TableName) -> String {
+        let triggers =
+            ALL.map(|name| format!("DROP TRIGGER IF EXISTS {name} ON {};\n", quoted(table)));
+        let functions = FUNCTIONS.map(|name| {
+            format!(
+                "DROP FUNCTION IF EXISTS {}();\n",
+                quoted(&table.beside(name))
+            )
+        });
         format!(
-            "BEGIN;\nSET LOCAL lock_timeout = '10s';\nDROP TRIGGER IF EXISTS user_outbox ON {0};\n\
-             DROP TRIGGER IF EXISTS user_outbox_notify ON {0};\n\
-             DROP FUNCTION IF EXISTS {1}();\nDROP FUNCTION IF EXISTS {2}();\nDROP TABLE IF EXISTS {3}, {4};\nCOMMIT;\n",
-            quoted(table),
-            quoted(&table.beside("user_outbox_capture")),
-            quoted(&table.beside("user_outbox_notify")),
+            "BEGIN;\nSET LOCAL lock_timeout = '10s';\n{}{}DROP TABLE IF EXISTS {}, {};\nCOMMIT;\n",
+            triggers.concat(),
+            functions.concat(),
             self.outbox,
             self.about
         )
@@ -194,10 +270,47 @@ impl Session for Postgres {
 
     async fn try_lock(&mut self, _: &TableName) -> Result<bool, SourceError> {
         // Locks are the database's; and numbers.
-        let statement = "SELECT pg_try_advisory_lock(hashtextextended('usersync ' || COALESCE(to_regclass($1)::oid::text, $1), 0))";
-        let taken = sqlx::query_scalar(statement).bind(&self.outbox);
+        let statement = format!("SELECT pg_try_advisory_lock({LOCK})");
+        let taken = sqlx::query_scalar(AssertSqlSafe(statement)).bind(&self.outbox);
         let taken = taken.fetch_one(&mut self.connection).await;
         taken.map_err(|error| SourceError::of("taking the relay's lock", &error))
+    }
+
+    async fn end_after(&mut self, silence: Duration) -> Result<(), SourceError> {
+        let seconds = silence.as_secs().max(1);
+        let statement = format!(
+            "SET idle_session_timeout = '{seconds}s'; SET idle_in_transaction_session_timeout = '{seconds}s'; \
+             SET tcp_keepalives_idle = {seconds}; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 2"
+        );
+        let set = self.connection.execute(AssertSqlSafe(statement)).await;
+        set.map(drop)
+            .map_err(|error| SourceError::of("limiting its silence", &error))
+    }
+
+    async fn holds_lock(&mut self, _: &TableName) -> Result<bool, SourceError> {
+        let statement = format!(
+            "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid() \
+             AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = {LOCK})"
+        );
+        let held = sqlx::query_scalar(AssertSqlSafe(statement)).bind(&self.outbox);
+        let held = held.fetch_one(&mut self.connection).await;
+        held.map_err(|error| SourceError::of("looking for the relay's lock", &error))
+    }
+
+    /// A pooler's sessions are older than our connection, or change.
+    async fn answering(&mut self) -> Result<Option<Answering>, SourceError> {
+        let statement = "SELECT pid::bigint, extract(epoch FROM clock_timestamp() - backend_start)::float8 \
+             FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+        let told = sqlx::query_as(statement).fetch_one(&mut self.connection);
+        let (number, age): (i64, f64) = told
+            .await
+            .map_err(|error| SourceError::of("asking who answers", &error))?;
+        // Clocks don't run alike to the millisecond.
+        let ours = self.began.elapsed().as_secs_f64() * 1.001 + 1.0;
+        Ok(Some(Answering {
+            number,
+            is_older: age > ours,
+        }))
     }
 
     async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
@@ -453,17 +566,20 @@ impl Session for Postgres {
     }
 }
 
+/// Bytes that are no text must hold nobody else's row up: a database of SQL_ASCII takes any.
 fn outbox_row(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
     let bytes = |at| {
-        Ok::<_, sqlx::Error>(
-            row.try_get::<Option<String>, _>(at)?
-                .map(String::into_bytes),
-        )
+        let text: Option<&[u8]> = row.try_get_unchecked(at)?;
+        Ok::<_, sqlx::Error>(text.map(<[u8]>::to_vec))
+    };
+    let text = |at| {
+        let text = bytes(at)?.unwrap_or_default();
+        Ok::<_, sqlx::Error>(String::from_utf8_lossy(&text).into_owned())
     };
     Ok(OutboxRow {
         id: row.try_get(0)?,
-        user: row.try_get(1)?,
-        event: row.try_get(2)?,
+        user: text(1)?,
+        event: text(2)?,
         payload: Payload::of(row.try_get(3)?, bytes(4)?),
         previous: bytes(5)?,
         created_us: row.try_get(6)?,
@@ -478,10 +594,9 @@ fn told(row: &PgRow) -> Result<Vec<Option<&[u8]>>, sqlx::Error> {
 
 fn column(row: &PgRow) -> Result<LiveColumn, sqlx::Error> {
     let (name, shown): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-    let (base, sort, category): (String, String, String) =
+    let (is_list, base, sort): (bool, String, String) =
         (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
     let kind = match base.as_str() {
-        _ if category == "A" => Kind::Json,
         _ if sort == "e" => Kind::Verbatim,
         "int2" | "int4" | "int8" => Kind::Integer,
         "numeric" => Kind::Decimal,
@@ -492,8 +607,15 @@ fn column(row: &PgRow) -> Result<LiveColumn, sqlx::Error> {
         "timestamptz" => Kind::Instant,
         "timestamp" => Kind::Local,
         "date" => Kind::Day,
-        "uuid" | "inet" | "cidr" | "macaddr" | "time" | "timetz" | "interval" => Kind::Verbatim,
+        "uuid" | "inet" | "cidr" | "macaddr" | "macaddr8" | "time" | "timetz" | "interval"
+        | "bit" | "varbit" => Kind::Verbatim,
         _ => Kind::Unsupported,
+    };
+    let kind = match (is_list, kind) {
+        (false, kind) => kind,
+        (true, Kind::Unsupported) => Kind::Unsupported,
+        (true, Kind::Decimal) => Kind::Decimals,
+        (true, _) => Kind::Json,
     };
     Ok(LiveColumn { name, kind, shown })
 }

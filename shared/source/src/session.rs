@@ -5,10 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{Stream, TryStreamExt};
 
-use crate::{
-    Kind, Layout, Live, SourceError, TableName,
-    document::{Blank, unpadded},
-};
+use crate::{Kind, Layout, Live, SourceError, TableName, document::Blank, value::unpadded};
 
 /// A row of the outbox that waits to be published: a note of who changed, or the payload of an event.
 #[derive(Clone, Debug)]
@@ -188,10 +185,31 @@ pub(crate) async fn until_much<R, T>(
 pub(crate) struct Installed {
     /// The columns of `user_outbox`, empty when there is no such table.
     pub outbox: Vec<String>,
-    /// Our triggers, and the table each is on.
-    pub triggers: Vec<(String, String)>,
+    /// Our triggers; none when they can't be seen.
+    pub triggers: Option<Vec<Trigger>>,
     /// Whether there is the table that says which outbox it is.
     pub about: bool,
+}
+
+/// One of our triggers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trigger {
+    pub name: String,
+    /// The table it is on, where that isn't the users'.
+    pub elsewhere: Option<String>,
+    /// Why it doesn't do anything, if so.
+    pub disabled: Option<String>,
+    /// Whether it is as this program makes it.
+    pub current: bool,
+}
+
+/// Which session of the server answers, where a connection has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answering {
+    /// Its number.
+    pub number: i64,
+    /// It was there before we connected.
+    pub is_older: bool,
 }
 
 /// One connection. Every method but `wait` may take as long as the server does; callers set the limit.
@@ -205,13 +223,31 @@ pub(crate) trait Session: Send {
     async fn installed(&mut self, table: &TableName) -> Result<Installed, SourceError>;
     /// The script that makes or renews outbox and triggers.
     fn script(&self, layout: &Layout) -> String;
-    /// The statement that has the next script make a new epoch.
+    /// The script that lets a relay see how triggers are, where it takes one.
+    fn watch_script(&self, _: &TableName) -> Option<String> {
+        None
+    }
+    /// Our triggers; none when they can't be seen.
+    async fn triggers(&mut self, table: &TableName) -> Result<Option<Vec<Trigger>>, SourceError>;
+    /// The script that begins a new epoch of an outbox that is there.
     fn new_epoch(&self, table: &TableName) -> String;
     /// The script that removes outbox and triggers.
     fn removal(&self, table: &TableName) -> String;
 
     /// Whether this connection is now the only one that relays the outbox of `table`.
     async fn try_lock(&mut self, table: &TableName) -> Result<bool, SourceError>;
+    /// Has the server end this connection, and with it the lock, once nothing was heard of us for `silence`.
+    async fn end_after(&mut self, _silence: Duration) -> Result<(), SourceError> {
+        Ok(())
+    }
+    /// Whether this connection still has the lock.
+    async fn holds_lock(&mut self, _: &TableName) -> Result<bool, SourceError> {
+        Ok(true)
+    }
+    /// Which session answers; none where there are no sessions.
+    async fn answering(&mut self) -> Result<Option<Answering>, SourceError> {
+        Ok(None)
+    }
     /// The oldest rows that aren't published, of those behind the id `after`, in the order of their ids.
     async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError>;
     /// How many aren't published, up to the id `last`.

@@ -19,7 +19,7 @@ use crate::{
     About, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, Payload, SourceConfig,
     SourceError, TableName, UserRow,
     layout::{ABOUT, OUTBOX},
-    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, until_much},
+    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, Trigger, until_much},
 };
 pub(crate) use sql::{TRIGGERS, script};
 use sql::{list, name_quoted, select};
@@ -119,15 +119,9 @@ impl Session for Sqlite {
         ran.map(drop).map_err(refused)
     }
 
-    async fn installed(&mut self, _: &TableName) -> Result<Installed, SourceError> {
+    async fn installed(&mut self, table: &TableName) -> Result<Installed, SourceError> {
         let failed = |error| SourceError::of("looking for the outbox", &error);
         let columns = sqlx::query_scalar("SELECT name FROM pragma_table_info(?)").bind(OUTBOX);
-        let triggers = "SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'user\\_outbox\\_%' ESCAPE '\\'";
-        let triggers: Vec<(String, String)> = sqlx::query_as(triggers)
-            .fetch_all(&mut self.connection)
-            .await
-            .map_err(failed)?;
-        let ours = |(name, _): &(String, String)| TRIGGERS.contains(&name.as_str());
         let about = sqlx::query_scalar("SELECT count(*) > 0 FROM pragma_table_info(?)").bind(ABOUT);
         Ok(Installed {
             about: about
@@ -138,8 +132,26 @@ impl Session for Sqlite {
                 .fetch_all(&mut self.connection)
                 .await
                 .map_err(failed)?,
-            triggers: triggers.into_iter().filter(ours).collect(),
+            triggers: self.triggers(table).await?,
         })
+    }
+
+    async fn triggers(&mut self, table: &TableName) -> Result<Option<Vec<Trigger>>, SourceError> {
+        let triggers = "SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'user\\_outbox\\_%' ESCAPE '\\'";
+        let triggers = sqlx::query_as(triggers).fetch_all(&mut self.connection);
+        let triggers: Vec<(String, String)> = triggers
+            .await
+            .map_err(|error| SourceError::of("looking for triggers", &error))?;
+        let ours = triggers
+            .into_iter()
+            .filter(|(name, _)| TRIGGERS.contains(&name.as_str()));
+        let trigger = |(name, on): (String, String)| Trigger {
+            name,
+            elsewhere: (!on.eq_ignore_ascii_case(&table.name)).then_some(on),
+            disabled: None,
+            current: true,
+        };
+        Ok(Some(ours.map(trigger).collect()))
     }
 
     fn script(&self, layout: &Layout) -> String {
@@ -147,7 +159,10 @@ impl Session for Sqlite {
     }
 
     fn new_epoch(&self, _: &TableName) -> String {
-        format!("DELETE FROM {ABOUT};\n")
+        format!(
+            "BEGIN IMMEDIATE;\nDELETE FROM {ABOUT};\nINSERT INTO {ABOUT} (epoch, first) \
+             SELECT lower(hex(randomblob(16))), coalesce(max(id), 0) + 1 FROM {OUTBOX};\nCOMMIT;\n"
+        )
     }
 
     fn removal(&self, _: &TableName) -> String {
@@ -418,9 +433,16 @@ fn outbox_row(row: &SqliteRow) -> Result<OutboxRow, sqlx::Error> {
 
 fn user_row(row: &SqliteRow) -> Result<UserRow, sqlx::Error> {
     let document: Option<Vec<u8>> = row.try_get(1)?;
+    let unwritable: Option<String> = row.try_get(2)?;
+    let document = match unwritable {
+        Some(column) => Err(format!(
+            "its column `{column}` holds a BLOB or an infinite number, which JSON has no form for"
+        )),
+        None => document.ok_or_else(|| "SQLite can't write it as JSON".to_owned()),
+    };
     Ok(UserRow {
         id: row.try_get(0)?,
-        document: document.ok_or_else(|| "SQLite can't write it as JSON".to_owned()),
+        document,
     })
 }
 

@@ -16,6 +16,8 @@ pub(crate) enum Kind {
     /// A date and a time of day, in UTC.
     Instant,
     Day,
+    /// From 1901 to 2155, and 0.
+    Year,
     /// Text that only the server can judge: UUIDs, enumerations, addresses.
     Verbatim,
     /// Nothing that JSON can be written to.
@@ -52,10 +54,20 @@ impl Kind {
                 (_, Some(text @ ("true" | "false"))) => Ok(text.to_owned()),
                 _ => Err("true or false"),
             },
+            // What PostgreSQL has beyond all times and days, and no other server takes.
+            Self::Instant | Self::Day if matches!(text, Some("infinity" | "-infinity")) => {
+                Ok(text.unwrap_or_default().to_owned())
+            }
             Self::Instant => {
                 let instant = text.and_then(instant).ok_or("a time as RFC 3339 has it")?;
-                let instant = instant.to_zoned(TimeZone::UTC).datetime();
                 Ok(INSTANT.datetime_to_string(&instant))
+            }
+            Self::Year => {
+                let year = text.map_or_else(|| value.as_i64(), |text| text.trim().parse().ok());
+                let known = year.filter(|year| *year == 0 || (1901..=2155).contains(year));
+                // With four digits: a shorter one is another year.
+                let year = known.ok_or("a year from 1901 to 2155, or 0")?;
+                Ok(format!("{year:04}"))
             }
             Self::Day => {
                 let day = text.and_then(day).ok_or("a date as YYYY-MM-DD")?;
@@ -102,17 +114,15 @@ fn integer(text: &str) -> Option<String> {
     Some(number.to_string())
 }
 
-/// Without an offset it is UTC.
-fn instant(text: &str) -> Option<Timestamp> {
-    let local = || {
-        let local: civil::DateTime = text.parse().ok()?;
-        Some(local.to_zoned(TimeZone::UTC).ok()?.timestamp())
-    };
-    text.parse().ok().or_else(local)
+/// In UTC, and so it is without an offset. A `Timestamp` ends hours before the year 9999 does.
+fn instant(text: &str) -> Option<civil::DateTime> {
+    let utc = |time: Timestamp| time.to_zoned(TimeZone::UTC).datetime();
+    let local = || text.trim_end_matches('Z').parse().ok();
+    text.parse().map(utc).ok().or_else(local)
 }
 
 fn day(text: &str) -> Option<civil::Date> {
-    let from_instant = || Some(instant(text)?.to_zoned(TimeZone::UTC).date());
+    let from_instant = || Some(instant(text)?.date());
     match text.len() {
         10 => text.parse().ok(),
         _ => from_instant(),
@@ -148,6 +158,18 @@ mod tests {
                 json!("2026-01-31T12:00:00.5+01:00"),
                 Some("2026-01-31 11:00:00.500000"),
             ),
+            (
+                Kind::Instant,
+                json!("9999-12-31T23:59:59.999Z"),
+                Some("9999-12-31 23:59:59.999000"),
+            ),
+            (Kind::Instant, json!("infinity"), Some("infinity")),
+            (Kind::Day, json!("-infinity"), Some("-infinity")),
+            (Kind::Year, json!(2026), Some("2026")),
+            (Kind::Year, json!("2026"), Some("2026")),
+            (Kind::Year, json!(0), Some("0000")),
+            (Kind::Year, json!(1900), None),
+            (Kind::Year, json!(26.5), None),
             (Kind::Instant, json!("yesterday"), None),
             (Kind::Instant, json!(0), None),
             (Kind::Day, json!("2026-01-31"), Some("2026-01-31")),

@@ -9,9 +9,13 @@ use std::{
 };
 
 use async_nats::jetstream;
+use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::{
+    sync::Notify,
+    time::{Interval, MissedTickBehavior, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     nats::REQUEST_TIMEOUT,
@@ -35,7 +39,7 @@ pub(crate) enum State {
 }
 
 /// How a gateway stands with an outbox.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Notice {
     /// What it does.
     pub state: State,
@@ -45,6 +49,9 @@ pub(crate) struct Notice {
     pub failed: u64,
     /// When it looked last.
     pub looked: Timestamp,
+    /// Why changes aren't noted there, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broken: Option<String>,
 }
 
 impl Notice {
@@ -61,6 +68,8 @@ impl Notice {
 pub(super) struct Board {
     gateway: String,
     notices: Arc<Mutex<BTreeMap<String, Notice>>>,
+    /// A state is another one, and told of at once.
+    changed: Arc<Notify>,
 }
 
 impl Board {
@@ -70,33 +79,61 @@ impl Board {
         Self {
             gateway: id[id.len() - 12..].to_owned(),
             notices: Arc::default(),
+            changed: Arc::default(),
         }
     }
 
     /// This gateway doesn't relay the outbox.
     pub(super) fn idle(&self, source: &SourceName, state: State) {
-        self.show(source, state, 0.0, 0);
+        self.show(source, state, Lag::default(), None);
     }
 
-    /// It does, and this is how far it is behind.
-    pub(super) fn relaying(&self, source: &SourceName, lag: Lag) {
-        self.show(
-            source,
-            State::Relaying,
-            lag.oldest.as_secs_f64(),
-            lag.failed,
-        );
+    /// It does, and this is how far it is behind, and why changes aren't noted, if so.
+    pub(super) fn relaying(&self, source: &SourceName, lag: Lag, broken: Option<String>) {
+        self.show(source, State::Relaying, lag, broken);
     }
 
-    fn show(&self, source: &SourceName, state: State, oldest_seconds: f64, failed: u64) {
-        let looked = Timestamp::now();
+    fn show(&self, source: &SourceName, state: State, lag: Lag, broken: Option<String>) {
         let notice = Notice {
             state,
-            oldest_seconds,
-            failed,
-            looked,
+            oldest_seconds: lag.oldest.as_secs_f64(),
+            failed: lag.failed,
+            looked: Timestamp::now(),
+            broken,
         };
-        self.lock().insert(source.to_string(), notice);
+        let before = self.lock().insert(source.to_string(), notice);
+        if before.is_none_or(|before| before.state != state) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Whether another gateway has said lately that it relays the outbox.
+    ///
+    /// # Errors
+    /// When NATS can't be asked.
+    pub(super) async fn is_relayed(
+        &self,
+        jetstream: &jetstream::Context,
+        source: &SourceName,
+    ) -> anyhow::Result<bool> {
+        let asking = async {
+            let bucket = jetstream.get_key_value(RELAYS_BUCKET).await?;
+            let ours = subjects::relay(source.as_ref(), &self.gateway);
+            let of_source = subjects::relay(source.as_ref(), "");
+            let mut keys = bucket.keys().await?;
+            while let Some(key) = keys.try_next().await? {
+                if key == ours || !key.starts_with(&of_source) {
+                    continue;
+                }
+                let notice = bucket.get(&key).await?;
+                let notice = notice.and_then(|told| serde_json::from_slice::<Notice>(&told).ok());
+                if notice.is_some_and(|notice| notice.state == State::Relaying) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        timeout(REQUEST_TIMEOUT, asking).await?
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Notice>> {
@@ -107,7 +144,17 @@ impl Board {
     pub(super) async fn run(self, jetstream: jetstream::Context, shutdown: CancellationToken) {
         let mut every = tokio::time::interval(EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while shutdown.run_until_cancelled(every.tick()).await.is_some() {
+        let next = async |every: &mut Interval| {
+            tokio::select! {
+                _ = every.tick() => {}
+                () = self.changed.notified() => {}
+            }
+        };
+        while shutdown
+            .run_until_cancelled(next(&mut every))
+            .await
+            .is_some()
+        {
             self.write(&jetstream, true).await;
         }
         self.write(&jetstream, false).await;

@@ -3,7 +3,7 @@
 //!
 //! A row of the outbox is a note of who changed. `plan` says what notes come to once the users' rows are read, `brake` when
 //! they delete too many, `newest` which of them say what the states do already. `event` makes events, `window` publishes
-//! many in their order, `stored` finds rows that are published and don't say so, `pace` says when to look again, `epochs`
+//! many in their order, `lease` holds the lock, `stored` finds rows that are published and don't say so, `pace` says when to look again, `epochs`
 //! what intake is to know of an outbox, `key` what proves that a gateway says so. While one window is published, the one before is marked and the next one read.
 //! Rows are chosen by their state, never by "behind the last id": a transaction may take the lower id and commit later. A
 //! row is marked only after NATS has confirmed its event, so it can be published twice; intake knows it by its note.
@@ -14,6 +14,7 @@ mod brake;
 mod epochs;
 mod event;
 mod key;
+mod lease;
 mod meters;
 mod newest;
 mod pace;
@@ -36,7 +37,8 @@ use usersync_core::{
     event::{Event, EventType},
 };
 use usersync_source::{
-    About, Database, Layout, OutboxRow, RowsUnderWay, SourceConfig, SourceError, SourceName,
+    About, Database, Lag, Layout, OutboxRow, RowsUnderWay, SourceConfig, SourceError, SourceName,
+    Watched,
 };
 
 use board::Board;
@@ -45,6 +47,7 @@ use brake::Brake;
 pub(crate) use epochs::Epochs;
 use event::Origin;
 use key::Key;
+use lease::Lease;
 use meters::Meters;
 use newest::{Differs, Newest};
 use pace::Pace;
@@ -64,6 +67,11 @@ const PRUNE_EVERY: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often a standby tries to get the lock.
 const STAND_BY: Duration = Duration::from_secs(1);
+/// How often it asks whether a gateway says that it has the lock.
+const ASK_EVERY: u32 = 3;
+/// Why a gateway that stands by isn't ready.
+const OWNERLESS: &str = "standing by: another session of the server holds the outbox's lock, and no gateway has said lately that \
+     it relays; if none does, end that session";
 /// The pauses after failures, doubling.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -172,29 +180,58 @@ impl Relay {
 
     /// Connects, waits for the lock and relays until `shutdown`.
     async fn serve(&self, brake: &mut Brake) -> Result<(), SourceError> {
-        let mut database = Database::connect(&self.config).await?;
-        let mut said = false;
-        while !database.try_lock().await? {
-            self.board.idle(&self.name, State::Standby);
-            // Whoever holds it says how the database is.
-            self.health.up(&self.part);
-            if !said {
-                tracing::info!(source = %self.name, "another gateway relays the outbox; standing by");
-                said = true;
-            }
-            self.pause(STAND_BY).await;
-            if self.shutdown.is_cancelled() {
-                return Ok(());
-            }
+        let mut holder = Database::connect(&self.config).await?;
+        // Before there is a lock in a session that isn't ours alone.
+        let mut beside = holder.again().await?;
+        holder.is_its_own(&mut beside).await?;
+        beside.close().await;
+        if !self.has_lock(&mut holder).await? {
+            return Ok(());
         }
+        let mut database = holder.again().await?;
+        holder.is_its_own(&mut database).await?;
+        let mut lease = Lease::of(holder).await?;
         let mut source = self.source(&mut database).await?;
         tracing::info!(source = %self.name, "relaying the outbox");
         self.meters.active();
-        let relayed = self.relay(&mut database, &mut source, brake).await;
+        self.board.relaying(&self.name, Lag::default(), None);
+        let relayed = tokio::select! {
+            relayed = self.relay(&mut database, &mut source, brake) => relayed,
+            lost = lease.lost() => Err(lost),
+        };
         if relayed.is_ok() {
             database.close().await;
         }
+        lease.give_back().await;
         relayed
+    }
+
+    /// Waits for the lock; says whether it came before `shutdown`.
+    async fn has_lock(&self, holder: &mut Database) -> Result<bool, SourceError> {
+        let mut tries = 0;
+        while !holder.try_lock().await? {
+            if tries == 0 {
+                tracing::info!(source = %self.name, "another gateway relays the outbox; standing by");
+                self.board.idle(&self.name, State::Standby);
+            }
+            if tries % ASK_EVERY == 0 {
+                // Whoever holds it says how the database is.
+                match self.board.is_relayed(&self.jetstream, &self.name).await {
+                    Ok(true) => self.health.up(&self.part),
+                    Ok(false) => self.health.down(&self.part, OWNERLESS),
+                    Err(error) => {
+                        let why = format!("standing by; can't ask who relays: {error:#}");
+                        self.health.down(&self.part, why);
+                    }
+                }
+            }
+            tries += 1;
+            self.pause(STAND_BY).await;
+            if self.shutdown.is_cancelled() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// What is to be known before the first row is published.
@@ -239,7 +276,7 @@ impl Relay {
         let batches = Batches::new(client, Mode::InOrder).await;
         let mut batches = batches.map_err(|error| SourceError::Unavailable(error.to_string()))?;
         let (mut look_at, mut prune_at) = (Instant::now(), Instant::now());
-        let mut at_hand = AtHand::default();
+        let (mut at_hand, mut watched) = (AtHand::default(), Watched::Good);
         while !self.shutdown.is_cancelled() {
             let noted = match at_hand.ahead.take() {
                 Some(noted) => noted,
@@ -271,9 +308,10 @@ impl Relay {
                 if let Err(error) = source.newest.look().await {
                     tracing::debug!(source = %self.name, error = format!("{error:#}"), "can't ask how far intake is");
                 }
+                watched = self.watched(database, watched).await?;
                 let lag = database.lag().await?;
                 self.meters.lag(lag);
-                self.board.relaying(&self.name, lag);
+                self.board.relaying(&self.name, lag, broken(&watched));
                 look_at = Instant::now() + LOOK_EVERY;
             }
             if prune_at <= Instant::now() && database.prune(PRUNED).await? < u64::from(PRUNED) {
@@ -288,7 +326,10 @@ impl Relay {
                     troubled = PAUSES.1.min(2 * troubled);
                 }
                 None => {
-                    self.health.up(&self.part);
+                    match broken(&watched) {
+                        None => self.health.up(&self.part),
+                        Some(why) => self.health.down(&self.part, why),
+                    }
                     troubled = PAUSES.0;
                     let more = at_hand.ahead.is_some() || found == WINDOW as usize;
                     match pace.after(found > 0) {
@@ -304,6 +345,25 @@ impl Relay {
             }
         }
         self.mark(database, &at_hand.published).await
+    }
+
+    /// Looks whether changes are noted, and says so when that isn't as `before`.
+    async fn watched(
+        &self,
+        database: &mut Database,
+        before: Watched,
+    ) -> Result<Watched, SourceError> {
+        let watched = database.watch().await?;
+        if watched != before {
+            match &watched {
+                Watched::Good => tracing::info!(source = %self.name, "changes are noted again"),
+                Watched::Broken(why) => tracing::error!(source = %self.name, "{why}"),
+                Watched::Older(why) | Watched::Unknown(why) => {
+                    tracing::warn!(source = %self.name, "{why}");
+                }
+            }
+        }
+        Ok(watched)
     }
 
     /// Publishes what rows come to; marks what was published before and reads what waits behind them meanwhile. Why not
@@ -405,6 +465,14 @@ impl Relay {
     async fn pause(&self, pause: Duration) {
         let pausing = tokio::time::sleep(pause);
         self.shutdown.run_until_cancelled(pausing).await;
+    }
+}
+
+/// Why changes aren't noted, if so.
+fn broken(watched: &Watched) -> Option<String> {
+    match watched {
+        Watched::Broken(why) => Some(why.clone()),
+        Watched::Good | Watched::Older(_) | Watched::Unknown(_) => None,
     }
 }
 

@@ -21,7 +21,7 @@ SET @usersync_ddl = CONCAT('CREATE TABLE IF NOT EXISTS {outbox_quoted} (
   error        VARCHAR(1000) NULL,
   created_at   TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6),
   published_at TIMESTAMP(6) NULL DEFAULT NULL,
-  tx           BIGINT NULL COMMENT ''the connection'',
+  tx           BIGINT NULL COMMENT ''the row that was under way'',
   KEY user_outbox_state (state, id)
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 AUTO_INCREMENT = ', CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS UNSIGNED));
 PREPARE usersync_ddl FROM @usersync_ddl;
@@ -47,43 +47,15 @@ INSERT INTO {about} (epoch, first)
   SELECT {epoch}, (SELECT COALESCE(MAX(id), 0) + 1 FROM {outbox}) FROM DUAL
   WHERE NOT EXISTS (SELECT 1 FROM {about});
 
--- No change slips through between the old triggers and the new.
+-- No change slips through between the old triggers and the new, and none is lost where the server refuses a new one: others
+-- of another name are made first, and go when the new ones are there. Nobody writes meanwhile.
 LOCK TABLES {table} WRITE;
 DELIMITER //
 
-DROP TRIGGER IF EXISTS {insert_trigger} //
-CREATE TRIGGER {insert_trigger} AFTER INSERT ON {table} FOR EACH ROW
-BEGIN
-  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.{id} IS NOT NULL THEN
-    INSERT INTO {outbox} (user_id, event, tx) VALUES ({new_id}, 'I', CONNECTION_ID());
-  END IF;
-END //
-
-DROP TRIGGER IF EXISTS {update_trigger} //
-CREATE TRIGGER {update_trigger} AFTER UPDATE ON {table} FOR EACH ROW
-BEGIN
-  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
-    IF {id_changed} THEN
-      -- Without a connection: who takes the id that another gives up is somebody else.
-      IF OLD.{id} IS NOT NULL THEN
-        INSERT INTO {outbox} (user_id, event) VALUES ({old_id}, 'D');
-      END IF;
-      IF NEW.{id} IS NOT NULL THEN
-        INSERT INTO {outbox} (user_id, event) VALUES ({new_id}, 'I');
-      END IF;
-    ELSEIF NEW.{id} IS NOT NULL THEN
-      INSERT INTO {outbox} (user_id, event, tx) VALUES ({new_id}, 'U', CONNECTION_ID());
-    END IF;
-  END IF;
-END //
-
-DROP TRIGGER IF EXISTS {delete_trigger} //
-CREATE TRIGGER {delete_trigger} AFTER DELETE ON {table} FOR EACH ROW
-BEGIN
-  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.{id} IS NOT NULL THEN
-    INSERT INTO {outbox} (user_id, event, tx) VALUES ({old_id}, 'D', CONNECTION_ID());
-  END IF;
-END //
-
+{drop_standins}
+{standins}
+{drop_triggers}
+{triggers}
+{drop_standins}
 DELIMITER ;
 UNLOCK TABLES;

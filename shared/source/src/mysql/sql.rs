@@ -6,20 +6,65 @@ use crate::{
     layout::ABOUT,
 };
 
-/// The triggers of an outbox.
+/// The triggers that note changes.
 pub(crate) const TRIGGERS: [&str; 3] = [
     "user_outbox_insert",
     "user_outbox_update",
     "user_outbox_delete",
 ];
+/// What came later: without them the outbox is one of an older version.
+pub(crate) const LATER: [&str; 1] = ["user_outbox_before"];
+/// All that an outbox has.
+pub(super) const ALL: [&str; 4] = [
+    "user_outbox_before",
+    "user_outbox_insert",
+    "user_outbox_update",
+    "user_outbox_delete",
+];
+/// What the names of triggers end with that stand in while others are made anew.
+pub(super) const STANDIN: &str = "_new";
+/// The label in every trigger, which says how it was made; a comment would be left out by some clients.
+pub(super) const VERSION: &str = "usersync_3";
+/// The function that tells how triggers are.
+const WATCH: &str = "user_outbox_trigger";
 
 const TEMPLATE: &str = include_str!("outbox.sql");
+const TRIGGER_TEMPLATE: &str = include_str!("triggers.sql");
+const WATCH_TEMPLATE: &str = include_str!("watch.sql");
 
 /// The outbox of `layout`, for the server's own client too; `epoch` is an expression that makes a random text.
 pub(crate) fn script(layout: &Layout, epoch: &str) -> String {
     let table = &layout.table;
+    let drop = |suffix: &str| -> String {
+        let names = ALL.map(|name| quoted(&table.beside(&format!("{name}{suffix}"))));
+        let drops = names.map(|name| format!("DROP TRIGGER IF EXISTS {name} //\n"));
+        drops.concat()
+    };
+    let places = [
+        ("table_shown", table.to_string()),
+        ("table", quoted(table)),
+        ("outbox", quoted(&layout.outbox())),
+        (
+            "outbox_quoted",
+            quoted(&layout.outbox()).replace('\'', "''"),
+        ),
+        ("about", quoted(&table.beside(ABOUT))),
+        ("schema", schema(table)),
+        ("epoch", epoch.to_owned()),
+        ("drop_standins", drop(STANDIN)),
+        ("standins", triggers(layout, STANDIN)),
+        ("drop_triggers", drop("")),
+        ("triggers", triggers(layout, "")),
+    ];
+    filled(TEMPLATE, &places)
+}
+
+/// The statements that make the triggers, under names that end with `suffix`.
+fn triggers(layout: &Layout, suffix: &str) -> String {
+    let table = &layout.table;
     let id = name_quoted(&layout.id.name);
-    let trigger = |name: &str| quoted(&table.beside(name));
+    let outbox = quoted(&layout.outbox());
+    let trigger = |name: &str| quoted(&table.beside(&format!("{name}{suffix}")));
     // Some types are kept as other bytes than they show.
     let kept = |of: &str| match layout.id.kind {
         Kind::Verbatim => format!("CAST({of}.{id} AS CHAR)"),
@@ -32,30 +77,53 @@ pub(crate) fn script(layout: &Layout, epoch: &str) -> String {
         // Byte by byte, whatever the column's collation takes for equal.
         _ => format!("NOT (CAST(OLD.{id} AS BINARY) <=> CAST(NEW.{id} AS BINARY))"),
     };
-    let schema = table.schema.as_ref();
+    let noted = |event: &str, of: &str, row: &str| {
+        let id = kept(of);
+        let note =
+            format!("INSERT INTO {outbox} (user_id, event, tx) VALUES ({id}, '{event}', {row});");
+        // A session can ask for the id 0 without showing it: `SET insert_id = 0`.
+        format!(
+            "{note} IF LAST_INSERT_ID() = 0 THEN DELETE FROM {outbox} WHERE id = 0; {note} END IF;"
+        )
+    };
+    // The id that a session has asked for (`SET insert_id`) was meant for the application's table: it is used up.
+    let own_ids = format!(
+        "IF @@insert_id > 0 THEN\n      INSERT IGNORE INTO {outbox} (user_id, event) VALUES ('', 'X');\n      \
+         DELETE FROM {outbox} WHERE id = LAST_INSERT_ID() AND event = 'X';\n    END IF;"
+    );
     let places = [
-        ("table_shown", table.to_string()),
         ("table", quoted(table)),
-        ("outbox", quoted(&layout.outbox())),
-        (
-            "outbox_quoted",
-            quoted(&layout.outbox()).replace('\'', "''"),
-        ),
-        ("about", quoted(&table.beside(ABOUT))),
-        (
-            "schema",
-            schema.map_or("DATABASE()".to_owned(), |schema| text(schema)),
-        ),
-        ("epoch", epoch.to_owned()),
-        ("insert_trigger", trigger(TRIGGERS[0])),
-        ("update_trigger", trigger(TRIGGERS[1])),
-        ("delete_trigger", trigger(TRIGGERS[2])),
-        ("new_id", kept("NEW")),
-        ("old_id", kept("OLD")),
+        ("before_trigger", trigger(ALL[0])),
+        ("insert_trigger", trigger(ALL[1])),
+        ("update_trigger", trigger(ALL[2])),
+        ("delete_trigger", trigger(ALL[3])),
+        ("version", VERSION.to_owned()),
+        ("own_ids", own_ids),
+        ("noted_insert", noted("I", "NEW", "@usersync_row")),
+        ("noted_old", noted("D", "OLD", "NULL")),
+        ("noted_new", noted("I", "NEW", "NULL")),
+        ("noted_update", noted("U", "NEW", "NULL")),
+        ("noted_delete", noted("D", "OLD", "@usersync_row")),
         ("id_changed", id_changed),
         ("id", id.clone()),
     ];
-    filled(TEMPLATE, &places)
+    filled(TRIGGER_TEMPLATE, &places)
+}
+
+/// The script that lets those who may execute one function see how the triggers are.
+pub(crate) fn watch_script(table: &TableName) -> String {
+    let places = [("watch", watch(table)), ("schema", schema(table))];
+    filled(WATCH_TEMPLATE, &places)
+}
+
+/// The name of that function.
+pub(super) fn watch(table: &TableName) -> String {
+    quoted(&table.beside(WATCH))
+}
+
+fn schema(table: &TableName) -> String {
+    let schema = table.schema.as_ref();
+    schema.map_or_else(|| "DATABASE()".to_owned(), |schema| text(schema))
 }
 
 /// A random text, in the words of both servers: MariaDB 10.6 has no RANDOM_BYTES(). Whoever can make one better does.
@@ -70,7 +138,7 @@ pub(super) fn text(text: &str) -> String {
 /// Asks for the columns themselves, told as texts, the id first; they fill in the document. A server's JSON functions
 /// have limits and their own types, which differ between MySQL and MariaDB.
 pub(super) fn select(layout: &Layout) -> (String, Blank) {
-    let (blank, columns) = Blank::of(layout);
+    let (blank, columns) = Blank::of(layout, false);
     let mut told = match layout.id.kind {
         Kind::Text => format!("u.{}", name_quoted(&layout.id.name)),
         _ => format!("CAST(u.{} AS CHAR)", name_quoted(&layout.id.name)),
@@ -88,24 +156,24 @@ pub(super) fn select(layout: &Layout) -> (String, Blank) {
 /// A column as a text. The session's time zone is UTC.
 fn value(column: &Column) -> String {
     let value = format!("u.{}", name_quoted(&column.name));
-    // Without a fraction where the column keeps none.
-    let fraction = if column.shown.contains('(') {
-        ".%f"
-    } else {
-        ""
-    };
+    let number = format!("{value} + 0");
     match column.kind {
         // As they are: a function would have a limit.
         Kind::Text | Kind::Json => value,
-        Kind::Instant | Kind::Local => {
-            format!("DATE_FORMAT({value}, '%Y-%m-%dT%H:%i:%s{fraction}Z')")
-        }
-        Kind::Day => format!("DATE_FORMAT({value}, '%Y-%m-%d')"),
-        Kind::Boolean if !column.member.is_text() => {
-            format!("IF({value} IS NULL, NULL, IF({value}, 'true', 'false'))")
-        }
+        // By itself the server shows six digits of a FLOAT.
+        Kind::Float | Kind::Single => format!("CAST(CAST({value} AS DOUBLE) AS CHAR)"),
+        Kind::Boolean if !column.member.is_text() => format!(
+            "CASE {number} WHEN 0 THEN 'false' WHEN 1 THEN 'true' ELSE CAST({value} AS CHAR) END"
+        ),
+        // As a text, bits are bytes.
+        _ if is_bits(&column.shown) => format!("CAST({number} AS CHAR)"),
         _ => format!("CAST({value} AS CHAR)"),
     }
+}
+
+/// Whether a column's type is BIT.
+pub(super) fn is_bits(shown: &str) -> bool {
+    shown.starts_with("bit")
 }
 
 /// The statements of a script, as the server's own client would send them.

@@ -6,37 +6,45 @@ use crate::{
     layout::ABOUT,
 };
 
-/// The triggers of an outbox.
+/// The trigger that notes changes.
 pub(crate) const TRIGGERS: [&str; 1] = ["user_outbox"];
+/// What came later: without them the outbox is one of an older version.
+pub(crate) const LATER: [&str; 1] = ["user_outbox_truncate"];
+/// All that an outbox has.
+pub(super) const ALL: [&str; 3] = ["user_outbox", "user_outbox_truncate", "user_outbox_notify"];
+/// The functions they run.
+pub(super) const FUNCTIONS: [&str; 3] = [
+    "user_outbox_capture",
+    "user_outbox_truncate",
+    "user_outbox_notify",
+];
+/// The label in every function, which says how it was made.
+pub(super) const VERSION: &str = "usersync_3";
 
 const TEMPLATE: &str = include_str!("outbox.sql");
 
 /// The outbox of `layout`, for the server's own client too.
 pub(crate) fn script(layout: &Layout) -> String {
     let table = &layout.table;
-    let id = name_quoted(&layout.id.name);
+    let id = &layout.id.name;
+    let literal = |text: &str| text.replace('\'', "''");
     let outbox = quoted(&layout.outbox());
     let about = quoted(&table.beside(ABOUT));
+    let function = |at: usize| quoted(&table.beside(FUNCTIONS[at]));
     let places = [
         ("table_shown", table.to_string()),
+        ("table_quoted", literal(&quoted(table))),
         ("table", quoted(table)),
-        ("outbox_quoted", outbox.replace('\'', "''")),
+        ("outbox_quoted", literal(&outbox)),
+        ("outbox_format", literal(&outbox).replace('%', "%%")),
         ("outbox", outbox),
-        ("about_quoted", about.replace('\'', "''")),
+        ("about_quoted", literal(&about)),
         ("about", about),
-        ("function", quoted(&table.beside("user_outbox_capture"))),
-        ("notify", quoted(&table.beside("user_outbox_notify"))),
-        (
-            "same_id",
-            match layout.id.kind {
-                Kind::Integer => format!("OLD.{id} OPERATOR(pg_catalog.=) NEW.{id}"),
-                // Some texts are equal that aren't the same.
-                _ => format!(
-                    "OLD.{id}::pg_catalog.text COLLATE pg_catalog.\"C\" OPERATOR(pg_catalog.=) NEW.{id}::pg_catalog.text"
-                ),
-            },
-        ),
-        ("id", id),
+        ("function", function(0)),
+        ("truncate", function(1)),
+        ("notify", function(2)),
+        ("id_text", literal(id)),
+        ("id", name_quoted(id)),
     ];
     filled(TEMPLATE, &places)
 }
@@ -45,7 +53,7 @@ pub(crate) fn script(layout: &Layout) -> String {
 /// what it knows of every type for each row. They are told as texts, the id first, and fill in the document.
 pub(super) fn select(layout: &Layout) -> (String, Blank) {
     let table = quoted(&layout.table);
-    let (blank, columns) = Blank::of(layout);
+    let (blank, columns) = Blank::of(layout, true);
     let mut told = format!("u.{}::text", name_quoted(&layout.id.name));
     for column in columns {
         told.push_str(&format!(", {}::text", value(column)));
@@ -53,15 +61,13 @@ pub(super) fn select(layout: &Layout) -> (String, Blank) {
     (format!("SELECT {told} FROM {table} u"), blank)
 }
 
-/// A column as what can be told as a text.
+/// A column as what can be told as a text; the session says how (`SESSION`).
 fn value(column: &Column) -> String {
     let value = format!("u.{}", name_quoted(&column.name));
-    let shown = |value: &str| format!("to_char({value}, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
     match column.kind {
-        Kind::Instant => shown(&format!("{value} AT TIME ZONE 'UTC'")),
-        Kind::Local => shown(&value),
-        Kind::Day => format!("to_char({value}, 'YYYY-MM-DD')"),
+        Kind::Instant => format!("({value} AT TIME ZONE 'UTC')"),
         Kind::Json if !column.member.is_text() => format!("to_json({value})"),
+        Kind::Decimals if !column.member.is_text() => format!("to_json({value}::text[])"),
         _ => value,
     }
 }

@@ -34,7 +34,25 @@ pub(super) fn select(layout: &Layout) -> String {
     let table = name_quoted(&layout.table.name);
     let id = name_quoted(&layout.id.name);
     let document = document::document(&SqliteWords, layout, "u");
-    format!("SELECT CAST(u.{id} AS TEXT), CAST({document} AS BLOB) FROM {table} u")
+    format!(
+        "SELECT CAST(u.{id} AS TEXT), CAST({document} AS BLOB), {} FROM {table} u",
+        unwritable(layout)
+    )
+}
+
+/// Names the column of a value that JSON has no form for, whatever its type says: bytes, and numbers without an end.
+fn unwritable(layout: &Layout) -> String {
+    let cases = layout.columns.iter().map(|column| {
+        let value = format!("u.{}", name_quoted(&column.name));
+        format!(
+            "WHEN typeof({value}) = 'blob' OR (typeof({value}) = 'real' AND {value} - {value} IS NOT 0.0) THEN '{}' ",
+            column.name.replace('\'', "''")
+        )
+    });
+    match layout.columns.is_empty() {
+        true => "NULL".to_owned(),
+        false => format!("CASE {}END", cases.collect::<String>()),
+    }
 }
 
 struct SqliteWords;

@@ -94,33 +94,29 @@ async fn a_row_that_is_replaced_is_told_from_an_id_that_is_used_again(place: &Pl
     client.run(upsert).await?;
     let rows = noted(&mut database).await?;
     ensure!(shown(&rows) == ["U 1"], "{rows:?}");
-    // PostgreSQL has nothing of that kind, except a row that moves to another partition.
-    let replace = place.pick([
-        "REPLACE INTO people (uid, login) VALUES (1, 'c')",
-        "CREATE TABLE moving (uid BIGINT, part INT) PARTITION BY LIST (part); \
-         CREATE TABLE moving_1 PARTITION OF moving FOR VALUES IN (1); CREATE TABLE moving_2 PARTITION OF moving FOR VALUES IN (2); \
-         CREATE TRIGGER moves AFTER INSERT OR UPDATE OR DELETE ON moving FOR EACH ROW EXECUTE FUNCTION user_outbox_capture(); \
-         INSERT INTO moving VALUES (1, 1); UPDATE user_outbox SET state = 1; UPDATE moving SET part = 2; DROP TABLE moving",
-        "PRAGMA recursive_triggers = on; REPLACE INTO people (uid, login) VALUES (1, 'c')",
-    ]);
-    client.run(replace).await?;
-    let rows = noted(&mut database).await?;
-    ensure!(shown(&rows) == ["D 1", "I 1"], "{rows:?}");
-    // In SQLite nothing tells; without recursive triggers there is only one note.
-    let known = place.server() != Server::Sqlite;
-    ensure!(
-        rows[1].is_of_one_statement_with(&rows[0]) == known,
-        "{rows:?}"
-    );
+    // PostgreSQL has nothing of that kind: partitions move no row with its id.
+    if place.server() != Server::Postgres {
+        let replace = place.pick([
+            "REPLACE INTO people (uid, login) VALUES (1, 'c')",
+            "",
+            "PRAGMA recursive_triggers = on; REPLACE INTO people (uid, login) VALUES (1, 'c')",
+        ]);
+        client.run(replace).await?;
+        let rows = noted(&mut database).await?;
+        ensure!(shown(&rows) == ["D 1", "I 1"], "{rows:?}");
+        // In SQLite nothing tells; without recursive triggers there is only one note.
+        let known = place.server() == Server::MySql;
+        ensure!(
+            rows[1].is_of_one_statement_with(&rows[0]) == known,
+            "{rows:?}"
+        );
+    }
     client
         .run("BEGIN; DELETE FROM people WHERE uid = 1; INSERT INTO people (uid) VALUES (1); COMMIT")
         .await?;
     let rows = noted(&mut database).await?;
     ensure!(shown(&rows) == ["D 1", "I 1"], "{rows:?}");
-    // PostgreSQL takes what a client sends at once for one statement.
-    if place.server() != Server::Postgres {
-        ensure!(!rows[1].is_of_one_statement_with(&rows[0]), "{rows:?}");
-    }
+    ensure!(!rows[1].is_of_one_statement_with(&rows[0]), "{rows:?}");
     client.run("DELETE FROM people WHERE uid = 1").await?;
     client.run("INSERT INTO people (uid) VALUES (1)").await?;
     let rows = noted(&mut database).await?;

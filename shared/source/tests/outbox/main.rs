@@ -5,8 +5,11 @@ mod copies;
 mod ids;
 mod numbers;
 mod place;
+mod poolers;
 mod reading;
 mod tls;
+mod triggers;
+mod types;
 mod values;
 
 use anyhow::Result;

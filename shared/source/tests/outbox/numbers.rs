@@ -91,15 +91,19 @@ async fn come_out_as_they_are(place: &Place) -> Result<()> {
         .run("UPDATE people SET extra = '{\"a\": {\"b\": 18446744073709551616}}'")
         .await?;
     let rows = database.page(&layout, None, 10).await?;
-    let document = rows[0].document.clone().map_err(anyhow::Error::msg)?;
-    let document = document.as_slice();
-    let refused = Event::of_row(document, Envelope::default()).err();
-    let pointer = refused.map(|refused| refused.pointer.into_owned());
-    ensure!(
-        pointer.as_deref() == Some("/data/extra/a/b"),
-        "{pointer:?} of {}",
-        String::from_utf8_lossy(document)
-    );
+    // The servers that tell the column say its name at once.
+    match &rows[0].document {
+        Err(said) => ensure!(said.contains("`extra`") && said.contains("/a/b"), "{said}"),
+        Ok(document) => {
+            let refused = Event::of_row(document, Envelope::default()).err();
+            let pointer = refused.map(|refused| refused.pointer.into_owned());
+            let document = String::from_utf8_lossy(document);
+            ensure!(
+                pointer.as_deref() == Some("/data/extra/a/b"),
+                "{pointer:?} of {document}"
+            );
+        }
+    }
     Ok(())
 }
 

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection, SqliteConnection};
+use sqlx::{
+    AssertSqlSafe, Connection as _, MySqlConnection, PgConnection, SqliteConnection,
+    mysql::MySqlConnectOptions,
+};
 use usersync_source::{Database, OutboxRow, Server, SourceConfig};
 use usersync_stack::{Directory, MariaDbServer, MySqlServer, PostgresServer};
 
@@ -104,6 +107,29 @@ impl Place {
                 Client::Sqlite(SqliteConnection::connect(&url).await?)
             }
         })
+    }
+
+    /// The PostgreSQL that it is, and the folder of its files.
+    pub(crate) fn postgres_server(&self) -> Result<(&PostgresServer, &std::path::Path)> {
+        match &self.running {
+            Running::Postgres(server) => Ok((server, self.dir.path())),
+            _ => anyhow::bail!("it is no PostgreSQL"),
+        }
+    }
+
+    /// A client of MySQL or MariaDB that may do everything.
+    pub(crate) async fn root(&self) -> Result<Client> {
+        let home = self
+            .dir
+            .path()
+            .join(if self.is_mysql() { "mysql" } else { "mariadb" });
+        let options = MySqlConnectOptions::new()
+            .socket(home.join("socket"))
+            .username("root")
+            .database("users");
+        Ok(Client::MySql(
+            MySqlConnection::connect_with(&options).await?,
+        ))
     }
 
     /// The source for a table and its columns.

@@ -22,7 +22,8 @@ pub(super) fn column(row: &MySqlRow) -> Result<(LiveColumn, bool), sqlx::Error> 
         "json" => Kind::Json,
         "datetime" | "timestamp" => Kind::Instant,
         "date" => Kind::Day,
-        "enum" | "set" | "uuid" | "inet4" | "inet6" | "time" | "year" => Kind::Verbatim,
+        "year" => Kind::Year,
+        "enum" | "set" | "uuid" | "inet4" | "inet6" | "time" => Kind::Verbatim,
         _ => Kind::Other,
     };
     let digits: Option<i64> = row.try_get(7)?;

@@ -134,6 +134,11 @@ impl Settings {
         let Some(notice) = relaying.find(|notice| notice.state == State::Relaying) else {
             return vec![stuck];
         };
+        // Of changes that leave no note nobody would hear otherwise.
+        if let Some(broken) = &notice.broken {
+            let broken = Finding::new(Kind::Outbox, source, Duration::ZERO, broken.clone());
+            return vec![broken];
+        }
         let mut found = Vec::new();
         // A relay that can't look any more doesn't say so.
         let waiting = notice.waiting(now);

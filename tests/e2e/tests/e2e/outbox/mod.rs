@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where its set-up fails")]
 
 mod echo;
+mod lease;
 mod load;
 mod notes;
 mod relay;

@@ -1,0 +1,40 @@
+CREATE TRIGGER {before_trigger} BEFORE INSERT ON {table} FOR EACH ROW
+{version}: BEGIN
+  -- Which row is under way: what REPLACE deletes comes back by the same one.
+  SET @usersync_rows = COALESCE(@usersync_rows, 0) + 1, @usersync_row = (CONNECTION_ID() << 24) + @usersync_rows % 16777216;
+END //
+
+CREATE TRIGGER {insert_trigger} AFTER INSERT ON {table} FOR EACH ROW
+{version}: BEGIN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.{id} IS NOT NULL THEN
+    {own_ids}
+    {noted_insert}
+  END IF;
+  SET @usersync_row = NULL;
+END //
+
+CREATE TRIGGER {update_trigger} AFTER UPDATE ON {table} FOR EACH ROW
+{version}: BEGIN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
+    {own_ids}
+    IF {id_changed} THEN
+      -- Without a row: who takes the id that another gives up is somebody else.
+      IF OLD.{id} IS NOT NULL THEN
+        {noted_old}
+      END IF;
+      IF NEW.{id} IS NOT NULL THEN
+        {noted_new}
+      END IF;
+    ELSEIF NEW.{id} IS NOT NULL THEN
+      {noted_update}
+    END IF;
+  END IF;
+END //
+
+CREATE TRIGGER {delete_trigger} AFTER DELETE ON {table} FOR EACH ROW
+{version}: BEGIN
+  IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.{id} IS NOT NULL THEN
+    {own_ids}
+    {noted_delete}
+  END IF;
+END //
