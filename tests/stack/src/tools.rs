@@ -204,14 +204,20 @@ fn unstable(program: &str, (major, minor): (u32, u32)) -> Result<PathBuf> {
 ///
 /// # Errors
 /// Where the environment says `CI=true`: nothing is left out there.
-#[expect(clippy::print_stderr, reason = "tells whoever reads the test's output")]
 pub fn is_left_out(name: &str, found: &Result<PathBuf>) -> Result<bool> {
-    let Err(error) = found else { return Ok(false) };
-    if is_ci() {
-        bail!("{name}: {error:#}");
+    left_out(name, found, is_ci())
+}
+
+#[expect(clippy::print_stderr, reason = "tells whoever reads the test's output")]
+fn left_out(name: &str, found: &Result<PathBuf>, never: bool) -> Result<bool> {
+    match found {
+        Ok(_) => Ok(false),
+        Err(error) if never => bail!("{name}: {error:#}"),
+        Err(error) => {
+            eprintln!("left out, for there is no {name}: {error:#}");
+            Ok(true)
+        }
     }
-    eprintln!("left out, for there is no {name}: {error:#}");
-    Ok(true)
 }
 
 /// Whether nothing may be left out.
@@ -413,6 +419,20 @@ mod tests {
         ] {
             assert_eq!(parse_version(text), version, "{text}");
         }
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_left_out_but_in_ci() {
+        let (there, missing) = (
+            Ok(PathBuf::from("/usr/sbin/mysqld")),
+            unstable("usr/sbin/no-such-server", (9, 7)),
+        );
+        for never in [false, true] {
+            assert!(!left_out("MySQL", &there, never).unwrap());
+        }
+        assert!(left_out("MySQL", &missing, false).unwrap());
+        let refused = left_out("MySQL", &missing, true).unwrap_err().to_string();
+        assert!(refused.contains("cargo xtask setup"), "{refused}");
     }
 
     #[test]

@@ -72,16 +72,18 @@ impl Cluster {
     }
 
     /// Every master, with the first of its slots.
-    pub(super) fn masters(&self) -> Vec<(Node, u16)> {
+    ///
+    /// # Errors
+    /// When they don't have all slots.
+    pub(super) fn masters(&self) -> Result<Vec<(Node, u16)>, RedisError> {
         let state = self.state();
         let mut firsts = BTreeMap::new();
-        for (slot, master) in (0_u16..).zip(&state.masters) {
-            if let Some(master) = master {
-                firsts.entry(*master).or_insert(slot);
-            }
+        for slot in 0..SLOTS {
+            let place = state.place_of(slot).ok_or_else(unserved)?;
+            firsts.entry(place).or_insert(slot);
         }
         let node = |(place, slot): (usize, u16)| (state.nodes[place].clone(), slot);
-        firsts.into_iter().map(node).collect()
+        Ok(firsts.into_iter().map(node).collect())
     }
 
     /// The connection to a node.
@@ -269,9 +271,12 @@ enum Next {
 }
 
 impl State {
+    fn place_of(&self, slot: u16) -> Option<usize> {
+        self.masters.get(usize::from(slot)).copied().flatten()
+    }
+
     fn master(&self, slot: u16) -> Option<&Node> {
-        let place = self.masters.get(usize::from(slot)).copied().flatten()?;
-        self.nodes.get(place)
+        self.nodes.get(self.place_of(slot)?)
     }
 
     /// Takes over what `teller` has told.

@@ -58,7 +58,7 @@ impl RedisHoldings<'_> {
         };
         cluster.look_again(server).await;
         let mut bytes = 0;
-        for (node, _) in cluster.masters() {
+        for (node, _) in cluster.masters()? {
             let mut reader = Reader {
                 connection: cluster.connection(server, &node).await?,
                 is_of_a_cluster: true,

@@ -44,6 +44,9 @@ const BATCH: usize = 128;
 /// How long a document lives, and how long a deleted user's version is remembered.
 const SECONDS: u32 = 86_400;
 
+/// How long a test of writing is kept where it may not be removed.
+const PROBE_SECONDS: u32 = 60;
+
 /// A target that holds documents under `user:<id>`.
 pub(crate) struct RedisTarget {
     server: Server,
@@ -269,7 +272,7 @@ impl RedisTarget {
             Place::Cluster(cluster) => cluster,
         };
         cluster.look_again(&self.server).await;
-        for (node, slot) in cluster.masters() {
+        for (node, slot) in cluster.masters()? {
             let writing = async {
                 let mut connection = cluster.connection(&self.server, &node).await?;
                 written(&mut connection, slot).await
@@ -310,7 +313,7 @@ async fn evaluate(
 async fn written(connection: &mut MultiplexedConnection, slot: u16) -> Result<(), RedisError> {
     let script = Script::new(include_str!("probe.lua"));
     let mut call = script.key(key::probe(slot));
-    call.arg(SECONDS).invoke_async(connection).await
+    call.arg(PROBE_SECONDS).invoke_async(connection).await
 }
 
 /// What an answer of the script says of each of its users.

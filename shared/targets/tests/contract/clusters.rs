@@ -155,6 +155,34 @@ async fn users_of_other_masters_are_written_while_one_is_away() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_cluster_that_has_lost_slots_is_not_taken_for_whole() -> Result<()> {
+    let dir = Directory::temporary()?;
+    let cluster = RedisCluster::start(dir.path(), &[]).await?;
+    let target = target(&cluster.url())?;
+    all_delivered(&*target, &some(5)).await?;
+    for master in cluster.masters() {
+        let mut lost = redis::cmd("CLUSTER");
+        lost.arg("DELSLOTS").arg(SLOT_OF_42);
+        lost.exec_async(&mut client(master).await?).await?;
+    }
+    let outcome = one(&*target, user("42", 6, "ann")).await;
+    ensure!(
+        !matches!(outcome, Outcome::Delivered { .. } | Outcome::Permanent(_)),
+        "{outcome:?}"
+    );
+    is_delivered(&one(&*target, user("1", 6, "ann")).await)?;
+    let fresh = open(json!({"url": cluster.url()}), json!({}))?;
+    let found = fresh.probe().await.err();
+    let found = found.context("the probe finds nothing wrong")?;
+    ensure!(found.to_string().contains("CLUSTERDOWN"), "{found}");
+    ensure!(
+        differing(&*fresh, &some(6)).await.is_err(),
+        "a part is taken for all"
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn deleted_and_disabled_users_of_many_slots_are_told_apart() -> Result<()> {
     let dir = Directory::temporary()?;
     let cluster = RedisCluster::start(dir.path(), &[]).await?;

@@ -10,6 +10,7 @@ mod loud_caller;
 mod many_targets;
 mod relay;
 mod trigger;
+mod worker_cluster;
 mod worker_http;
 mod worker_life;
 mod worker_redis;
@@ -38,6 +39,8 @@ pub(crate) enum Benchmark {
     WorkerHttpUnguarded,
     /// A worker empties a full USER_STATE into Redis
     WorkerRedis,
+    /// The same into a Redis Cluster of three masters, beside one server
+    WorkerRedisCluster,
     /// A worker empties a full USER_STATE into a table in MariaDB
     WorkerMysql,
     /// A worker empties a full USER_STATE into a table in PostgreSQL
@@ -104,6 +107,7 @@ impl Benchmark {
             Self::WorkerHttp => worker_http::run(options, &name, "guarded").await,
             Self::WorkerHttpUnguarded => worker_http::run(options, &name, "unguarded").await,
             Self::WorkerRedis => worker_redis::run(options, &name).await,
+            Self::WorkerRedisCluster => worker_cluster::run(options, &name).await,
             Self::WorkerMysql => worker_sql::mysql(options, &name).await,
             Self::WorkerPostgres => worker_sql::postgres(options, &name).await,
             Self::WorkerSlow => worker_life::run(options, &name, "slow", 15_000.0).await,
