@@ -7,12 +7,12 @@ use std::{future::Future, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::join;
-use redis::{RedisError, aio::MultiplexedConnection};
+use redis::{RedisError, Value, aio::MultiplexedConnection};
 use tokio::task::yield_now;
 use usersync_digest::{Each, Row, RowHash, Scan, Scanned, Side, SideError};
 
 use super::{RedisTarget, describe, document, key, late};
-use crate::{Action, Delivery, Holdings};
+use crate::{Action, Delivery, Failure, Holdings};
 
 /// Keys asked for at once, about.
 const PAGE: u32 = 1_000;
@@ -62,6 +62,26 @@ impl RedisHoldings<'_> {
                 return Ok(bytes);
             }
         }
+    }
+}
+
+/// Refuses a replica, which may be behind. Who may not ask for the role isn't told.
+pub(super) async fn refuse_replica(target: &RedisTarget) -> Result<(), Failure> {
+    let connection = in_time(target.connection()).await;
+    let mut connection =
+        connection.map_err(|error| Failure::new(describe(&target.explained(error))))?;
+    let role = in_time(redis::cmd("ROLE").query_async(&mut connection)).await;
+    let is_replica = match role {
+        Ok(Value::Array(said)) => {
+            matches!(said.first(), Some(Value::BulkString(role)) if role == b"slave")
+        }
+        _ => false,
+    };
+    match is_replica {
+        false => Ok(()),
+        true => Err(Failure::new(
+            "this server is a replica: it may be behind; name the one that is written to in `url`",
+        )),
     }
 }
 
