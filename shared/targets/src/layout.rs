@@ -105,6 +105,8 @@ pub(crate) struct Column {
     pub(crate) stored: Stored,
     pub(crate) cast: String,
     pub(crate) nullable: bool,
+    /// It shows zeros before its numbers, as ZEROFILL of MySQL does; an expression of it doesn't.
+    pub(crate) zerofill: bool,
 }
 
 /// What a column is told: nothing, that it is empty, or a text that the server reads as its type.
@@ -242,6 +244,7 @@ impl Layout {
                 stored,
                 cast: column.cast.clone(),
                 nullable: column.nullable,
+                zerofill: column.shown.contains("zerofill"),
             });
         }
         let ours = |column: &LiveColumn| {

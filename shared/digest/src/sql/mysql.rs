@@ -25,8 +25,6 @@ pub(super) fn shown(column: &str, stored: Stored) -> String {
 
 pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
     let chars = || format!("CAST({column} AS CHAR)");
-    // A column with ZEROFILL shows zeros before its numbers, an expression doesn't.
-    let plain = || format!("({column} + 0)");
     Some(match (form, stored) {
         (
             Form::Text { trimmed, most },
@@ -49,13 +47,13 @@ pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
             }
         }
         (Form::Text { most: None, .. }, Stored::Integer | Stored::Uuid | Stored::Other) => chars(),
-        (Form::Integer, Stored::Integer | Stored::Boolean) => plain(),
+        (Form::Integer, Stored::Integer | Stored::Boolean) => column.to_owned(),
         (Form::Integer, Stored::Decimal { scale: Some(0) })
-        | (Form::Decimal { .. }, Stored::Integer) => format!("CAST({} AS CHAR)", plain()),
+        | (Form::Decimal { .. }, Stored::Integer) => chars(),
         (Form::Decimal { scale }, Stored::Decimal { scale: Some(held) }) => {
             let (rounded, digits) = match scale {
                 Some(scale) if scale < held => (format!("ROUND({column}, {scale})"), scale),
-                _ => (plain(), held),
+                _ => (column.to_owned(), held),
             };
             match digits {
                 ..=0 => format!("CAST({rounded} AS CHAR)"),

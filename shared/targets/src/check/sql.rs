@@ -194,7 +194,10 @@ impl<'a, D: Dialect> SqlHoldings<'a, D> {
             let form = column.stored.form();
             hashed.push(place);
             columns.push(sql::Field {
-                column: Some(D::FLAVOUR.quoted(&column.name)),
+                column: Some(match (D::FLAVOUR.quoted(&column.name), column.zerofill) {
+                    (name, true) => format!("({name} + 0)"),
+                    (name, false) => name,
+                }),
                 stored: column.stored,
                 form,
             });

@@ -19,7 +19,7 @@ use super::{
     errors::{describe, late},
     key,
 };
-use crate::{Action, Delivery, Holdings};
+use crate::{Action, Delivery, Failure, Holdings};
 
 /// Keys asked for at once, about.
 const PAGE: u32 = 1_000;
@@ -168,6 +168,29 @@ fn elsewhere(error: RedisError) -> Result<Option<Vec<u8>>, RedisError> {
             ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain,
         ) => Ok(None),
         _ => Err(error),
+    }
+}
+
+/// Refuses a replica, which may be behind. Who may not ask for the role isn't told.
+pub(super) async fn refuse_replica(target: &RedisTarget) -> Result<(), Failure> {
+    // The masters are those that a cluster names.
+    let place = in_time(target.place()).await;
+    let place = place.map_err(|error| Failure::new(describe(&target.server.explained(error))))?;
+    let Place::Alone(mut connection) = place else {
+        return Ok(());
+    };
+    let role = in_time(redis::cmd("ROLE").query_async(&mut connection)).await;
+    let is_replica = match role {
+        Ok(Value::Array(said)) => {
+            matches!(said.first(), Some(Value::BulkString(role)) if role == b"slave")
+        }
+        _ => false,
+    };
+    match is_replica {
+        false => Ok(()),
+        true => Err(Failure::new(
+            "this server is a replica: it may be behind; name the one that is written to in `url`",
+        )),
     }
 }
 

@@ -425,6 +425,7 @@ impl Target for RedisTarget {
     }
 
     async fn holdings(&self) -> Result<Box<dyn Holdings + '_>, Unchecked> {
+        holdings::refuse_replica(self).await?;
         Ok(Box::new(Scanned(RedisHoldings { target: self })))
     }
 

@@ -1,6 +1,6 @@
 //! Redis' side of the contract, also on Valkey and on a cluster.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use async_trait::async_trait;
 use redis::AsyncTypedCommands as _;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use usersync_targets::Delivery;
 
 use crate::{
     deliveries::user,
-    peer::{Can, Held, Peer},
+    peer::{Can, Held, Peer, connect},
 };
 
 const RIGHT: &str = "a p@ss/word";
@@ -211,4 +211,21 @@ impl Peer for Redis {
         }
         Ok(())
     }
+}
+
+#[tokio::test]
+async fn a_replica_that_says_so_is_not_compared() -> Result<()> {
+    let redis = Redis::start().await?;
+    let target = connect(&redis, "ours", json!({}))?;
+    let mut client = redis.client().await?;
+    for command in ["REPLICAOF 127.0.0.1 1", "ACL SETUSER sync +role"] {
+        target.holdings().await?;
+        let mut words = command.split(' ');
+        let mut call = redis::cmd(words.next().context("a command")?);
+        words.for_each(|word| _ = call.arg(word));
+        let _: () = call.query_async(&mut client).await?;
+    }
+    let refused = target.holdings().await.err().context("it is compared")?;
+    ensure!(refused.to_string().contains("replica"), "{refused}");
+    Ok(())
 }
