@@ -60,7 +60,7 @@ DROP TRIGGER IF EXISTS `user_outbox_delete_new` //
 CREATE TRIGGER `user_outbox_before_new` BEFORE INSERT ON `users` FOR EACH ROW
 usersync_3: BEGIN
   -- Which row is under way: what REPLACE deletes comes back by the same one.
-  SET @usersync_rows = COALESCE(@usersync_rows, 0) + 1, @usersync_row = (CONNECTION_ID() << 24) + @usersync_rows % 16777216;
+  SET @usersync_row = COALESCE(@usersync_row, CONNECTION_ID() << 24) + 1;
 END //
 
 CREATE TRIGGER `user_outbox_insert_new` AFTER INSERT ON `users` FOR EACH ROW
@@ -72,7 +72,6 @@ usersync_3: BEGIN
     END IF;
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row); END IF;
   END IF;
-  SET @usersync_row = NULL;
 END //
 
 CREATE TRIGGER `user_outbox_update_new` AFTER UPDATE ON `users` FOR EACH ROW
@@ -115,7 +114,7 @@ DROP TRIGGER IF EXISTS `user_outbox_delete` //
 CREATE TRIGGER `user_outbox_before` BEFORE INSERT ON `users` FOR EACH ROW
 usersync_3: BEGIN
   -- Which row is under way: what REPLACE deletes comes back by the same one.
-  SET @usersync_rows = COALESCE(@usersync_rows, 0) + 1, @usersync_row = (CONNECTION_ID() << 24) + @usersync_rows % 16777216;
+  SET @usersync_row = COALESCE(@usersync_row, CONNECTION_ID() << 24) + 1;
 END //
 
 CREATE TRIGGER `user_outbox_insert` AFTER INSERT ON `users` FOR EACH ROW
@@ -127,7 +126,6 @@ usersync_3: BEGIN
     END IF;
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row); IF LAST_INSERT_ID() = 0 THEN DELETE FROM `user_outbox` WHERE id = 0; INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row); END IF;
   END IF;
-  SET @usersync_row = NULL;
 END //
 
 CREATE TRIGGER `user_outbox_update` AFTER UPDATE ON `users` FOR EACH ROW

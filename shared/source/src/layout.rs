@@ -232,7 +232,7 @@ impl Layout {
             (Kind::Integer, "bigint") => id.parse::<i64>().is_ok(),
             (Kind::Integer, _) => id.parse::<u64>().is_ok(),
             (_, "uuid") => is_uuid(id),
-            _ => true,
+            _ => id.parse::<UserId>().is_ok(),
         }
     }
 

@@ -105,6 +105,22 @@ impl MySql {
         Ok(lock_name(&schema))
     }
 
+    /// Whether the server would show us triggers of the table.
+    async fn may_see_triggers(&mut self, table: &TableName) -> Result<bool, SourceError> {
+        let rights = "SELECT (SELECT COUNT(*) FROM information_schema.user_privileges WHERE privilege_type = 'TRIGGER') \
+             + (SELECT COUNT(*) FROM information_schema.schema_privileges \
+                WHERE privilege_type = 'TRIGGER' AND table_schema = COALESCE(?, DATABASE())) \
+             + (SELECT COUNT(*) FROM information_schema.table_privileges \
+                WHERE privilege_type = 'TRIGGER' AND table_schema = COALESCE(?, DATABASE()) AND table_name = ?) > 0";
+        let may = sqlx::query_scalar(rights)
+            .bind(&table.schema)
+            .bind(&table.schema)
+            .bind(&table.name)
+            .fetch_one(&mut self.connection);
+        may.await
+            .map_err(|error| SourceError::of("looking for triggers", &error))
+    }
+
     /// Removes triggers that stood in for others; whichever can't be is harmless.
     async fn without_standins(&mut self, table: &TableName) {
         for name in ALL {
@@ -279,7 +295,7 @@ impl Session for MySql {
             names.contains(&name).then(|| trigger(table, name, &told))
         };
         let seen: Vec<Trigger> = seen.into_iter().filter_map(ours).collect();
-        if !seen.is_empty() {
+        if !seen.is_empty() || self.may_see_triggers(table).await? {
             return Ok(Some(seen));
         }
         let mut found = Vec::new();
@@ -319,11 +335,13 @@ impl Session for MySql {
             .map(|name| format!("DROP TRIGGER IF EXISTS {name};\n"))
             .collect();
         format!(
-            "{drops}DROP FUNCTION IF EXISTS {};\nDROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\n",
-            watch(table),
-            self.outbox,
-            self.about
+            "{drops}DROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\n",
+            self.outbox, self.about
         )
+    }
+
+    fn unwatch_script(&self, table: &TableName) -> Option<String> {
+        Some(format!("DROP FUNCTION IF EXISTS {};\n", watch(table)))
     }
 
     async fn try_lock(&mut self, table: &TableName) -> Result<bool, SourceError> {

@@ -172,7 +172,9 @@ impl Database {
 
     /// The script that removes triggers and outbox.
     pub fn removal(&self) -> String {
-        self.session.removal(&self.config.table)
+        let table = &self.config.table;
+        let unwatch = self.session.unwatch_script(table).unwrap_or_default();
+        self.session.removal(table) + &unwatch
     }
 
     /// Removes the triggers and the outbox; says whether there were any.
@@ -195,7 +197,12 @@ impl Database {
                 "{waiting} rows of {OUTBOX} aren't published and would be lost: let usersync-gateway publish them first, or give --force"
             )));
         }
-        self.run(&self.removal()).await?;
+        let removal = self.session.removal(&table);
+        self.run(&removal).await?;
+        // Whoever may not remove it leaves a function that finds nothing.
+        if let Some(script) = self.session.unwatch_script(&table) {
+            let _ = self.run(&script).await;
+        }
         Ok(true)
     }
 

@@ -30,10 +30,12 @@ pub(crate) use sql::{LATER, TRIGGERS, script};
 const CHANNEL: &str = "user_outbox";
 
 /// Whatever the role's defaults are: each statement sees what was committed before it, values are shown in one way, and who
-/// may not see every row is told so.
+/// may not see every row is told so. Where a database takes any bytes, they are told as they are: else no page is told that
+/// holds some that are no text.
 const SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
      SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC'; SET extra_float_digits = 1; \
-     SET bytea_output = 'hex'; SET row_security = off";
+     SET bytea_output = 'hex'; SET row_security = off; \
+     SELECT set_config('client_encoding', 'SQL_ASCII', false) WHERE getdatabaseencoding() = 'SQL_ASCII'";
 
 /// The number of the relay's lock, of the outbox's name.
 const LOCK: &str = "hashtextextended('usersync ' || COALESCE(to_regclass($1)::oid::text, $1), 0)";

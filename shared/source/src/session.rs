@@ -227,6 +227,10 @@ pub(crate) trait Session: Send {
     fn watch_script(&self, _: &TableName) -> Option<String> {
         None
     }
+    /// The script that takes that back.
+    fn unwatch_script(&self, _: &TableName) -> Option<String> {
+        None
+    }
     /// Our triggers; none when they can't be seen.
     async fn triggers(&mut self, table: &TableName) -> Result<Option<Vec<Trigger>>, SourceError>;
     /// The script that begins a new epoch of an outbox that is there.

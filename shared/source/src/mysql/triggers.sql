@@ -1,7 +1,7 @@
 CREATE TRIGGER {before_trigger} BEFORE INSERT ON {table} FOR EACH ROW
 {version}: BEGIN
   -- Which row is under way: what REPLACE deletes comes back by the same one.
-  SET @usersync_rows = COALESCE(@usersync_rows, 0) + 1, @usersync_row = (CONNECTION_ID() << 24) + @usersync_rows % 16777216;
+  SET @usersync_row = COALESCE(@usersync_row, CONNECTION_ID() << 24) + 1;
 END //
 
 CREATE TRIGGER {insert_trigger} AFTER INSERT ON {table} FOR EACH ROW
@@ -10,7 +10,6 @@ CREATE TRIGGER {insert_trigger} AFTER INSERT ON {table} FOR EACH ROW
     {own_ids}
     {noted_insert}
   END IF;
-  SET @usersync_row = NULL;
 END //
 
 CREATE TRIGGER {update_trigger} AFTER UPDATE ON {table} FOR EACH ROW

@@ -10,7 +10,7 @@ use usersync_stack::{
     Authorities, Certificates, Directory, MariaDbServer, PostgresFront, PostgresServer,
 };
 
-use crate::place::noted;
+use crate::place::{Place, noted};
 
 const TABLE: &str = "CREATE TABLE users (id BIGINT PRIMARY KEY, username VARCHAR(50))";
 const ROW: &str = "INSERT INTO users VALUES (42, 'ann')";
@@ -194,4 +194,22 @@ async fn a_server_without_tls_is_told_no_password() -> Result<()> {
     config.url = plain.parse()?;
     let told = "Neither a password nor a user was sent to it";
     secured.refuses(&config, told).await
+}
+
+/// The first connection of a user shows the password to the server, which nothing hides without TLS.
+#[tokio::test]
+async fn mysql_that_wants_a_password_without_tls_is_explained() -> Result<()> {
+    if usersync_stack::MySqlServer::is_left_out()? {
+        return Ok(());
+    }
+    let place = Place::mysql().await?;
+    let mut config = place.config("people", "uid", &[])?;
+    config.url.set_query(Some("ssl-mode=disabled"));
+    let said = Database::connect(&config).await.err();
+    let said = said.context("it was let in")?.to_string();
+    ensure!(
+        said.contains("caching_sha2_password") && said.contains("set `tls = {"),
+        "{said}"
+    );
+    Ok(())
 }

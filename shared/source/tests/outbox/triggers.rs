@@ -133,8 +133,12 @@ async fn whoever_relays_sees_how_triggers_are_with_the_least_rights() -> Result<
         ensure!(refused.to_string().contains("gh-ost"), "{refused}");
         client.run("DROP TABLE _people_old").await?;
         is_broken(&mut relay, "there is no trigger user_outbox_insert").await?;
+        // Whoever may make triggers needs no function to know that there are none.
+        client.run("DROP FUNCTION user_outbox_trigger").await?;
+        is_broken(&mut database, "there is no trigger user_outbox_insert").await?;
+        ensure!(!database.standing().await?.installed, "it is installed");
         database.install(false).await?;
-        is_good(&mut relay).await?;
+        is_good(&mut database).await?;
         place.clean(&config).await?;
     }
     Ok(())

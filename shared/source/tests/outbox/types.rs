@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 use usersync_core::event::{Envelope, Event, EventType};
 use usersync_source::{Database, UserRow};
 
@@ -471,4 +472,53 @@ async fn values_of_the_newest_postgres_are_carried_or_named() -> Result<()> {
         return Ok(());
     }
     are_carried(&Place::newest_postgres().await?, of_postgres()).await
+}
+
+/// A database of SQL_ASCII takes any bytes, also those that are no text.
+#[tokio::test]
+async fn bytes_that_are_no_text_fail_their_row_alone() -> Result<()> {
+    let place = Place::postgres().await?;
+    place
+        .client()
+        .await?
+        .run("CREATE DATABASE raw ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+        .await?;
+    let mut config = place.config("people", "uid", &[("login", "username")])?;
+    config.url.set_path("/raw");
+    let (server, _) = place.postgres_server()?;
+    let url = server.url_with_password();
+    let url = format!("{}raw", url.trim_end_matches("postgres"));
+    let mut client = PgConnection::connect(&url).await?;
+    client
+        .execute("CREATE TABLE people (uid TEXT PRIMARY KEY, login TEXT)")
+        .await?;
+    let mut database = Database::connect(&config).await?;
+    database.install(false).await?;
+    client
+        .execute(r"INSERT INTO people VALUES ('a', E'\xff'), (E'b\xfe', 'x'), ('c', 'z')")
+        .await?;
+    let notes = database.unpublished(10).await?;
+    ensure!(notes.len() == 3, "{notes:?}");
+    let layout = database.layout(false).await?;
+    let known: Vec<bool> = notes
+        .iter()
+        .map(|note| layout.can_hold(&note.user))
+        .collect();
+    ensure!(known == [true, false, true], "{notes:?}");
+    let ids = ["a", "c"].map(str::to_owned);
+    for rows in [
+        database.users(&layout, &ids).await?,
+        database.page(&layout, None, 10).await?,
+    ] {
+        let said: Vec<_> = rows
+            .iter()
+            .filter_map(|row| row.document.as_ref().err())
+            .collect();
+        ensure!(
+            said.len() == rows.len() - 1
+                && said[0].contains("`login` (text) holds bytes that are no text"),
+            "{rows:?}"
+        );
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ mod notes;
 mod relay;
 mod repeats;
 mod tls;
+mod values;
 
 pub(crate) use load::fill;
 
