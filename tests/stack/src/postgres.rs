@@ -35,15 +35,48 @@ impl PostgresServer {
     /// # Errors
     /// When it is not installed, or not ready in time: with the end of its log.
     pub async fn start(dir: &Path) -> Result<Self> {
-        let (bin, port) = (tools::postgres_bin()?, free_port()?);
+        let bin = tools::postgres_bin()?;
         let data = dir.join("postgres");
         template::copy("postgres", &data, |data| initialise(&bin, data))?;
-        belongs_to_the_server(&data)?;
+        Self::serve(dir, &bin, &data).await
+    }
+
+    /// Starts a standby of `primary`, which follows it and takes no writes until it is promoted.
+    ///
+    /// # Errors
+    /// As [`PostgresServer::start`], and when the primary can't be copied.
+    pub async fn start_standby(dir: &Path, primary: &Self) -> Result<Self> {
+        let bin = tools::postgres_bin()?;
+        let data = dir.join("postgres");
+        let output = Command::new(bin.join("pg_basebackup"))
+            .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-U",
+                USER,
+                "-p",
+                &primary.port.to_string(),
+            ])
+            .arg("-D")
+            .arg(&data)
+            .env("PGPASSWORD", Self::PASSWORD)
+            .stdin(Stdio::null())
+            .output()
+            .context("running pg_basebackup")?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "pg_basebackup failed:\n{text}");
+        Self::serve(dir, &bin, &data).await
+    }
+
+    async fn serve(dir: &Path, bin: &Path, data: &Path) -> Result<Self> {
+        let port = free_port()?;
+        belongs_to_the_server(data)?;
         let (program, args) = unprivileged(&bin.join("postgres"));
         let launch = Launch::new("postgres", program, dir.join("postgres.log"))
             .args(args)
             .arg("-D")
-            .arg(&data)
+            .arg(data)
             .args(["-p", &port.to_string(), "-k", ""])
             .args([
                 "-c",

@@ -73,7 +73,7 @@ pub(super) fn column(row: &MySqlRow) -> Result<(LiveColumn, bool), sqlx::Error> 
 }
 
 /// The largest integer of a type.
-fn most(data_type: &str, unsigned: bool) -> u64 {
+pub(super) fn most(data_type: &str, unsigned: bool) -> u64 {
     let bits = match data_type {
         "tinyint" => 8,
         "smallint" => 16,

@@ -6,7 +6,9 @@ mod checks;
 mod clauses;
 mod deliveries;
 mod failures;
+mod hand_over;
 mod http;
+mod http_conflicts;
 mod mysql;
 mod neo4j;
 mod numbers;
@@ -16,6 +18,7 @@ mod redis;
 mod tables;
 mod tables_checked;
 mod tombstones;
+mod written;
 
 use anyhow::Result;
 
