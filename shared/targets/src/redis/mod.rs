@@ -141,10 +141,8 @@ impl RedisTarget {
     ) -> Result<T, RedisError> {
         let answered = tokio::time::timeout(self.timeout, call).await;
         let answered = answered.unwrap_or_else(|_| Err(self.late()));
-        if answered
-            .as_ref()
-            .is_err_and(RedisError::is_unrecoverable_error)
-        {
+        let lost = |error: &RedisError| error.is_unrecoverable_error() || demoted(error).is_some();
+        if answered.as_ref().is_err_and(lost) {
             self.held_connection().take();
         }
         answered.map_err(|error| self.explained(error))
@@ -233,7 +231,13 @@ impl Target for RedisTarget {
     async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
         match self.within_timeout(self.write(batch)).await {
             Ok(answers) if answers.len() == batch.len() => {
-                answers.into_iter().map(classify).collect()
+                let outcomes: Vec<_> = answers.into_iter().map(classify).collect();
+                let down = |outcome: &Outcome| matches!(outcome, Outcome::Down(_));
+                if outcomes.iter().any(down) {
+                    // Another server may be at its address.
+                    self.held_connection().take();
+                }
+                outcomes
             }
             Ok(_) => vec![
                 Outcome::Transient(Failure::new("Redis answered another number of users"));
@@ -358,14 +362,24 @@ fn classify(answer: redis::Value) -> Outcome {
                 code: Some(code.clone().into()),
                 retry_after: None,
             };
-            if code == "WRONGTYPE" {
-                Outcome::Permanent(failure)
-            } else {
-                Outcome::Transient(failure)
+            match code.as_str() {
+                "WRONGTYPE" => Outcome::Permanent(failure),
+                code if DEMOTED.contains(&code) => Outcome::Down(failure),
+                _ => Outcome::Transient(failure),
             }
         }
         _ => Outcome::Transient(Failure::new("Redis answered something unexpected")),
     }
+}
+
+/// What a server says that takes no writes at all: a replica, one that still loads its data, a part of a cluster that is down.
+const DEMOTED: [&str; 4] = ["READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN"];
+
+/// Which of them an error is; Redis 6 says it only within the text of a script's error.
+fn demoted(error: &RedisError) -> Option<&'static str> {
+    let text = error.detail().unwrap_or_default();
+    let says = |code: &str| error.code() == Some(code) || text.contains(&format!("{code} "));
+    DEMOTED.into_iter().find(|code| says(code))
 }
 
 /// What a failed call means for every user in it.
@@ -374,6 +388,12 @@ fn failed(error: &RedisError) -> Outcome {
         code: error.code().map(|code| code.to_owned().into()),
         ..Failure::new(describe(error))
     };
+    if let Some(code) = demoted(error) {
+        return Outcome::Down(Failure {
+            code: Some(code.into()),
+            ..failure
+        });
+    }
     match error.code() {
         // It lets nobody like us in.
         Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Outcome::Fault(failure),
@@ -389,6 +409,11 @@ fn describe(error: &RedisError) -> String {
     if error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("NOAUTH") {
         return "Redis refuses the user or the password: the user stands in the url, the password is what `secret` names"
             .to_owned();
+    }
+    if let Some(code) = demoted(error) {
+        return format!(
+            "Redis takes no writes ({code}): the url has to lead to a primary that is up"
+        );
     }
     match error.code() {
         Some(code) => format!("Redis refused: {code}"),
@@ -417,6 +442,10 @@ mod tests {
             text("WRONGTYPE Operation against a key"),
             Outcome::Permanent(_)
         ));
+        for code in DEMOTED {
+            let outcome = text(&format!("{code} You can't write"));
+            assert!(matches!(outcome, Outcome::Down(_)), "{code}");
+        }
         assert!(matches!(
             text("OOM command not allowed"),
             Outcome::Transient(_)
