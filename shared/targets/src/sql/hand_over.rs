@@ -75,6 +75,13 @@ impl<D: Dialect> SqlTarget<D> {
                         .one_by_one(layout, taken, trouble, others, outcomes)
                         .await;
                 }
+                // A key that can't be asked about, for a reason of its own: nobody's fault but ours.
+                Err(trouble) if trouble.blame == Blame::Table => {
+                    for member in taken {
+                        outcomes[member.row.index] = Some(in_the_way::<D>());
+                    }
+                    return Ok(());
+                }
                 Err(trouble) => return Err(trouble),
             };
             taken.retain(|member| match plan.stuck.get(&member.row.id) {

@@ -340,6 +340,7 @@ async fn values_are_unique_in_many_ways_in_postgres() -> Result<()> {
         ", UNIQUE (email) DEFERRABLE INITIALLY DEFERRED",
         ", tenant integer DEFAULT 7, UNIQUE (tenant, email)",
         ", EXCLUDE (email WITH =)",
+        ", UNIQUE NULLS NOT DISTINCT (email)",
         ", plain text GENERATED ALWAYS AS (lower(email)) STORED UNIQUE",
         ", CHECK (email IS NOT NULL AND email LIKE '%@%.%'), UNIQUE (email)",
     ]
