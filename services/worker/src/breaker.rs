@@ -39,8 +39,12 @@ enum Call {
     Succeeded,
     Failed,
     Faulted,
+    /// There is no doubt that nobody can be served.
+    Down,
     Refused,
     Gone,
+    /// The target answers; what it says is a matter among users.
+    Answered,
 }
 
 /// What is to be done with the messages of one delivery.
@@ -129,8 +133,9 @@ impl Breaker {
             Outcome::Transient(failure)
             | Outcome::Permanent(failure)
             | Outcome::Fault(failure)
+            | Outcome::Down(failure)
             | Outcome::Gone(failure) => Some(failure.reason.to_string()),
-            Outcome::Delivered { .. } | Outcome::AlreadyNewer => None,
+            Outcome::Delivered { .. } | Outcome::AlreadyNewer | Outcome::Conflict(_) => None,
         });
         let reason = reason.unwrap_or_default();
         if self.state != State::Closed {
@@ -141,8 +146,12 @@ impl Breaker {
             }
             return;
         }
+        if call == Call::Answered {
+            self.failing = None;
+            return;
+        }
         self.remember(call, now);
-        if matches!(call, Call::Failed | Call::Faulted) {
+        if matches!(call, Call::Failed | Call::Faulted | Call::Down) {
             let (_, users) = self.failing.get_or_insert_with(|| (now, Vec::new()));
             for (user, _) in outcomes.clone().take(self.config.faults as usize) {
                 if users.len() < self.config.faults as usize && !users.contains(user) {
@@ -157,8 +166,9 @@ impl Breaker {
                 self.faults = 0;
                 self.refused.clear();
             }
-            Call::Failed => {}
+            Call::Failed | Call::Answered => {}
             Call::Faulted => self.faults += 1,
+            Call::Down => self.faults = self.config.faults,
             Call::Refused => self.refused(outcomes.map(|(user, _)| user)),
             Call::Gone => return self.gone(reason),
         }
@@ -234,13 +244,13 @@ impl Breaker {
             _ if self.state == State::Gone => {}
             Call::Succeeded => self.close(),
             // The target works and refuses this one user.
-            Call::Refused if self.cause == Cause::Failing => {
+            Call::Refused | Call::Answered if self.cause == Cause::Failing => {
                 if self.state == State::HalfOpen {
                     self.close();
                 }
             }
             Call::Gone => self.gone(reason),
-            Call::Failed | Call::Faulted | Call::Refused => {
+            Call::Failed | Call::Faulted | Call::Down | Call::Refused | Call::Answered => {
                 if self.state == State::HalfOpen {
                     self.again(reason, now);
                 }
@@ -289,7 +299,7 @@ impl Breaker {
     }
 
     fn remember(&mut self, call: Call, now: Instant) {
-        let failed = matches!(call, Call::Failed | Call::Faulted);
+        let failed = matches!(call, Call::Failed | Call::Faulted | Call::Down);
         self.calls.push_back((now, failed));
         self.failed_calls += u32::from(failed);
         // The window is bounded in time, and in length too: a fast target fills seconds with thousands of calls.
@@ -311,16 +321,20 @@ impl Call {
         let rank = |call: &Self| match call {
             Self::Succeeded => 0,
             Self::Gone => 1,
-            Self::Faulted => 2,
-            Self::Failed => 3,
-            Self::Refused => 4,
+            Self::Down => 2,
+            Self::Faulted => 3,
+            Self::Failed => 4,
+            Self::Refused => 5,
+            Self::Answered => 6,
         };
         let calls = outcomes.map(|outcome| match outcome {
             Outcome::Delivered { .. } | Outcome::AlreadyNewer => Self::Succeeded,
             Outcome::Transient(_) => Self::Failed,
             Outcome::Permanent(_) => Self::Refused,
             Outcome::Fault(_) => Self::Faulted,
+            Outcome::Down(_) => Self::Down,
             Outcome::Gone(_) => Self::Gone,
+            Outcome::Conflict(_) => Self::Answered,
         });
         calls.min_by_key(rank)
     }
@@ -329,7 +343,7 @@ impl Call {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use usersync_targets::Failure;
+    use usersync_targets::{Conflict, Failure};
 
     const OK: Outcome = Outcome::Delivered { guarded: true };
 
@@ -400,6 +414,16 @@ mod tests {
         );
         assert_eq!(bench.call(&[fault()]), State::Open);
         assert_eq!(bench.breaker.reason(), "no connection");
+    }
+
+    #[test]
+    fn one_word_that_nothing_can_be_written_opens_it_before_anybody_loses_an_attempt() {
+        let mut bench = Bench::new();
+        let down = Outcome::Down(Failure::new("read-only"));
+        bench.call(&[OK]);
+        assert_eq!(bench.call(std::slice::from_ref(&down)), State::Open);
+        assert_eq!(bench.breaker.ruling(&down), Ruling::Hold);
+        assert_eq!(bench.breaker.reason(), "read-only");
     }
 
     #[test]
@@ -485,7 +509,7 @@ mod tests {
         }
         assert_eq!(
             waits,
-            [500, 1_000, 2_000, 4_000, 8_000, 15_000, 15_000, 15_000]
+            [500, 1_000, 2_000, 3_000, 3_000, 3_000, 3_000, 3_000]
         );
         bench.breaker.answered();
         assert_eq!(bench.breaker.probe_at(), None);
@@ -515,6 +539,24 @@ mod tests {
         assert_eq!(bench.call(&[permanent()]), State::Open);
         assert_eq!(bench.breaker.probe_at(), probe_at);
         assert_eq!(bench.call(&[OK]), State::Closed, "it works after all");
+    }
+
+    #[test]
+    fn conflicts_among_users_never_open_it_and_show_that_the_target_answers() {
+        let conflict = || Outcome::Conflict(Conflict::passing(Failure::new("taken")));
+        let mut bench = Bench::new();
+        for _ in 0..200 {
+            bench.now += Duration::from_secs(1);
+            assert_eq!(bench.call(&[conflict(), conflict()]), State::Closed);
+        }
+        assert_eq!(bench.breaker.ruling(&conflict()), Ruling::Settle);
+        // They don't hide that others fail.
+        for _ in 0..2 {
+            assert_eq!(bench.call(&[conflict(), fault()]), State::Closed);
+        }
+        assert_eq!(bench.call(&[conflict(), fault()]), State::Open);
+        bench.breaker.answered();
+        assert_eq!(bench.call(&[conflict()]), State::Closed);
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub(crate) async fn hand_back(route: &Route, messages: impl IntoIterator<Item = 
 }
 
 /// Asks for the newest state of `user` to be delivered; done when that is stored.
-async fn ask(
+pub(crate) async fn ask(
     route: &Route,
     user: &UserId,
 ) -> Result<(), async_nats::jetstream::context::PublishError> {

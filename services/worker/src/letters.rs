@@ -12,7 +12,14 @@ use async_nats::jetstream::{
 };
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
-use usersync_core::{dead_letter, follow, subjects, target::TargetName, user_id::UserId};
+use usersync_core::{
+    dead_letter::{self, DeadLetter},
+    follow, subjects,
+    target::TargetName,
+    user_id::UserId,
+};
+
+use crate::waiting::Waiting;
 
 /// How long to wait before following again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -28,6 +35,7 @@ pub(crate) struct Letters {
 #[derive(Debug, Default)]
 struct Known {
     letters: HashMap<UserId, Letter>,
+    waiting: Waiting,
     /// Whether all are known that were there when following began; until then the stream is asked.
     complete: bool,
 }
@@ -37,6 +45,18 @@ struct Letter {
     /// In USER_DEAD; 0 when it has to be asked for.
     seq: u64,
     version: u64,
+}
+
+impl Known {
+    fn insert(&mut self, user: UserId, letter: Letter, waits_for: Vec<UserId>) {
+        self.waiting.set(&user, waits_for);
+        self.letters.insert(user, letter);
+    }
+
+    fn remove(&mut self, user: &UserId) {
+        self.waiting.remove(user);
+        self.letters.remove(user);
+    }
 }
 
 impl Letters {
@@ -69,16 +89,17 @@ impl Letters {
         let mut complete = followed.pending == 0;
         let mut letters = followed.messages;
         // What was cleared meanwhile must not stay, and what is there not be missing for a moment.
-        let mut fresh = HashMap::new();
+        let mut fresh = Known::default();
         let mut taken = false;
         loop {
             if complete && !taken {
                 let mut known = self.known();
-                let stored = known.letters.drain().filter(|(_, letter)| letter.seq == 0);
-                for (user, letter) in stored.collect::<Vec<_>>() {
-                    fresh.entry(user).or_insert(letter);
+                let before = std::mem::replace(&mut *known, std::mem::take(&mut fresh));
+                for (user, letter) in before.letters.iter().filter(|(_, letter)| letter.seq == 0) {
+                    if !known.letters.contains_key(user) {
+                        known.insert(user.clone(), *letter, before.waiting.holders(user));
+                    }
                 }
-                known.letters = std::mem::take(&mut fresh);
                 known.complete = true;
                 taken = true;
             }
@@ -88,30 +109,55 @@ impl Letters {
             };
             let Ok(info) = message.info() else { continue };
             let headers = message.headers.as_ref();
-            let letter = headers
-                .filter(|headers| !dead_letter::is_cleared(headers))
-                .map(|headers| Letter {
-                    seq: info.stream_sequence,
-                    version: dead_letter::version_of(headers),
-                });
+            let headers = headers.filter(|headers| !dead_letter::is_cleared(headers));
             let mut known = self.known();
-            let letters = match taken {
-                true => &mut known.letters,
+            let known = match taken {
+                true => &mut *known,
                 false => &mut fresh,
             };
-            match letter {
-                Some(letter) => drop(letters.insert(user, letter)),
-                None => drop(letters.remove(&user)),
+            match headers {
+                Some(headers) => {
+                    let letter = Letter {
+                        seq: info.stream_sequence,
+                        version: dead_letter::version_of(headers),
+                    };
+                    known.insert(user, letter, dead_letter::waits_for(headers));
+                }
+                None => known.remove(&user),
             }
             complete |= info.pending == 0;
         }
     }
 
     /// This worker has just stored one, of which the stream will tell in a moment.
-    pub(crate) fn stored(&self, user: &UserId, version: u64) {
+    pub(crate) fn stored(&self, stored: &DeadLetter) {
+        let (user, version) = (&stored.user_id, stored.version);
         let mut known = self.known();
         let letter = Letter { seq: 0, version };
         known.letters.entry(user.clone()).or_insert(letter).seq = 0;
+        known.waiting.set(user, stored.waits_for.clone());
+    }
+
+    /// `user` has no letter yet, and is refused for what these have.
+    pub(crate) fn waits(&self, user: &UserId, holders: &[(UserId, u64)]) {
+        let holders = holders.iter().map(|(holder, _)| holder.clone());
+        self.known().waiting.set(user, holders.collect());
+    }
+
+    /// `user` was delivered; says who is refused because this one had something that they are to have.
+    pub(crate) fn made_room(&self, user: &UserId) -> Vec<UserId> {
+        let mut known = self.known();
+        if !known.letters.contains_key(user) {
+            known.waiting.remove(user);
+        }
+        known.waiting.waiting_for(user)
+    }
+
+    /// Which of `users` have a letter.
+    pub(crate) fn dead(&self, users: &[UserId]) -> Vec<UserId> {
+        let known = self.known();
+        let dead = users.iter().filter(|user| known.letters.contains_key(user));
+        dead.cloned().collect()
     }
 
     /// How many there are.
@@ -166,7 +212,7 @@ impl Letters {
         let mut known = self.known();
         let same = |known: &Letter| known.seq == letter.seq || known.seq == 0;
         if known.letters.get(user).is_some_and(same) {
-            known.letters.remove(user);
+            known.remove(user);
         }
         Ok(())
     }

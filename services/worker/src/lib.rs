@@ -3,7 +3,8 @@
 //! `fleet` follows the targets and runs a `courier` for each: it pulls from its feeds, queues per
 //! user, and lets `breaker`, `pace` and `throttle` say when the next call begins. A `parcel` carries
 //! one batch: `newest` finds the states, `settle` decides what follows, `letters` clears
-//! a dead letter after a later success. `hand_back` is how a worker that stops gives up what it holds. `freshness` guards order between
+//! a dead letter after a later success, and `waiting` knows who can be delivered then, too. `others` is what a kind may ask
+//! about users it isn't called about. `hand_back` is how a worker that stops gives up what it holds. `freshness` guards order between
 //! workers, `unchanged` skips what the target has. `board`, `desk`, `recent` and `results` tell people.
 //! Nothing here knows HTTP, Redis or SQL; that is `usersync_targets`.
 
@@ -19,6 +20,7 @@ mod init_target;
 mod letters;
 mod meters;
 mod newest;
+mod others;
 mod pace;
 mod parcel;
 mod recent;
@@ -29,6 +31,7 @@ mod settle;
 mod task;
 mod throttle;
 mod unchanged;
+mod waiting;
 
 use anyhow::Context as _;
 use async_nats::jetstream;

@@ -14,6 +14,7 @@ use crate::{
     breaker::Ruling,
     freshness::Unproven,
     newest::{self, Newest},
+    others::Neighbours,
     route::Route,
     settle::{self, Ending},
     task::{Item, Task},
@@ -91,7 +92,12 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
             .map(|outcome| breaker.ruling(outcome))
             .collect()
     };
-    let failed = |outcome: &Outcome| matches!(outcome, Outcome::Transient(_) | Outcome::Fault(_));
+    let failed = |outcome: &Outcome| {
+        matches!(
+            outcome,
+            Outcome::Transient(_) | Outcome::Fault(_) | Outcome::Down(_)
+        )
+    };
     carried.call = Some((took, outcomes.iter().all(failed)));
     route.meters.call_seconds.record(took);
     let results = called.into_iter().zip(batch).zip(outcomes).zip(rulings);
@@ -215,7 +221,12 @@ async fn forget(route: &Route, damaged: &[(UserId, u64)]) {
 
 /// Delivers, and reads back what the target is to be trusted with only then.
 async fn deliver(route: &Route, batch: &[Delivery]) -> Vec<Outcome> {
-    let mut outcomes = route.driver.deliver(batch).await;
+    let others = Neighbours::new(route);
+    let mut outcomes = route.driver.deliver_among(batch, &others).await;
+    let written = others.were_written();
+    if !written.is_empty() {
+        Box::pin(moved(route, &written)).await;
+    }
     if route.config.verify
         && outcomes
             .iter()
@@ -223,8 +234,10 @@ async fn deliver(route: &Route, batch: &[Delivery]) -> Vec<Outcome> {
         && let Some(verified) = route.driver.verify(batch).await
     {
         for (outcome, verified) in outcomes.iter_mut().zip(verified) {
-            if let (Outcome::Delivered { .. }, Outcome::Transient(_) | Outcome::Fault(_)) =
-                (&*outcome, &verified)
+            if let (
+                Outcome::Delivered { .. },
+                Outcome::Transient(_) | Outcome::Fault(_) | Outcome::Down(_),
+            ) = (&*outcome, &verified)
             {
                 *outcome = verified;
             }
@@ -235,6 +248,17 @@ async fn deliver(route: &Route, batch: &[Delivery]) -> Vec<Outcome> {
         .into_iter()
         .map(|outcome| usersync_targets::reclassify(outcome, retry))
         .collect()
+}
+
+/// The rows of `users` were written for the sake of others: what they were told last is no longer known, and who has a dead
+/// letter is held as they should be.
+async fn moved(route: &Route, users: &[UserId]) {
+    {
+        let mut unchanged = route.unchanged();
+        users.iter().for_each(|user| unchanged.forget(user));
+    }
+    let dead = route.letters.dead(users);
+    settle::deliver_again(route, &dead).await.ok();
 }
 
 /// Ends the span of a delivery with what came of it.

@@ -8,10 +8,11 @@ use tokio::time::Instant;
 use usersync_core::{
     dead_letter::{Class, DeadLetter, Same},
     retry::Retry,
+    user_id::UserId,
 };
 use usersync_targets::{Failure, Outcome, Skip};
 
-use crate::{parcel::unix_us, results::Line, route::Route, task::Item};
+use crate::{hand_back, others, parcel::unix_us, results::Line, route::Route, task::Item};
 
 /// When a message comes again whose dead letter could not be stored or cleared: the deliveries the
 /// server grants for that must last longer than a cluster takes to find a leader.
@@ -81,8 +82,29 @@ pub(crate) async fn settle(
         acknowledge(item.messages(), AckKind::Nak(Some(UNSTORED))).await;
         return Some(UNSTORED);
     }
+    if let Ending::Outcome(_) = ending {
+        let waiting = route.letters.made_room(&item.user_id);
+        if !waiting.is_empty() && Box::pin(deliver_again(route, &waiting)).await.is_err() {
+            acknowledge(item.messages(), AckKind::Nak(Some(UNSTORED))).await;
+            return Some(UNSTORED);
+        }
+    }
     acknowledge(item.messages(), AckKind::Ack).await;
     None
+}
+
+/// Asks for `users` to be delivered again, for whom they waited may have made room.
+///
+/// # Errors
+/// When NATS doesn't take it.
+pub(crate) async fn deliver_again(route: &Route, users: &[UserId]) -> Result<(), ()> {
+    for user in users {
+        if let Err(error) = hand_back::ask(route, user).await {
+            tracing::warn!(target = %route.config.name, user.id = %user, %error, "can't ask for a user to be delivered again");
+            return Err(());
+        }
+    }
+    Ok(())
 }
 
 async fn failed(
@@ -109,45 +131,66 @@ async fn failed(
             route
                 .failures()
                 .failed(&item.user_id, version, attempts, failure, delay);
+            if let Outcome::Conflict(conflict) = outcome {
+                route.letters.waits(&item.user_id, &conflict.holders);
+            }
             tracing::warn!(%target, user.id = %item.user_id, attempts, delay_ms = delay.as_millis(), reason = %failure, "delivery failed; trying again");
             acknowledge(item.messages(), AckKind::Nak(Some(delay))).await;
             Some(delay)
         }
         Verdict::DeadLetter(class, failure) => {
-            let code = failure.code.as_deref();
-            log(route, item, version, "dead", took, code).await;
-            let first =
-                route
-                    .failures()
-                    .failed(&item.user_id, version, attempts, failure, Duration::ZERO);
-            let letter = DeadLetter {
-                target: target.clone(),
-                user_id: item.user_id.clone(),
-                version,
-                attempts,
-                class,
-                reason: failure.reason.to_string(),
-                code: failure.code.as_deref().map(str::to_owned),
-                first_failure: Some(first),
-                last_failure: Some(Timestamp::now()),
+            log(route, item, version, "dead", took, failure.code.as_deref()).await;
+            let holders = match outcome {
+                Outcome::Conflict(conflict) => conflict.holders.as_slice(),
+                _ => &[],
             };
-            match letter.store(&route.jetstream, Same::Replace).await {
-                Ok(_) => {
-                    route.letters.stored(&item.user_id, version);
-                    route.failures().ended(&item.user_id);
-                    route.meters.dead_lettered.increment(1);
-                    tracing::error!(%target, user.id = %item.user_id, attempts, class = class.as_str(), reason = %failure, "dead-lettered");
-                    acknowledge(item.messages(), AckKind::Term).await;
-                    None
-                }
-                Err(error) => {
-                    tracing::error!(%target, user.id = %item.user_id, error = format!("{error:#}"), "can't store the dead letter; trying again");
-                    acknowledge(item.messages(), AckKind::Nak(Some(UNSTORED))).await;
-                    Some(UNSTORED)
-                }
-            }
+            give_up(route, item, version, class, failure, holders).await
         }
     }
+}
+
+/// Keeps what failed as a dead letter; answers after how long it comes again, if that can't be done. For what `holders` have
+/// the user can't be delivered.
+async fn give_up(
+    route: &Route,
+    item: &Item,
+    version: u64,
+    class: Class,
+    failure: &Failure,
+    holders: &[(UserId, u64)],
+) -> Option<Duration> {
+    let (target, attempts) = (&route.config.name, item.attempts());
+    let first = route
+        .failures()
+        .failed(&item.user_id, version, attempts, failure, Duration::ZERO);
+    let letter = DeadLetter {
+        target: target.clone(),
+        user_id: item.user_id.clone(),
+        version,
+        attempts,
+        class,
+        reason: failure.reason.to_string(),
+        code: failure.code.as_deref().map(str::to_owned),
+        first_failure: Some(first),
+        last_failure: Some(Timestamp::now()),
+        waits_for: holders.iter().map(|(user, _)| user.clone()).collect(),
+    };
+    if let Err(error) = letter.store(&route.jetstream, Same::Replace).await {
+        tracing::error!(%target, user.id = %item.user_id, error = format!("{error:#}"), "can't store the dead letter; trying again");
+        acknowledge(item.messages(), AckKind::Nak(Some(UNSTORED))).await;
+        return Some(UNSTORED);
+    }
+    route.letters.stored(&letter);
+    route.failures().ended(&item.user_id);
+    route.meters.dead_lettered.increment(1);
+    tracing::error!(%target, user.id = %item.user_id, attempts, class = class.as_str(), reason = %failure, "dead-lettered");
+    // Who changed meanwhile was delivered before anybody knew that somebody waits for it.
+    if class == Class::Permanent && others::has_changed(route, holders).await {
+        let user = std::slice::from_ref(&item.user_id);
+        deliver_again(route, user).await.ok();
+    }
+    acknowledge(item.messages(), AckKind::Term).await;
+    None
 }
 
 async fn log(
@@ -189,9 +232,11 @@ async fn acknowledge(messages: impl Iterator<Item = &Message>, kind: AckKind) {
 pub(crate) fn class_of(outcome: &Outcome) -> Option<Class> {
     match outcome {
         Outcome::Delivered { .. } | Outcome::AlreadyNewer => None,
+        Outcome::Conflict(conflict) if conflict.lasting => Some(Class::Permanent),
+        Outcome::Conflict(_) => Some(Class::Transient),
         Outcome::Permanent(_) => Some(Class::Permanent),
         Outcome::Transient(_) => Some(Class::Transient),
-        Outcome::Fault(_) | Outcome::Gone(_) => Some(Class::TargetFault),
+        Outcome::Fault(_) | Outcome::Down(_) | Outcome::Gone(_) => Some(Class::TargetFault),
     }
 }
 
@@ -205,8 +250,14 @@ pub(crate) fn decide<'a>(
     let (class, failure) = match outcome {
         Outcome::Delivered { .. } | Outcome::AlreadyNewer => return Verdict::Acknowledge,
         Outcome::Permanent(failure) => return Verdict::DeadLetter(Class::Permanent, failure),
+        Outcome::Conflict(conflict) if conflict.lasting => {
+            return Verdict::DeadLetter(Class::Permanent, &conflict.failure);
+        }
+        Outcome::Conflict(conflict) => (Class::Transient, &conflict.failure),
         Outcome::Transient(failure) => (Class::Transient, failure),
-        Outcome::Fault(failure) | Outcome::Gone(failure) => (Class::TargetFault, failure),
+        Outcome::Fault(failure) | Outcome::Down(failure) | Outcome::Gone(failure) => {
+            (Class::TargetFault, failure)
+        }
     };
     if attempts >= retry.max_deliver {
         return Verdict::DeadLetter(class, failure);

@@ -263,6 +263,7 @@ fn expected(key: &str) -> &'static str {
         "table" => {
             "expected a table of name, id, version, deleted and columns, such as { name = \"users\", columns = { phone = \"data.phone\" } }"
         }
+        "unique" => "expected a list of members, such as [\"email\"]",
         "read_url" => "expected a URL with {id} in it",
         "note" => "expected a text",
         "fields" => {
@@ -279,7 +280,7 @@ fn expected(key: &str) -> &'static str {
             "expected a reference, `env:NAME` or `file:PATH`, never the secret itself"
         }
         _ => {
-            "is no key of a target; expected one of url, allow_networks, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, ids, fields, table, verify, read_url, suppress_unchanged, results, headers, secret, previous_secret, auth, tls, note"
+            "is no key of a target; expected one of url, allow_networks, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, ids, fields, table, verify, read_url, unique, suppress_unchanged, results, headers, secret, previous_secret, auth, tls, note"
         }
     }
 }

@@ -78,6 +78,10 @@ pub struct DeadLetter {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_failure: Option<Timestamp>,
+    /// Who has a value there that must be unique and that this user is to have: when one of them was delivered, this user
+    /// is delivered again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits_for: Vec<UserId>,
 }
 
 /// What becomes of a stored letter of the same version.
@@ -148,6 +152,10 @@ impl DeadLetter {
         if let Some(code) = &self.code {
             headers.insert(header::STATUS_CODE, code.as_str());
         }
+        if !self.waits_for.is_empty() {
+            let users: Vec<String> = self.waits_for.iter().map(UserId::to_string).collect();
+            headers.insert(header::WAITS_FOR, users.join(" "));
+        }
         headers
     }
 
@@ -171,6 +179,15 @@ pub fn version_of(headers: &HeaderMap) -> u64 {
         .get(header::VERSION)
         .and_then(|version| version.as_str().parse().ok())
         .unwrap_or(0)
+}
+
+/// For whom a letter's user waits; see [`DeadLetter::waits_for`].
+pub fn waits_for(headers: &HeaderMap) -> Vec<UserId> {
+    let users = headers.get(header::WAITS_FOR);
+    let users = users
+        .into_iter()
+        .flat_map(|users| users.as_str().split(' '));
+    users.filter_map(|user| user.parse().ok()).collect()
 }
 
 /// What takes the place of the letter at `sequence`, and goes away by itself. Needs no right to purge.

@@ -100,7 +100,7 @@ pub struct Breaker {
     pub probe: Duration,
     /// See `probe`.
     #[serde(with = "duration::required")]
-    #[schema(value_type = String, default = "15s")]
+    #[schema(value_type = String, default = "3s")]
     pub probe_cap: Duration,
 }
 
@@ -113,7 +113,7 @@ impl Default for Breaker {
             least: 20,
             permanent: 20,
             probe: Duration::from_millis(500),
-            probe_cap: Duration::from_secs(15),
+            probe_cap: Duration::from_secs(3),
         }
     }
 }

@@ -285,6 +285,8 @@ pub mod header {
     pub const LAST_FAILURE: &str = "Usersync-Last-Failure";
     /// The code the target answered, where its protocol has one: HTTP status, SQLSTATE…
     pub const STATUS_CODE: &str = "Usersync-Status-Code";
+    /// The ids, between spaces, of who has a value that must be unique and that the user of a dead letter is to have.
+    pub const WAITS_FOR: &str = "Usersync-Waits-For";
     /// The subject the message came on.
     pub const SUBJECT: &str = "Usersync-Subject";
     /// The length in bytes of a refused event too long to be kept whole; all of it is in USER_EVENTS.

@@ -155,6 +155,10 @@ pub struct TargetConfig {
     /// Where an HTTP target shows one user, with `{id}` in it; for `verify` and for checks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_url: Option<String>,
+    /// Which members must be unique at an HTTP target: `username`, `email`, `data.<path>`. Who is refused twice for one of
+    /// them (409) is delivered without these first, so that users who wait for each other's values get them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unique: Vec<String>,
     /// Whether to skip a call when nothing this target sees has changed since the last one.
     #[serde(default = "yes")]
     pub suppress_unchanged: bool,
@@ -316,6 +320,7 @@ impl TargetConfig {
         problems.extend(self.check.problems());
         problems.extend(self.fields.problems());
         problems.extend(self.table.iter().flat_map(Table::problems));
+        problems.extend(self.unique.iter().filter_map(|path| not_unique(path)));
         problems.extend(self.misplaced());
         problems.extend(self.auth.iter().flat_map(Auth::problems));
         let tls = self.tls.iter();
@@ -338,6 +343,7 @@ impl TargetConfig {
         for (key, there) in [
             ("previous_secret", self.previous_secret.is_some()),
             ("auth", self.auth.is_some()),
+            ("unique", !self.unique.is_empty()),
         ] {
             if there && !http {
                 problems.push(format!("{key}: only HTTP targets have it"));
@@ -352,6 +358,14 @@ impl TargetConfig {
         }
         problems
     }
+}
+
+/// What is wrong with a member that is to be unique.
+fn not_unique(path: &str) -> Option<String> {
+    let inside = |rest: &str| rest.split('.').all(|name| !name.is_empty());
+    let known =
+        matches!(path, "username" | "email") || path.strip_prefix("data.").is_some_and(inside);
+    (!known).then(|| format!("unique: `{path}` is none of username, email and data.<path>"))
 }
 
 /// What is wrong with a header that shows its secret; never quotes it.

@@ -152,7 +152,7 @@ fn every_bucket_is_documented() {
 fn every_header_is_documented() {
     use subjects::header::{
         ATTEMPTS, CLASS, FILE, FIRST_FAILURE, LAST_FAILURE, POINTER, REASON, STATUS_CODE, SUBJECT,
-        TRUNCATED, VERSION,
+        TRUNCATED, VERSION, WAITS_FOR,
     };
     let ours: BTreeSet<_> = first_cells("Headers")
         .into_iter()
@@ -170,6 +170,7 @@ fn every_header_is_documented() {
         SUBJECT,
         TRUNCATED,
         VERSION,
+        WAITS_FOR,
     ];
     assert_eq!(ours, defined.into_iter().map(str::to_owned).collect());
 }

@@ -44,6 +44,14 @@ impl<C> Connections<C> {
     }
 }
 
+impl<C> Connections<C> {
+    /// Closes those that nobody uses: they lead to a server that is of no more use.
+    pub(crate) fn close_idle(&self) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.clear();
+    }
+}
+
 impl<C> Lease<'_, C> {
     /// The connection used last, and for how long it has been idle.
     pub(crate) fn idle(&self) -> Option<(C, Duration)> {

@@ -8,6 +8,7 @@ use usersync_digest::sql::Flavour;
 use crate::{
     layout::{Layout, Live, Row},
     trouble::Trouble,
+    unique::{Claim, Parked},
 };
 
 /// How a server is spoken to.
@@ -18,6 +19,9 @@ pub(crate) trait Dialect: Send + Sync {
     const FLAVOUR: Flavour;
     /// Begins a transaction whose every statement sees what was committed before it.
     const BEGIN: &str;
+
+    /// The code of an error about a value that must be unique.
+    const DUPLICATE: &str;
 
     /// Opens a connection.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, Trouble>> + Send;
@@ -31,6 +35,14 @@ pub(crate) trait Dialect: Send + Sync {
     fn ping(
         &self,
         connection: &mut Self::Connection,
+    ) -> impl Future<Output = Result<(), Trouble>> + Send;
+
+    /// Asks whether the table can be written to, changing nothing.
+    fn writable(
+        &self,
+        connection: &mut Self::Connection,
+        name: &str,
+        table: &Table,
     ) -> impl Future<Output = Result<(), Trouble>> + Send;
 
     /// Describes the table; `None` when there is none of this name.
@@ -65,14 +77,22 @@ pub(crate) trait Dialect: Send + Sync {
         rows: &[Row],
     ) -> impl Future<Output = Result<bool, Trouble>> + Send;
 
-    /// Writes the cells told and the version to rows that are there, not deleted and not newer. In a transaction of the
-    /// caller's.
+    /// Writes the cells told and the version to rows that are there, not deleted and not newer; says what became of each. In a
+    /// transaction of the caller's.
     fn update(
         &self,
         connection: &mut Self::Connection,
         layout: &Layout,
         rows: &[Row],
-    ) -> impl Future<Output = Result<(), Trouble>> + Send;
+    ) -> impl Future<Output = Result<Vec<Fate>, Trouble>> + Send;
+
+    /// The column of `row` whose value the server doesn't take, after it has refused one without saying which.
+    fn culprit(
+        &self,
+        connection: &mut Self::Connection,
+        layout: &Layout,
+        row: &Row,
+    ) -> impl Future<Output = Option<String>> + Send;
 
     /// Sets the version of one row to 0, provided that it is `version`.
     fn forget(
@@ -90,6 +110,33 @@ pub(crate) trait Dialect: Send + Sync {
         layout: &Layout,
         ids: &[String],
     ) -> impl Future<Output = Result<HashMap<String, Held>, Trouble>> + Send;
+
+    /// The same, and keeps them from changing until the transaction ends; locks them in the order of the ids. What the
+    /// transaction writes is no change of the table's own.
+    fn lock(
+        &self,
+        connection: &mut Self::Connection,
+        layout: &Layout,
+        ids: &[String],
+    ) -> impl Future<Output = Result<HashMap<String, Held>, Trouble>> + Send;
+
+    /// Who has what `rows` are to have and must be unique, by the server's own comparison. A row may be of any shape, and
+    /// never claims what it has itself.
+    fn claims(
+        &self,
+        connection: &mut Self::Connection,
+        layout: &Layout,
+        rows: &[Row],
+        against: Against,
+    ) -> impl Future<Output = Result<Vec<Claim>, Trouble>> + Send;
+
+    /// Writes over cells of rows that are locked.
+    fn park(
+        &self,
+        connection: &mut Self::Connection,
+        layout: &Layout,
+        rows: &[Parked],
+    ) -> impl Future<Output = Result<(), Trouble>> + Send;
 
     /// Runs a statement of [`Dialect::create`] or [`Dialect::add`].
     fn run(
@@ -128,10 +175,21 @@ pub(crate) trait Dialect: Send + Sync {
     fn add(&self, name: &str, version: Option<&str>, deleted: Option<&str>) -> Vec<String>;
 }
 
+/// Where those are looked for who have what a row claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Against {
+    /// In the table as it is.
+    Table,
+    /// Among the rows that are to be written, as they are to be.
+    Rows,
+}
+
 /// What became of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Written,
+    /// The server took it, and holds something else: a trigger, a rule, or a policy for rows has a say.
+    Unwritten,
     /// The table holds a newer version.
     Newer,
     /// Another user's row stands in the way, through another unique key.
@@ -162,4 +220,14 @@ pub(crate) fn by_id<E>(
         held.insert(id, row);
     }
     Ok(held)
+}
+
+impl Fate {
+    /// What became of a row that the server didn't say it wrote, by what it holds now.
+    pub(crate) fn unsaid(row: &Row, held: Option<&Held>) -> Self {
+        match held {
+            Some(held) if held.version > row.version => Self::Newer,
+            _ => Self::Unwritten,
+        }
+    }
 }

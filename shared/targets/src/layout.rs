@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use usersync_core::{event::Change, target::Table, user_id::UserId};
 use usersync_digest::Stored;
 
-use crate::{Action, Delivery, cell::Kind, table::told};
+use crate::{Action, Delivery, cell::Kind, table::told, unique::Keys};
 
 /// A column as the server describes it.
 #[derive(Clone, Debug)]
@@ -74,8 +74,12 @@ pub(crate) struct Live {
     pub(crate) columns: Vec<LiveColumn>,
     /// The columns with a unique key of their own.
     pub(crate) unique: BTreeSet<String>,
+    /// All its unique keys.
+    pub(crate) keys: Keys,
     /// It makes up values of its own for a column that isn't the id.
     pub(crate) numbers_itself: bool,
+    /// It has triggers that may change what is written, as far as we may see them.
+    pub(crate) altered: bool,
     /// The outbox that its changes are noted in, as a statement names it.
     pub(crate) outbox: Option<String>,
 }
@@ -89,7 +93,11 @@ pub(crate) struct Layout {
     pub(crate) ids: Ids,
     pub(crate) id_cast: String,
     pub(crate) columns: Vec<Column>,
+    /// The unique keys that what is written here has a part in.
+    pub(crate) keys: Keys,
     pub(crate) numbers_itself: bool,
+    /// It has triggers that may change what is written, so that it has to be read back.
+    pub(crate) altered: bool,
     /// The outbox that its changes are noted in, as a statement names it.
     pub(crate) outbox: Option<String>,
 }
@@ -136,6 +144,18 @@ pub(crate) struct Shape {
 }
 
 impl Layout {
+    /// Whether anything is ever written to this column.
+    pub(crate) fn writes(&self, column: &str) -> bool {
+        let Table {
+            id,
+            version,
+            deleted,
+            ..
+        } = &self.table;
+        [id, version, deleted].iter().any(|ours| *ours == column)
+            || self.columns.iter().any(|mapped| mapped.name == column)
+    }
+
     /// The columns that rows of `shape` tell something, in order.
     pub(crate) fn told(&self, shape: &Shape) -> Vec<&Column> {
         let columns = self.columns.iter().zip(&shape.told);
@@ -262,13 +282,18 @@ impl Layout {
         if !problems.is_empty() {
             return Err(format!("table `{name}`: {}", problems.join("; ")));
         }
+        let written = columns.iter().map(|column| column.name.as_str());
+        let written = written.chain([table.deleted.as_str(), table.version.as_str()]);
+        let keys = live.keys.clone().about(written);
         Ok(Self {
             table: table.clone(),
             name: name.to_owned(),
             ids: id.and_then(|id| id.ids).unwrap_or(Ids::Texts),
             id_cast: id.map(|id| id.cast.clone()).unwrap_or_default(),
             columns,
+            keys,
             numbers_itself: live.numbers_itself,
+            altered: live.altered,
             outbox: live.outbox.clone(),
         })
     }

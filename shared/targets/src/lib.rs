@@ -12,6 +12,7 @@ mod http;
 mod layout;
 mod mysql;
 mod neo4j;
+mod others;
 mod outcome;
 mod password;
 mod portions;
@@ -25,6 +26,7 @@ mod standing;
 mod table;
 mod tls;
 mod trouble;
+mod unique;
 mod way;
 
 use std::sync::Arc;
@@ -40,7 +42,8 @@ pub use check::{
 };
 pub use delivery::{Action, Delivery};
 pub use http::Webhook;
-pub use outcome::{Failure, Outcome, reclassify};
+pub use others::{Meant, Others};
+pub use outcome::{Conflict, Failure, Outcome, reclassify};
 pub use rule::{Rule, RuleError, Skip, Verdict};
 pub use standing::Standing;
 pub use way::Names;
@@ -53,6 +56,11 @@ pub trait Target: Send + Sync {
     /// A batch holds at most one delivery per user and at most [`Limits::batch`] deliveries.
     /// Returns within the target's timeout.
     async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome>;
+
+    /// The same for who can be asked about `others`, whose rows may have to be written with those of the batch.
+    async fn deliver_among(&self, batch: &[Delivery], _others: &dyn Others) -> Vec<Outcome> {
+        self.deliver(batch).await
+    }
 
     /// Asks whether the target answers and lets us in; where that can be told, whether a user could be written. Nothing is
     /// changed there.

@@ -5,6 +5,7 @@
 
 mod columns;
 mod errors;
+mod keys;
 mod server;
 
 use std::{collections::HashMap, time::Duration};
@@ -25,12 +26,13 @@ use self::{
 use crate::{
     ConfigError,
     cell::Kind,
-    dialect::{Dialect, Fate, Held, by_id},
+    dialect::{Against, Dialect, Fate, Held, by_id},
     layout::{Ids, Layout, Live, Row, Shape},
     password, rows,
     sql::SqlTarget,
     tls::Peer,
     trouble::Trouble,
+    unique::{Claim, Parked},
     way::Way,
 };
 
@@ -51,6 +53,7 @@ impl Dialect for MySql {
     const FLAVOUR: Flavour = Flavour::MySql;
     // The session is at READ COMMITTED.
     const BEGIN: &str = "BEGIN";
+    const DUPLICATE: &str = "23000";
 
     async fn connect(&self) -> Result<MySqlConnection, Trouble> {
         self.open().await
@@ -58,6 +61,20 @@ impl Dialect for MySql {
 
     async fn ping(&self, connection: &mut MySqlConnection) -> Result<(), Trouble> {
         connection.ping().await.map_err(trouble)
+    }
+
+    async fn writable(
+        &self,
+        connection: &mut MySqlConnection,
+        name: &str,
+        table: &Table,
+    ) -> Result<(), Trouble> {
+        // A server that is read-only refuses even this, unless it takes our writes all the same.
+        let version = quoted(&table.version);
+        let name = quoted(name);
+        let statement = format!("UPDATE {name} SET {version} = {version} WHERE FALSE LIMIT 1");
+        let done = connection.execute(AssertSqlSafe(statement)).await;
+        done.map(drop).map_err(trouble)
     }
 
     async fn look(
@@ -105,11 +122,16 @@ impl Dialect for MySql {
         });
         let keys = "SELECT CAST(MIN(column_name) AS CHAR) FROM information_schema.statistics \
              WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND non_unique = 0 \
-             GROUP BY index_name HAVING COUNT(*) = 1 AND COUNT(sub_part) = 0";
+             GROUP BY index_name HAVING COUNT(*) = 1 AND COUNT(sub_part) = 0 AND COUNT(column_name) = 1";
         let rows = sqlx::query(keys).bind(schema).bind(name);
-        for row in rows.fetch_all(connection).await.map_err(trouble)? {
+        for row in rows.fetch_all(&mut *connection).await.map_err(trouble)? {
             live.unique.insert(row.try_get(0).map_err(trouble)?);
         }
+        live.keys = keys::read(&mut *connection, schema, name).await?;
+        let altered = "SELECT COUNT(*) > 0 FROM information_schema.triggers \
+             WHERE event_object_schema = COALESCE(?, DATABASE()) AND event_object_table = ? AND action_timing = 'BEFORE'";
+        let altered = sqlx::query_scalar(altered).bind(schema).bind(name);
+        live.altered = altered.fetch_one(connection).await.map_err(trouble)?;
         Ok(Some(live))
     }
 
@@ -193,7 +215,8 @@ impl Dialect for MySql {
         connection: &mut MySqlConnection,
         layout: &Layout,
         rows: &[Row],
-    ) -> Result<(), Trouble> {
+    ) -> Result<Vec<Fate>, Trouble> {
+        let mut unsaid = Vec::new();
         let Table {
             id,
             version,
@@ -225,9 +248,22 @@ impl Dialect for MySql {
             }
             query = bind_id(query.bind(row.version), layout, &row.id).bind(row.version);
             let done = query.execute(&mut *connection).await;
-            done.map_err(|error| row_trouble(error, layout))?;
+            let done = done.map_err(|error| row_trouble(error, layout))?;
+            if done.rows_affected() == 0 {
+                unsaid.push(row.id.clone());
+            }
         }
-        Ok(())
+        let held = rows_of(connection, layout, &unsaid, "").await?;
+        let fate = |row: &Row| match unsaid.contains(&row.id) {
+            true => Fate::unsaid(row, held.get(&row.id)),
+            false => Fate::Written,
+        };
+        Ok(rows.iter().map(fate).collect())
+    }
+
+    /// It says so itself.
+    async fn culprit(&self, _: &mut MySqlConnection, _: &Layout, _: &Row) -> Option<String> {
+        None
     }
 
     async fn forget(
@@ -255,37 +291,48 @@ impl Dialect for MySql {
         layout: &Layout,
         ids: &[String],
     ) -> Result<HashMap<String, Held>, Trouble> {
-        let Some(first) = ids.first() else {
-            return Ok(HashMap::new());
-        };
-        let Table {
-            id,
-            version,
-            deleted,
-            ..
-        } = &layout.table;
-        let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
-        let cells = layout.columns.iter().map(|column| {
-            format!(
-                ", {}",
-                Self::FLAVOUR.shown(&quoted(&column.name), column.stored)
-            )
-        });
-        let places = ids.len().next_power_of_two();
-        let statement = format!(
-            "SELECT CAST({} AS CHAR), CAST(COALESCE({version}, 0) AS SIGNED), COALESCE({deleted}, FALSE) <> 0{} \
-             FROM {} WHERE {id} IN ({})",
-            shown_id(layout.ids, &id),
-            cells.collect::<String>(),
-            quoted(&layout.name),
-            vec!["?"; places].join(", ")
-        );
-        let mut query = sqlx::query(AssertSqlSafe(statement));
-        for id in padded(ids, first, places) {
-            query = bind_id(query, layout, id);
+        rows_of(connection, layout, ids, "").await
+    }
+
+    async fn lock(
+        &self,
+        connection: &mut MySqlConnection,
+        layout: &Layout,
+        ids: &[String],
+    ) -> Result<HashMap<String, Held>, Trouble> {
+        rows_of(connection, layout, ids, "FOR UPDATE").await
+    }
+
+    async fn claims(
+        &self,
+        connection: &mut MySqlConnection,
+        layout: &Layout,
+        rows: &[Row],
+        against: Against,
+    ) -> Result<Vec<Claim>, Trouble> {
+        keys::claims(connection, layout, rows, against).await
+    }
+
+    async fn park(
+        &self,
+        connection: &mut MySqlConnection,
+        layout: &Layout,
+        rows: &[Parked],
+    ) -> Result<(), Trouble> {
+        let (name, id) = (quoted(&layout.name), quoted(&layout.table.id));
+        for row in rows {
+            let cells = row.cells.iter();
+            let cells = cells.map(|(at, _)| format!("{} = ?", quoted(&layout.columns[*at].name)));
+            let cells = cells.collect::<Vec<_>>().join(", ");
+            let statement = format!("UPDATE {name} SET {cells} WHERE {id} = ?");
+            let mut query = sqlx::query(AssertSqlSafe(statement));
+            for (_, cell) in &row.cells {
+                query = query.bind(cell);
+            }
+            let done = bind_id(query, layout, &row.id).execute(&mut *connection);
+            done.await.map_err(|error| row_trouble(error, layout))?;
         }
-        let rows = query.fetch_all(connection).await.map_err(trouble)?;
-        by_id(rows.iter().map(|row| held(row, layout))).map_err(trouble)
+        Ok(())
     }
 
     async fn run(&self, connection: &mut MySqlConnection, statement: &str) -> Result<(), Trouble> {
@@ -489,6 +536,46 @@ pub(crate) fn shown_id(ids: Ids, id: &str) -> String {
     let hex = format!("HEX({id})");
     let spelled = hyphens.fold(hex, |text, at| format!("INSERT({text}, {at}, 0, '-')"));
     format!("LOWER({spelled})")
+}
+
+/// Rows as they are held, by id; `more` ends the statement.
+async fn rows_of(
+    connection: &mut MySqlConnection,
+    layout: &Layout,
+    ids: &[String],
+    more: &str,
+) -> Result<HashMap<String, Held>, Trouble> {
+    let Some(first) = ids.first() else {
+        return Ok(HashMap::new());
+    };
+    let Table {
+        id,
+        version,
+        deleted,
+        ..
+    } = &layout.table;
+    let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
+    let cells = layout.columns.iter().map(|column| {
+        format!(
+            ", {}",
+            MySql::FLAVOUR.shown(&quoted(&column.name), column.stored)
+        )
+    });
+    let places = ids.len().next_power_of_two();
+    let statement = format!(
+        "SELECT CAST({} AS CHAR), CAST(COALESCE({version}, 0) AS SIGNED), COALESCE({deleted}, FALSE) <> 0{} \
+         FROM {} WHERE {id} IN ({}) {more}",
+        shown_id(layout.ids, &id),
+        cells.collect::<String>(),
+        quoted(&layout.name),
+        vec!["?"; places].join(", ")
+    );
+    let mut query = sqlx::query(AssertSqlSafe(statement));
+    for id in padded(ids, first, places) {
+        query = bind_id(query, layout, id);
+    }
+    let rows = query.fetch_all(connection).await.map_err(trouble)?;
+    by_id(rows.iter().map(|row| held(row, layout))).map_err(trouble)
 }
 
 fn held(row: &MySqlRow, layout: &Layout) -> Result<(String, Held), sqlx::Error> {

@@ -3,7 +3,10 @@
 use std::{borrow::Cow, time::Duration};
 
 use serde::Serialize;
-use usersync_core::retry::{Code, Retry};
+use usersync_core::{
+    retry::{Code, Retry},
+    user_id::UserId,
+};
 
 /// The result of one delivery.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,8 +24,23 @@ pub enum Outcome {
     Permanent(Failure),
     /// The target as a whole can't be used: not reachable, or it refuses us.
     Fault(Failure),
+    /// The target as a whole takes nothing now: it says that it is read-only, or no longer the one that is written to.
+    Down(Failure),
     /// The target says that it is gone for good (HTTP 410).
     Gone(Failure),
+    /// Another user has a value there that must be unique. It says nothing of the target, and nothing of anybody else.
+    Conflict(Conflict),
+}
+
+/// Why a user can't have a value that must be unique.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conflict {
+    /// In words, with the user who has it where that is known.
+    pub failure: Failure,
+    /// Who stands in the way, each with the version that was looked at, 0 where there is none. Empty where nobody knows.
+    pub holders: Vec<(UserId, u64)>,
+    /// Whether it stays so until one of them changes; else trying again may help.
+    pub lasting: bool,
 }
 
 /// Why a call failed. Never holds a payload, a secret or personal data.
@@ -37,6 +55,17 @@ pub struct Failure {
     /// How long the target asks us to wait.
     #[serde(skip)]
     pub retry_after: Option<Duration>,
+}
+
+impl Conflict {
+    /// One of which nothing more is known, and that may pass.
+    pub fn passing(failure: Failure) -> Self {
+        Self {
+            failure,
+            holders: Vec::new(),
+            lasting: false,
+        }
+    }
 }
 
 impl Failure {
@@ -59,19 +88,32 @@ pub fn reclassify(outcome: Outcome, retry: &Retry) -> Outcome {
         Outcome::Transient(failure)
         | Outcome::Permanent(failure)
         | Outcome::Fault(failure)
+        | Outcome::Down(failure)
         | Outcome::Gone(failure) => failure,
+        Outcome::Conflict(conflict) => return of_conflict(conflict.clone(), retry),
     };
-    let listed = |codes: &[Code]| {
-        let code = failure.code.as_deref();
-        code.is_some_and(|code| codes.iter().any(|listed| listed == code))
-    };
-    if listed(&retry.permanent_status) {
+    if names(&retry.permanent_status, failure) {
         Outcome::Permanent(failure.clone())
-    } else if listed(&retry.transient_status) {
+    } else if names(&retry.transient_status, failure) {
         Outcome::Transient(failure.clone())
     } else {
         outcome
     }
+}
+
+/// A conflict stays one, for it never says anything of the target.
+fn of_conflict(mut conflict: Conflict, retry: &Retry) -> Outcome {
+    if names(&retry.permanent_status, &conflict.failure) {
+        conflict.lasting = true;
+    } else if names(&retry.transient_status, &conflict.failure) {
+        conflict.lasting = false;
+    }
+    Outcome::Conflict(conflict)
+}
+
+fn names(codes: &[Code], failure: &Failure) -> bool {
+    let code = failure.code.as_deref();
+    code.is_some_and(|code| codes.iter().any(|listed| listed == code))
 }
 
 #[cfg(test)]
@@ -88,6 +130,10 @@ mod tests {
             retry_after: Some(Duration::from_secs(3)),
             ..Failure::new("no")
         };
+        let conflict = |code, lasting| {
+            let passing = Conflict::passing(failure(code));
+            Outcome::Conflict(Conflict { lasting, ..passing })
+        };
         use Outcome::{AlreadyNewer, Delivered, Fault, Gone, Permanent, Transient};
         let rows = [
             (Transient(failure("503")), Permanent(failure("503"))),
@@ -103,6 +149,9 @@ mod tests {
             ),
             (Delivered { guarded: true }, Delivered { guarded: true }),
             (AlreadyNewer, AlreadyNewer),
+            (conflict("23505", true), conflict("23505", false)),
+            (conflict("503", false), conflict("503", true)),
+            (conflict("23P01", true), conflict("23P01", true)),
         ];
         for (outcome, expected) in rows {
             assert_eq!(reclassify(outcome.clone(), &retry), expected, "{outcome:?}");

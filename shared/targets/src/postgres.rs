@@ -8,6 +8,7 @@
 
 mod columns;
 mod errors;
+mod keys;
 mod pooler;
 
 use std::{
@@ -28,15 +29,20 @@ use usersync_core::{
 };
 use usersync_digest::sql::Flavour;
 
-use self::{columns::column, errors::trouble, pooler::Pooler};
+use self::{
+    columns::column,
+    errors::{READ_ONLY, row_trouble, trouble},
+    pooler::Pooler,
+};
 use crate::{
-    ConfigError,
-    dialect::{Dialect, Fate, Held, by_id},
+    ConfigError, Failure,
+    dialect::{Against, Dialect, Fate, Held, by_id},
     layout::{Layout, Live, Row, Shape},
     password, rows,
     sql::SqlTarget,
     tls::Peer,
     trouble::Trouble,
+    unique::{Claim, Parked},
     way::{Blocked, Way, first},
 };
 
@@ -92,6 +98,61 @@ pub(crate) fn server(
 }
 
 impl Postgres {
+    /// Rows as they are held, by id; `more` ends the statement.
+    async fn rows_of(
+        &self,
+        connection: &mut PgConnection,
+        layout: &Layout,
+        ids: &[String],
+        more: &str,
+    ) -> Result<HashMap<String, Held>, Trouble> {
+        let Table {
+            id,
+            version,
+            deleted,
+            ..
+        } = &layout.table;
+        let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
+        let cells = layout.columns.iter().map(|column| {
+            format!(
+                ", {}",
+                Self::FLAVOUR.shown(&quoted(&column.name), column.stored)
+            )
+        });
+        let statement = format!(
+            "SELECT {id}::text, COALESCE({version}, 0), COALESCE({deleted}, false){} FROM {} \
+             WHERE {id} = ANY ($1::text[]::{}[]) {more}",
+            cells.collect::<String>(),
+            quoted(&layout.name),
+            layout.id_cast
+        );
+        let query = self.query(AssertSqlSafe(statement)).bind(ids);
+        let rows = query.fetch_all(connection).await.map_err(trouble)?;
+        by_id(rows.iter().map(|row| held(row, layout))).map_err(trouble)
+    }
+
+    /// What became of `rows`, of which the server says that some were written: the condition of the statement keeps a row
+    /// from being written without an error, and so may a trigger.
+    async fn fates(
+        &self,
+        connection: &mut PgConnection,
+        layout: &Layout,
+        rows: &[Row],
+        is_written: impl Fn(&Row) -> bool,
+    ) -> Result<Vec<Fate>, Trouble> {
+        let others = rows.iter().filter(|row| !is_written(row));
+        let others: Vec<String> = others.map(|row| row.id.clone()).collect();
+        if others.is_empty() {
+            return Ok(vec![Fate::Written; rows.len()]);
+        }
+        let held = self.rows_of(connection, layout, &others, "").await?;
+        let fate = |row: &Row| match is_written(row) {
+            true => Fate::Written,
+            false => Fate::unsaid(row, held.get(&row.id)),
+        };
+        Ok(rows.iter().map(fate).collect())
+    }
+
     /// Connects to an address that was looked at; by name where the server must prove that it is that name's.
     async fn reach(&self, options: PgConnectOptions) -> Result<PgConnection, Trouble> {
         let trouble = |error| {
@@ -132,6 +193,7 @@ impl Dialect for Postgres {
     type Connection = PgConnection;
     const FLAVOUR: Flavour = Flavour::Postgres;
     const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+    const DUPLICATE: &str = "23505";
 
     async fn connect(&self) -> Result<PgConnection, Trouble> {
         self.open().await
@@ -143,6 +205,33 @@ impl Dialect for Postgres {
 
     async fn ping(&self, connection: &mut PgConnection) -> Result<(), Trouble> {
         connection.ping().await.map_err(trouble)
+    }
+
+    async fn writable(
+        &self,
+        connection: &mut PgConnection,
+        name: &str,
+        _: &Table,
+    ) -> Result<(), Trouble> {
+        // Not by writing nothing: a trigger may be called for that.
+        let question = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean, \
+             has_any_column_privilege(to_regclass($1), 'INSERT') AND has_any_column_privilege(to_regclass($1), 'UPDATE') \
+             AND has_any_column_privilege(to_regclass($1), 'SELECT')";
+        let answer = sqlx::query_as(question).bind(quoted(name));
+        let answer: (bool, Option<bool>) = answer.fetch_one(connection).await.map_err(trouble)?;
+        match answer {
+            (true, _) => Err(Trouble::demoted(Failure {
+                code: Some("25006".into()),
+                ..Failure::new(format!("{SERVER}: {READ_ONLY}"))
+            })),
+            (_, Some(false)) => Err(Trouble::misfit(Failure {
+                code: Some("42501".into()),
+                ..Failure::new(format!(
+                    "{SERVER}: we need SELECT, INSERT and UPDATE on the table `{name}`"
+                ))
+            })),
+            _ => Ok(()),
+        }
     }
 
     async fn look(
@@ -185,6 +274,12 @@ impl Dialect for Postgres {
                 }
                 live.columns.push(column);
             }
+            live.keys = keys::read(&mut *connection, name).await?;
+            // Before a row is written: bit 0 is for rows, bit 1 for before.
+            let altered = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass($1) AND tgtype & 3 = 3 \
+                 AND NOT tgisinternal AND tgenabled <> 'D')";
+            let altered = self.scalar(altered).bind(quoted(name));
+            live.altered = altered.fetch_one(connection).await.map_err(trouble)?;
             Ok(Some(live))
         };
         self.reading(connection, looking).await
@@ -226,8 +321,9 @@ impl Dialect for Postgres {
             return Ok(Vec::new());
         };
         let shape = first.shape();
-        let mut query = self
-            .scalar(AssertSqlSafe(upsert(layout, &shape)))
+        let query = sqlx::query_as(AssertSqlSafe(upsert(layout, &shape)));
+        let mut query = query
+            .persistent(!self.pooler.is_there())
             .bind(rows.iter().map(|row| row.id.as_str()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.deleted).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.version).collect::<Vec<_>>());
@@ -242,14 +338,11 @@ impl Dialect for Postgres {
                     .collect::<Vec<Option<&str>>>(),
             );
         }
-        let written: Vec<String> = query.fetch_all(connection).await.map_err(trouble)?;
-        let written: HashSet<String> = written.into_iter().collect();
-        let fate = |row: &Row| match written.contains(&row.id) {
-            true => Fate::Written,
-            // The condition of the update is all that keeps a row from being written without an error.
-            false => Fate::Newer,
-        };
-        Ok(rows.iter().map(fate).collect())
+        let written = query.fetch_all(&mut *connection).await;
+        let written = written.map_err(|error| row_trouble(error, layout))?;
+        let written: HashMap<String, Option<i64>> = written.into_iter().collect();
+        let is_written = |row: &Row| written.get(&row.id) == Some(&Some(row.version));
+        self.fates(connection, layout, rows, is_written).await
     }
 
     async fn is_noted(
@@ -271,7 +364,7 @@ impl Dialect for Postgres {
         connection: &mut PgConnection,
         layout: &Layout,
         rows: &[Row],
-    ) -> Result<(), Trouble> {
+    ) -> Result<Vec<Fate>, Trouble> {
         let Table {
             id,
             version,
@@ -279,8 +372,8 @@ impl Dialect for Postgres {
             ..
         } = &layout.table;
         let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
-        self.run(connection, "SET LOCAL usersync.apply = 'on'")
-            .await?;
+        self.run(connection, APPLY).await?;
+        let mut written = HashSet::new();
         for row in rows {
             let told = layout.told(&row.shape()).into_iter().enumerate();
             let assignments: String = told
@@ -308,9 +401,44 @@ impl Dialect for Postgres {
             for told in row.told() {
                 query = query.bind(told);
             }
-            query.execute(&mut *connection).await.map_err(trouble)?;
+            let done = query.execute(&mut *connection).await;
+            let done = done.map_err(|error| row_trouble(error, layout))?;
+            if done.rows_affected() > 0 {
+                written.insert(row.id.as_str());
+            }
         }
-        Ok(())
+        let is_written = |row: &Row| written.contains(row.id.as_str());
+        self.fates(connection, layout, rows, is_written).await
+    }
+
+    async fn culprit(
+        &self,
+        connection: &mut PgConnection,
+        layout: &Layout,
+        row: &Row,
+    ) -> Option<String> {
+        for (column, cell) in layout.columns.iter().zip(&row.cells) {
+            let Some(Some(cell)) = cell else { continue };
+            // As a column of the table, with its length and its precision, which a cast would cut to.
+            let (name, cast) = (quote(&column.name), &column.cast);
+            let statement = match is_json(cast) {
+                true => format!("SELECT $1::text::{cast} IS NULL"),
+                false => format!(
+                    "SELECT (jsonb_populate_record(NULL::{}, jsonb_build_object({}, $1::text))).{name} IS NULL",
+                    quoted(&layout.name),
+                    literal(&column.name)
+                ),
+            };
+            let tried = sqlx::query(AssertSqlSafe(statement))
+                .persistent(false)
+                .bind(cell);
+            match tried.execute(&mut *connection).await {
+                Ok(_) => {}
+                Err(sqlx::Error::Database(_)) => return Some(column.name.clone()),
+                Err(_) => return None,
+            }
+        }
+        None
     }
 
     async fn forget(
@@ -344,32 +472,63 @@ impl Dialect for Postgres {
         layout: &Layout,
         ids: &[String],
     ) -> Result<HashMap<String, Held>, Trouble> {
-        let Table {
-            id,
-            version,
-            deleted,
-            ..
-        } = &layout.table;
-        let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
-        let cells = layout.columns.iter().map(|column| {
-            format!(
-                ", {}",
-                Self::FLAVOUR.shown(&quoted(&column.name), column.stored)
-            )
-        });
-        let statement = format!(
-            "SELECT {id}::text, COALESCE({version}, 0), COALESCE({deleted}, false){} FROM {} \
-             WHERE {id} = ANY ($1::text[]::{}[])",
-            cells.collect::<String>(),
-            quoted(&layout.name),
-            layout.id_cast
-        );
-        let reading = async |connection: &mut PgConnection| {
-            let query = self.query(AssertSqlSafe(statement)).bind(ids);
-            query.fetch_all(connection).await.map_err(trouble)
-        };
-        let rows = self.reading(connection, reading).await?;
-        by_id(rows.iter().map(|row| held(row, layout))).map_err(trouble)
+        let reading =
+            async |connection: &mut PgConnection| self.rows_of(connection, layout, ids, "").await;
+        self.reading(connection, reading).await
+    }
+
+    async fn lock(
+        &self,
+        connection: &mut PgConnection,
+        layout: &Layout,
+        ids: &[String],
+    ) -> Result<HashMap<String, Held>, Trouble> {
+        self.run(connection, APPLY).await?;
+        // In the order that batches are written in.
+        let id = quoted(&layout.table.id);
+        let locked = format!("ORDER BY {id}::text COLLATE \"C\" FOR UPDATE");
+        self.rows_of(connection, layout, ids, &locked).await
+    }
+
+    async fn claims(
+        &self,
+        connection: &mut PgConnection,
+        layout: &Layout,
+        rows: &[Row],
+        against: Against,
+    ) -> Result<Vec<Claim>, Trouble> {
+        keys::claims(connection, layout, rows, against).await
+    }
+
+    async fn park(
+        &self,
+        connection: &mut PgConnection,
+        layout: &Layout,
+        rows: &[Parked],
+    ) -> Result<(), Trouble> {
+        let (name, id) = (quoted(&layout.name), quoted(&layout.table.id));
+        for row in rows {
+            let cells = row.cells.iter().enumerate().map(|(at, (column, _))| {
+                let column = &layout.columns[*column];
+                format!(
+                    "{} = ${}::text::{}",
+                    quoted(&column.name),
+                    at + 2,
+                    column.cast
+                )
+            });
+            let statement = format!(
+                "UPDATE {name} SET {} WHERE {id} = $1::text::{}",
+                cells.collect::<Vec<_>>().join(", "),
+                layout.id_cast
+            );
+            let mut query = self.query(AssertSqlSafe(statement)).bind(&row.id);
+            for (_, cell) in &row.cells {
+                query = query.bind(cell);
+            }
+            query.execute(&mut *connection).await.map_err(trouble)?;
+        }
+        Ok(())
     }
 
     async fn run(&self, connection: &mut PgConnection, statement: &str) -> Result<(), Trouble> {
@@ -450,6 +609,8 @@ impl Dialect for Postgres {
     }
 }
 
+/// What a transaction writes is no change of the table's own.
+const APPLY: &str = "SET LOCAL usersync.apply = 'on'";
 const DELETED: &str = "boolean NOT NULL DEFAULT false";
 const VERSION: &str = "bigint NOT NULL DEFAULT 0";
 
@@ -486,12 +647,14 @@ fn upsert(layout: &Layout, shape: &Shape) -> String {
          FROM set_config('usersync.apply', 'on', true), \
               unnest($1::text[], $2::bool[], $3::int8[]{parameters}) AS told(i, d, v{aliases}) \
          ON CONFLICT ({id}) DO UPDATE SET {assignments}{deleted} = EXCLUDED.{deleted}, {version} = EXCLUDED.{version} \
-         WHERE COALESCE(held.{version}, 0) <= EXCLUDED.{version} RETURNING held.{id}::text",
+         WHERE COALESCE(held.{version}, 0) <= EXCLUDED.{version} \
+         RETURNING held.{id}::text, held.{version}",
         quoted(&layout.name),
         layout.id_cast
     )
 }
 
+/// Rows as they are held, by id; `more` ends the statement.
 fn is_json(cast: &str) -> bool {
     cast.ends_with("\"json\"") || cast.ends_with("\"jsonb\"")
 }
@@ -507,6 +670,10 @@ fn held(row: &PgRow, layout: &Layout) -> Result<(String, Held), sqlx::Error> {
         twice: false,
     };
     Ok((row.try_get(0)?, held))
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
 }
 
 /// `schema.table` is two names.

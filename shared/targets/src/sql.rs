@@ -2,7 +2,10 @@
 //!
 //! A [`Dialect`] knows how one server is spoken to; what follows is the same for all of them.
 
+mod hand_over;
+
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     future::Future,
     sync::Arc,
@@ -17,13 +20,15 @@ use usersync_core::{
     user_id::UserId,
 };
 
+use self::hand_over::Member;
 use crate::{
-    Action, ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked,
-    cell,
+    Action, ConfigError, Conflict, Delivery, Failure, Holdings, Limits, Others, Outcome, Standing,
+    Target, Unchecked, cell,
     check::sql::SqlHoldings,
     connections::{Connections, TRUSTED},
     dialect::{Dialect, Fate, Held},
     layout::{Layout, Live, LiveColumn, Row, Shape},
+    others::Nobody,
     portions, table,
     trouble::{Blame, Trouble},
 };
@@ -191,10 +196,7 @@ impl<D: Dialect> SqlTarget<D> {
     ) -> Result<Vec<Fate>, Trouble> {
         match how {
             How::Upsert => self.dialect.upsert(connection, layout, rows).await,
-            How::Update => {
-                let updated = self.dialect.update(connection, layout, rows).await;
-                updated.map(|()| vec![Fate::Written; rows.len()])
-            }
+            How::Update => self.dialect.update(connection, layout, rows).await,
         }
     }
 
@@ -233,6 +235,7 @@ impl<D: Dialect> SqlTarget<D> {
                     _ => Err(Trouble {
                         blame: Blame::Conflict,
                         failure: Failure::new(NOTED),
+                        foreign: false,
                         lost: false,
                     }),
                 }
@@ -247,40 +250,137 @@ impl<D: Dialect> SqlTarget<D> {
     }
 
     /// Writes rows of one shape. When the server refuses one of them, halves are tried, and halves of those,
-    /// until that row is alone.
+    /// until that row is alone. Those are `taken` who are to have what another row has.
     async fn write(
         &self,
         layout: &Layout,
         rows: &[Row],
         how: How,
         outcomes: &mut [Option<Outcome>],
+        taken: &mut Vec<Member>,
     ) -> Result<(), Trouble> {
-        let mut pending = portions::of(rows, Row::size);
+        let portions = portions::of(rows, Row::size);
+        let mut pending: Vec<Cow<'_, [Row]>> = portions.into_iter().map(Cow::Borrowed).collect();
         pending.reverse();
         while let Some(rows) = pending.pop() {
-            match self.send(layout, rows, how).await {
+            let trouble = match self.send(layout, &rows, how).await {
                 Ok(fates) => {
                     for (row, fate) in rows.iter().zip(fates) {
-                        outcomes[row.index] = Some(outcome(fate));
+                        match fate {
+                            Fate::InTheWay => taken.push(Member::new(row, how)),
+                            fate => outcomes[row.index] = Some(outcome(fate)),
+                        }
                     }
+                    self.read_back(layout, &rows, outcomes).await?;
+                    continue;
                 }
-                Err(trouble) if matches!(trouble.blame, Blame::Row | Blame::Conflict) => match rows
-                {
-                    [row] => outcomes[row.index] = Some(trouble.outcome()),
-                    _ => {
-                        let (left, right) = rows.split_at(rows.len() / 2);
-                        pending.extend([right, left]);
-                    }
-                },
-                Err(trouble) => return Err(trouble),
+                Err(trouble) => trouble,
+            };
+            match (trouble.blame, &*rows) {
+                (Blame::Conflict, [row]) => taken.push(Member::new(row, how)),
+                (Blame::Row, [row]) => {
+                    let trouble = self.named(layout, row, trouble).await?;
+                    outcomes[row.index] = Some(trouble.outcome());
+                }
+                (Blame::Row | Blame::Conflict, several) => {
+                    pending.extend(self.parts(layout, several, how, trouble.blame, taken).await);
+                }
+                _ => return Err(trouble),
             }
         }
         Ok(())
     }
 
+    /// Where triggers may have changed what was written: nobody is delivered whose row holds something else.
+    async fn read_back(
+        &self,
+        layout: &Layout,
+        rows: &[Row],
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<(), Trouble> {
+        if !layout.altered {
+            return Ok(());
+        }
+        let held = self.read(layout, rows).await?;
+        for row in rows {
+            let outcome = &mut outcomes[row.index];
+            if !matches!(outcome, Some(Outcome::Delivered { .. })) {
+                continue;
+            }
+            let action = match row.deleted {
+                true => Action::Delete,
+                false => Action::Upsert,
+            };
+            let trouble = match standing(layout, action, row, held.get(&row.id)) {
+                Standing::Same | Standing::Newer(_) => continue,
+                Standing::Different(member) => Trouble::unwritten().with(&member),
+                _ => Trouble::unwritten(),
+            };
+            *outcome = Some(trouble.outcome());
+        }
+        Ok(())
+    }
+
+    /// The same trouble with a row, with the column where it can be found; else trouble with the table, if that isn't as it was.
+    async fn named(
+        &self,
+        layout: &Layout,
+        row: &Row,
+        trouble: Trouble,
+    ) -> Result<Trouble, Trouble> {
+        if trouble.foreign {
+            self.forget().await;
+            self.layout().await?;
+        }
+        let is_value = trouble
+            .failure
+            .code
+            .as_deref()
+            .is_some_and(|code| code.starts_with("22"));
+        if !is_value || trouble.failure.reason.contains(", column `") {
+            return Ok(trouble);
+        }
+        let lease = self.connections.lease().await;
+        let mut connection = self.connection(&lease).await?;
+        let column = self.dialect.culprit(&mut connection, layout, row).await;
+        lease.keep(connection);
+        Ok(match column {
+            Some(column) => trouble.at(&column),
+            None => trouble,
+        })
+    }
+
+    /// What is left of `rows` that were refused together: without those who are `taken`, where they can be found; else halves.
+    async fn parts(
+        &self,
+        layout: &Layout,
+        rows: &[Row],
+        how: How,
+        blame: Blame,
+        taken: &mut Vec<Member>,
+    ) -> Vec<Cow<'static, [Row]>> {
+        if blame == Blame::Conflict
+            && let Ok(found) = self.claimants(layout, rows).await
+            && !found.is_empty()
+        {
+            let (theirs, rest): (Vec<&Row>, _) =
+                rows.iter().partition(|row| found.contains(&row.id));
+            taken.extend(theirs.into_iter().map(|row| Member::new(row, how)));
+            let rest: Vec<Row> = rest.into_iter().cloned().collect();
+            return if rest.is_empty() {
+                Vec::new()
+            } else {
+                vec![Cow::Owned(rest)]
+            };
+        }
+        let (left, right) = rows.split_at(rows.len() / 2);
+        [right, left].map(|half| Cow::Owned(half.to_vec())).into()
+    }
+
     async fn deliver_all(
         &self,
         batch: &[Delivery],
+        others: &dyn Others,
         outcomes: &mut [Option<Outcome>],
     ) -> Result<(), Trouble> {
         let layout = self.layout().await?;
@@ -294,17 +394,25 @@ impl<D: Dialect> SqlTarget<D> {
             }
         }
         let written = async {
+            let mut taken = Vec::new();
             for mut rows in upserts.into_values() {
                 // All take locks in the same order, so that they rarely collide.
                 rows.sort_by(|a, b| a.id.cmp(&b.id));
-                self.write(&layout, &rows, How::Upsert, outcomes).await?;
+                self.write(&layout, &rows, How::Upsert, outcomes, &mut taken)
+                    .await?;
             }
-            self.disable(&layout, disables, outcomes).await
+            self.disable(&layout, disables, outcomes, &mut taken)
+                .await?;
+            if taken.is_empty() {
+                return Ok(());
+            }
+            // Rare, and large.
+            Box::pin(self.hand_over(&layout, taken, others, outcomes)).await
         };
         let written = written.await;
         if written
             .as_ref()
-            .is_err_and(|trouble| trouble.blame == Blame::Table)
+            .is_err_and(|trouble: &Trouble| trouble.blame == Blame::Table)
         {
             self.forget().await;
         }
@@ -317,6 +425,7 @@ impl<D: Dialect> SqlTarget<D> {
         layout: &Layout,
         mut rows: Vec<Row>,
         outcomes: &mut [Option<Outcome>],
+        taken: &mut Vec<Member>,
     ) -> Result<(), Trouble> {
         if rows.is_empty() {
             return Ok(());
@@ -340,7 +449,7 @@ impl<D: Dialect> SqlTarget<D> {
         // Who is deleted stays so, with the new version.
         for (mut rows, how) in [(rows, How::Update), (buried, How::Upsert)] {
             rows.sort_by(|a, b| a.id.cmp(&b.id));
-            self.write(layout, &rows, how, outcomes).await?;
+            self.write(layout, &rows, how, outcomes, taken).await?;
         }
         Ok(())
     }
@@ -412,20 +521,34 @@ impl<D: Dialect> SqlTarget<D> {
     }
 }
 
-#[derive(Clone, Copy)]
+/// How a row is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum How {
+    /// Whether it is there or not.
     Upsert,
+    /// Where it is there.
     Update,
 }
 
 #[async_trait]
 impl<D: Dialect> Target for SqlTarget<D> {
     async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
+        self.deliver_among(batch, &Nobody).await
+    }
+
+    async fn deliver_among(&self, batch: &[Delivery], others: &dyn Others) -> Vec<Outcome> {
         let mut outcomes = vec![None; batch.len()];
         let trouble = self
-            .in_time(self.deliver_all(batch, &mut outcomes))
+            .in_time(self.deliver_all(batch, others, &mut outcomes))
             .await
             .err();
+        if trouble
+            .as_ref()
+            .is_some_and(|trouble| trouble.blame == Blame::Demoted)
+        {
+            // They all lead to that server, and another one may be at its address.
+            self.connections.close_idle();
+        }
         // What had been settled before the trouble stays so.
         let rest = trouble
             .as_ref()
@@ -462,8 +585,22 @@ impl<D: Dialect> Target for SqlTarget<D> {
 
     async fn probe(&self) -> Result<(), Failure> {
         self.forget().await;
-        let looked = self.in_time(self.layout()).await;
-        looked.map(drop).map_err(|trouble| trouble.failure)
+        let looked = self.in_time(async {
+            self.layout().await?;
+            let lease = self.connections.lease().await;
+            let mut connection = self.connection(&lease).await?;
+            self.dialect
+                .writable(&mut connection, &self.name, &self.table)
+                .await?;
+            lease.keep(connection);
+            Ok(())
+        });
+        let looked: Result<(), Trouble> = looked.await;
+        looked.map_err(|trouble| {
+            // Another server may be at its address by now.
+            self.connections.close_idle();
+            trouble.failure
+        })
     }
 
     fn limits(&self) -> Limits {
@@ -506,11 +643,9 @@ fn outcome(fate: Fate) -> Outcome {
     match fate {
         Fate::Written => Outcome::Delivered { guarded: true },
         Fate::Newer => Outcome::AlreadyNewer,
-        Fate::Noted => Outcome::Transient(Failure::new(NOTED)),
-        Fate::InTheWay => Outcome::Transient(Failure {
-            code: Some("23000".into()),
-            ..Failure::new("another user's row has a value that must be unique")
-        }),
+        Fate::Unwritten => Trouble::unwritten().outcome(),
+        Fate::Noted => Outcome::Conflict(Conflict::passing(Failure::new(NOTED))),
+        Fate::InTheWay => Trouble::in_the_way().outcome(),
     }
 }
 
@@ -568,6 +703,7 @@ pub(crate) fn broken(error: &sqlx::Error, server: &str) -> Trouble {
     Trouble {
         blame,
         failure: Failure::new(reason),
+        foreign: false,
         lost: true,
     }
 }

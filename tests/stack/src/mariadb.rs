@@ -72,7 +72,7 @@ impl MariaDbServer {
         let accounts = format!(
             "CREATE DATABASE IF NOT EXISTS users;\n\
              CREATE USER IF NOT EXISTS '{USER}'@'%' IDENTIFIED BY '{}';\n\
-             GRANT ALL ON *.* TO '{USER}'@'%';\n",
+             GRANT ALL ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n",
             Self::PASSWORD
         );
         std::fs::write(&init, accounts).with_context(|| format!("writing {}", init.display()))?;

@@ -59,15 +59,19 @@ impl PostgresServer {
     }
 
     async fn start_of(dir: &Path, bin: &Path, template: &str) -> Result<Self> {
-        let port = free_port()?;
         let data = dir.join("postgres");
         template::copy(template, &data, |data| initialise(bin, data))?;
-        belongs_to_the_server(&data)?;
+        Self::serve(dir, bin, &data).await
+    }
+
+    async fn serve(dir: &Path, bin: &Path, data: &Path) -> Result<Self> {
+        let port = free_port()?;
+        belongs_to_the_server(data)?;
         let (program, args) = unprivileged(&bin.join("postgres"));
         let launch = Launch::new("postgres", program, dir.join("postgres.log"))
             .args(args)
             .arg("-D")
-            .arg(&data)
+            .arg(data)
             .args(["-p", &port.to_string(), "-k", ""])
             .args([
                 "-c",

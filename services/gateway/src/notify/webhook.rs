@@ -32,7 +32,10 @@ impl Hook {
         };
         match webhook.call(&notice.id, &notice.body()).await {
             Outcome::Delivered { .. } | Outcome::AlreadyNewer => Answer::Taken,
-            Outcome::Transient(failure) | Outcome::Fault(failure) => Answer::NotNow(failure),
+            Outcome::Transient(failure) | Outcome::Fault(failure) | Outcome::Down(failure) => {
+                Answer::NotNow(failure)
+            }
+            Outcome::Conflict(conflict) => Answer::NotNow(conflict.failure),
             Outcome::Permanent(failure) | Outcome::Gone(failure) => Answer::Never(failure),
         }
     }

@@ -188,6 +188,7 @@ async fn store(
         code: None,
         first_failure: None,
         last_failure: Some(jiff::Timestamp::now()),
+        waits_for: Vec::new(),
     };
     if letter.store(jetstream, Same::Keep).await? {
         counter!("usersync_backstop_dead_letters_total", "target" => target.to_string())

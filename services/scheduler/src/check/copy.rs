@@ -273,8 +273,17 @@ impl Copy<'_> {
             Standing::Refused(_) => Seen::Alike,
             Standing::Unknown(Outcome::Permanent(failure)) => Seen::Unshown(failure.to_string()),
             Standing::Unknown(
-                Outcome::Transient(failure) | Outcome::Fault(failure) | Outcome::Gone(failure),
+                Outcome::Transient(failure)
+                | Outcome::Fault(failure)
+                | Outcome::Down(failure)
+                | Outcome::Gone(failure),
             ) => anyhow::bail!("the target can't say how a user stands: {failure}"),
+            Standing::Unknown(Outcome::Conflict(conflict)) => {
+                anyhow::bail!(
+                    "the target can't say how a user stands: {}",
+                    conflict.failure
+                )
+            }
             Standing::Unknown(Outcome::Delivered { .. } | Outcome::AlreadyNewer) => Seen::Alike,
         })
     }

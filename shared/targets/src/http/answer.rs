@@ -11,7 +11,7 @@ use reqwest::{
 };
 
 use super::client::Unanswered;
-use crate::{Failure, Outcome};
+use crate::{Conflict, Failure, Outcome};
 
 /// The most of an answer's body that is read, so that the connection can be used again.
 const ANSWER_BYTES: usize = 64 * 1024;
@@ -45,6 +45,8 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap) -> Outcome {
             guarded: headers.contains_key(GUARD),
         },
         401 | 403 => Outcome::Fault(failure()),
+        // Somebody else has what this user is to have, and may be about to give it up.
+        409 => Outcome::Conflict(Conflict::passing(failure())),
         410 => Outcome::Gone(failure()),
         408 | 425 | 429 | 500..=599 => Outcome::Transient(failure()),
         _ => Outcome::Permanent(failure()),
@@ -143,9 +145,10 @@ mod tests {
         for code in [408, 425, 429, 500, 502, 503, 504] {
             assert!(matches!(status(code), Outcome::Transient(_)), "{code}");
         }
-        for code in [301, 302, 307, 400, 404, 409, 413, 422] {
+        for code in [301, 302, 307, 400, 404, 413, 422] {
             assert!(matches!(status(code), Outcome::Permanent(_)), "{code}");
         }
+        assert!(matches!(status(409), Outcome::Conflict(conflict) if !conflict.lasting));
         assert!(matches!(status(410), Outcome::Gone(_)));
         for code in [401, 403] {
             assert!(matches!(status(code), Outcome::Fault(_)), "{code}");

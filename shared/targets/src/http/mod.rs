@@ -7,6 +7,7 @@ mod client;
 mod holdings;
 mod read_back;
 mod signer;
+mod taken;
 mod token;
 mod webhook;
 
@@ -16,10 +17,12 @@ use async_trait::async_trait;
 use reqwest::{Method, Request, Url};
 use usersync_core::target::TargetConfig;
 
-use self::{call::Caller, client::HttpClient, holdings::HttpHoldings, signer::Signer};
+use self::{
+    call::Caller, client::HttpClient, holdings::HttpHoldings, signer::Signer, taken::Taken,
+};
 use crate::{
-    ConfigError, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target, Unchecked, table,
-    way::Way,
+    ConfigError, Conflict, Delivery, Failure, Holdings, Limits, Outcome, Standing, Target,
+    Unchecked, table, way::Way,
 };
 
 pub use webhook::Webhook;
@@ -37,6 +40,8 @@ pub(crate) struct HttpTarget {
     verify: bool,
     /// The members it is told.
     members: Vec<&'static str>,
+    /// What is known of values that must be unique there.
+    taken: Taken,
 }
 
 /// What can be said of an entry without its secrets.
@@ -98,6 +103,7 @@ impl HttpTarget {
             timeout: config.timeout,
             read_url,
             verify: config.verify,
+            taken: Taken::new(config),
             members: ["username", "email", "data"]
                 .into_iter()
                 .filter(|member| table::is_told(&config.fields, member))
@@ -112,17 +118,57 @@ impl HttpTarget {
         };
         answer::of(self.client.send(request).await).await
     }
-}
 
-#[async_trait]
-impl Target for HttpTarget {
-    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
+    async fn deliver_each(&self, batch: &[Delivery]) -> Vec<Outcome> {
         if self.limits.batch > 1 {
             return Box::pin(self.deliver_several(batch)).await;
         }
         let mut outcomes = Vec::with_capacity(batch.len());
         for delivery in batch {
             outcomes.push(self.deliver_one(delivery).await);
+        }
+        outcomes
+    }
+
+    /// Says of a conflict what is known of it, and makes room for others where it is time.
+    async fn explain(&self, delivery: &Delivery, conflict: &mut Conflict) {
+        let refusal = self.taken.refused(delivery);
+        let mut reason = conflict.failure.reason.to_string();
+        if let Some((user, version)) = refusal.holder {
+            reason += &match refusal.is_round {
+                true => format!(": cycle with user {user}"),
+                false => format!(": user {user} was told it last"),
+            };
+            conflict.holders = vec![(user, version)];
+        }
+        if refusal.gives_up {
+            let bare = self.taken.without(delivery);
+            let outcome = Box::pin(self.deliver_each(&[bare])).await;
+            let members = self.taken.members();
+            reason += &match outcome.as_slice() {
+                [Outcome::Delivered { .. }] => {
+                    format!("; it has been told of the user without its {members}")
+                }
+                _ => format!("; it doesn't take the user without its {members} either"),
+            };
+        }
+        conflict.failure.reason = reason.into();
+    }
+}
+
+#[async_trait]
+impl Target for HttpTarget {
+    async fn deliver(&self, batch: &[Delivery]) -> Vec<Outcome> {
+        let mut outcomes = self.deliver_each(batch).await;
+        for (delivery, outcome) in batch.iter().zip(&outcomes) {
+            if let Outcome::Delivered { .. } = outcome {
+                self.taken.took(delivery);
+            }
+        }
+        for (delivery, outcome) in batch.iter().zip(&mut outcomes) {
+            if let Outcome::Conflict(conflict) = outcome {
+                Box::pin(self.explain(delivery, conflict)).await;
+            }
         }
         outcomes
     }
@@ -134,10 +180,14 @@ impl Target for HttpTarget {
         let status = response.status();
         match answer::classify(status, response.headers()) {
             Outcome::Transient(_) if status.as_u16() == 501 => Ok(()),
-            Outcome::Fault(failure) | Outcome::Gone(failure) | Outcome::Transient(failure) => {
-                Err(failure)
-            }
-            Outcome::Permanent(_) | Outcome::Delivered { .. } | Outcome::AlreadyNewer => Ok(()),
+            Outcome::Fault(failure)
+            | Outcome::Down(failure)
+            | Outcome::Gone(failure)
+            | Outcome::Transient(failure) => Err(failure),
+            Outcome::Permanent(_)
+            | Outcome::Conflict(_)
+            | Outcome::Delivered { .. }
+            | Outcome::AlreadyNewer => Ok(()),
         }
     }
 

@@ -139,7 +139,7 @@ fn is_unicode(charset: String) -> bool {
 }
 
 /// The largest integer of a type.
-fn most(data_type: &str, unsigned: bool) -> u64 {
+pub(super) fn most(data_type: &str, unsigned: bool) -> u64 {
     let bits = match data_type {
         "tinyint" => 8,
         "smallint" => 16,

@@ -10,6 +10,10 @@ use crate::{
     trouble::{Blame, Trouble},
 };
 
+/// What is said of a server that takes nothing.
+pub(super) const READ_ONLY: &str =
+    "the server is read-only: it is a replica, or set so; the url has to lead to the primary";
+
 /// What went wrong, by its number: the server's message may hold values.
 pub(super) fn trouble(error: sqlx::Error) -> Trouble {
     let Some(error) = database(&error) else {
@@ -25,6 +29,7 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
             "it doesn't let us in: look at the user in the url, at `secret` and, where it asks for a certificate, at `tls.cert`"
         }
         Blame::Server => "the server can't be used",
+        Blame::Demoted => READ_ONLY,
         Blame::Table => "the table isn't as it was",
     };
     Trouble {
@@ -33,7 +38,8 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
             code: error.code().map(|code| code.to_owned().into()),
             ..Failure::new(format!("{SERVER}: {reason} (error {})", error.number()))
         },
-        lost: matches!(blame, Blame::Server),
+        foreign: false,
+        lost: matches!(blame, Blame::Server | Blame::Demoted),
     }
 }
 
@@ -42,6 +48,7 @@ pub(super) fn row_trouble(error: sqlx::Error, layout: &Layout) -> Trouble {
     let message = database(&error)
         .map(|error| error.message().to_owned())
         .unwrap_or_default();
+    let number = database(&error).map(MySqlDatabaseError::number);
     let mut trouble = trouble(error);
     // The message ends with the column, or the key; only a name we know is repeated, never a value.
     let named = |name: &&str| message.rsplit(['\'', '`', '.']).any(|part| part == *name);
@@ -50,6 +57,12 @@ pub(super) fn row_trouble(error: sqlx::Error, layout: &Layout) -> Trouble {
         .iter()
         .map(|column| column.name.as_str())
         .find(named);
+    // Column 'x' cannot be null. Field 'x' doesn't have a default value. Unknown column 'x'.
+    let named_first = message.split('\'').nth(1).unwrap_or_default();
+    trouble.foreign = number == Some(1048) && !layout.writes(named_first);
+    if trouble.foreign || matches!(number, Some(1054 | 1364)) {
+        return trouble.at(named_first);
+    }
     if let (Blame::Row | Blame::Conflict, Some(column)) = (trouble.blame, column) {
         trouble.failure.reason = format!("{}, column `{column}`", trouble.failure.reason).into();
     }
@@ -67,8 +80,10 @@ fn blame(number: u16, state: Option<&str>) -> Blame {
         1022 | 1062 | 1169 | 1586 | 1859 => Blame::Conflict,
         1205 => Blame::Busy,
         1213 | 1020 => Blame::Collision,
-        // Too many connections; read-only since a failover; no room; interrupted.
-        1021 | 1040 | 1114 | 1203 | 1226 | 1290 | 1317 | 1792 | 1836 | 1969 | 3024 => Blame::Busy,
+        // Read-only since a failover.
+        1290 | 1792 | 1836 => Blame::Demoted,
+        // Too many connections; no room; interrupted.
+        1021 | 1040 | 1114 | 1203 | 1226 | 1317 | 1969 | 3024 => Blame::Busy,
         // The columns, their number, their defaults.
         1054 | 1136 | 1146 | 1364 => Blame::Table,
         1044 | 1045 | 1049 | 1053 | 1130 | 1142 | 1143 | 1193 | 1227 | 1251 | 1698 | 1862
@@ -96,7 +111,7 @@ mod tests {
             (1213, "40001", Blame::Collision),
             (1205, "HY000", Blame::Busy),
             (1040, "08004", Blame::Busy),
-            (1290, "HY000", Blame::Busy),
+            (1290, "HY000", Blame::Demoted),
             (1045, "28000", Blame::Server),
             (1049, "42000", Blame::Server),
             (1054, "42S22", Blame::Table),

@@ -10,6 +10,7 @@ pub(super) fn unreadable() -> Trouble {
     Trouble {
         blame: Blame::Busy,
         failure: Failure::new("the answer of Neo4j can't be read"),
+        foreign: false,
         lost: true,
     }
 }
@@ -19,6 +20,7 @@ pub(super) fn trouble(error: &neo4rs::Error) -> Trouble {
     let server = |reason: String| Trouble {
         blame: Blame::Server,
         failure: Failure::new(reason),
+        foreign: false,
         lost: true,
     };
     let code = match error {
@@ -46,6 +48,7 @@ pub(super) fn trouble(error: &neo4rs::Error) -> Trouble {
         Blame::Conflict => "a constraint is in the way",
         Blame::Collision => "another transaction is in the way",
         Blame::Busy => "the server is busy",
+        Blame::Demoted => "the server isn't the one that takes writes",
         Blame::Server | Blame::Table => "the server can't be used",
     };
     Trouble {
@@ -55,7 +58,8 @@ pub(super) fn trouble(error: &neo4rs::Error) -> Trouble {
             code: Some(code.into()),
             retry_after: None,
         },
-        lost: blame == Blame::Server,
+        foreign: false,
+        lost: matches!(blame, Blame::Server | Blame::Demoted),
     }
 }
 
@@ -76,6 +80,13 @@ fn blame(code: &str) -> Blame {
         (Some("ClientError"), Some("Transaction"), _)
         | (Some("TransientError"), Some("Transaction"), _) => Blame::Collision,
         // Moved to another server.
+        (Some("ClientError"), Some("Cluster"), Some("NotALeader"))
+        | (
+            Some("ClientError"),
+            Some("General"),
+            Some("ForbiddenOnReadOnlyDatabase" | "WriteOnReadOnlyAccessDb"),
+        )
+        | (Some("ClientError"), Some("General"), Some("ReadOnly")) => Blame::Demoted,
         (Some("ClientError"), Some("Cluster" | "General"), _) => Blame::Busy,
         (Some("ClientError"), _, _) => Blame::Server,
         _ => Blame::Busy,
@@ -102,7 +113,7 @@ mod tests {
                 "Neo.TransientError.General.MemoryPoolOutOfMemoryError",
                 Blame::Busy,
             ),
-            ("Neo.ClientError.Cluster.NotALeader", Blame::Busy),
+            ("Neo.ClientError.Cluster.NotALeader", Blame::Demoted),
             ("Neo.ClientError.Security.Unauthorized", Blame::Server),
             ("Neo.ClientError.Database.DatabaseNotFound", Blame::Server),
             ("Neo.ClientError.Statement.SyntaxError", Blame::Server),

@@ -46,7 +46,11 @@ pub(super) fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {
         stored,
         shown,
         // Without a length: a text that is too long is to be refused, where a cast would cut it.
-        cast: format!("{}.{}", quote(&schema), quote(&type_name)),
+        cast: match sort == "d" && category == "S" {
+            // A domain brings its length along.
+            true => "\"pg_catalog\".\"text\"".to_owned(),
+            false => format!("{}.{}", quote(&schema), quote(&type_name)),
+        },
         nullable: row.try_get(4)?,
         defaulted: row.try_get(5)?,
         generated: row.try_get(6)?,

@@ -5,9 +5,14 @@ use sqlx::postgres::PgDatabaseError;
 use super::SERVER;
 use crate::{
     Failure,
+    layout::Layout,
     sql::broken,
     trouble::{Blame, Trouble},
 };
+
+/// What is said of a server that takes nothing.
+pub(super) const READ_ONLY: &str =
+    "the server is read-only: it is a standby, or set so; the url has to lead to the primary";
 
 /// What went wrong, by its code: message and detail may hold values.
 pub(super) fn trouble(error: sqlx::Error) -> Trouble {
@@ -17,8 +22,15 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
     else {
         return broken(&error, SERVER);
     };
-    let blame = blame(error.code());
+    // A policy for rows refuses this row, where the right to the table is refused by another one.
+    let policy = error.code() == "42501" && error.routine() == Some("ExecWithCheckOptions");
+    let blame = if policy {
+        Blame::Row
+    } else {
+        blame(error.code())
+    };
     let what = match blame {
+        Blame::Row if policy => "a policy for rows (row-level security) keeps the user out",
         Blame::Row => "the user doesn't fit the table",
         Blame::Conflict => "another user's row has a value that must be unique",
         Blame::Collision => "a deadlock",
@@ -27,6 +39,7 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
             "it doesn't let us in: look at the user in the url, at `secret` and, where it asks for a certificate, at `tls.cert`"
         }
         Blame::Server => "the server can't be used",
+        Blame::Demoted => READ_ONLY,
         Blame::Table => "the table isn't as it was",
     };
     let mut reason = format!("{SERVER}: {what} ({})", error.code());
@@ -39,14 +52,31 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
             reason = format!("{reason}, {label} `{name}`");
         }
     }
+    // What a pooler or the protocol has to say is about no user.
+    if error.code().starts_with("08") || matches!(error.code(), "0A000") {
+        reason = format!("{reason}: {}", error.message());
+    }
     Trouble {
         blame,
         failure: Failure {
             code: Some(error.code().to_owned().into()),
             ..Failure::new(reason)
         },
-        lost: matches!(blame, Blame::Server | Blame::Table),
+        foreign: false,
+        lost: matches!(blame, Blame::Server | Blame::Demoted | Blame::Table),
     }
+}
+
+/// The same; of a column that nobody mapped it isn't the user's fault if it has to have a value.
+pub(super) fn row_trouble(error: sqlx::Error, layout: &Layout) -> Trouble {
+    let column = error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        .filter(|error| error.code() == "23502")
+        .and_then(|error| error.column().map(str::to_owned));
+    let mut trouble = trouble(error);
+    trouble.foreign = column.is_some_and(|column| !layout.writes(&column));
+    trouble
 }
 
 /// The table of docs/TARGETS.md, "PostgreSQL".
@@ -55,7 +85,8 @@ fn blame(code: &str) -> Blame {
         "23505" | "23P01" => Blame::Conflict,
         "40001" | "40P01" => Blame::Collision,
         // Read-only since a failover.
-        "25006" | "55P03" | "57014" => Blame::Busy,
+        "25006" => Blame::Demoted,
+        "55P03" | "57014" => Blame::Busy,
         "42501" => Blame::Server,
         "54000" | "P0001" => Blame::Row,
         _ => match code.get(..2).unwrap_or_default() {
@@ -81,7 +112,7 @@ mod tests {
             ("40P01", Blame::Collision),
             ("55P03", Blame::Busy),
             ("53300", Blame::Busy),
-            ("25006", Blame::Busy),
+            ("25006", Blame::Demoted),
             ("28P01", Blame::Server),
             ("42501", Blame::Server),
             ("57P01", Blame::Server),

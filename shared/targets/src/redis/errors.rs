@@ -68,13 +68,18 @@ fn is_passing(code: Option<&str>) -> bool {
     )
 }
 
-/// Whether the target can't be used as it is, whoever is written: it doesn't let us in, doesn't let us write, or is no
-/// primary.
+/// Whether the target can't be used as it is, whoever is written: it doesn't let us in, or doesn't let us write.
 pub(super) fn is_fault(code: &str) -> bool {
     matches!(
         code,
-        "NOAUTH" | "WRONGPASS" | "NOPERM" | "READONLY" | "CROSSSLOT" | "MOVED" | "ASK"
+        "NOAUTH" | "WRONGPASS" | "NOPERM" | "CROSSSLOT" | "MOVED" | "ASK"
     )
+}
+
+/// What a server says that takes no writes at all: a replica, one that still loads its data. Another one may soon be at
+/// its address.
+pub(super) fn is_down(code: &str) -> bool {
+    matches!(code, "READONLY" | "MASTERDOWN" | "LOADING")
 }
 
 /// What Redis and Valkey say where a script does what the user may not do, beside the code of all other errors.
@@ -84,6 +89,8 @@ const NOT_ALLOWED: [&str; 2] = ["ACL failure in script", "user executing the scr
 fn coded<'a>(code: &'a str, said: &str) -> &'a str {
     match code {
         "ERR" if NOT_ALLOWED.iter().any(|text| said.contains(text)) => "NOPERM",
+        // Redis 6 says it only within the text of a script's error.
+        "ERR" if said.contains("READONLY ") => "READONLY",
         _ => code,
     }
 }
@@ -109,6 +116,7 @@ pub(super) fn classify(answer: redis::Value) -> Outcome {
             };
             match code {
                 "WRONGTYPE" => Outcome::Permanent(failure),
+                _ if is_down(code) => Outcome::Down(failure),
                 _ if is_fault(code) => Outcome::Fault(failure),
                 _ => Outcome::Transient(failure),
             }
@@ -125,6 +133,7 @@ pub(super) fn failed(error: &RedisError) -> Outcome {
     };
     match code(error) {
         // It lets nobody like us in, or lets us do nothing.
+        Some(code) if is_down(code) => Outcome::Down(failure),
         Some(code) if is_fault(code) => Outcome::Fault(failure),
         // It answers, so it is there: loading, busy, out of memory.
         Some(_) => Outcome::Transient(failure),
@@ -200,12 +209,19 @@ mod tests {
             Outcome::Transient(_)
         ));
         for code in [
-            "READONLY You can't write",
             "NOPERM ACL failure in script",
             "ERR ACL failure in script: User sync has no permissions to run the 'set' command",
             "ERR The user executing the script can't run this command or subcommand",
         ] {
             assert!(matches!(text(code), Outcome::Fault(_)), "{code}");
+        }
+        for code in [
+            "READONLY You can't write",
+            "ERR Error running script: READONLY You can't write",
+            "MASTERDOWN Link with MASTER is down",
+            "LOADING Redis is loading",
+        ] {
+            assert!(matches!(text(code), Outcome::Down(_)), "{code}");
         }
     }
 

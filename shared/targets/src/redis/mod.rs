@@ -30,7 +30,7 @@ use usersync_digest::Scanned;
 
 use self::{
     cluster::{Answer, Cluster},
-    errors::{classify, code, describe, failed, is_fault, unwritable},
+    errors::{classify, code, describe, failed, is_down, is_fault, unwritable},
     holdings::RedisHoldings,
     server::{Server, is_of_a_cluster},
 };
@@ -227,10 +227,10 @@ impl RedisTarget {
     ) -> Result<T, RedisError> {
         let answered = tokio::time::timeout(self.timeout, call).await;
         let answered = answered.unwrap_or_else(|_| Err(self.server.late()));
-        if answered
-            .as_ref()
-            .is_err_and(|error| error.is_unrecoverable_error() || code(error).is_some_and(is_fault))
-        {
+        if answered.as_ref().is_err_and(|error| {
+            error.is_unrecoverable_error()
+                || code(error).is_some_and(|code| is_fault(code) || is_down(code))
+        }) {
             self.forget_server();
         }
         answered.map_err(|error| self.server.explained(error))
@@ -358,7 +358,7 @@ impl Target for RedisTarget {
                 // The script may say so of each user, where the server was made a replica.
                 if outcomes
                     .iter()
-                    .any(|outcome| matches!(outcome, Outcome::Fault(_)))
+                    .any(|outcome| matches!(outcome, Outcome::Fault(_) | Outcome::Down(_)))
                 {
                     self.forget_server();
                 }

@@ -513,7 +513,7 @@ async fn another_users_row_is_never_touched(peer: &mut dyn Peer, place: &str) ->
         ];
         let outcomes = target.deliver(&batch).await;
         ensure!(
-            matches!(outcomes[0], Outcome::Transient(_)),
+            matches!(&outcomes[0], Outcome::Conflict(conflict) if !conflict.lasting),
             "user {id}: {:?}",
             outcomes[0]
         );
@@ -553,7 +553,7 @@ async fn two_users_can_swap_what_is_unique(peer: &mut dyn Peer, place: &str) -> 
         .await
     {
         ensure!(
-            matches!(outcome, Outcome::Delivered { .. } | Outcome::Transient(_)),
+            matches!(outcome, Outcome::Delivered { .. } | Outcome::Conflict(_)),
             "{outcome:?}"
         );
     }

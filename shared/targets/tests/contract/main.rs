@@ -9,7 +9,9 @@ mod clusters;
 mod column_types;
 mod deliveries;
 mod failures;
+mod hand_over;
 mod http;
+mod http_conflicts;
 mod mysql;
 mod neo4j;
 mod numbers;
@@ -20,6 +22,7 @@ mod redis;
 mod tables;
 mod tables_checked;
 mod tombstones;
+mod written;
 
 use anyhow::Result;
 use usersync_stack::{MySqlServer, PgBouncerServer, PostgresServer, RedisServer, support};

@@ -302,6 +302,7 @@ async fn an_older_letter_never_replaces_a_newer_one() -> Result<()> {
             code: None,
             first_failure: None,
             last_failure: None,
+            waits_for: Vec::new(),
         };
         letter.store(&bus.jetstream, same).await
     };

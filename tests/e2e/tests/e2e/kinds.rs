@@ -64,7 +64,9 @@ fn failure(outcome: &Outcome) -> &Failure {
         Outcome::Transient(failure)
         | Outcome::Permanent(failure)
         | Outcome::Fault(failure)
+        | Outcome::Down(failure)
         | Outcome::Gone(failure) => failure,
+        Outcome::Conflict(conflict) => &conflict.failure,
         Outcome::Delivered { .. } | Outcome::AlreadyNewer => panic!("no failure: {outcome:?}"),
     }
 }
@@ -151,6 +153,7 @@ async fn a_status_for_the_whole_batch_is_one_for_each() -> Result<()> {
         (503, "transient"),
         (400, "permanent"),
         (403, "fault"),
+        (409, "conflict"),
         (410, "gone"),
     ] {
         let recorder = Recorder::start(move |_| async move { answer(status) }).await?;
@@ -160,7 +163,9 @@ async fn a_status_for_the_whole_batch_is_one_for_each() -> Result<()> {
                 Outcome::Transient(_) => "transient",
                 Outcome::Permanent(_) => "permanent",
                 Outcome::Fault(_) => "fault",
+                Outcome::Down(_) => "down",
                 Outcome::Gone(_) => "gone",
+                Outcome::Conflict(_) => "conflict",
                 Outcome::Delivered { .. } | Outcome::AlreadyNewer => "fine",
             };
             assert_eq!(found, expected);

@@ -240,6 +240,7 @@ async fn store(bus: &Bus, target: &str, users: std::ops::RangeInclusive<u64>) ->
             code: Some("500".to_owned()),
             first_failure: None,
             last_failure: None,
+            waits_for: Vec::new(),
         };
         letter.store(bus.jetstream(), Same::Replace).await
     });
