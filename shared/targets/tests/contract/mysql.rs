@@ -37,6 +37,23 @@ impl MySql {
         Ok(Self { server, dir })
     }
 
+    /// Both of them, or without MySQL where there is none.
+    pub(crate) async fn all() -> Result<Vec<Self>> {
+        let mut all = vec![Self::start().await?];
+        if !MySqlServer::is_left_out()? {
+            all.push(Self::itself().await?);
+        }
+        Ok(all)
+    }
+
+    /// A column that holds UUIDs there, and nothing else.
+    pub(crate) fn uuid(&self, column: &str) -> String {
+        match self.server {
+            Server::MariaDb(_) => format!("{column} uuid"),
+            Server::MySql(_) => format!("{column} char(36) CHECK (IS_UUID({column}))"),
+        }
+    }
+
     /// A client that isn't ours.
     pub(crate) async fn client(&self) -> Result<MySqlPool> {
         let pool = MySqlPoolOptions::new().max_connections(1);

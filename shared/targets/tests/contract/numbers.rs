@@ -180,26 +180,30 @@ fn compare(doubles: &[f64], integers: &[Value], held: Vec<(i64, f64, String)>) -
 
 #[tokio::test]
 async fn columns_of_mysql_hold_every_double_and_integer() -> Result<()> {
-    let peer = MySql::start().await?;
-    peer.run(&format!(
-        "CREATE TABLE numbers (id bigint PRIMARY KEY, d double, i decimal(20), {SYNC})"
-    ))
-    .await?;
-    let (doubles, integers) = told_to_columns(&peer).await?;
-    let rows = sqlx::query_as("SELECT id, d, CAST(i AS CHAR) FROM numbers");
-    let held = rows.fetch_all(&peer.client().await?).await?;
-    compare(&doubles, &integers, held)
+    for peer in MySql::all().await? {
+        peer.run(&format!(
+            "CREATE TABLE numbers (id bigint PRIMARY KEY, d double, i decimal(20), {SYNC})"
+        ))
+        .await?;
+        let (doubles, integers) = told_to_columns(&peer).await?;
+        let rows = sqlx::query_as("SELECT id, d, CAST(i AS CHAR) FROM numbers");
+        let held = rows.fetch_all(&peer.client().await?).await?;
+        compare(&doubles, &integers, held)?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
 async fn columns_of_postgres_hold_every_double_and_integer() -> Result<()> {
-    let peer = Postgres::start().await?;
-    peer.run(&format!(
-        "CREATE TABLE numbers (id bigint PRIMARY KEY, d float8, i numeric(20), {SYNC})"
-    ))
-    .await?;
-    let (doubles, integers) = told_to_columns(&peer).await?;
-    let rows = sqlx::query_as("SELECT id, d, i::text FROM numbers");
-    let held = rows.fetch_all(&peer.client().await?).await?;
-    compare(&doubles, &integers, held)
+    for peer in Postgres::all().await? {
+        peer.run(&format!(
+            "CREATE TABLE numbers (id bigint PRIMARY KEY, d float8, i numeric(20), {SYNC})"
+        ))
+        .await?;
+        let (doubles, integers) = told_to_columns(&peer).await?;
+        let rows = sqlx::query_as("SELECT id, d, i::text FROM numbers");
+        let held = rows.fetch_all(&peer.client().await?).await?;
+        compare(&doubles, &integers, held)?;
+    }
+    Ok(())
 }

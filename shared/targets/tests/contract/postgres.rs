@@ -48,6 +48,15 @@ impl Postgres {
         })
     }
 
+    /// Both of them, or without the newest where there is none.
+    pub(crate) async fn all() -> Result<Vec<Self>> {
+        let mut all = vec![Self::start().await?];
+        if !PostgresServer::newest_is_left_out()? {
+            all.push(Self::newest().await?);
+        }
+        Ok(all)
+    }
+
     /// Behind a PgBouncer that shares connections per transaction; `more` are lines of its settings.
     pub(crate) async fn behind_pgbouncer(more: &[&str]) -> Result<Self> {
         let peer = Self::start().await?;

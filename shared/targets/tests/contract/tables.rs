@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use usersync_stack::{MySqlServer, eventually};
+use usersync_stack::eventually;
 use usersync_targets::{ConfigError, Outcome, Standing, Target};
 
 use crate::{
@@ -274,25 +274,30 @@ async fn types_are_converted(peer: &dyn Peer, place: &str) -> Result<()> {
 
 #[tokio::test]
 async fn mysql_columns_of_many_types_take_what_suits_them() -> Result<()> {
-    let peer = MySql::start().await?;
-    peer.run(&format!(
-        "CREATE TABLE typed (id varchar(64) COLLATE ascii_bin PRIMARY KEY, age int, height decimal(6, 2), \
-         active boolean, tags json, born date, seen datetime(3), token uuid, role enum('admin', 'user'), note text, {SYNC})"
-    ))
-    .await?;
-    types_are_converted(&peer, "typed").await
+    for peer in MySql::all().await? {
+        let uuid = peer.uuid("token");
+        peer.run(&format!(
+            "CREATE TABLE typed (id varchar(64) COLLATE ascii_bin PRIMARY KEY, age int, height decimal(6, 2), \
+             active boolean, tags json, born date, seen datetime(3), {uuid}, role enum('admin', 'user'), note text, {SYNC})"
+        ))
+        .await?;
+        types_are_converted(&peer, "typed").await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
 async fn postgres_columns_of_many_types_take_what_suits_them() -> Result<()> {
-    let peer = Postgres::start().await?;
-    peer.run(&format!(
-        "CREATE TYPE role AS ENUM ('admin', 'user'); \
-         CREATE SCHEMA app; CREATE TABLE app.typed (id varchar(64) PRIMARY KEY, age int, height numeric(6, 2), \
-         active boolean, tags jsonb, born date, seen timestamptz, token uuid, role role, note json, {SYNC})"
-    ))
-    .await?;
-    types_are_converted(&peer, "app.typed").await
+    for peer in Postgres::all().await? {
+        peer.run(&format!(
+            "CREATE TYPE role AS ENUM ('admin', 'user'); \
+             CREATE SCHEMA app; CREATE TABLE app.typed (id varchar(64) PRIMARY KEY, age int, height numeric(6, 2), \
+             active boolean, tags jsonb, born date, seen timestamptz, token uuid, role role, note json, {SYNC})"
+        ))
+        .await?;
+        types_are_converted(&peer, "app.typed").await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -512,10 +517,7 @@ async fn a_uuid_column_takes_the_spelling_that_the_server_shows_and_no_other() -
 
 #[tokio::test]
 async fn sixteen_octets_hold_uuids_where_the_entry_says_so() -> Result<()> {
-    let mut peers = vec![MySql::start().await?];
-    if !MySqlServer::is_left_out()? {
-        peers.push(MySql::itself().await?);
-    }
+    let peers = MySql::all().await?;
     let id = |last: u32| format!("0198c0de-6b7c-7d00-8000-{last:012x}");
     let columns = json!({"email": "email"});
     for peer in &peers {
