@@ -254,6 +254,22 @@ fn table(report: &Report) -> String {
             report.pending
         );
     }
+    text += &left_out(report);
+    if let Some(reason) = &report.unusable_because {
+        text += &format!(
+            "{} rows can't be users and were left out (the first: {reason})\n",
+            report.unusable
+        );
+    }
+    if let Some(error) = &report.error {
+        text += &format!("{error}\n");
+    }
+    text
+}
+
+/// Of whom nothing is said, or nothing follows.
+fn left_out(report: &Report) -> String {
+    let mut text = String::new();
     let LeftOut {
         users,
         sample,
@@ -272,15 +288,6 @@ fn table(report: &Report) -> String {
             "{users} aren't there, which is no drift where users are forgotten after a time: {}\n",
             some_of(sample)
         );
-    }
-    if let Some(reason) = &report.unusable_because {
-        text += &format!(
-            "{} rows can't be users and were left out (the first: {reason})\n",
-            report.unusable
-        );
-    }
-    if let Some(error) = &report.error {
-        text += &format!("{error}\n");
     }
     text
 }

@@ -447,6 +447,7 @@ impl Report {
         self.stage == Stage::Done
             && self.found.is_empty()
             && self.pending == 0
+            && self.unusable == 0
             && self.refused.is_empty()
             && self.expired.is_empty()
     }

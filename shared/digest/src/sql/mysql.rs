@@ -51,16 +51,7 @@ pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
         (Form::Integer, Stored::Decimal { scale: Some(0) })
         | (Form::Decimal { .. }, Stored::Integer) => chars(),
         (Form::Decimal { scale }, Stored::Decimal { scale: Some(held) }) => {
-            let (rounded, digits) = match scale {
-                Some(scale) if scale < held => (format!("ROUND({column}, {scale})"), scale),
-                _ => (column.to_owned(), held),
-            };
-            match digits {
-                ..=0 => format!("CAST({rounded} AS CHAR)"),
-                _ => format!(
-                    "TRIM(TRAILING '.' FROM TRIM(TRAILING '0' FROM CAST({rounded} AS CHAR)))"
-                ),
-            }
+            decimal(column, scale, held)
         }
         (Form::Instant { digits, rounding }, Stored::Instant { digits: held, .. }) => {
             let micros = format!("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {column})");
@@ -80,21 +71,35 @@ pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
                 clock: Clock::Span,
                 ..
             },
-        ) if held <= digits => {
-            let seconds =
-                format!("HOUR({column}) * 3600 + MINUTE({column}) * 60 + SECOND({column})");
-            let unit = 10_i64.pow(6_u32.saturating_sub(digits));
-            format!(
-                "CAST(IF(LEFT({}, 1) = '-', -1, 1) * (({seconds}) * {} + MICROSECOND({column}) DIV {unit}) AS CHAR)",
-                chars(),
-                1_000_000 / unit
-            )
-        }
+        ) if held <= digits => time_span(column, digits),
         // Other letters than ASCII's would be folded, too.
         (Form::Folded, Stored::Label { ascii: true }) => format!("LOWER({})", chars()),
         (Form::Uuid, Stored::Uuid) => format!("LOWER({})", chars()),
         _ => return None,
     })
+}
+
+/// A number of a column with `held` digits behind the point, rounded to `scale`.
+fn decimal(column: &str, scale: Option<i32>, held: i32) -> String {
+    let (rounded, digits) = match scale {
+        Some(scale) if scale < held => (format!("ROUND({column}, {scale})"), scale),
+        _ => (column.to_owned(), held),
+    };
+    match digits {
+        ..=0 => format!("CAST({rounded} AS CHAR)"),
+        _ => format!("TRIM(TRAILING '.' FROM TRIM(TRAILING '0' FROM CAST({rounded} AS CHAR)))"),
+    }
+}
+
+/// A span of time in units of 10^-`digits` seconds.
+fn time_span(column: &str, digits: u32) -> String {
+    let seconds = format!("HOUR({column}) * 3600 + MINUTE({column}) * 60 + SECOND({column})");
+    let unit = 10_i64.pow(6_u32.saturating_sub(digits));
+    format!(
+        "CAST(IF(LEFT({}, 1) = '-', -1, 1) * (({seconds}) * {} + MICROSECOND({column}) DIV {unit}) AS CHAR)",
+        format_args!("CAST({column} AS CHAR)"),
+        1_000_000 / unit
+    )
 }
 
 /// Microseconds since 1970 in units of 10^-`digits` seconds, of a column that has `held` digits.

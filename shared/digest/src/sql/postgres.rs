@@ -62,32 +62,7 @@ pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
             format!("'x' || encode({send}({column} + {zero}), 'hex')")
         }
         (Form::Instant { digits, rounding }, Stored::Instant { digits: held, .. }) => {
-            let unit = 10_i64.pow(6_u32.saturating_sub(digits));
-            let micros = format!("extract(epoch from {column}) * 1000000");
-            let units = match (held <= digits, rounding) {
-                _ if unit == 1 => micros,
-                (_, Rounding::Cut) => format!("floor({micros} / {unit})"),
-                (true, _) => format!("round({micros} / {unit})"),
-                (false, Rounding::Later) => format!("floor({micros} / {unit} + 0.5)"),
-                (false, Rounding::Apart) => {
-                    format!(
-                        "round(({micros} - {TO_2000}) / {unit}) + {}",
-                        TO_2000 / unit
-                    )
-                }
-            };
-            // A double holds these in microseconds with a bit to spare, at half of what a numeric costs.
-            let near = match unit {
-                1 => format!(
-                    "WHEN {column} BETWEEN '1970-01-01Z' AND '2040-01-01Z' \
-                     THEN round(date_part('epoch', {column}) * 1000000)::int8::text "
-                ),
-                _ => String::new(),
-            };
-            // There is an infinity, which is no number of seconds.
-            format!(
-                "CASE {near}WHEN isfinite({column}) THEN ({units})::int8::text ELSE {column}::text END"
-            )
+            instant(column, digits, held, rounding)
         }
         (Form::Day, Stored::Day) => chars(),
         (
@@ -97,33 +72,9 @@ pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
                 clock: kept,
                 ..
             },
-        ) if held <= digits && clock == kept => {
-            let unit = 10_i64.pow(6_u32.saturating_sub(digits));
-            let time = match clock {
-                Clock::Zoned => format!("{column}::time"),
-                Clock::Day | Clock::Span => column.to_owned(),
-            };
-            let units = format!(
-                "(extract(epoch from {time}) * {})::int8::text",
-                1_000_000 / unit
-            );
-            match clock {
-                Clock::Zoned => format!("{units} || '@' || extract(timezone from {column})::int8"),
-                Clock::Day | Clock::Span => units,
-            }
-        }
+        ) if held <= digits && clock == kept => time_of_day(column, digits, clock),
         (Form::Interval { digits }, Stored::Interval { digits: held }) if held <= digits => {
-            let part = |of: &str| format!("extract({of} from {column})");
-            format!(
-                "CASE WHEN isfinite({column}) THEN ({} * 12 + {})::int8 || ' ' || {}::int8 || ' ' \
-                 || ({} * 3600000000 + {} * 60000000 + {})::int8 ELSE {column}::text END",
-                part("year"),
-                part("month"),
-                part("day"),
-                part("hour"),
-                part("minute"),
-                part("microseconds")
-            )
+            interval(column)
         }
         (Form::Folded, Stored::Text { .. }) => {
             format!("lower(rtrim({column}::text, ' ') COLLATE \"C\")")
@@ -138,6 +89,66 @@ pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
         ),
         _ => return None,
     })
+}
+
+/// A time of a column that has `held` digits, in units of 10^-`digits` seconds.
+fn instant(column: &str, digits: u32, held: u32, rounding: Rounding) -> String {
+    let unit = 10_i64.pow(6_u32.saturating_sub(digits));
+    let micros = format!("extract(epoch from {column}) * 1000000");
+    let units = match (held <= digits, rounding) {
+        _ if unit == 1 => micros,
+        (_, Rounding::Cut) => format!("floor({micros} / {unit})"),
+        (true, _) => format!("round({micros} / {unit})"),
+        (false, Rounding::Later) => format!("floor({micros} / {unit} + 0.5)"),
+        (false, Rounding::Apart) => {
+            format!(
+                "round(({micros} - {TO_2000}) / {unit}) + {}",
+                TO_2000 / unit
+            )
+        }
+    };
+    // A double holds these in microseconds with a bit to spare, at half of what a numeric costs.
+    let near = match unit {
+        1 => format!(
+            "WHEN {column} BETWEEN '1970-01-01Z' AND '2040-01-01Z' \
+                     THEN round(date_part('epoch', {column}) * 1000000)::int8::text "
+        ),
+        _ => String::new(),
+    };
+    // There is an infinity, which is no number of seconds.
+    format!("CASE {near}WHEN isfinite({column}) THEN ({units})::int8::text ELSE {column}::text END")
+}
+
+/// A time of day in units of 10^-`digits` seconds, with its zone where it has one.
+fn time_of_day(column: &str, digits: u32, clock: Clock) -> String {
+    let unit = 10_i64.pow(6_u32.saturating_sub(digits));
+    let time = match clock {
+        Clock::Zoned => format!("{column}::time"),
+        Clock::Day | Clock::Span => column.to_owned(),
+    };
+    let units = format!(
+        "(extract(epoch from {time}) * {})::int8::text",
+        1_000_000 / unit
+    );
+    match clock {
+        Clock::Zoned => format!("{units} || '@' || extract(timezone from {column})::int8"),
+        Clock::Day | Clock::Span => units,
+    }
+}
+
+/// Months, days and microseconds.
+fn interval(column: &str) -> String {
+    let part = |of: &str| format!("extract({of} from {column})");
+    format!(
+        "CASE WHEN isfinite({column}) THEN ({} * 12 + {})::int8 || ' ' || {}::int8 || ' ' \
+                 || ({} * 3600000000 + {} * 60000000 + {})::int8 ELSE {column}::text END",
+        part("year"),
+        part("month"),
+        part("day"),
+        part("hour"),
+        part("minute"),
+        part("microseconds")
+    )
 }
 
 /// Rows with their texts, each made once, in columns c0 (the id), c1, c2…
