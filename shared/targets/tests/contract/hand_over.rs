@@ -109,7 +109,7 @@ impl Database {
     /// The servers that are on this machine.
     async fn all() -> Result<Vec<Self>> {
         let mut all = vec![Self::postgres().await?, Self::mariadb().await?];
-        if MySqlServer::is_there() {
+        if !MySqlServer::is_left_out()? {
             all.push(Self::mysql().await?);
         }
         Ok(all)
