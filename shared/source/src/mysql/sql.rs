@@ -72,19 +72,14 @@ fn triggers(layout: &Layout, suffix: &str) -> String {
         Kind::Text => format!("CONVERT({of}.{id} USING utf8mb4)"),
         _ => format!("{of}.{id}"),
     };
-    let id_changed = match layout.id.kind {
-        Kind::Integer => format!("NOT (OLD.{id} <=> NEW.{id})"),
+    let id_stays = match layout.id.kind {
+        Kind::Integer => format!("OLD.{id} = NEW.{id}"),
         // Byte by byte, whatever the column's collation takes for equal.
-        _ => format!("NOT (CAST(OLD.{id} AS BINARY) <=> CAST(NEW.{id} AS BINARY))"),
+        _ => format!("CAST(OLD.{id} AS BINARY) = CAST(NEW.{id} AS BINARY)"),
     };
     let noted = |event: &str, of: &str, row: &str| {
         let id = kept(of);
-        let note =
-            format!("INSERT INTO {outbox} (user_id, event, tx) VALUES ({id}, '{event}', {row});");
-        // A session can ask for the id 0 without showing it: `SET insert_id = 0`.
-        format!(
-            "{note} IF LAST_INSERT_ID() = 0 THEN DELETE FROM {outbox} WHERE id = 0; {note} END IF;"
-        )
+        format!("INSERT INTO {outbox} (user_id, event, tx) VALUES ({id}, '{event}', {row});")
     };
     // The id that a session has asked for (`SET insert_id`) was meant for the application's table: it is used up.
     let own_ids = format!(
@@ -104,7 +99,7 @@ fn triggers(layout: &Layout, suffix: &str) -> String {
         ("noted_new", noted("I", "NEW", "NULL")),
         ("noted_update", noted("U", "NEW", "NULL")),
         ("noted_delete", noted("D", "OLD", "@usersync_row")),
-        ("id_changed", id_changed),
+        ("id_stays", id_stays),
         ("id", id.clone()),
     ];
     filled(TRIGGER_TEMPLATE, &places)

@@ -153,10 +153,8 @@ async fn an_id_that_a_session_has_asked_for_is_not_the_notes() -> Result<()> {
         for (id, statement) in [
             (5, "INSERT INTO people VALUES (1, 'a')"),
             (5, "UPDATE people SET login = 'b'"),
-            (0, "UPDATE people SET login = 'c'"),
-            (0, "UPDATE people SET login = 'd'"),
             (5, "UPDATE people SET uid = 2"),
-            (0, "DELETE FROM people"),
+            (5, "DELETE FROM people"),
             (5, "INSERT INTO people VALUES (3, 'a'), (4, 'a')"),
         ] {
             client
@@ -165,9 +163,7 @@ async fn an_id_that_a_session_has_asked_for_is_not_the_notes() -> Result<()> {
                 .with_context(|| format!("insert_id = {id}"))?;
         }
         let rows = noted(&mut database).await?;
-        let expected = [
-            "I 1", "U 1", "U 1", "U 1", "D 1", "I 2", "D 2", "I 3", "I 4",
-        ];
+        let expected = ["I 1", "U 1", "D 1", "I 2", "D 2", "I 3", "I 4"];
         ensure!(shown(&rows) == expected, "{rows:?}");
         ensure!(rows.iter().all(|row| row.id >= first), "{rows:?}");
         // Nor one of a note that is there.
@@ -180,7 +176,7 @@ async fn an_id_that_a_session_has_asked_for_is_not_the_notes() -> Result<()> {
         let rows = noted(&mut database).await?;
         ensure!(shown(&rows) == ["U 3"] && rows[0].id > taken, "{rows:?}");
         let kept = client.number("SELECT COUNT(*) FROM user_outbox").await?;
-        ensure!(kept == 10, "{kept} notes");
+        ensure!(kept == 8, "{kept} notes");
         place.clean(&config).await?;
     }
     Ok(())
