@@ -157,6 +157,13 @@ impl Database {
             return Ok(Watched::Unknown(UNSEEN.to_owned()));
         };
         let idle = idle(server, &triggers);
+        // One of a version that had only payloads is to be renewed anyway.
+        if !idle.is_empty() && self.about().await?.is_none() {
+            return Ok(Watched::Older(format!(
+                "an older version has made the outbox: {}; `usersync-scheduler outbox install` renews it",
+                idle.join(", ")
+            )));
+        }
         if !idle.is_empty() {
             return Ok(Watched::Broken(format!(
                 "changes of `{table}` aren't noted, so nobody hears of them: {}; `usersync-scheduler outbox install` makes the \

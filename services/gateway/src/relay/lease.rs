@@ -40,11 +40,18 @@ impl Lease {
     }
 
     /// Lets another have the lock at once.
-    pub(super) async fn give_back(self) {
+    pub(super) async fn give_back(mut self) {
         self.enough.cancel();
         if !self.keeping.is_finished() {
-            let _ = self.keeping.await;
+            let _ = (&mut self.keeping).await;
         }
+    }
+}
+
+impl Drop for Lease {
+    /// Nobody keeps a lock for a relay that has ended, however it did.
+    fn drop(&mut self) {
+        self.enough.cancel();
     }
 }
 

@@ -191,12 +191,15 @@ impl Relay {
         let mut database = holder.again().await?;
         holder.is_its_own(&mut database).await?;
         let mut lease = Lease::of(holder).await?;
-        let mut source = self.source(&mut database).await?;
-        tracing::info!(source = %self.name, "relaying the outbox");
-        self.meters.active();
-        self.board.relaying(&self.name, Lag::default(), None);
+        let relaying = async {
+            let mut source = self.source(&mut database).await?;
+            tracing::info!(source = %self.name, "relaying the outbox");
+            self.meters.active();
+            self.board.relaying(&self.name, Lag::default(), None);
+            self.relay(&mut database, &mut source, brake).await
+        };
         let relayed = tokio::select! {
-            relayed = self.relay(&mut database, &mut source, brake) => relayed,
+            relayed = relaying => relayed,
             lost = lease.lost() => Err(lost),
         };
         if relayed.is_ok() {
