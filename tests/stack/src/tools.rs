@@ -82,6 +82,22 @@ pub fn nats_server() -> Result<PathBuf> {
     find("nats-server", NATS_MINIMUM)
 }
 
+/// Where `cargo xtask setup` unpacks a nats-server that is too old.
+#[must_use]
+pub fn old_nats_dir() -> PathBuf {
+    tools_dir().join("nats-2.14.3")
+}
+
+/// A nats-server that is too old, for the test that it is refused.
+///
+/// # Errors
+/// When there is none.
+pub fn old_nats_server() -> Result<PathBuf> {
+    let program = old_nats_dir().join("bin").join("nats-server");
+    version_of(&program)?;
+    Ok(program)
+}
+
 /// A redis-server that is new enough: from PATH, else from `.tools/bin`.
 ///
 /// # Errors

@@ -3,40 +3,36 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{TcpListener, TcpStream},
-};
-use usersync_stack::{Directory, Launch, Profile, free_port, tools};
+use usersync_stack::{Directory, Launch, Profile, free_port, http, tools};
 
 const GRACE: Duration = Duration::from_secs(20);
-
-/// Says of itself what an old server says, and answers nothing but pings.
-async fn old(stream: TcpStream) -> std::io::Result<()> {
-    let (reader, mut writer) = stream.into_split();
-    let info = r#"{"server_id":"N","server_name":"old-1","version":"2.14.3","proto":1,"headers":true,"jetstream":true,"max_payload":1048576}"#;
-    writer
-        .write_all(format!("INFO {info}\r\n").as_bytes())
-        .await?;
-    let mut lines = BufReader::new(reader).lines();
-    while let Some(line) = lines.next_line().await? {
-        if line.starts_with("PING") {
-            writer.write_all(b"PONG\r\n").await?;
-        }
-    }
-    Ok(())
-}
 
 #[tokio::test]
 async fn an_older_server_is_refused_by_name_and_version() -> Result<()> {
     let dir = Directory::temporary()?;
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("nats://{}", listener.local_addr()?);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(old(stream));
-        }
-    });
+    let (port, monitor) = (free_port()?, free_port()?);
+    let store = dir.path().join("nats");
+    let server = Launch::new(
+        "old",
+        tools::old_nats_server()?,
+        dir.path().join("nats.log"),
+    )
+    .args([
+        "-a",
+        "127.0.0.1",
+        "-p",
+        &port.to_string(),
+        "-m",
+        &monitor.to_string(),
+    ])
+    .args(["-n", "old-1", "-js", "-sd"])
+    .arg(store)
+    .spawn()?;
+    let client = http::client();
+    let healthy = format!("http://127.0.0.1:{monitor}/healthz");
+    let is_ready = async || http::get_text(&client, &healthy).await.map(drop);
+    server.until_ready(GRACE, is_ready).await?;
+    let url = format!("nats://127.0.0.1:{port}");
     for program in ["usersync-gateway", "usersync-worker", "usersync-scheduler"] {
         for check in [true, false] {
             let log = dir.path().join(format!("{program}-{check}.log"));
