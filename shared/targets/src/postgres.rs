@@ -19,7 +19,7 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row as _,
+    AssertSqlSafe, ConnectOptions, Connection, Executor, FromRow, PgConnection, Row as _,
     postgres::{PgConnectOptions, PgRow, PgSslMode},
 };
 use url::Url;
@@ -213,12 +213,16 @@ impl Dialect for Postgres {
         name: &str,
         _: &Table,
     ) -> Result<(), Trouble> {
-        // Not by writing nothing: a trigger may be called for that.
-        let question = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean, \
-             has_any_column_privilege(to_regclass($1), 'INSERT') AND has_any_column_privilege(to_regclass($1), 'UPDATE') \
-             AND has_any_column_privilege(to_regclass($1), 'SELECT')";
-        let answer = sqlx::query_as(question).bind(quoted(name));
-        let answer: (bool, Option<bool>) = answer.fetch_one(connection).await.map_err(trouble)?;
+        // Not by writing nothing: a trigger may be called for that. Not prepared, for the sake of poolers.
+        let place = format!("to_regclass('{}')", quoted(name).replace('\'', "''"));
+        let question = format!(
+            "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean, \
+             has_any_column_privilege({place}, 'INSERT') AND has_any_column_privilege({place}, 'UPDATE') \
+             AND has_any_column_privilege({place}, 'SELECT')"
+        );
+        let answer = sqlx::raw_sql(AssertSqlSafe(question)).fetch_one(connection);
+        let answer = answer.await.map_err(trouble)?;
+        let answer: (bool, Option<bool>) = FromRow::from_row(&answer).map_err(trouble)?;
         match answer {
             (true, _) => Err(Trouble::demoted(Failure {
                 code: Some("25006".into()),
@@ -429,13 +433,14 @@ impl Dialect for Postgres {
                     literal(&column.name)
                 ),
             };
-            let tried = sqlx::query(AssertSqlSafe(statement))
-                .persistent(false)
-                .bind(cell);
-            match tried.execute(&mut *connection).await {
+            let trying = async |connection: &mut PgConnection| {
+                let query = sqlx::query(AssertSqlSafe(statement)).persistent(false);
+                query.bind(cell).execute(connection).await.map_err(trouble)
+            };
+            match self.reading(connection, trying).await {
                 Ok(_) => {}
-                Err(sqlx::Error::Database(_)) => return Some(column.name.clone()),
-                Err(_) => return None,
+                Err(trouble) if trouble.lost => return None,
+                Err(_) => return Some(column.name.clone()),
             }
         }
         None
@@ -497,7 +502,10 @@ impl Dialect for Postgres {
         rows: &[Row],
         against: Against,
     ) -> Result<Vec<Claim>, Trouble> {
-        keys::claims(connection, layout, rows, against).await
+        let claiming = async |connection: &mut PgConnection| {
+            keys::claims(connection, layout, rows, against).await
+        };
+        self.reading(connection, claiming).await
     }
 
     async fn park(

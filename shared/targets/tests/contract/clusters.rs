@@ -228,7 +228,7 @@ async fn refusal(url: &str, more: serde_json::Value) -> Result<String> {
         .context("the probe finds nothing wrong")?;
     for delivery in [user("1", 5, "ann"), deleted("2", 5)] {
         match one(&*target, delivery.clone()).await {
-            Outcome::Fault(failure) => {
+            Outcome::Fault(failure) | Outcome::Down(failure) => {
                 let (found, failure) = (found.to_string(), failure.to_string());
                 ensure!(!failure.contains("example.com"), "{failure}");
                 ensure!(found.len() > 20 && failure.len() > 20, "{found}, {failure}");

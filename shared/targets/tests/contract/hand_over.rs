@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, MySqlPool, PgPool, mysql::MySqlPoolOptions, postgres::PgPoolOptions};
 use usersync_core::{event::Change, user_id::UserId};
-use usersync_stack::{Directory, MariaDbServer, MySqlServer, PostgresServer};
+use usersync_stack::{Directory, MariaDbServer, MySqlServer, PgBouncerServer, PostgresServer};
 use usersync_targets::{Delivery, Failure, Meant, Others, Outcome, Skip, Target};
 
 use crate::{
@@ -66,6 +66,8 @@ enum Client {
 
 struct Database {
     client: Client,
+    /// What is between the target and the server.
+    pooler: Option<PgBouncerServer>,
     dir: Directory,
 }
 
@@ -78,6 +80,7 @@ impl Database {
         let pool = pool.connect(&server.url_with_password()).await?;
         Ok(Self {
             client: Client::Postgres(pool, server),
+            pooler: None,
             dir,
         })
     }
@@ -90,6 +93,7 @@ impl Database {
         let pool = pool.connect(&server.url_with_password()).await?;
         Ok(Self {
             client: Client::MariaDb(pool, server),
+            pooler: None,
             dir,
         })
     }
@@ -102,8 +106,20 @@ impl Database {
         let pool = pool.connect(&server.url_with_password()).await?;
         Ok(Self {
             client: Client::MySql(pool, server),
+            pooler: None,
             dir,
         })
+    }
+
+    /// PostgreSQL behind PgBouncer.
+    async fn pooled() -> Result<Self> {
+        let mut database = Self::postgres().await?;
+        let Client::Postgres(_, server) = &database.client else {
+            bail!("no PostgreSQL");
+        };
+        let pooler = PgBouncerServer::start(database.dir.path(), server, &[]).await?;
+        database.pooler = Some(pooler);
+        Ok(database)
     }
 
     /// The servers that are on this machine.
@@ -112,18 +128,22 @@ impl Database {
         if !MySqlServer::is_left_out()? {
             all.push(Self::mysql().await?);
         }
+        if !PgBouncerServer::is_left_out()? {
+            all.push(Self::pooled().await?);
+        }
         Ok(all)
     }
 
     /// MariaDB, and MySQL where it is on this machine.
     async fn like_mysql() -> Result<Vec<Self>> {
         let mut all = Self::all().await?;
-        all.remove(0);
+        all.retain(|database| !database.is_postgres());
         Ok(all)
     }
 
     fn name(&self) -> &'static str {
         match self.client {
+            Client::Postgres(..) if self.pooler.is_some() => "PostgreSQL behind PgBouncer",
             Client::Postgres(..) => "PostgreSQL",
             Client::MariaDb(..) => "MariaDB",
             Client::MySql(..) => "MySQL",
@@ -169,7 +189,12 @@ impl Database {
 
     fn target(&self, table: &str, columns: Value, more: Value) -> Result<Box<dyn Target>> {
         let url = match &self.client {
-            Client::Postgres(_, server) => server.url(),
+            Client::Postgres(_, server) => {
+                let direct = || server.url();
+                self.pooler
+                    .as_ref()
+                    .map_or_else(direct, PgBouncerServer::url)
+            }
             Client::MariaDb(_, server) => server.url(),
             Client::MySql(_, server) => server.url(),
         };
