@@ -348,7 +348,7 @@ async fn a_primary_that_becomes_a_replica_costs_no_attempt_and_is_left() -> Resu
     };
     replicate(["127.0.0.1", "1"]).await?;
     let outcome = one(&*target, user("1", 6, "anna")).await;
-    ensure!(matches!(outcome, Outcome::Fault(_)), "{outcome:?}");
+    ensure!(matches!(outcome, Outcome::Down(_)), "{outcome:?}");
     ensure!(
         target.probe().await.is_err(),
         "the probe finds nothing wrong"
