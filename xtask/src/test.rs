@@ -21,7 +21,7 @@ const BEFORE: (&str, &str) = ("v0.1.0", "92ba07e");
 
 /// Run every test: sets up what is missing, builds the binaries, then `cargo test --workspace`
 ///
-/// The tests start real servers (NATS, Redis, MariaDB, PostgreSQL, ArcadeDB) and our binaries on free ports and stop them again.
+/// The tests start real servers (NATS, Redis, Valkey, MySQL, MariaDB, PostgreSQL, PgBouncer, ArcadeDB) and our binaries on free ports and stop them again.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Test {
