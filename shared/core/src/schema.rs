@@ -138,7 +138,7 @@ mod tests {
         let entry = json!({
             "name": "t", "url": "http://h/x", "allow_networks": ["loopback"], "method": "POST", "concurrency": 1, "batch": 2, "linger": "5ms",
             "rate_limit": 5, "filter": "true", "read_url": "http://h/{id}", "unique": ["email"], "headers": {"X-A": "b"},
-            "secret": "env:S", "previous_secret": "env:P", "auth": {"bearer": "env:T"}, "tls": {"ca": "file:/c", "cert": "file:/c", "key": "file:/k"}, "note": "n", "table": {"name": "users"},
+            "secret": "env:S", "previous_secret": "env:P", "auth": {"bearer": "env:T"}, "tls": {"ca": "file:/c", "cert": "file:/c", "key": "file:/k"}, "note": "n", "table": {"name": "users", "binary_uuid": true},
             "retry": {"permanent_status": [409], "transient_status": ["X"]},
             "fields": {"include": ["data.a"], "exclude": ["data.b"], "compute": {"data.c": "1"},
                        "mask": {"email": "hash"}, "mask_key": "env:K", "rename": {"email": "data.mail"}},
