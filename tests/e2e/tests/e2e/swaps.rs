@@ -92,6 +92,16 @@ async fn pairs_that_swap_while_the_target_is_away_end_up_with_each_others_email(
     until_moved(&database, &bus).await
 }
 
+/// Who came before another's change may have a letter until that one has made room.
+async fn nobody_is_given_up(bus: &Bus) -> Result<()> {
+    eventually(SOON, async || {
+        let letters = bus.count(USER_DEAD).await?;
+        ensure!(letters == 0, "{letters} users were given up");
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn pairs_that_swap_while_two_workers_serve_the_target_do_too() -> Result<()> {
     let (database, _stack, bus) = start(2).await?;
@@ -113,8 +123,7 @@ async fn pairs_that_swap_while_two_workers_serve_the_target_do_too() -> Result<(
     })
     .await?;
     bus.until_settled("crm").await?;
-    ensure!(bus.count(USER_DEAD).await? == 0, "somebody was given up");
-    Ok(())
+    nobody_is_given_up(&bus).await
 }
 
 #[tokio::test]
@@ -194,7 +203,7 @@ async fn a_repair_puts_right_what_was_swapped_behind_our_back() -> Result<()> {
         Ok(())
     })
     .await?;
-    ensure!(bus.count(USER_DEAD).await? == 0, "somebody was given up");
+    nobody_is_given_up(&bus).await?;
     Ok(())
 }
 
@@ -247,7 +256,7 @@ async fn pairs_swap_at_a_service_that_says_what_is_unique() -> Result<()> {
     })
     .await?;
     bus.until_settled("crm").await?;
-    ensure!(bus.count(USER_DEAD).await? == 0, "somebody was given up");
+    nobody_is_given_up(&bus).await?;
     Ok(())
 }
 
@@ -294,7 +303,7 @@ async fn emails_that_are_handed_over_at_a_service_are_taken_with_a_later_attempt
     bus.publish_all(line.chain([email("user.updated", 31, 1_000)]))
         .await?;
     bus.until_settled("crm").await?;
-    ensure!(bus.count(USER_DEAD).await? == 0, "somebody was given up");
+    nobody_is_given_up(&bus).await?;
     let emails = emails.lock().unwrap_or_else(PoisonError::into_inner);
     ensure!(
         emails["1"].as_deref() == Some("2@example.com"),
