@@ -2,8 +2,8 @@
 //!
 //! `survey` looks whether the streams are what they were, by the `mark` of before and by whether the states are `intact`;
 //! `session` hands over events in order, `vouch` tells which of them a relay made, `turn` merges those of one user,
-//! `refusal` keeps what can't be merged. Correct because of stream order per user and optimistic concurrency; the pin
-//! only saves work. See docs/ARCHITECTURE.md, "Order is stream order".
+//! `known` keeps states at hand, `refusal` what can't be merged. Correct because of stream order per user and optimistic
+//! concurrency; the pin only saves work. See docs/ARCHITECTURE.md, "Order is stream order".
 
 mod intact;
 mod known;
