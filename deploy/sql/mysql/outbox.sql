@@ -58,13 +58,13 @@ DROP TRIGGER IF EXISTS `user_outbox_update_new` //
 DROP TRIGGER IF EXISTS `user_outbox_delete_new` //
 
 CREATE TRIGGER `user_outbox_before_new` BEFORE INSERT ON `users` FOR EACH ROW
-usersync_3: BEGIN
+usersync_4: BEGIN
   -- Which row is under way: what REPLACE deletes comes back by the same one.
   SET @usersync_row = COALESCE(@usersync_row, CONNECTION_ID() << 24) + 1;
 END //
 
 CREATE TRIGGER `user_outbox_insert_new` AFTER INSERT ON `users` FOR EACH ROW
-usersync_3: BEGIN
+usersync_4: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
     IF @@insert_id > 0 THEN
       INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
@@ -75,35 +75,31 @@ usersync_3: BEGIN
 END //
 
 CREATE TRIGGER `user_outbox_update_new` AFTER UPDATE ON `users` FOR EACH ROW
-usersync_3: BEGIN
-  -- What happens most often comes first: each condition takes a tenth of the time of an insert.
-  IF OLD.`id` = NEW.`id` THEN
-    IF @usersync_apply IS NULL AND @@insert_id = 0 THEN
-      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'U', NULL);
-    ELSEIF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
-      IF @@insert_id > 0 THEN
-      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
-      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
-    END IF;
-      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'U', NULL);
-    END IF;
+usersync_4: BEGIN
+  -- What happens most often comes first, in one condition: each takes up to a tenth of the time of an insert.
+  IF OLD.`id` = NEW.`id` AND @usersync_apply IS NULL AND @@insert_id = 0 THEN
+    INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'U');
   ELSEIF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
     IF @@insert_id > 0 THEN
       INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
       DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
     END IF;
-    -- Without a row: who takes the id that another gives up is somebody else.
-    IF OLD.`id` IS NOT NULL THEN
-      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', NULL);
-    END IF;
-    IF NEW.`id` IS NOT NULL THEN
-      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', NULL);
+    IF OLD.`id` = NEW.`id` THEN
+      INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'U');
+    ELSE
+      -- Without a row: who takes the id that another gives up is somebody else.
+      IF OLD.`id` IS NOT NULL THEN
+        INSERT INTO `user_outbox` (user_id, event) VALUES (OLD.`id`, 'D');
+      END IF;
+      IF NEW.`id` IS NOT NULL THEN
+        INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'I');
+      END IF;
     END IF;
   END IF;
 END //
 
 CREATE TRIGGER `user_outbox_delete_new` AFTER DELETE ON `users` FOR EACH ROW
-usersync_3: BEGIN
+usersync_4: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.`id` IS NOT NULL THEN
     IF @@insert_id > 0 THEN
       INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
@@ -119,13 +115,13 @@ DROP TRIGGER IF EXISTS `user_outbox_update` //
 DROP TRIGGER IF EXISTS `user_outbox_delete` //
 
 CREATE TRIGGER `user_outbox_before` BEFORE INSERT ON `users` FOR EACH ROW
-usersync_3: BEGIN
+usersync_4: BEGIN
   -- Which row is under way: what REPLACE deletes comes back by the same one.
   SET @usersync_row = COALESCE(@usersync_row, CONNECTION_ID() << 24) + 1;
 END //
 
 CREATE TRIGGER `user_outbox_insert` AFTER INSERT ON `users` FOR EACH ROW
-usersync_3: BEGIN
+usersync_4: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
     IF @@insert_id > 0 THEN
       INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
@@ -136,35 +132,31 @@ usersync_3: BEGIN
 END //
 
 CREATE TRIGGER `user_outbox_update` AFTER UPDATE ON `users` FOR EACH ROW
-usersync_3: BEGIN
-  -- What happens most often comes first: each condition takes a tenth of the time of an insert.
-  IF OLD.`id` = NEW.`id` THEN
-    IF @usersync_apply IS NULL AND @@insert_id = 0 THEN
-      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'U', NULL);
-    ELSEIF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
-      IF @@insert_id > 0 THEN
-      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
-      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
-    END IF;
-      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'U', NULL);
-    END IF;
+usersync_4: BEGIN
+  -- What happens most often comes first, in one condition: each takes up to a tenth of the time of an insert.
+  IF OLD.`id` = NEW.`id` AND @usersync_apply IS NULL AND @@insert_id = 0 THEN
+    INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'U');
   ELSEIF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
     IF @@insert_id > 0 THEN
       INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
       DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
     END IF;
-    -- Without a row: who takes the id that another gives up is somebody else.
-    IF OLD.`id` IS NOT NULL THEN
-      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', NULL);
-    END IF;
-    IF NEW.`id` IS NOT NULL THEN
-      INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', NULL);
+    IF OLD.`id` = NEW.`id` THEN
+      INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'U');
+    ELSE
+      -- Without a row: who takes the id that another gives up is somebody else.
+      IF OLD.`id` IS NOT NULL THEN
+        INSERT INTO `user_outbox` (user_id, event) VALUES (OLD.`id`, 'D');
+      END IF;
+      IF NEW.`id` IS NOT NULL THEN
+        INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'I');
+      END IF;
     END IF;
   END IF;
 END //
 
 CREATE TRIGGER `user_outbox_delete` AFTER DELETE ON `users` FOR EACH ROW
-usersync_3: BEGIN
+usersync_4: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.`id` IS NOT NULL THEN
     IF @@insert_id > 0 THEN
       INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');

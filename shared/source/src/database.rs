@@ -1,6 +1,9 @@
 //! One connection to a main database, with a limit on how long anything may take.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tokio::time::timeout;
 
@@ -8,7 +11,7 @@ use crate::{
     About, Failure, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, TableName, UserRow,
     mysql::MySql,
     postgres::Postgres,
-    session::{Answering, FORMAT, Session},
+    session::{Answering, FORMAT, MOST_COUNTED, Session},
     sqlite::Sqlite,
 };
 
@@ -16,6 +19,9 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The same for statements that change tables, which wait for those who use them.
 const SCHEMA_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The most notes that are read to learn who was deleted lately.
+const MOST_PASSED_ON: u32 = 500_000;
 
 /// Why a connection can't hold a lock.
 const POOLED: &str = "a pooler (PgBouncer, RDS Proxy, ProxySQL …) answers for the server and gives its sessions to several clients; \
@@ -206,6 +212,44 @@ impl Database {
             Ok((before == count).then_some(rows))
         };
         within(PATIENCE, "reading the outbox", reading).await
+    }
+
+    /// Notes that failed, of those behind the id `after`, by id; no more than [`MOST_COUNTED`].
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn failed_notes(&mut self, mut after: i64) -> Result<Vec<OutboxRow>, SourceError> {
+        let mut notes = Vec::new();
+        while notes.len() < MOST_COUNTED as usize {
+            let reading = self.session.failed(after, MOST_COUNTED);
+            let rows = within(PATIENCE, "reading the outbox", reading).await?;
+            let Some(last) = rows.last() else { break };
+            after = last.id;
+            notes.extend(rows.into_iter().filter(|row| row.payload.is_none()));
+        }
+        Ok(notes)
+    }
+
+    /// Who went by a note that was published within `span` and that nobody has approved, and how long ago, and isn't back;
+    /// the last [`MOST_PASSED_ON`] notes count.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn gone_within(
+        &mut self,
+        span: Duration,
+        approved: i64,
+    ) -> Result<Vec<(String, Duration)>, SourceError> {
+        let reading = self.session.passed_on(approved, span, MOST_PASSED_ON);
+        let notes = within(PATIENCE, "reading the outbox", reading).await?;
+        let mut known = HashSet::new();
+        let newest = notes
+            .into_iter()
+            .filter(|(user, ..)| known.insert(user.clone()));
+        let gone = newest.filter(|(_, event, _)| event == "D");
+        Ok(gone
+            .map(|(user, _, ago)| (user, Duration::from_secs(ago.try_into().unwrap_or(0))))
+            .collect())
     }
 
     /// Those of `ids`, as the table spells them, of whom a row of the outbox isn't published yet.

@@ -20,7 +20,8 @@ use crate::{
     SourceError, TableName, UserRow,
     layout::{ABOUT, OUTBOX},
     session::{
-        Answering, Installed, MOST_COUNTED, MOST_PAYLOAD, Session, Trigger, until_much, user_row,
+        Answering, Installed, MOST_COUNTED, MOST_PAYLOAD, PassedOn, Session, Trigger, until_much,
+        user_row,
     },
 };
 use sql::{ALL, STANDIN, VERSION, name_quoted, quoted, ranges, select, statements, watch};
@@ -127,6 +128,28 @@ impl MySql {
             let drop = format!("DROP TRIGGER IF EXISTS {}", standin(table, name));
             let _ = self.connection.execute(AssertSqlSafe(drop)).await;
         }
+    }
+
+    /// The oldest rows of a state, of those behind the id `after`.
+    async fn rows(
+        &mut self,
+        state: u8,
+        after: i64,
+        most: u32,
+    ) -> Result<Vec<OutboxRow>, SourceError> {
+        let tx = if self.old { "NULL" } else { "tx" };
+        let large = |column| format!("IF(LENGTH({column}) > {MOST_PAYLOAD}, NULL, {column})");
+        let statement = format!(
+            "SELECT id, CAST(user_id AS BINARY), event, CAST(LENGTH(payload) AS SIGNED), {}, {}, \
+             CAST(UNIX_TIMESTAMP(created_at) * 1000000 AS SIGNED), CAST({tx} AS SIGNED) \
+             FROM {} WHERE state = {state} AND id > ? ORDER BY id LIMIT ?",
+            large("payload"),
+            large("previous"),
+            self.outbox
+        );
+        let query = sqlx::query(AssertSqlSafe(statement));
+        let rows = query.bind(after).bind(most).fetch(&mut self.connection);
+        until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
     }
 
     async fn execute(&mut self, doing: &str, statement: String) -> Result<u64, SourceError> {
@@ -378,19 +401,35 @@ impl Session for MySql {
     }
 
     async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
-        let tx = if self.old { "NULL" } else { "tx" };
-        let large = |column| format!("IF(LENGTH({column}) > {MOST_PAYLOAD}, NULL, {column})");
+        self.rows(0, after, most).await
+    }
+
+    async fn failed(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
+        self.rows(2, after, most).await
+    }
+
+    async fn passed_on(
+        &mut self,
+        after: i64,
+        span: Duration,
+        most: u32,
+    ) -> Result<Vec<PassedOn>, SourceError> {
         let statement = format!(
-            "SELECT id, CAST(user_id AS BINARY), event, CAST(LENGTH(payload) AS SIGNED), {}, {}, \
-             CAST(UNIX_TIMESTAMP(created_at) * 1000000 AS SIGNED), CAST({tx} AS SIGNED) \
-             FROM {} WHERE state = 0 AND id > ? ORDER BY id LIMIT ?",
-            large("payload"),
-            large("previous"),
+            "SELECT CAST(user_id AS BINARY), event, TIMESTAMPDIFF(SECOND, published_at, NOW(6)) FROM {} \
+             WHERE state = 1 AND id > ? AND event IN ('I', 'D') AND published_at > NOW(6) - INTERVAL ? SECOND \
+             ORDER BY id DESC LIMIT ?",
             self.outbox
         );
-        let query = sqlx::query(AssertSqlSafe(statement));
-        let rows = query.bind(after).bind(most).fetch(&mut self.connection);
-        until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
+        let notes = sqlx::query_as(AssertSqlSafe(statement));
+        let notes = notes.bind(after).bind(span.as_secs()).bind(most);
+        let notes: Vec<(Vec<u8>, String, i64)> = notes
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(|error| SourceError::of("reading the outbox", &error))?;
+        let text = |(user, event, ago): (Vec<u8>, String, i64)| {
+            (String::from_utf8_lossy(&user).into_owned(), event, ago)
+        };
+        Ok(notes.into_iter().map(text).collect())
     }
 
     async fn unpublished_until(&mut self, last: i64) -> Result<i64, SourceError> {

@@ -20,7 +20,8 @@ use crate::{
     SourceError, TableName, UserRow,
     layout::{ABOUT, OUTBOX},
     session::{
-        Answering, Installed, MOST_COUNTED, MOST_PAYLOAD, Session, Trigger, until_much, user_row,
+        Answering, Installed, MOST_COUNTED, MOST_PAYLOAD, PassedOn, Session, Trigger, until_much,
+        user_row,
     },
 };
 use sql::{ALL, FUNCTIONS, VERSION, name_quoted, quoted, select};
@@ -123,6 +124,30 @@ impl Postgres {
         let mut ears = PgListener::connect_with(&pool).await?;
         ears.listen(CHANNEL).await?;
         Ok(ears)
+    }
+
+    /// The oldest rows of a state, of those behind the id `after`.
+    async fn rows(
+        &mut self,
+        state: u8,
+        after: i64,
+        most: u32,
+    ) -> Result<Vec<OutboxRow>, SourceError> {
+        let large = |column| {
+            format!("CASE WHEN octet_length({column}) <= {MOST_PAYLOAD} THEN {column} END")
+        };
+        let tx = if self.old { "NULL::bigint" } else { "tx" };
+        let statement = format!(
+            "SELECT id, user_id, event, octet_length(payload)::bigint, {}, {}, \
+             (extract(epoch FROM created_at) * 1000000)::bigint, {tx} \
+             FROM {} WHERE state = {state} AND id > $1 ORDER BY id LIMIT $2",
+            large("payload"),
+            large("previous"),
+            self.outbox
+        );
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(after);
+        let rows = query.bind(i64::from(most)).fetch(&mut self.connection);
+        until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
     }
 }
 
@@ -316,21 +341,32 @@ impl Session for Postgres {
     }
 
     async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
-        let large = |column| {
-            format!("CASE WHEN octet_length({column}) <= {MOST_PAYLOAD} THEN {column} END")
-        };
-        let tx = if self.old { "NULL::bigint" } else { "tx" };
+        self.rows(0, after, most).await
+    }
+
+    async fn failed(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
+        self.rows(2, after, most).await
+    }
+
+    async fn passed_on(
+        &mut self,
+        after: i64,
+        span: Duration,
+        most: u32,
+    ) -> Result<Vec<PassedOn>, SourceError> {
         let statement = format!(
-            "SELECT id, user_id, event, octet_length(payload)::bigint, {}, {}, \
-             (extract(epoch FROM created_at) * 1000000)::bigint, {tx} \
-             FROM {} WHERE state = 0 AND id > $1 ORDER BY id LIMIT $2",
-            large("payload"),
-            large("previous"),
+            "SELECT user_id, event, extract(epoch FROM clock_timestamp() - published_at)::bigint FROM {} \
+             WHERE state = 1 AND id > $1 AND event IN ('I', 'D') \
+               AND published_at > clock_timestamp() - make_interval(secs => $2) ORDER BY id DESC LIMIT $3",
             self.outbox
         );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(after);
-        let rows = query.bind(i64::from(most)).fetch(&mut self.connection);
-        until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
+        let notes = sqlx::query_as(AssertSqlSafe(statement));
+        let notes = notes
+            .bind(after)
+            .bind(span.as_secs_f64())
+            .bind(i64::from(most));
+        let notes = notes.fetch_all(&mut self.connection).await;
+        notes.map_err(|error| SourceError::of("reading the outbox", &error))
     }
 
     async fn unpublished_until(&mut self, last: i64) -> Result<i64, SourceError> {

@@ -95,6 +95,9 @@ impl Payload {
     }
 }
 
+/// A note that was published: who came or went, and how many seconds ago it was.
+pub(crate) type PassedOn = (String, String, i64);
+
 /// A row that can't be published, and why.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -254,6 +257,15 @@ pub(crate) trait Session: Send {
     }
     /// The oldest rows that aren't published, of those behind the id `after`, in the order of their ids.
     async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError>;
+    /// The oldest rows that failed, of those behind the id `after`, in the order of their ids.
+    async fn failed(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError>;
+    /// The newest notes behind the id `after` of users who came or went that were published within `span`, at most `most`.
+    async fn passed_on(
+        &mut self,
+        after: i64,
+        span: Duration,
+        most: u32,
+    ) -> Result<Vec<PassedOn>, SourceError>;
     /// How many aren't published, up to the id `last`.
     async fn unpublished_until(&mut self, last: i64) -> Result<i64, SourceError>;
     /// Those of `ids` of whom a row isn't published yet.

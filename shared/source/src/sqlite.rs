@@ -19,7 +19,7 @@ use crate::{
     About, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, Payload, SourceConfig,
     SourceError, TableName, UserRow,
     layout::{ABOUT, OUTBOX},
-    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, Session, Trigger, until_much},
+    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, PassedOn, Session, Trigger, until_much},
 };
 pub(crate) use sql::{TRIGGERS, script};
 use sql::{list, name_quoted, select};
@@ -62,6 +62,28 @@ impl Sqlite {
             path,
             lock: None,
         })
+    }
+
+    /// The oldest rows of a state, of those behind the id `after`.
+    async fn rows(
+        &mut self,
+        state: u8,
+        after: i64,
+        most: u32,
+    ) -> Result<Vec<OutboxRow>, SourceError> {
+        let large = |column| {
+            format!("CASE WHEN length({column}) <= {MOST_PAYLOAD} THEN CAST({column} AS BLOB) END")
+        };
+        // Nothing tells which notes are of one statement.
+        let statement = format!(
+            "SELECT id, CAST(user_id AS TEXT), event, length(payload), {}, {}, CAST((julianday(created_at) - 2440587.5) * 86400000 AS INTEGER) * 1000, CAST(NULL AS INTEGER) \
+             FROM user_outbox WHERE state = {state} AND id > ? ORDER BY id LIMIT ?",
+            large("payload"),
+            large("previous")
+        );
+        let query = sqlx::query(AssertSqlSafe(statement));
+        let rows = query.bind(after).bind(most).fetch(&mut self.connection);
+        until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
     }
 }
 
@@ -198,19 +220,29 @@ impl Session for Sqlite {
     }
 
     async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
-        let large = |column| {
-            format!("CASE WHEN length({column}) <= {MOST_PAYLOAD} THEN CAST({column} AS BLOB) END")
-        };
-        // Nothing tells which notes are of one statement.
-        let statement = format!(
-            "SELECT id, CAST(user_id AS TEXT), event, length(payload), {}, {}, CAST((julianday(created_at) - 2440587.5) * 86400000 AS INTEGER) * 1000, CAST(NULL AS INTEGER) \
-             FROM user_outbox WHERE state = 0 AND id > ? ORDER BY id LIMIT ?",
-            large("payload"),
-            large("previous")
-        );
-        let query = sqlx::query(AssertSqlSafe(statement));
-        let rows = query.bind(after).bind(most).fetch(&mut self.connection);
-        until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
+        self.rows(0, after, most).await
+    }
+
+    async fn failed(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
+        self.rows(2, after, most).await
+    }
+
+    async fn passed_on(
+        &mut self,
+        after: i64,
+        span: Duration,
+        most: u32,
+    ) -> Result<Vec<PassedOn>, SourceError> {
+        let statement = "SELECT CAST(user_id AS TEXT), event, \
+               CAST((julianday('now') - julianday(published_at)) * 86400 AS INTEGER) FROM user_outbox \
+             WHERE state = 1 AND id > ? AND event IN ('I', 'D') \
+               AND published_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?) ORDER BY id DESC LIMIT ?";
+        let notes = sqlx::query_as(statement)
+            .bind(after)
+            .bind(format!("-{} seconds", span.as_secs_f64()))
+            .bind(most);
+        let notes = notes.fetch_all(&mut self.connection).await;
+        notes.map_err(|error| SourceError::of("reading the outbox", &error))
     }
 
     async fn unpublished_until(&mut self, last: i64) -> Result<i64, SourceError> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// How long a deletion counts.
-const SPAN: Duration = Duration::from_secs(60 * 60);
+pub(super) const SPAN: Duration = Duration::from_secs(60 * 60);
 /// So many are always passed on.
 const LEAST: u64 = 100;
 /// More are, up to this part of the table.
@@ -19,6 +19,16 @@ pub(super) struct Brake {
 }
 
 impl Brake {
+    /// One that knows who went, and how long ago, whoever has passed it on.
+    pub(super) fn of(gone: impl IntoIterator<Item = (String, Duration)>, now: Instant) -> Self {
+        let gone = gone
+            .into_iter()
+            .map(|(user, ago)| (user, now.checked_sub(ago).unwrap_or(now)));
+        Self {
+            gone: gone.collect(),
+        }
+    }
+
     /// How many they are with those of `more` who aren't among them.
     pub(super) fn with(&mut self, more: &[&str], now: Instant) -> u64 {
         self.gone
@@ -82,6 +92,13 @@ mod tests {
         );
         brake.back("7");
         assert_eq!(brake.with(&users[..1], now), 99);
+        let half = Duration::from_secs(30 * 60);
+        let mut taken = Brake::of(
+            [("1".to_owned(), half), ("2".to_owned(), Duration::ZERO)],
+            now,
+        );
+        assert_eq!(taken.with(&["2", "3"], now), 3);
+        assert_eq!(taken.with(&[], now + half + Duration::from_secs(1)), 1);
         let later = now + SPAN + Duration::from_secs(1);
         assert_eq!(brake.with(&users[..1], later), 1, "an hour later");
     }

@@ -191,6 +191,7 @@ mod tests {
 
     fn made(row: OutboxRow, what: What) -> Result<Value, String> {
         let step = Step {
+            blamed: row.id,
             row,
             others: Vec::new(),
             what,

@@ -2,9 +2,10 @@
 //! at a time does it, the one that holds the database's lock.
 //!
 //! A row of the outbox is a note of who changed. `plan` says what notes come to once the users' rows are read, `brake` when
-//! they delete too many, `newest` which of them say what the states do already. `event` makes events, `window` publishes
-//! many in their order, `lease` holds the lock, `stored` finds rows that are published and don't say so, `pace` says when to look again, `epochs`
-//! what intake is to know of an outbox, `key` what proves that a gateway says so. While one window is published, the one before is marked and the next one read.
+//! they delete too many, `newest` which of them say what the states do already; `failed` has those that failed. `event`
+//! makes events, `window` publishes many in their order, `lease` holds the lock, `stored` finds rows that are published and
+//! don't say so, `pace` says when to look again, `epochs` what intake is to know of an outbox, `key` what proves that a
+//! gateway says so. While one window is published, the one before is marked and the next one read.
 //! Rows are chosen by their state, never by "behind the last id": a transaction may take the lower id and commit later. A
 //! row is marked only after NATS has confirmed its event, so it can be published twice; intake knows it by its note.
 //! See docs/OUTBOX.md.
@@ -13,6 +14,7 @@ mod board;
 mod brake;
 mod epochs;
 mod event;
+mod failed;
 mod key;
 mod lease;
 mod meters;
@@ -46,6 +48,7 @@ pub(crate) use board::{Notice, State};
 use brake::Brake;
 pub(crate) use epochs::Epochs;
 use event::Origin;
+use failed::Failed;
 use key::Key;
 use lease::Lease;
 use meters::Meters;
@@ -147,6 +150,8 @@ struct Source {
     fence: i64,
     /// Deletions to be looked at once more.
     held: HashSet<i64>,
+    failed: Failed,
+    brake: Brake,
     newest: Newest,
 }
 
@@ -154,10 +159,9 @@ impl Relay {
     async fn run(self) {
         let mut pause = PAUSES.0;
         let mut said = String::new();
-        let mut brake = Brake::default();
         while !self.shutdown.is_cancelled() {
             let began = Instant::now();
-            let Err(error) = self.serve(&mut brake).await else {
+            let Err(error) = self.serve().await else {
                 break;
             };
             self.meters.idle();
@@ -179,7 +183,7 @@ impl Relay {
     }
 
     /// Connects, waits for the lock and relays until `shutdown`.
-    async fn serve(&self, brake: &mut Brake) -> Result<(), SourceError> {
+    async fn serve(&self) -> Result<(), SourceError> {
         let mut holder = Database::connect(&self.config).await?;
         // Before there is a lock in a session that isn't ours alone.
         let mut beside = holder.again().await?;
@@ -196,7 +200,7 @@ impl Relay {
             tracing::info!(source = %self.name, "relaying the outbox");
             self.meters.active();
             self.board.relaying(&self.name, Lag::default(), None);
-            self.relay(&mut database, &mut source, brake).await
+            self.relay(&mut database, &mut source).await
         };
         let relayed = tokio::select! {
             relayed = relaying => relayed,
@@ -251,6 +255,14 @@ impl Relay {
             .as_ref()
             .map_or_else(String::new, |key| key.name().to_owned());
         let newest = Newest::new(self.jetstream.clone(), self.name.to_string(), epoch);
+        let gone = match &about {
+            Some(about) => database.gone_within(brake::SPAN, about.approved).await?,
+            None => Vec::new(),
+        };
+        let gone = gone
+            .into_iter()
+            .map(|(user, ago)| (layout.spelled(&user).into_owned(), ago));
+        let brake = Brake::of(gone, std::time::Instant::now());
         Ok(Source {
             origin: Origin {
                 source: self.name.clone(),
@@ -258,19 +270,16 @@ impl Relay {
                 key,
                 owned: layout.members().cloned().collect(),
             },
-            layout,
             fence: database.highest().await?,
             held: HashSet::new(),
+            failed: Failed::read(database, &layout).await?,
+            brake,
+            layout,
             newest: newest.await.map_err(unavailable)?,
         })
     }
 
-    async fn relay(
-        &self,
-        database: &mut Database,
-        source: &mut Source,
-        brake: &mut Brake,
-    ) -> Result<(), SourceError> {
+    async fn relay(&self, database: &mut Database, source: &mut Source) -> Result<(), SourceError> {
         let mut pace = Pace::new(self.config.relay);
         let mut troubled = PAUSES.0;
         // Rows may be published that aren't marked: by a gateway that died, or an answer that never came.
@@ -302,8 +311,7 @@ impl Relay {
             let found = noted.rows.len();
             let mut trouble = None;
             if found > 0 {
-                let publishing =
-                    self.publish(&mut batches, database, source, brake, &mut at_hand, noted);
+                let publishing = self.publish(&mut batches, database, source, &mut at_hand, noted);
                 trouble = publishing.await?;
                 doubtful = trouble.is_some();
             }
@@ -347,7 +355,7 @@ impl Relay {
                 }
             }
         }
-        self.mark(database, &at_hand.published).await
+        self.mark(database, source, &at_hand.published).await
     }
 
     /// Looks whether changes are noted, and says so when that isn't as `before`.
@@ -376,7 +384,6 @@ impl Relay {
         batches: &mut Batches,
         database: &mut Database,
         source: &mut Source,
-        brake: &mut Brake,
         at_hand: &mut AtHand,
         mut noted: Noted,
     ) -> Result<Option<String>, SourceError> {
@@ -385,15 +392,16 @@ impl Relay {
             last: last.id,
             count: i64::from(WINDOW),
         });
+        let joined = source.failed.join(&mut noted.rows);
         let plan = plan::plan(noted.rows, &mut noted.found, &source.held);
-        self.brake(database, source, brake, &plan).await?;
+        self.brake(database, source, &plan).await?;
         // What came back has a note behind these: both are read anew, together.
-        let under_way = under_way.filter(|_| plan.held.is_empty());
+        let under_way = under_way.filter(|_| plan.held.is_empty() && !joined);
         source.held = plan.held.iter().copied().collect();
         let (events, told) = told(source, plan).await;
         let publishing = window::publish(batches, events, &self.shutdown);
         let meanwhile = async {
-            self.mark(database, &at_hand.published).await?;
+            self.mark(database, source, &at_hand.published).await?;
             let Some(under_way) = under_way else {
                 return Ok(None);
             };
@@ -410,8 +418,11 @@ impl Relay {
         // Behind a row that isn't published, its user's next may wait: they are read again.
         at_hand.ahead = ahead?.filter(|noted| !noted.rows.is_empty() && trouble.is_none());
         if at_hand.ahead.is_none() {
-            self.mark(database, &window).await?;
+            self.mark(database, source, &window).await?;
             window = Window::default();
+        }
+        if joined {
+            source.failed = Failed::read(database, &source.layout).await?;
         }
         at_hand.published = window;
         Ok(trouble)
@@ -422,9 +433,9 @@ impl Relay {
         &self,
         database: &mut Database,
         source: &mut Source,
-        brake: &mut Brake,
         plan: &Plan,
     ) -> Result<(), SourceError> {
+        let brake = &mut source.brake;
         let mut gone: HashMap<&str, i64> = HashMap::new();
         for step in &plan.steps {
             match step.what {
@@ -455,14 +466,23 @@ impl Relay {
     }
 
     /// Marks what a window came to.
-    async fn mark(&self, database: &mut Database, window: &Window) -> Result<(), SourceError> {
+    async fn mark(
+        &self,
+        database: &mut Database,
+        source: &mut Source,
+        window: &Window,
+    ) -> Result<(), SourceError> {
         let done = [window.published.as_slice(), window.silent.as_slice()].concat();
         database.mark_published(&done).await?;
         for failure in &window.failed {
             tracing::error!(source = %self.name, outbox.id = failure.id, reason = failure.reason,
                 "a row of the outbox can't be published; its state is 2 now");
         }
-        database.mark_failed(&window.failed).await
+        database.mark_failed(&window.failed).await?;
+        match window.failed.iter().map(|failure| failure.id).min() {
+            Some(first) => source.failed.add(database, &source.layout, first).await,
+            None => Ok(()),
+        }
     }
 
     async fn pause(&self, pause: Duration) {
@@ -533,6 +553,22 @@ async fn noted_of(
     Ok(Noted { rows, found })
 }
 
+/// An event of a step.
+struct Telling {
+    event: Event,
+    settles: Vec<(i64, i64)>,
+    blamed: i64,
+    /// Nobody can have published it before.
+    fresh: bool,
+}
+
+impl Telling {
+    /// Whether the state may say the same already.
+    fn may_be_known(&self) -> bool {
+        self.fresh && self.event.kind == EventType::Updated && self.event.outbox.is_some()
+    }
+}
+
 /// The events of a plan that say something, and the rest of what it comes to.
 async fn told(source: &mut Source, plan: Plan) -> (Vec<Sending>, Window) {
     let mut rest = Window {
@@ -544,50 +580,57 @@ async fn told(source: &mut Source, plan: Plan) -> (Vec<Sending>, Window) {
     for step in plan.steps {
         let mut settles = step.others.clone();
         settles.push((step.row.id, step.row.created_us));
+        let blamed = step.blamed;
         match source.origin.event(&step, source.layout.id.kind) {
             Ok(event) => {
                 let first = settles.iter().map(|(id, _)| *id).min();
                 let fresh = first.is_some_and(|first| first > source.fence);
-                events.push((event, settles, fresh));
+                events.push(Telling {
+                    event,
+                    settles,
+                    blamed,
+                    fresh,
+                });
             }
-            Err(reason) => rest.fail(step.row.id, &settles, reason),
+            Err(reason) => rest.fail(blamed, &settles, reason),
         }
     }
-    let may_be_known = |(event, _, fresh): &(Event, Vec<(i64, i64)>, bool)| {
-        *fresh && event.kind == EventType::Updated && event.outbox.is_some()
-    };
     let owned = &source.origin.owned;
-    let rows = events.iter().filter(|event| may_be_known(event));
-    let rows: Vec<&Event> = rows.map(|(event, ..)| event).collect();
+    let rows = events.iter().filter(|telling| telling.may_be_known());
+    let rows: Vec<&Event> = rows.map(|telling| &telling.event).collect();
     let mut compared = source.newest.compare(&rows, owned).await.into_iter();
     let mut sending = Vec::with_capacity(events.len());
-    for mut told in events {
-        let differs = match may_be_known(&told) {
+    for mut telling in events {
+        let differs = match telling.may_be_known() {
             true => compared.next().unwrap_or(Differs::Yes),
             false => Differs::Yes,
         };
-        let (event, settles, _) = &mut told;
         match differs {
             Differs::No => {
-                rest.silent.extend(settles.iter().map(|(id, _)| *id));
+                rest.silent
+                    .extend(telling.settles.iter().map(|(id, _)| *id));
                 continue;
             }
-            Differs::Status => event.kind = EventType::StatusChanged,
+            Differs::Status => telling.event.kind = EventType::StatusChanged,
             Differs::Yes => {}
         }
-        let (event, settles, _) = told;
-        let row = settles.last().map_or(0, |(id, _)| *id);
+        let Telling {
+            event,
+            settles,
+            blamed,
+            ..
+        } = telling;
         match event::written(&event) {
             Ok(ready) => {
                 let note = event.outbox.as_ref().map(|outbox| outbox.note);
                 source.newest.sent(event.user_id, note);
                 sending.push(Sending {
-                    row,
+                    blamed,
                     settles,
                     event: ready,
                 });
             }
-            Err(reason) => rest.fail(row, &settles, reason),
+            Err(reason) => rest.fail(blamed, &settles, reason),
         }
     }
     (sending, rest)

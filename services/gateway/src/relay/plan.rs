@@ -18,6 +18,8 @@ pub(super) struct Step {
     pub row: OutboxRow,
     /// Earlier rows that it settles.
     pub others: Vec<(i64, i64)>,
+    /// The row that fails if it does: the one that says that the user came, where one does.
+    pub blamed: i64,
     pub what: What,
 }
 
@@ -52,6 +54,7 @@ pub(super) fn plan(rows: Vec<OutboxRow>, found: &mut Found, held: &HashSet<i64>)
     for row in rows {
         if row.payload.is_some() {
             plan.steps.push(Step {
+                blamed: row.id,
                 row,
                 others: Vec::new(),
                 what: What::Payload,
@@ -59,7 +62,7 @@ pub(super) fn plan(rows: Vec<OutboxRow>, found: &mut Found, held: &HashSet<i64>)
         } else if row.change().is_none() {
             let reason =
                 "it has no payload, and its event is neither I, U or D nor one of the four types";
-            plan.fail(row.id, reason.to_owned());
+            plan.fail(&[row], reason.to_owned());
         } else {
             users.entry(row.user.clone()).or_default().push(row);
         }
@@ -80,13 +83,11 @@ impl Plan {
         held: &HashSet<i64>,
     ) {
         let death = (0..notes.len()).rev().find(|at| is_death(&notes, *at));
-        let after = notes.split_off(death.map_or(0, |at| at + 1));
-        let came = inserted(&after);
-        let Some(last) = after.last().map(|note| note.id) else {
+        let mut after = notes.split_off(death.map_or(0, |at| at + 1));
+        if after.is_empty() {
             return self.last_is_death(notes, row, held);
-        };
-        let mut after = after;
-        if !came && row.is_some() {
+        }
+        if came_by(&after).is_none() && row.is_some() {
             // It is there, and nobody says that it came back: `UPDATE IGNORE` notes what it doesn't do.
             after.splice(0..0, notes.drain(..));
         }
@@ -94,18 +95,8 @@ impl Plan {
             self.tell(notes, What::Gone);
         }
         match row {
-            Some(Ok(document)) => {
-                let kind = match came {
-                    true => EventType::Created,
-                    false => EventType::Updated,
-                };
-                self.tell(after, What::Row { kind, document });
-            }
-            Some(Err(reason)) => {
-                let others = after.iter().map(|note| note.id);
-                self.silent.extend(others.filter(|id| *id != last));
-                self.fail(last, reason);
-            }
+            Some(Ok(document)) => self.tell_row(after, document),
+            Some(Err(reason)) => self.fail(&after, reason),
             // Gone since, which has a note of its own; or hidden, which says nothing.
             None => self.silent.extend(after.iter().map(|note| note.id)),
         }
@@ -123,36 +114,40 @@ impl Plan {
             None => self.tell(notes, What::Gone),
             Some(_) if !known => self.held.extend(notes.iter().map(|note| note.id)),
             // It is there, and nobody says that it came: so it has never gone.
-            Some(Ok(document)) => self.tell(
-                notes,
-                What::Row {
-                    kind: EventType::Updated,
-                    document,
-                },
-            ),
-            Some(Err(reason)) => {
-                let last = notes.last().map_or(0, |note| note.id);
-                self.fail(last, reason);
-                let others = notes.iter().map(|note| note.id);
-                self.silent.extend(others.filter(|id| *id != last));
-            }
+            Some(Ok(document)) => self.tell_row(notes, document),
+            Some(Err(reason)) => self.fail(&notes, reason),
         }
+    }
+
+    /// What the row of these notes' user says.
+    fn tell_row(&mut self, notes: Vec<OutboxRow>, document: Vec<u8>) {
+        let kind = match came_by(&notes) {
+            Some(_) => EventType::Created,
+            None => EventType::Updated,
+        };
+        self.tell(notes, What::Row { kind, document });
     }
 
     /// An event for the last of these notes.
     fn tell(&mut self, mut notes: Vec<OutboxRow>, what: What) {
+        let blamed = blamed(&notes);
         if let Some(row) = notes.pop() {
             let others = notes.iter().map(|note| (note.id, note.created_us));
             self.steps.push(Step {
                 row,
                 others: others.collect(),
+                blamed,
                 what,
             });
         }
     }
 
-    fn fail(&mut self, id: i64, reason: String) {
+    /// One of these notes fails for all of them.
+    fn fail(&mut self, notes: &[OutboxRow], reason: String) {
+        let id = blamed(notes);
         self.failed.push(Failure { id, reason });
+        let ids = notes.iter().map(|note| note.id);
+        self.silent.extend(ids.filter(|other| *other != id));
     }
 }
 
@@ -166,15 +161,23 @@ fn is_death(notes: &[OutboxRow], at: usize) -> bool {
     note.change() == Some(RowChange::Deleted) && !back
 }
 
-/// Whether one of these notes says that its user came, and didn't go in the same statement.
-fn inserted(notes: &[OutboxRow]) -> bool {
-    notes.iter().enumerate().any(|(at, note)| {
+/// The first of these notes that says that its user came, and didn't go in the same statement.
+fn came_by(notes: &[OutboxRow]) -> Option<i64> {
+    let came = |at: &usize| {
+        let note = &notes[*at];
         let before = at.checked_sub(1).map(|before| &notes[before]);
         let went = before.is_some_and(|before| {
             before.change() == Some(RowChange::Deleted) && before.is_of_one_statement_with(note)
         });
         note.change() == Some(RowChange::Inserted) && !went
-    })
+    };
+    (0..notes.len()).find(came).map(|at| notes[at].id)
+}
+
+/// The one of these notes that says the most of what is lost when they fail: that the user came, else the last.
+fn blamed(notes: &[OutboxRow]) -> i64 {
+    let last = notes.last().map_or(0, |note| note.id);
+    came_by(notes).unwrap_or(last)
 }
 
 #[cfg(test)]
@@ -290,15 +293,23 @@ mod tests {
         assert_eq!(told(&[("D", 1), ("U", 2)], HERE), ["updated 2+1"]);
         assert_eq!(
             told(&[("I", 1), ("D", 2), ("U", 3)], HERE),
-            ["updated 3+1+2"]
+            ["created 3+1+2"]
         );
         assert_eq!(told(&[("D", 1), ("U", 2)], None), ["gone 1", "silent 2"]);
     }
 
     #[test]
     fn a_row_that_cannot_be_read_is_one_failure() {
-        let told = told(&[("I", 1), ("U", 2)], Some(Err("no text")));
-        assert_eq!(told, ["silent 1", "failed 2: no text"]);
+        let unreadable = Some(Err("no text"));
+        assert_eq!(
+            told(&[("U", 1), ("U", 2)], unreadable),
+            ["silent 1", "failed 2: no text"]
+        );
+        // That the user came isn't forgotten.
+        assert_eq!(
+            told(&[("U", 1), ("D", 2), ("I", 3), ("U", 4)], unreadable),
+            ["gone 2+1", "silent 4", "failed 3: no text"]
+        );
         assert!(
             shown(planned(&[("X", 1)], HERE, &HashSet::new()))[0]
                 .starts_with("failed 1: it has no payload")

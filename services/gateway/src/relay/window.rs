@@ -25,8 +25,8 @@ pub(super) struct Window {
 
 /// An event that is to be published.
 pub(super) struct Sending {
-    /// The row it is for.
-    pub row: i64,
+    /// The row that fails if it does.
+    pub blamed: i64,
     /// All rows it settles, that one too, and when each was written.
     pub settles: Vec<(i64, i64)>,
     pub event: Ready,
@@ -42,7 +42,7 @@ pub(super) async fn publish(
     let mut window = Window::default();
     let mut sent = Vec::with_capacity(events.len());
     for Sending {
-        row,
+        blamed,
         settles,
         event,
     } in events
@@ -54,14 +54,14 @@ pub(super) async fn publish(
         headers.insert(NATS_MESSAGE_ID, event.id);
         let added = batches.add(event.kind.as_str().into(), headers, event.body);
         match added.await {
-            Ok(()) => sent.push((row, settles)),
+            Ok(()) => sent.push((blamed, settles)),
             Err(NotSent::Ended) => break,
-            Err(never @ NotSent::TooLarge) => window.fail(row, &settles, never.to_string()),
+            Err(never @ NotSent::TooLarge) => window.fail(blamed, &settles, never.to_string()),
         }
     }
     batches.commit().await;
     let mut all = true;
-    for ((row, settles), outcome) in sent.into_iter().zip(batches.outcomes()) {
+    for ((blamed, settles), outcome) in sent.into_iter().zip(batches.outcomes()) {
         match outcome {
             Outcome::Stored => {
                 let (ids, created): (Vec<_>, Vec<_>) = settles.into_iter().unzip();
@@ -70,7 +70,7 @@ pub(super) async fn publish(
             }
             Outcome::TooLarge => {
                 let reason = "it is larger than USER_EVENTS takes (max_msg_size)".to_owned();
-                window.fail(row, &settles, reason);
+                window.fail(blamed, &settles, reason);
             }
             Outcome::Outdated | Outcome::Doubtful => all = false,
         }
@@ -81,7 +81,7 @@ pub(super) async fn publish(
 }
 
 impl Window {
-    /// The row of an event failed; of the others it settles, nothing more is to be said.
+    /// An event failed, and with it one row; of the others it settles, nothing more is to be said.
     pub(super) fn fail(&mut self, row: i64, settles: &[(i64, i64)], reason: String) {
         let others = settles.iter().map(|(id, _)| *id);
         self.silent.extend(others.filter(|id| *id != row));

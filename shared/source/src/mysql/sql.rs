@@ -24,7 +24,7 @@ pub(super) const ALL: [&str; 4] = [
 /// What the names of triggers end with that stand in while others are made anew.
 pub(super) const STANDIN: &str = "_new";
 /// The label in every trigger, which says how it was made; a comment would be left out by some clients.
-pub(super) const VERSION: &str = "usersync_3";
+pub(super) const VERSION: &str = "usersync_4";
 /// The function that tells how triggers are.
 const WATCH: &str = "user_outbox_trigger";
 
@@ -77,9 +77,15 @@ fn triggers(layout: &Layout, suffix: &str) -> String {
         // Byte by byte, whatever the column's collation takes for equal.
         _ => format!("CAST(OLD.{id} AS BINARY) = CAST(NEW.{id} AS BINARY)"),
     };
-    let noted = |event: &str, of: &str, row: &str| {
+    let noted = |event: &str, of: &str| {
         let id = kept(of);
-        format!("INSERT INTO {outbox} (user_id, event, tx) VALUES ({id}, '{event}', {row});")
+        format!("INSERT INTO {outbox} (user_id, event) VALUES ({id}, '{event}');")
+    };
+    let noted_in_row = |event: &str, of: &str| {
+        let id = kept(of);
+        format!(
+            "INSERT INTO {outbox} (user_id, event, tx) VALUES ({id}, '{event}', @usersync_row);"
+        )
     };
     // The id that a session has asked for (`SET insert_id`) was meant for the application's table: it is used up.
     let own_ids = format!(
@@ -94,11 +100,11 @@ fn triggers(layout: &Layout, suffix: &str) -> String {
         ("delete_trigger", trigger(ALL[3])),
         ("version", VERSION.to_owned()),
         ("own_ids", own_ids),
-        ("noted_insert", noted("I", "NEW", "@usersync_row")),
-        ("noted_old", noted("D", "OLD", "NULL")),
-        ("noted_new", noted("I", "NEW", "NULL")),
-        ("noted_update", noted("U", "NEW", "NULL")),
-        ("noted_delete", noted("D", "OLD", "@usersync_row")),
+        ("noted_insert", noted_in_row("I", "NEW")),
+        ("noted_old", noted("D", "OLD")),
+        ("noted_new", noted("I", "NEW")),
+        ("noted_update", noted("U", "NEW")),
+        ("noted_delete", noted_in_row("D", "OLD")),
         ("id_stays", id_stays),
         ("id", id.clone()),
     ];

@@ -14,22 +14,21 @@ END //
 
 CREATE TRIGGER {update_trigger} AFTER UPDATE ON {table} FOR EACH ROW
 {version}: BEGIN
-  -- What happens most often comes first: each condition takes a tenth of the time of an insert.
-  IF {id_stays} THEN
-    IF @usersync_apply IS NULL AND @@insert_id = 0 THEN
-      {noted_update}
-    ELSEIF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
-      {own_ids}
-      {noted_update}
-    END IF;
+  -- What happens most often comes first, in one condition: each takes up to a tenth of the time of an insert.
+  IF {id_stays} AND @usersync_apply IS NULL AND @@insert_id = 0 THEN
+    {noted_update}
   ELSEIF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
     {own_ids}
-    -- Without a row: who takes the id that another gives up is somebody else.
-    IF OLD.{id} IS NOT NULL THEN
-      {noted_old}
-    END IF;
-    IF NEW.{id} IS NOT NULL THEN
-      {noted_new}
+    IF {id_stays} THEN
+      {noted_update}
+    ELSE
+      -- Without a row: who takes the id that another gives up is somebody else.
+      IF OLD.{id} IS NOT NULL THEN
+        {noted_old}
+      END IF;
+      IF NEW.{id} IS NOT NULL THEN
+        {noted_new}
+      END IF;
     END IF;
   END IF;
 END //

@@ -25,6 +25,7 @@ pub(crate) async fn hold(place: &Place) -> Result<()> {
     ids_never_come_again(place).await?;
     what_stands_in_the_way_is_named(place).await?;
     rows_are_marked_pruned_and_counted(place).await?;
+    what_failed_and_who_was_deleted_is_remembered(place).await?;
     one_connection_at_a_time_has_the_lock(place).await?;
     values::keep_their_meaning(place).await?;
     values::a_document_may_be_all_of_data(place).await?;
@@ -515,6 +516,43 @@ async fn rows_are_marked_pruned_and_counted(place: &Place) -> Result<()> {
     ensure!(strict.prune(1).await? == 1);
     ensure!(strict.prune(10).await? == 1);
     ensure!(database.unpublished(10).await?.len() == 2);
+    place.clean(&config).await
+}
+
+async fn what_failed_and_who_was_deleted_is_remembered(place: &Place) -> Result<()> {
+    let (config, mut database) = people(place).await?;
+    let mut client = place.client().await?;
+    for user in 1..=4 {
+        let came = format!("INSERT INTO people (uid) VALUES ({user})");
+        client.run(&came).await?;
+    }
+    for user in 1..=3 {
+        let went = format!("DELETE FROM people WHERE uid = {user}");
+        client.run(&went).await?;
+    }
+    client.run("INSERT INTO people (uid) VALUES (2)").await?;
+    let rows = database.unpublished(20).await?;
+    let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    // Of user 3 it isn't published, user 2 came back.
+    let of_three = rows.iter().rposition(|row| row.user == "3");
+    let of_three = ids[of_three.context("no note of user 3")?];
+    let published: Vec<i64> = ids.iter().copied().filter(|id| *id != of_three).collect();
+    database.mark_published(&published).await?;
+    let hour = std::time::Duration::from_secs(3_600);
+    let gone = database.gone_within(hour, 0).await?;
+    ensure!(
+        gone.len() == 1 && gone[0].0 == "1" && gone[0].1.as_secs() < 60,
+        "{gone:?}"
+    );
+    ensure!(database.gone_within(hour, i64::MAX).await?.is_empty());
+    let failure = Failure {
+        id: of_three,
+        reason: "no idea".to_owned(),
+    };
+    database.mark_failed(&[failure]).await?;
+    let failed = database.failed_notes(i64::MIN).await?;
+    ensure!(shown(&failed) == ["D 3"], "{failed:?}");
+    ensure!(database.failed_notes(of_three).await?.is_empty());
     place.clean(&config).await
 }
 

@@ -115,14 +115,65 @@ async fn rows_own_what_is_mapped(main: Main) -> Result<()> {
 }
 
 #[tokio::test]
-async fn many_deletions_wait_until_somebody_approves_them() -> Result<()> {
-    let main = Main::mariadb().await?;
+async fn a_user_who_could_not_be_read_comes_with_the_next_change_in_mariadb() -> Result<()> {
+    what_failed_comes_with_the_next_change(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn a_user_who_could_not_be_read_comes_with_the_next_change_in_postgres() -> Result<()> {
+    what_failed_comes_with_the_next_change(Main::postgres().await?).await
+}
+
+async fn what_failed_comes_with_the_next_change(main: Main) -> Result<()> {
     main.install().await?;
-    let stack = main.stack(1).await?;
+    let mut stack = main.stack(1).await?;
+    main.run("INSERT INTO people (uid, username) VALUES (1, 'ann'), (2, 'ben')")
+        .await?;
+    main.equals_the_states(&stack).await?;
+    main.run("DELETE FROM people").await?;
+    main.equals_the_states(&stack).await?;
+    main.run(
+        "INSERT INTO people (uid, city) VALUES (1, REPEAT('x', 300000)), (2, REPEAT('x', 300000))",
+    )
+    .await?;
+    main.until_published().await?;
+    let failed = async || {
+        main.number("SELECT COUNT(*) FROM user_outbox WHERE state = 2")
+            .await
+    };
+    ensure!(failed().await? == 2);
+    main.run("UPDATE people SET city = 'Bonn' WHERE uid = 1")
+        .await?;
+    main.until_published().await?;
+    ensure!(failed().await? == 1);
+    // Whoever takes over knows of it, too.
+    stack.gateways[0].restart().await?;
+    main.run("UPDATE people SET city = 'Ulm' WHERE uid = 2")
+        .await?;
+    main.equals_the_states(&stack).await?;
+    ensure!(failed().await? == 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_deletions_wait_until_somebody_approves_them_in_mariadb() -> Result<()> {
+    many_deletions_wait(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn many_deletions_wait_until_somebody_approves_them_in_postgres() -> Result<()> {
+    many_deletions_wait(Main::postgres().await?).await
+}
+
+async fn many_deletions_wait(main: Main) -> Result<()> {
+    main.install().await?;
+    let mut stack = main.stack(1).await?;
     super::fill(&main, 500).await?;
     main.equals_the_states(&stack).await?;
     main.run("DELETE FROM people WHERE uid <= 100").await?;
     main.equals_the_states(&stack).await?;
+    // Whoever relays now has passed none of them on.
+    stack.gateways[0].restart().await?;
     main.run("DELETE FROM people WHERE uid <= 101").await?;
     let ready = format!("{}/readyz", stack.gateway().url());
     eventually(SOON, async || {

@@ -93,15 +93,12 @@ async fn a_row_that_can_never_be_published_holds_nobody_back() -> Result<()> {
     main.run("UPDATE people SET city = REPEAT('x', 300000) WHERE uid = 1")
         .await?;
     main.until_published().await?;
-    main.run("UPDATE people SET city = 'Bonn' WHERE uid = 1; DELETE FROM people WHERE uid = -5")
-        .await?;
-    main.equals_the_states(&stack).await?;
     let said = main
         .scheduler("status", None, &["outbox", "status", "--json"])
         .await?;
     let standing: serde_json::Value = serde_json::from_str(&said)?;
     ensure!(
-        standing["failed"] == 3 && standing["unpublished"] == 0,
+        standing["failed"] == 2 && standing["unpublished"] == 0,
         "{standing}"
     );
     let reasons = standing["reasons"].to_string();
@@ -111,7 +108,9 @@ async fn a_row_that_can_never_be_published_holds_nobody_back() -> Result<()> {
         "{reasons}"
     );
     ensure!(!reasons.contains("-5"), "{reasons}");
-    Ok(())
+    main.run("UPDATE people SET city = 'Bonn' WHERE uid = 1; DELETE FROM people WHERE uid = -5")
+        .await?;
+    main.equals_the_states(&stack).await
 }
 
 #[tokio::test]
