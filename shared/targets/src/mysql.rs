@@ -366,8 +366,7 @@ impl Dialect for MySql {
         connection: &mut MySqlConnection,
         statement: &str,
     ) -> Result<(i64, Vec<u8>), Trouble> {
-        // Not prepared: closing a statement that isn't kept costs 40 ms, for the server has nothing to answer, and
-        // acknowledges late.
+        // Not prepared: it runs once.
         let query = sqlx::raw_sql(AssertSqlSafe(statement));
         let row = query.fetch_one(connection).await.map_err(trouble)?;
         let octets: Option<Vec<u8>> = row.try_get(1).map_err(trouble)?;

@@ -12,6 +12,7 @@
 
 mod benchmarks;
 mod checker;
+mod databases;
 mod drain;
 mod limits;
 mod loader;

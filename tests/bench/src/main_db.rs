@@ -10,8 +10,9 @@ use serde_json::json;
 use sqlx::{
     AssertSqlSafe, MySqlPool, PgPool, Row as _, mysql::MySqlPoolOptions, postgres::PgPoolOptions,
 };
-use usersync_stack::{Launch, MariaDbServer, PostgresServer, Process, Profile, tools};
+use usersync_stack::{Launch, PostgresServer, Process, Profile, tools};
 
+use crate::databases::{self, MySqlLike, PASSWORD};
 use crate::limits::Published;
 use crate::preload::Publisher;
 use crate::rig::Rig;
@@ -33,7 +34,7 @@ pub(crate) struct MainDb {
 }
 
 enum Running {
-    MariaDb { _server: MariaDbServer },
+    MySql { _server: MySqlLike },
     Postgres { _server: PostgresServer },
 }
 
@@ -44,35 +45,25 @@ enum Pool {
 }
 
 impl MainDb {
-    /// Starts it with users from 1 to `users`.
+    /// Starts it with users from 1 to `users`; the newest of its kind, or the system's.
     ///
     /// # Errors
     /// When the server doesn't start or refuses.
-    pub(crate) async fn start(rig: &Rig, server: Server, users: u64) -> Result<Self> {
-        let (url, bare_url, password, running) = match server {
+    pub(crate) async fn start(rig: &Rig, newest: bool, server: Server, users: u64) -> Result<Self> {
+        let (url, bare_url, running) = match server {
             Server::Mysql => {
-                let started = MariaDbServer::start(rig.dir()).await?;
+                let started = MySqlLike::start(newest, rig.dir()).await?;
                 let urls = (started.url_with_password(), started.url());
-                (
-                    urls.0,
-                    urls.1,
-                    MariaDbServer::PASSWORD,
-                    Running::MariaDb { _server: started },
-                )
+                (urls.0, urls.1, Running::MySql { _server: started })
             }
             Server::Postgres => {
-                let started = PostgresServer::start(rig.dir()).await?;
+                let started = databases::postgres(newest, rig.dir()).await?;
                 let urls = (started.url_with_password(), started.url());
-                (
-                    urls.0,
-                    urls.1,
-                    PostgresServer::PASSWORD,
-                    Running::Postgres { _server: started },
-                )
+                (urls.0, urls.1, Running::Postgres { _server: started })
             }
         };
         let secret = rig.dir().join("password");
-        std::fs::write(&secret, password).context("writing the password")?;
+        std::fs::write(&secret, PASSWORD).context("writing the password")?;
         let secret = format!("file:{}", secret.display());
         let settings = format!(
             "[sources.main]\nurl = \"{bare_url}\"\nsecret = \"{secret}\"\ncheck = {{ load = 1.0 }}\ncolumns = {{ username = \"username\", \

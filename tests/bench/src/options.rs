@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// intake-cold, load and check-states with 1,000,000 users instead of 200,000
     #[arg(long)]
     full: bool,
+    /// The newest MySQL and PostgreSQL instead of the system's MariaDB and PostgreSQL
+    #[arg(long)]
+    pub newest: bool,
     /// Also write the rows to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

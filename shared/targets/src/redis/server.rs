@@ -8,6 +8,7 @@ use std::{
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo,
     IntoConnectionInfo, RedisError, TlsCertificates, Value, aio::MultiplexedConnection,
+    io::tcp::TcpSettings,
 };
 use secrecy::ExposeSecret;
 use usersync_core::target::TargetConfig;
@@ -144,6 +145,8 @@ pub(super) async fn is_of_a_cluster(
 fn who(config: &TargetConfig) -> Result<ConnectionInfo, ConfigError> {
     let password = password::of(config)?;
     let info = config.url.as_str().into_connection_info().map_err(unfit)?;
+    // Nothing waits for the acknowledgement of what was sent before.
+    let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
     let password = match &password {
         Some(password) => password.expose_secret(),
         // Without a word of who it is, a user would be taken for the default one.

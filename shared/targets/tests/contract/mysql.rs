@@ -1,6 +1,8 @@
 //! MySQL's side of the contract, on MariaDB and on MySQL itself.
 
-use anyhow::{Context as _, Result};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, MySqlPool, Row as _, mysql::MySqlPoolOptions};
@@ -8,6 +10,7 @@ use usersync_stack::{Directory, MariaDbServer, MySqlServer, Process, Signal};
 use usersync_targets::Delivery;
 
 use crate::{
+    clauses::is_delivered,
     deliveries::user,
     peer::{Can, Held, Peer, connect},
 };
@@ -184,4 +187,28 @@ impl Peer for MySql {
             false => self.server.process().signal(Signal::SIGCONT),
         }
     }
+}
+
+/// A statement of many TLS records: none of them waits until the server has acknowledged the one before, which takes it 40 ms.
+#[tokio::test]
+async fn a_long_statement_is_sent_at_once() -> Result<()> {
+    if MySqlServer::is_left_out()? {
+        return Ok(());
+    }
+    let peer = MySql::itself().await?;
+    let target = connect(&peer, "users", json!({"batch": 256}))?;
+    target.init().await?;
+    let mut fastest = Duration::MAX;
+    for version in 1..=20 {
+        let batch: Vec<Delivery> = (1..=256)
+            .map(|id: u32| user(&id.to_string(), version, "ann"))
+            .collect();
+        let began = Instant::now();
+        for outcome in target.deliver(&batch).await {
+            is_delivered(&outcome)?;
+        }
+        fastest = fastest.min(began.elapsed());
+    }
+    ensure!(fastest < Duration::from_millis(38), "{fastest:?}");
+    Ok(())
 }

@@ -11,10 +11,11 @@ use usersync_core::{
     event::{Change, EventType},
     fields::Members,
 };
-use usersync_stack::{Directory, MariaDbServer, PostgresServer, RedisServer};
+use usersync_stack::{Directory, RedisServer};
 use usersync_targets::{Action, Delivery, Outcome};
 
 use crate::checker::{self, Checked, How, RESULT, SECRET};
+use crate::databases::{self, MySqlLike, PASSWORD};
 use crate::options::Options;
 use crate::quiet::undisturbed;
 use crate::report::{Aim, Row};
@@ -38,7 +39,7 @@ async fn check(how: How, main: &str, target: &str) -> Result<Checked> {
             "--target",
             target,
         ])
-        .env(SECRET, PostgresServer::PASSWORD)
+        .env(SECRET, PASSWORD)
         .kill_on_drop(true)
         .output();
     let output = run.await.context("running a checker")?;
@@ -57,8 +58,8 @@ async fn check(how: How, main: &str, target: &str) -> Result<Checked> {
 pub(super) async fn tables(options: &Options, name: &str) -> Result<Vec<Row>> {
     let users = options.checked_users();
     let dir = Directory::temporary()?;
-    let mariadb = MariaDbServer::start(dir.path()).await?;
-    let postgres = PostgresServer::start(dir.path()).await?;
+    let mariadb = MySqlLike::start(options.newest, dir.path()).await?;
+    let postgres = databases::postgres(options.newest, dir.path()).await?;
     let main = MySqlPool::connect(&mariadb.url_with_password()).await?;
     let target = PgPool::connect(&postgres.url_with_password()).await?;
     eprintln!("{name}: {users} users into both databases");
@@ -163,9 +164,10 @@ async fn fill(main: &MySqlPool, target: &PgPool, users: u64) -> Result<()> {
     let mysql = format!(
         "CREATE TABLE users (id bigint PRIMARY KEY, {columns}, updated_at datetime(6)) \
          CHARACTER SET utf8mb4; \
-         INSERT INTO users SELECT seq, CONCAT('user', seq), CONCAT('user', seq, '@example.com'), \
+         INSERT INTO users WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < 999), \
+         seqs (seq) AS (SELECT 1000 * a.n + b.n + 1 FROM numbers a, numbers b) SELECT seq, CONCAT('user', seq), CONCAT('user', seq, '@example.com'), \
          CONCAT('+49', LPAD(seq * 7919 % 1000000007, 9, '0')), IF(seq % 7 = 0, 'disabled', 'active'), \
-         '2026-01-01' + INTERVAL seq * 37 SECOND + INTERVAL (seq * 7919 % 1000000) MICROSECOND FROM seq_1_to_{users}; \
+         '2026-01-01' + INTERVAL seq * 37 SECOND + INTERVAL (seq * 7919 % 1000000) MICROSECOND FROM seqs WHERE seq <= {users}; \
          ANALYZE TABLE users"
     );
     let postgres = format!(

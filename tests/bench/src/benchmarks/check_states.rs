@@ -40,7 +40,7 @@ pub(super) async fn run(options: &Options, name: &str) -> Result<Vec<Row>> {
     let rig = Rig::start().await?;
     let users = options.cold_users();
     eprintln!("{name}: {users} users into a table, the states and a target");
-    let main = MainDb::start(&rig, Server::Postgres, users).await?;
+    let main = MainDb::start(&rig, options.newest, Server::Postgres, users).await?;
     let load = main.scheduler(&rig, "load", &["load", "--json", "--log", "warn"])?;
     let loaded = load.wait_exit(FILLING).await?;
     ensure!(loaded.success(), "{loaded}: {}", load.log_tail());

@@ -43,7 +43,7 @@ pub(super) async fn run(options: &Options, name: &str, server: Server) -> Result
     rig.twin(subjects::USER_STATE, BARE_STATE, "bare.state.*")
         .await?;
     let users = options.cold_users();
-    let main = MainDb::start(&rig, server, users).await?;
+    let main = MainDb::start(&rig, options.newest, server, users).await?;
     let ours = async || {
         rig.stream(subjects::USER_STATE).await?.purge().await?;
         let (empty, rss) = load(&rig, &main, users, "created").await?;

@@ -47,7 +47,7 @@ pub(super) async fn run(options: &Options, name: &str, server: Server) -> Result
     let rig = Rig::start().await?;
     rig.twin(subjects::USER_EVENTS, "BARE_EVENTS", "bare.event")
         .await?;
-    let main = MainDb::start(&rig, server, USERS).await?;
+    let main = MainDb::start(&rig, options.newest, server, USERS).await?;
     main.install_outbox(&rig).await?;
     let rows = options.events();
     let ours = async || {

@@ -27,7 +27,7 @@ impl Display for Cost {
 
 pub(super) async fn run(options: &Options, name: &str, server: Server) -> Result<Vec<Row>> {
     let rig = Rig::start().await?;
-    let main = MainDb::start(&rig, server, USERS).await?;
+    let main = MainDb::start(&rig, options.newest, server, USERS).await?;
     main.install_outbox(&rig).await?;
     let like = match server {
         Server::Mysql => "LIKE users",

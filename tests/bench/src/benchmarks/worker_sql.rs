@@ -3,9 +3,9 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use usersync_stack::{MariaDbServer, PostgresServer};
 
 use super::Contest;
+use crate::databases::{self, MySqlLike, PASSWORD};
 use crate::options::Options;
 use crate::report::{Aim, Row};
 use crate::rig::Rig;
@@ -14,17 +14,17 @@ use crate::upserts::{Pool, Server};
 
 pub(super) async fn mysql(options: &Options, name: &str) -> Result<Vec<Row>> {
     let rig = Rig::start().await?;
-    let server = MariaDbServer::start(rig.dir()).await?;
+    let server = MySqlLike::start(options.newest, rig.dir()).await?;
     let urls = [server.url(), server.url_with_password()];
-    let limits = ("mysql", MariaDbServer::PASSWORD, urls);
+    let limits = ("mysql", PASSWORD, urls);
     run(options, name, &rig, Server::Mysql, limits).await
 }
 
 pub(super) async fn postgres(options: &Options, name: &str) -> Result<Vec<Row>> {
     let rig = Rig::start().await?;
-    let server = PostgresServer::start(rig.dir()).await?;
+    let server = databases::postgres(options.newest, rig.dir()).await?;
     let urls = [server.url(), server.url_with_password()];
-    let limits = ("postgres", PostgresServer::PASSWORD, urls);
+    let limits = ("postgres", PASSWORD, urls);
     run(options, name, &rig, Server::Postgres, limits).await
 }
 
