@@ -47,6 +47,9 @@ INSERT INTO `user_outbox_about` (epoch, first)
   SELECT LEFT(SHA2(CONCAT_WS('.', UUID(), RAND(), RAND(), RAND(), NOW(6), CONNECTION_ID()), 256), 32), (SELECT COALESCE(MAX(id), 0) + 1 FROM `user_outbox`) FROM DUAL
   WHERE NOT EXISTS (SELECT 1 FROM `user_outbox_about`);
 
+-- It takes the ids that sessions have asked for (SET insert_id), so that no note gets one. It is always empty.
+CREATE TABLE IF NOT EXISTS `user_outbox_spent` (id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY) ENGINE = InnoDB;
+
 -- No change slips through between the old triggers and the new, and none is lost where the server refuses a new one: others
 -- of another name are made first, and go when the new ones are there. Nobody writes meanwhile.
 LOCK TABLES `users` WRITE;
@@ -60,15 +63,15 @@ DROP TRIGGER IF EXISTS `user_outbox_delete_new` //
 CREATE TRIGGER `user_outbox_before_new` BEFORE INSERT ON `users` FOR EACH ROW
 usersync_4: BEGIN
   -- Which row is under way: what REPLACE deletes comes back by the same one.
-  SET @usersync_row = COALESCE(@usersync_row, CONNECTION_ID() << 24) + 1;
+  SET @usersync_row = IF(CAST(@usersync_row AS CHAR) REGEXP '^[0-9]{1,18}$', @usersync_row, CONNECTION_ID() << 24) + 1;
 END //
 
 CREATE TRIGGER `user_outbox_insert_new` AFTER INSERT ON `users` FOR EACH ROW
 usersync_4: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
     IF @@insert_id > 0 THEN
-      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
-      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+      INSERT IGNORE INTO `user_outbox_spent` () VALUES ();
+      DELETE FROM `user_outbox_spent` WHERE id = LAST_INSERT_ID();
     END IF;
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row);
   END IF;
@@ -81,8 +84,8 @@ usersync_4: BEGIN
     INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'U');
   ELSEIF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
     IF @@insert_id > 0 THEN
-      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
-      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+      INSERT IGNORE INTO `user_outbox_spent` () VALUES ();
+      DELETE FROM `user_outbox_spent` WHERE id = LAST_INSERT_ID();
     END IF;
     IF OLD.`id` = NEW.`id` THEN
       INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'U');
@@ -102,8 +105,8 @@ CREATE TRIGGER `user_outbox_delete_new` AFTER DELETE ON `users` FOR EACH ROW
 usersync_4: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.`id` IS NOT NULL THEN
     IF @@insert_id > 0 THEN
-      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
-      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+      INSERT IGNORE INTO `user_outbox_spent` () VALUES ();
+      DELETE FROM `user_outbox_spent` WHERE id = LAST_INSERT_ID();
     END IF;
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', @usersync_row);
   END IF;
@@ -117,15 +120,15 @@ DROP TRIGGER IF EXISTS `user_outbox_delete` //
 CREATE TRIGGER `user_outbox_before` BEFORE INSERT ON `users` FOR EACH ROW
 usersync_4: BEGIN
   -- Which row is under way: what REPLACE deletes comes back by the same one.
-  SET @usersync_row = COALESCE(@usersync_row, CONNECTION_ID() << 24) + 1;
+  SET @usersync_row = IF(CAST(@usersync_row AS CHAR) REGEXP '^[0-9]{1,18}$', @usersync_row, CONNECTION_ID() << 24) + 1;
 END //
 
 CREATE TRIGGER `user_outbox_insert` AFTER INSERT ON `users` FOR EACH ROW
 usersync_4: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
     IF @@insert_id > 0 THEN
-      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
-      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+      INSERT IGNORE INTO `user_outbox_spent` () VALUES ();
+      DELETE FROM `user_outbox_spent` WHERE id = LAST_INSERT_ID();
     END IF;
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row);
   END IF;
@@ -138,8 +141,8 @@ usersync_4: BEGIN
     INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'U');
   ELSEIF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) THEN
     IF @@insert_id > 0 THEN
-      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
-      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+      INSERT IGNORE INTO `user_outbox_spent` () VALUES ();
+      DELETE FROM `user_outbox_spent` WHERE id = LAST_INSERT_ID();
     END IF;
     IF OLD.`id` = NEW.`id` THEN
       INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'U');
@@ -159,8 +162,8 @@ CREATE TRIGGER `user_outbox_delete` AFTER DELETE ON `users` FOR EACH ROW
 usersync_4: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.`id` IS NOT NULL THEN
     IF @@insert_id > 0 THEN
-      INSERT IGNORE INTO `user_outbox` (user_id, event) VALUES ('', 'X');
-      DELETE FROM `user_outbox` WHERE id = LAST_INSERT_ID() AND event = 'X';
+      INSERT IGNORE INTO `user_outbox_spent` () VALUES ();
+      DELETE FROM `user_outbox_spent` WHERE id = LAST_INSERT_ID();
     END IF;
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (OLD.`id`, 'D', @usersync_row);
   END IF;

@@ -208,10 +208,10 @@ impl Courier {
 
     /// The next call to begin while `under_way` others are; or, as the error, when to look again.
     fn next_call(&mut self, under_way: usize) -> Result<Vec<Item>, Option<Instant>> {
-        let (most, users) = match self.route.breaker().state() {
-            State::Closed => (self.pace.limit(), usize::MAX),
-            // One user decides.
-            State::HalfOpen => (1, 1),
+        let (most, users, share) = match self.route.breaker().state() {
+            State::Closed => (self.pace.limit(), usize::MAX, LIVE_SHARE),
+            // One user decides: not always one of the same queue.
+            State::HalfOpen => (1, 1, 2),
             State::Open | State::Gone => return Err(None),
         };
         let ready = self.lanes.ready();
@@ -234,7 +234,7 @@ impl Courier {
         };
         self.limited = false;
         self.turn = self.turn.wrapping_add(1);
-        let prefer = if self.turn.is_multiple_of(LIVE_SHARE) {
+        let prefer = if self.turn.is_multiple_of(share) {
             Prefer::Waiting
         } else {
             Prefer::Urgent
@@ -272,7 +272,11 @@ impl Courier {
                 )
             }
             // Somebody is needed for the call that decides, and not always the one who failed it.
-            State::HalfOpen if idle && self.lanes.queued() < self.capacity => (1, 1),
+            State::HalfOpen | State::Open
+                if idle && self.lanes.ready() < 2 && self.lanes.queued() < self.capacity =>
+            {
+                (1, 1)
+            }
             State::HalfOpen | State::Open | State::Gone => (0, 0),
         }
     }

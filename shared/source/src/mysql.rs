@@ -24,16 +24,16 @@ use crate::{
         user_row,
     },
 };
-use sql::{ALL, STANDIN, VERSION, name_quoted, quoted, ranges, select, statements, watch};
+use sql::{ALL, SPENT, STANDIN, VERSION, name_quoted, quoted, ranges, select, statements, watch};
 pub(crate) use sql::{LATER, RANDOM, TRIGGERS, script, watch_script};
 
 /// Marking a range must not lock the gap behind it, where writers add rows.
-const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
+const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
 /// Whatever the server's defaults are: times are told in UTC, texts without blanks behind them, all rows are read, and what
 /// is written is written at once.
 const SESSION: &str = "SET SESSION innodb_lock_wait_timeout = 10, lock_wait_timeout = 10, time_zone = '+00:00', \
      sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', sql_select_limit = 18446744073709551615, \
-     sql_safe_updates = 0, autocommit = 1";
+     sql_safe_updates = 0, sql_big_selects = 1, completion_type = 0, autocommit = 1";
 /// The most ranges of ids in one statement.
 const RANGES: usize = 1_000;
 
@@ -358,8 +358,10 @@ impl Session for MySql {
             .map(|name| format!("DROP TRIGGER IF EXISTS {name};\n"))
             .collect();
         format!(
-            "{drops}DROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\n",
-            self.outbox, self.about
+            "{drops}DROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\n",
+            self.outbox,
+            self.about,
+            quoted(&table.beside(SPENT))
         )
     }
 

@@ -167,7 +167,8 @@ impl Database {
         if !idle.is_empty() {
             return Ok(Watched::Broken(format!(
                 "changes of `{table}` aren't noted, so nobody hears of them: {}; `usersync-scheduler outbox install` makes the \
-                 triggers anew, then `usersync-scheduler load` brings in what was missed",
+                 triggers anew, then `usersync-scheduler load` brings in what was missed, and the check `gateway` names who was deleted \
+                 meanwhile (docs/OUTBOX.md)",
                 idle.join(", ")
             )));
         }

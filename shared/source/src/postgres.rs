@@ -42,6 +42,9 @@ const SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVE
 const LOCK: &str = "hashtextextended('usersync ' || COALESCE(to_regclass($1)::oid::text, $1), 0)";
 
 /// One connection, and a second one that listens once somebody waits.
+/// When a row was written: not at a time that nobody can count from.
+const CREATED: &str = "CASE WHEN created_at BETWEEN '1970-01-01+00' AND '9998-12-31+00' THEN created_at ELSE now() END";
+
 pub(crate) struct Postgres {
     connection: PgConnection,
     options: PgConnectOptions,
@@ -139,7 +142,7 @@ impl Postgres {
         let tx = if self.old { "NULL::bigint" } else { "tx" };
         let statement = format!(
             "SELECT id, user_id, event, octet_length(payload)::bigint, {}, {}, \
-             (extract(epoch FROM created_at) * 1000000)::bigint, {tx} \
+             (extract(epoch FROM {CREATED}) * 1000000)::bigint, {tx} \
              FROM {} WHERE state = {state} AND id > $1 ORDER BY id LIMIT $2",
             large("payload"),
             large("previous"),
@@ -487,7 +490,7 @@ impl Session for Postgres {
             )
         };
         let statement = format!(
-            "SELECT {}, COALESCE((SELECT (extract(epoch FROM clock_timestamp() - created_at) * 1000000)::bigint \
+            "SELECT {}, COALESCE((SELECT (extract(epoch FROM clock_timestamp() - {CREATED}) * 1000000)::bigint \
              FROM {outbox} WHERE state = 0 ORDER BY id LIMIT 1), 0), {}",
             counted(0),
             counted(2)

@@ -76,7 +76,7 @@ impl Sqlite {
         };
         // Nothing tells which notes are of one statement.
         let statement = format!(
-            "SELECT id, CAST(user_id AS TEXT), event, length(payload), {}, {}, CAST((julianday(created_at) - 2440587.5) * 86400000 AS INTEGER) * 1000, CAST(NULL AS INTEGER) \
+            "SELECT id, CAST(user_id AS TEXT), event, length(payload), {}, {}, MAX(0, MIN(COALESCE(CAST((julianday(created_at) - 2440587.5) * 86400000 AS INTEGER), 0), 253370764800000)) * 1000, CAST(NULL AS INTEGER) \
              FROM user_outbox WHERE state = {state} AND id > ? ORDER BY id LIMIT ?",
             large("payload"),
             large("previous")

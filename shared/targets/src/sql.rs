@@ -37,6 +37,8 @@ const CONCURRENCY: usize = 4;
 const BATCH: usize = 256;
 /// The table's name, unless it is told.
 const TABLE: &str = "users";
+/// How long a table is taken to be as it was: somebody may add keys and triggers.
+const FRESH: Duration = Duration::from_secs(30);
 /// A table that didn't fit is looked at again after this long, so that it may be repaired meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Why a row isn't written over.
@@ -47,7 +49,7 @@ const TURNS: u32 = 4;
 /// What is known of the table.
 enum Place {
     Unknown,
-    Fits(Arc<Layout>),
+    Fits(Arc<Layout>, Instant),
     Wrong(Failure, Instant),
 }
 
@@ -95,11 +97,11 @@ impl<D: Dialect> SqlTarget<D> {
         // Held while looking: who comes meanwhile waits for the answer instead of asking too.
         let mut place = self.place.lock().await;
         match &*place {
-            Place::Fits(layout) => return Ok(layout.clone()),
+            Place::Fits(layout, since) if since.elapsed() < FRESH => return Ok(layout.clone()),
             Place::Wrong(failure, since) if since.elapsed() < LOOK_AGAIN => {
                 return Err(Trouble::misfit(failure.clone()));
             }
-            Place::Unknown | Place::Wrong(..) => {}
+            Place::Unknown | Place::Fits(..) | Place::Wrong(..) => {}
         }
         let live = self.look().await?;
         let layout = match &live {
@@ -109,7 +111,7 @@ impl<D: Dialect> SqlTarget<D> {
         match layout {
             Ok(layout) => {
                 let layout = Arc::new(layout);
-                *place = Place::Fits(layout.clone());
+                *place = Place::Fits(layout.clone(), Instant::now());
                 Ok(layout)
             }
             Err(reason) => {

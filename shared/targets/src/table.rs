@@ -82,11 +82,20 @@ pub(crate) fn told<'a>(delivery: &'a Delivery, path: &str) -> Change<Cow<'a, Val
         Change::Clear => return Change::Clear,
         Change::Set(data) => data,
     };
-    let mut names = path.split('.').skip(1);
-    match names.try_fold(data, |value, name| value.get(name)) {
-        Some(Value::Null) => Change::Clear,
-        Some(value) => Change::Set(Cow::Borrowed(value)),
-        None if delivery.partial => Change::Keep,
-        None => Change::Clear,
+    let mut value = data;
+    for name in path.split('.').skip(1) {
+        // What isn't an object, null among them, has no members, and that is known.
+        let Value::Object(members) = value else {
+            return Change::Clear;
+        };
+        value = match members.get(name) {
+            Some(member) => member,
+            None if delivery.partial => return Change::Keep,
+            None => return Change::Clear,
+        };
+    }
+    match value {
+        Value::Null => Change::Clear,
+        value => Change::Set(Cow::Borrowed(value)),
     }
 }

@@ -87,24 +87,24 @@ impl Keys {
         let computed = self.columns.clone();
         let touches = |text: &str| {
             let mut mapped = mapped.clone();
-            mapped.any(|name| text.contains(name))
+            mapped.any(|name| names(text, name))
         };
         let concerned = |text: &str| {
             touches(text)
                 || computed.iter().any(|column| {
                     let made = column.generated.as_deref();
-                    text.contains(&column.name) && made.is_some_and(touches)
+                    names(text, &column.name) && made.is_some_and(touches)
                 })
         };
         self.keys.retain(|key| key.texts().any(concerned));
-        // Too many are harmless: a name may be found within another.
+        // Too many are harmless.
         let mut texts: Vec<String> = Vec::new();
         texts.extend(
             self.keys
                 .iter()
                 .flat_map(|key| key.texts().map(str::to_owned)),
         );
-        let named = |texts: &[String], name: &str| texts.iter().any(|text| text.contains(name));
+        let named = |texts: &[String], name: &str| texts.iter().any(|text| names(text, name));
         for column in self.columns.iter().rev() {
             if let Some(made) = column
                 .generated
@@ -163,10 +163,10 @@ impl Keys {
     /// Whether `column` has a part in `key`, by itself or in what is computed of it.
     fn makes(&self, key: &UniqueKey, column: &str) -> bool {
         let in_text = |text: &str| {
-            text.contains(column)
+            names(text, column)
                 || self.columns.iter().any(|computed| {
                     let made = computed.generated.as_deref();
-                    text.contains(&computed.name) && made.is_some_and(|made| made.contains(column))
+                    names(text, &computed.name) && made.is_some_and(|made| names(made, column))
                 })
         };
         key.parts.iter().any(|part| in_text(&part.expression))
@@ -180,11 +180,23 @@ impl UniqueKey {
     }
 }
 
+/// Whether `text`, which is SQL, names `column`: as a word of its own that is no function and no type that is cast to.
+fn names(text: &str, column: &str) -> bool {
+    let is_word = |symbol: char| symbol.is_alphanumeric() || matches!(symbol, '_' | '$');
+    text.match_indices(column).any(|(at, _)| {
+        let (before, behind) = (&text[..at], &text[at + column.len()..]);
+        let whole = !before.ends_with(is_word) && !behind.starts_with(is_word);
+        whole && !before.ends_with("::") && !behind.starts_with('(')
+    })
+}
+
 /// Something of the same form as `held` that nobody else has: other letters where there are letters, other digits where
 /// there are digits, so that it suits what suited the former. `None` where a column of this `kind` hasn't enough of them.
 fn made_up(kind: Kind, largest: i64, held: &str) -> Option<String> {
     match kind {
         Kind::Text | Kind::Verbatim if is_uuid(held) => Some(uuid()),
+        // What is compared in another form says nothing of its own.
+        Kind::Number if held.parse::<f64>().is_err() => None,
         Kind::Text | Kind::Verbatim | Kind::Number => {
             let mut made = (0..TRIES).map(|_| alike(held));
             made.find(|made| made != held)
@@ -252,6 +264,24 @@ fn below(most: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_column_is_named_by_a_word_of_its_own() {
+        for (text, column, is_named) in [
+            ("lower((email)::text)", "email", true),
+            ("lower((email)::text)", "t", false),
+            ("lower((email)::text)", "mail", false),
+            ("lower((email)::text)", "text", false),
+            ("lower((email)::text)", "lower", false),
+            ("(text)", "text", true),
+            ("\"odd name\" || ''::text", "odd name", true),
+            ("LEFT(`email`, 3)", "email", true),
+            ("lower(`e_mail`)", "mail", false),
+            ("a+b", "b", true),
+        ] {
+            assert_eq!(names(text, column), is_named, "{column} in {text}");
+        }
+    }
 
     #[test]
     fn what_is_made_up_has_the_form_of_what_was_held() {

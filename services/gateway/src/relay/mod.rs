@@ -364,7 +364,11 @@ impl Relay {
         database: &mut Database,
         before: Watched,
     ) -> Result<Watched, SourceError> {
-        let watched = database.watch().await?;
+        let watched = match (database.watch().await?, before.clone()) {
+            // Who may no longer look knows what was seen last.
+            (Watched::Unknown(_), Watched::Broken(why)) => Watched::Broken(why),
+            (watched, _) => watched,
+        };
         if watched != before {
             match &watched {
                 Watched::Good => tracing::info!(source = %self.name, "changes are noted again"),

@@ -36,6 +36,8 @@ use super::{
     sides::{Seen, Sides},
 };
 
+/// How long a worker may be at a state that was stored, in microseconds.
+const AT_WORK_US: u64 = 60_000_000;
 /// States asked for at once.
 const READS: usize = 256;
 /// Users one call to the target is about, at most.
@@ -65,10 +67,35 @@ pub(crate) struct Copy<'a> {
     pub refused: Arc<Mutex<LeftOut>>,
 }
 
+/// Where a state stands in USER_STATE.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    seq: u64,
+    /// When it was stored, in unix microseconds.
+    stored_us: u64,
+}
+
+/// How far a target's consumer is in USER_STATE.
+struct Progress {
+    /// Up to here everything was delivered or given up.
+    passed: u64,
+    /// Up to here workers were handed everything.
+    handed_out: u64,
+    now_us: u64,
+}
+
+impl Progress {
+    /// Whether the state at `place` may be on its way. One user who is tried again doesn't make everybody behind one.
+    fn is_under_way(&self, place: Place) -> bool {
+        let lately = place.stored_us + AT_WORK_US > self.now_us;
+        place.seq > self.handed_out || place.seq > self.passed && lately
+    }
+}
+
 /// What is known of a user before the target is asked.
 enum Meant {
-    /// The target is to hold this; the state stands at this sequence.
-    Told(Box<Delivery>, u64),
+    /// The target is to hold this; the state stands there.
+    Told(Box<Delivery>, Place),
     /// Nothing is meant to be said.
     Nothing,
     /// It can't be told, for this reason.
@@ -100,15 +127,15 @@ impl Sides for Copy<'_> {
 
     async fn look(&self, users: &[UserId]) -> anyhow::Result<Vec<Seen>> {
         // Before the states are read: what it has passed by now it has passed for good.
-        let passed = self.passed().await?;
+        let progress = self.progress().await?;
         let reading = stream::iter(users).map(|user| self.meant(user));
         let meant: Vec<Meant> = reading.buffered(READS).try_collect().await?;
         let mut seen = vec![Seen::Alike; users.len()];
         let (mut places, mut batch) = (Vec::new(), Vec::new());
         for (place, meant) in meant.into_iter().enumerate() {
             match meant {
-                Meant::Told(delivery, seq) => {
-                    places.push((place, seq));
+                Meant::Told(delivery, stands) => {
+                    places.push((place, stands));
                     batch.push(*delivery);
                 }
                 Meant::Refused(reason) => seen[place] = Seen::Untold(reason),
@@ -122,13 +149,14 @@ impl Sides for Copy<'_> {
             false => 0,
         };
         let mut differing = Vec::new();
-        for (((place, seq), delivery), standing) in places.into_iter().zip(&batch).zip(compared) {
+        for (((place, stands), delivery), standing) in places.into_iter().zip(&batch).zip(compared)
+        {
             // Of whom there is no state, nobody has ever heard.
-            seen[place] = self.judge(delivery, standing, seq > 0, latest)?;
+            seen[place] = self.judge(delivery, standing, stands.seq > 0, latest)?;
             match seen[place] {
-                Seen::Drift(..) => differing.push((place, seq)),
+                Seen::Drift(..) => differing.push((place, stands)),
                 // It has yet to come there.
-                Seen::Expired if seq > passed => seen[place] = Seen::Pending,
+                Seen::Expired if progress.is_under_way(stands) => seen[place] = Seen::Pending,
                 _ => {}
             }
         }
@@ -137,8 +165,8 @@ impl Sides for Copy<'_> {
             .map(|(place, _)| newest(self.states, &users[*place]))
             .buffered(READS);
         let again: Vec<(u64, Option<State>)> = again.try_collect().await?;
-        for ((place, seq), (now, _)) in differing.into_iter().zip(again) {
-            if seq > passed || now != seq {
+        for ((place, stands), (now, _)) in differing.into_iter().zip(again) {
+            if progress.is_under_way(stands) || now != stands.seq {
                 seen[place] = Seen::Pending;
             }
         }
@@ -199,13 +227,17 @@ impl Copy<'_> {
         Ok(batch.iter().zip(&ids).map(standing).collect())
     }
 
-    /// The sequence in USER_STATE up to which everything has been delivered or given up.
-    async fn passed(&self) -> anyhow::Result<u64> {
+    async fn progress(&self) -> anyhow::Result<Progress> {
         let info = self.states.consumer_info(&self.config.name);
         let info = timeout(REQUEST_TIMEOUT, info).await;
         let info = info.context("asking for the consumer took too long")?;
-        let consumer = || format!("asking for the consumer {}", self.config.name);
-        Ok(info.with_context(consumer)?.ack_floor.stream_sequence)
+        let info = info.with_context(|| format!("asking for the consumer {}", self.config.name))?;
+        let now = jiff::Timestamp::now().as_microsecond();
+        Ok(Progress {
+            passed: info.ack_floor.stream_sequence,
+            handed_out: info.delivered.stream_sequence,
+            now_us: u64::try_from(now).unwrap_or_default(),
+        })
     }
 
     /// The highest version that can be, by the clock of NATS.
@@ -219,10 +251,14 @@ impl Copy<'_> {
         let (seq, state) = newest(self.states, user).await?;
         if seq == 0 {
             // Nobody has ever heard of this user: nothing is meant to be there.
-            return Ok(Meant::Told(Box::new(nobody(self.config, user)), 0));
+            let nobody = Box::new(nobody(self.config, user));
+            return Ok(Meant::Told(nobody, Place::default()));
         }
+        let stored_us = state.as_ref().map_or(0, |state| state.event.stored_us);
         Ok(match state.map(|state| self.rule.apply(state)) {
-            Some(Verdict::Send(delivery)) => Meant::Told(Box::new(delivery), seq),
+            Some(Verdict::Send(delivery)) => {
+                Meant::Told(Box::new(delivery), Place { seq, stored_us })
+            }
             // The target keeps what it has.
             Some(Verdict::Skip { .. }) => Meant::Nothing,
             // A dead letter says so.

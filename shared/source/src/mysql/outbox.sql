@@ -47,6 +47,9 @@ INSERT INTO {about} (epoch, first)
   SELECT {epoch}, (SELECT COALESCE(MAX(id), 0) + 1 FROM {outbox}) FROM DUAL
   WHERE NOT EXISTS (SELECT 1 FROM {about});
 
+-- It takes the ids that sessions have asked for (SET insert_id), so that no note gets one. It is always empty.
+CREATE TABLE IF NOT EXISTS {spent} (id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY) ENGINE = InnoDB;
+
 -- No change slips through between the old triggers and the new, and none is lost where the server refuses a new one: others
 -- of another name are made first, and go when the new ones are there. Nobody writes meanwhile.
 LOCK TABLES {table} WRITE;

@@ -25,6 +25,8 @@ pub(super) const ALL: [&str; 4] = [
 pub(super) const STANDIN: &str = "_new";
 /// The label in every trigger, which says how it was made; a comment would be left out by some clients.
 pub(super) const VERSION: &str = "usersync_4";
+/// The table that takes ids which sessions have asked for.
+pub(super) const SPENT: &str = "user_outbox_spent";
 /// The function that tells how triggers are.
 const WATCH: &str = "user_outbox_trigger";
 
@@ -49,6 +51,7 @@ pub(crate) fn script(layout: &Layout, epoch: &str) -> String {
             quoted(&layout.outbox()).replace('\'', "''"),
         ),
         ("about", quoted(&table.beside(ABOUT))),
+        ("spent", quoted(&table.beside(SPENT))),
         ("schema", schema(table)),
         ("epoch", epoch.to_owned()),
         ("drop_standins", drop(STANDIN)),
@@ -87,10 +90,11 @@ fn triggers(layout: &Layout, suffix: &str) -> String {
             "INSERT INTO {outbox} (user_id, event, tx) VALUES ({id}, '{event}', @usersync_row);"
         )
     };
-    // The id that a session has asked for (`SET insert_id`) was meant for the application's table: it is used up.
+    // The id that a session has asked for (`SET insert_id`) was meant for the application's table: it is used up elsewhere.
+    let spent = quoted(&table.beside(SPENT));
     let own_ids = format!(
-        "IF @@insert_id > 0 THEN\n      INSERT IGNORE INTO {outbox} (user_id, event) VALUES ('', 'X');\n      \
-         DELETE FROM {outbox} WHERE id = LAST_INSERT_ID() AND event = 'X';\n    END IF;"
+        "IF @@insert_id > 0 THEN\n      INSERT IGNORE INTO {spent} () VALUES ();\n      \
+         DELETE FROM {spent} WHERE id = LAST_INSERT_ID();\n    END IF;"
     );
     let places = [
         ("table", quoted(table)),
@@ -161,8 +165,9 @@ fn value(column: &Column) -> String {
     match column.kind {
         // As they are: a function would have a limit.
         Kind::Text | Kind::Json => value,
-        // By itself the server shows six digits of a FLOAT.
-        Kind::Float | Kind::Single => format!("CAST(CAST({value} AS DOUBLE) AS CHAR)"),
+        // By itself the server shows six digits of a FLOAT. What MySQL computes it shows in 22 characters, which is enough
+        // for a FLOAT, and not for every DOUBLE.
+        Kind::Single => format!("CAST(CAST({value} AS DOUBLE) AS CHAR)"),
         Kind::Boolean if !column.member.is_text() => format!(
             "CASE {number} WHEN 0 THEN 'false' WHEN 1 THEN 'true' ELSE CAST({value} AS CHAR) END"
         ),

@@ -1,7 +1,7 @@
 CREATE TRIGGER {before_trigger} BEFORE INSERT ON {table} FOR EACH ROW
 {version}: BEGIN
   -- Which row is under way: what REPLACE deletes comes back by the same one.
-  SET @usersync_row = COALESCE(@usersync_row, CONNECTION_ID() << 24) + 1;
+  SET @usersync_row = IF(CAST(@usersync_row AS CHAR) REGEXP '^[0-9]{1,18}$', @usersync_row, CONNECTION_ID() << 24) + 1;
 END //
 
 CREATE TRIGGER {insert_trigger} AFTER INSERT ON {table} FOR EACH ROW

@@ -135,7 +135,14 @@ BEGIN
     EXECUTE FUNCTION {truncate}($trigger$ || COALESCE(quote_literal(key), '') || ')';
 END
 $usersync$;
-CREATE TRIGGER user_outbox_notify AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} FOR EACH STATEMENT
-  WHEN (COALESCE(current_setting('usersync.apply', true), '') NOT IN ('on', 'true', '1'))
-  EXECUTE FUNCTION {notify}();
+-- A transaction that says something can't be prepared (two-phase commit): where some may be, the relay looks for itself.
+DO $usersync$
+BEGIN
+  IF current_setting('max_prepared_transactions') = '0' THEN
+    CREATE TRIGGER user_outbox_notify AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} FOR EACH STATEMENT
+      WHEN (COALESCE(current_setting('usersync.apply', true), '') NOT IN ('on', 'true', '1'))
+      EXECUTE FUNCTION {notify}();
+  END IF;
+END
+$usersync$;
 COMMIT;

@@ -66,6 +66,8 @@ fn value(column: &Column) -> String {
     let value = format!("u.{}", name_quoted(&column.name));
     match column.kind {
         Kind::Instant => format!("({value} AT TIME ZONE 'UTC')"),
+        // As the server shows it: a cast says `/32` of every address.
+        Kind::Verbatim if column.shown == "inet" => format!("abbrev({value})"),
         Kind::Json if !column.member.is_text() => format!("to_json({value})"),
         Kind::Decimals if !column.member.is_text() => format!("to_json({value}::text[])"),
         _ => value,

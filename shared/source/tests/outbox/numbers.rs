@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use usersync_core::event::{Change, Envelope, Event, EventType};
 use usersync_source::{Database, Server};
+use usersync_stack::MySqlServer;
 
 use crate::place::Place;
 
@@ -18,6 +19,8 @@ fn doubles() -> Vec<f64> {
         5e-324,
         f64::MAX,
         1.0 / 3.0,
+        -1.2345678901234567e-10,
+        -2.2250738585072014e-308,
     ];
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut next = || {
@@ -86,6 +89,10 @@ async fn come_out_as_they_are(place: &Place) -> Result<()> {
             "{integers}"
         );
     }
+    if place.is_mysql() {
+        // Its JSON has a double for what follows.
+        return Ok(());
+    }
     client.run("DELETE FROM people WHERE uid > 0").await?;
     client
         .run("UPDATE people SET extra = '{\"a\": {\"b\": 18446744073709551616}}'")
@@ -110,6 +117,14 @@ async fn come_out_as_they_are(place: &Place) -> Result<()> {
 #[tokio::test]
 async fn numbers_of_mariadb_come_out_as_they_are() -> Result<()> {
     come_out_as_they_are(&Place::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn numbers_of_mysql_come_out_as_they_are() -> Result<()> {
+    if MySqlServer::is_left_out()? {
+        return Ok(());
+    }
+    come_out_as_they_are(&Place::mysql().await?).await
 }
 
 #[tokio::test]

@@ -117,6 +117,17 @@ impl Place {
         }
     }
 
+    /// Ends the PostgreSQL that it is and starts it with the settings of now.
+    pub(crate) async fn restart_postgres(&mut self) -> Result<()> {
+        match &mut self.running {
+            Running::Postgres(server) => {
+                server.kill9().await;
+                server.restart().await
+            }
+            _ => anyhow::bail!("it is no PostgreSQL"),
+        }
+    }
+
     /// A client of MySQL or MariaDB that may do everything.
     pub(crate) async fn root(&self) -> Result<Client> {
         let home = self

@@ -175,8 +175,52 @@ async fn an_id_that_a_session_has_asked_for_is_not_the_notes() -> Result<()> {
             .await?;
         let rows = noted(&mut database).await?;
         ensure!(shown(&rows) == ["U 3"] && rows[0].id > taken, "{rows:?}");
+        // Nor do the largest leave none for those who come later.
+        for id in [
+            "9223372036854775806",
+            "9223372036854775807",
+            "18446744073709551614",
+        ] {
+            for login in ["x", "y"] {
+                client
+                    .run(&format!(
+                        "SET insert_id = {id}; UPDATE people SET login = '{login}' WHERE uid = 3"
+                    ))
+                    .await
+                    .with_context(|| format!("insert_id = {id}"))?;
+            }
+        }
+        client
+            .run("UPDATE people SET login = 'w' WHERE uid = 3")
+            .await?;
+        let rows = noted(&mut database).await?;
+        ensure!(shown(&rows) == ["U 3"; 7], "{rows:?}");
+        ensure!(rows[6].id < taken + 1_000, "{rows:?}");
         let kept = client.number("SELECT COUNT(*) FROM user_outbox").await?;
-        ensure!(kept == 8, "{kept} notes");
+        ensure!(kept == 15, "{kept} notes");
+        let spent = client
+            .number("SELECT COUNT(*) FROM user_outbox_spent")
+            .await?;
+        ensure!(spent == 0, "{spent} ids are kept");
+        // Whatever a session takes for the row under way.
+        for (user, row) in [
+            "18446744073709551615",
+            "-1",
+            "'abc'",
+            "1e300",
+            "999999999999999999",
+        ]
+        .iter()
+        .enumerate()
+        {
+            client
+                .run(&format!(
+                    "SET @usersync_row = {row}; INSERT INTO people VALUES ({}, 'a')",
+                    100 + user
+                ))
+                .await
+                .with_context(|| format!("@usersync_row = {row}"))?;
+        }
         place.clean(&config).await?;
     }
     Ok(())
@@ -345,6 +389,49 @@ async fn triggers_that_are_off_are_seen(place: &Place) -> Result<()> {
 async fn no_change_of_a_table_in_postgres_makes_a_write_fail() -> Result<()> {
     for place in postgres_of_each_version().await? {
         no_change_makes_a_write_fail(&place).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_change_can_be_prepared_where_the_server_prepares_any() -> Result<()> {
+    let mut place = Place::postgres().await?;
+    let mut client = place.client().await?;
+    client
+        .run("ALTER SYSTEM SET max_prepared_transactions = 5")
+        .await?;
+    drop(client);
+    place.restart_postgres().await?;
+    let (config, mut database) = people(&place).await?;
+    let mut client = place.client().await?;
+    client
+        .run("BEGIN; INSERT INTO people VALUES (1, 'a'); PREPARE TRANSACTION 'one'")
+        .await?;
+    ensure!(noted(&mut database).await?.is_empty());
+    client.run("COMMIT PREPARED 'one'").await?;
+    ensure!(shown(&noted(&mut database).await?) == ["I 1"]);
+    place.clean(&config).await
+}
+
+#[tokio::test]
+async fn a_note_of_no_time_holds_nobody_up() -> Result<()> {
+    for place in postgres_of_each_version().await? {
+        let (config, mut database) = people(&place).await?;
+        let mut client = place.client().await?;
+        for time in ["infinity", "-infinity", "0044-01-01 BC", "200000-01-01"] {
+            client
+                .run(&format!("INSERT INTO user_outbox (user_id, event, created_at) VALUES ('1', 'U', '{time}')"))
+                .await?;
+        }
+        let rows = database.unpublished(10).await?;
+        ensure!(rows.len() == 4, "{rows:?}");
+        let possible = 0..253_402_300_800_000_000;
+        ensure!(
+            rows.iter().all(|row| possible.contains(&row.created_us)),
+            "{rows:?}"
+        );
+        database.lag().await?;
+        place.clean(&config).await?;
     }
     Ok(())
 }

@@ -35,11 +35,14 @@ pub trait Holdings: Send + Sync {
 /// A field of the row hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// The member, as a dotted path.
+    /// The member, as a dotted path; empty where it is none: whether a row is one that nobody is told to be.
     pub path: String,
     /// How its values are written.
     pub form: Form,
 }
+
+/// The path of the field that is no member.
+const MARK: &str = "";
 
 /// Why what a target holds can't be told in digests.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

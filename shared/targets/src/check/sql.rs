@@ -1,16 +1,22 @@
 //! A table as a side: statements that hash where the rows are, or, where SQL can't write a field's form, rows read and
 //! hashed here.
 
-use std::{collections::BTreeMap, future::Future, ops::Range, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 use usersync_digest::{
-    Answer, Cut, Digest, Each, Entry, Extent, Keys, Row, RowHash, Scan, Scanned, Side, SideError,
-    Stored, sql,
+    Answer, Cut, Digest, Each, Entry, Extent, Form, Keys, Row, RowHash, Scan, Scanned, Side,
+    SideError, Stored, sql,
 };
 
-use super::{Field, Holdings};
+use super::{Field, Holdings, MARK};
 use crate::{
     Action, Delivery,
     dialect::Dialect,
@@ -23,6 +29,15 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long reading all rows may take.
 const SCAN: Duration = Duration::from_secs(60 * 60);
+
+/// How far clocks may be apart, and how long a check may take, before versions are looked at that needn't be.
+const CLOCKS: Duration = Duration::from_secs(10 * 60);
+
+/// The highest version that can be by the end of a check, in unix microseconds.
+fn latest() -> u128 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    (now.unwrap_or_default() + CLOCKS).as_micros()
+}
 
 /// A table that answers in digests, over one connection of its own.
 pub(crate) struct SqlSide<'a, D: Dialect> {
@@ -207,6 +222,22 @@ impl<'a, D: Dialect> SqlHoldings<'a, D> {
             });
         }
         let quoted = |name: &str| D::FLAVOUR.quoted(name);
+        // Nobody is told this: a row that is marked, or claims a version of days to come, is none that is meant to be.
+        let (deleted, version) = (&layout.table.deleted, &layout.table.version);
+        fields.push(Field {
+            path: MARK.to_owned(),
+            form: Form::Integer,
+        });
+        columns.push(sql::Field {
+            column: Some(format!(
+                "CASE WHEN {} OR {} > {} THEN 1 END",
+                quoted(deleted),
+                quoted(version),
+                latest()
+            )),
+            stored: Stored::Integer,
+            form: Form::Integer,
+        });
         // Of a deleted user nothing is left. A row that has something all the same counts, so it is looked at.
         let left = hashed.iter().map(|place| &layout.columns[*place]);
         let left = left.filter(|column| column.nullable);
@@ -248,6 +279,7 @@ impl<D: Dialect> Holdings for SqlHoldings<'_, D> {
             let text = text.map(|text| field.form.of(text));
             row.field(text.as_deref().map(str::as_bytes));
         }
+        row.field(None);
         Some(row.hash())
     }
 
@@ -274,6 +306,13 @@ pub(crate) fn table<D: Dialect>(
     };
     let quoted = |name: &str| D::FLAVOUR.quoted(name);
     let field = |field: &Field| {
+        if field.path == MARK {
+            return Ok(sql::Field {
+                column: None,
+                stored: Stored::Integer,
+                form: field.form,
+            });
+        }
         let column = columns.iter().find(|(_, path)| **path == field.path);
         let (column, _) = column.ok_or_else(|| format!("no column holds `{}`", field.path))?;
         Ok(sql::Field {

@@ -10,7 +10,7 @@ use sqlx::{
 };
 use usersync_digest::{Each, Row, Scan, Scanned, SideError};
 
-use super::{Field, main_table::MainTable};
+use super::{Field, MARK, main_table::MainTable};
 use crate::Failure;
 
 /// How long the database may be locked, or the next row may take.
@@ -34,6 +34,10 @@ impl SqliteTable {
         let options = options.map_err(|_| Failure::new("the url doesn't suit SQLite"))?;
         let mut texts = format!("CAST({} AS TEXT)", quoted(&main.id));
         for field in fields {
+            if field.path == MARK {
+                texts += ", NULL";
+                continue;
+            }
             let column = main.columns.iter().find(|(_, path)| **path == field.path);
             let (column, _) = column.ok_or_else(|| {
                 let name = &main.table;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Mutex,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -695,6 +696,68 @@ async fn one_who_is_refused_for_another_reason_keeps_nobody_else_from_moving() -
             &[(1, 2), (2, 1), (3, 3), (4, 4), (5, 5), (6, 6)],
         )
         .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_that_is_added_meanwhile_is_learnt() -> Result<()> {
+    for database in Database::all().await? {
+        let target = database.people("later", "").await?;
+        let with = |id: &str, version, address: &str| email(user(id, version, "x"), address);
+        for outcome in target
+            .deliver(&[with("1", 5, "a@x"), with("2", 5, "b@x")])
+            .await
+        {
+            is_delivered(&outcome)?;
+        }
+        database
+            .run("CREATE UNIQUE INDEX addresses ON later (email)")
+            .await?;
+        let swapped = [with("1", 6, "b@x"), with("2", 6, "a@x")];
+        let states = States::of(&swapped);
+        usersync_stack::eventually(Duration::from_secs(60), async || {
+            for outcome in target.deliver_among(&swapped, &states).await {
+                is_delivered(&outcome).context(database.name())?;
+            }
+            Ok(())
+        })
+        .await?;
+        let held = database.held("later", "email").await?;
+        ensure!(
+            held["1"].as_deref() == Some("b@x") && held["2"].as_deref() == Some("a@x"),
+            "{held:?}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn columns_named_like_a_part_of_a_keys_text_have_no_part_in_it() -> Result<()> {
+    let database = Database::postgres().await?;
+    database
+        .run(&format!(
+            "CREATE TABLE named (id bigint PRIMARY KEY, email text NOT NULL, t time, mail time, score real NOT NULL, {SYNC}); \
+             CREATE UNIQUE INDEX ON named (lower(email)); CREATE UNIQUE INDEX ON named (email, score)"
+        ))
+        .await?;
+    let columns =
+        json!({"email": "email", "t": "data.t", "mail": "data.mail", "score": "data.score"});
+    let target = database.target("named", columns, json!({"on_delete": "ignore"}))?;
+    let times = json!({"t": "07:20:41", "mail": "23:59:59", "score": 0.5});
+    let with = |id: &str, version, address: &str| {
+        data(email(user(id, version, "x"), address), times.clone())
+    };
+    for outcome in target
+        .deliver(&[with("1", 5, "a@x"), with("2", 5, "b@x")])
+        .await
+    {
+        is_delivered(&outcome)?;
+    }
+    let swapped = [with("1", 6, "b@x"), with("2", 6, "a@x")];
+    let states = States::of(&swapped);
+    for outcome in target.deliver_among(&swapped, &states).await {
+        is_delivered(&outcome)?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, MySqlPool, Row as _, mysql::MySqlPoolOptions};
 use usersync_stack::{Directory, MariaDbServer, MySqlServer, Process, Signal};
-use usersync_targets::Delivery;
+use usersync_targets::{Delivery, Standing};
 
 use crate::{
     clauses::is_delivered,
@@ -210,5 +210,37 @@ async fn a_long_statement_is_sent_at_once() -> Result<()> {
         fastest = fastest.min(began.elapsed());
     }
     ensure!(fastest < Duration::from_millis(38), "{fastest:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_delivered_is_there_whatever_the_defaults_of_the_server() -> Result<()> {
+    for peer in MySql::all().await? {
+        for setting in [
+            "autocommit = 0",
+            "sql_select_limit = 1",
+            "completion_type = 1",
+            "sql_safe_updates = 1",
+        ] {
+            peer.run(&format!("SET GLOBAL {setting}; COMMIT")).await?;
+        }
+        peer.run("SET GLOBAL TRANSACTION READ ONLY").await?;
+        let target = connect(&peer, "users", json!({}))?;
+        target.init().await?;
+        let all = [user("1", 5, "ann"), user("2", 5, "ben")];
+        for outcome in target.deliver(&all).await {
+            is_delivered(&outcome)?;
+        }
+        let client = peer.client().await?;
+        let there: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM users")
+            .fetch_one(&client)
+            .await?;
+        ensure!(there == 2, "{there} users are there");
+        let standings = target.compare(&all).await.context("it compares")?;
+        ensure!(
+            standings.iter().all(|one| *one == Standing::Same),
+            "{standings:?}"
+        );
+    }
     Ok(())
 }

@@ -10,7 +10,7 @@ use usersync_targets::{ConfigError, Outcome, Standing, Target};
 use crate::{
     checks::differing,
     clauses::{is_delivered, one},
-    deliveries::{data, deleted, user, whole},
+    deliveries::{data, deleted, partial, user, whole},
     mysql::MySql,
     peer::{Peer, config, connect},
     postgres::Postgres,
@@ -639,6 +639,35 @@ fn a_password_in_a_url_is_refused_and_not_repeated() -> Result<()> {
             "{text}"
         );
         ensure!(!text.contains("hunter2"), "{text}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_partial_user_has_no_parent_of_is_known_not_to_be_there() -> Result<()> {
+    let (mysql, postgres) = (MySql::start().await?, Postgres::start().await?);
+    let columns = json!({"unit": "data.crm.unit", "city": "data.city"});
+    for peer in [&mysql as &dyn Peer, &postgres] {
+        let target = connect(
+            peer,
+            "users",
+            json!({"table": {"name": "users", "columns": columns}}),
+        )?;
+        target.init().await?;
+        let told = |version, value| data(partial("1", version, "ann"), value);
+        let known = told(5, json!({"crm": {"unit": "north"}, "city": "Ulm"}));
+        is_delivered(&one(&*target, known.clone()).await)?;
+        let none = told(6, json!({"crm": null}));
+        is_delivered(&one(&*target, none.clone()).await)?;
+        let standing = target.compare(&[none]).await.context("it compares")?;
+        ensure!(standing == [Standing::Same], "{standing:?}");
+        // The unit is gone, and the city, of which nothing was said, is not.
+        let before = told(6, json!({"crm": {"unit": "north"}}));
+        let standing = target.compare(&[before]).await.context("it compares")?;
+        ensure!(standing != [Standing::Same], "{standing:?}");
+        let city = told(6, json!({"city": "Ulm"}));
+        let standing = target.compare(&[city]).await.context("it compares")?;
+        ensure!(standing == [Standing::Same], "{standing:?}");
     }
     Ok(())
 }

@@ -288,6 +288,42 @@ async fn alike_and_not(
 }
 
 #[tokio::test]
+async fn a_row_that_is_marked_or_of_a_version_to_come_is_found() -> Result<()> {
+    let (mysql, postgres) = (MySql::start().await?, Postgres::start().await?);
+    for peer in [&mysql as &dyn Peer, &postgres] {
+        let target = connect(peer, "users", json!({}))?;
+        target.init().await?;
+        let all: Vec<Delivery> = (1..=9)
+            .map(|id: u32| user(&id.to_string(), 5, "ann"))
+            .collect();
+        for outcome in target.deliver(&all).await {
+            is_delivered(&outcome)?;
+        }
+    }
+    for statement in [
+        "UPDATE users SET sync_deleted = true WHERE id = '3'",
+        "UPDATE users SET sync_version = 9223372036854775807 WHERE id = '7'",
+    ] {
+        mysql.run(statement).await?;
+        postgres.run(statement).await?;
+    }
+    for peer in [&mysql as &dyn Peer, &postgres] {
+        let target = connect(peer, "users", json!({}))?;
+        let all: Vec<Delivery> = (1..=9)
+            .map(|id: u32| user(&id.to_string(), 5, "ann"))
+            .collect();
+        let mut found: Vec<String> = differing(&*target, &all)
+            .await?
+            .iter()
+            .map(|one| one.id.to_string())
+            .collect();
+        found.sort_unstable();
+        ensure!(found == ["3", "7"], "{found:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_main_database_that_does_not_fit_says_what_is_missing() -> Result<()> {
     let mysql = MySql::start().await?;
     let main = main_table(mysql.server.url(), Some(MariaDbServer::PASSWORD))?;
@@ -332,7 +368,7 @@ async fn members_a_target_is_not_told_are_not_compared() -> Result<()> {
         .flatten()
         .map(|field| &*field.path)
         .collect();
-    ensure!(paths == ["email", "username"], "{paths:?}");
+    ensure!(paths == ["email", "username", ""], "{paths:?}");
     let found = differing(&*target, &[delivery]).await?;
     ensure!(found.is_empty(), "{found:?}");
     Ok(())

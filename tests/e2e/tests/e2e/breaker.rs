@@ -16,7 +16,7 @@ use usersync_core::dead_letter::{Class, DeadLetter, Same};
 use usersync_core::subjects::{BREAKERS_BUCKET, USER_ALERT, USER_DEAD};
 use usersync_stack::{Stack, eventually};
 
-use crate::support::{Api, Bus, LATER, Recorder, SOON, answer, only};
+use crate::support::{Api, Bus, Call, LATER, Recorder, SOON, answer, only};
 
 const CLOSED: f64 = 0.0;
 const OPEN: f64 = 2.0;
@@ -100,6 +100,33 @@ async fn an_outage_costs_no_attempt_and_each_user_arrives_once() -> Result<()> {
     until_breaker(&stack, CLOSED).await?;
     assert_eq!(notices(&bus).await?, []);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_user_who_is_always_at_fault_keeps_nobody_else_waiting() -> Result<()> {
+    const BAD: u64 = 86;
+    let refusing = async |call: Call| match call.user() == BAD.to_string() {
+        true => answer(403),
+        false => answer(200),
+    };
+    let recorder = Recorder::start(refusing).await?;
+    let settings = "retry = { max_deliver = 6, base = \"100ms\", factor = 1.0, cap = \"100ms\" }";
+    let stack = only(recorder.target("audit", settings)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    for n in 1..=4 {
+        bus.publish("user.updated", change(BAD, n)).await?;
+    }
+    until_breaker(&stack, OPEN).await?;
+    bus.publish_all((1..=40).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    bus.until_taken_in().await?;
+    eventually(SOON, async || {
+        let told = (1..=40).filter(|user| !recorder.calls_for(*user).is_empty());
+        let told = told.count();
+        ensure!(told == 40, "{told} of 40 users were told");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]
