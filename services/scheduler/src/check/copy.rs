@@ -354,3 +354,28 @@ fn nobody(config: &TargetConfig, user: &UserId) -> Delivery {
         trace: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_who_is_tried_again_does_not_make_everybody_behind_pending() {
+        let progress = Progress {
+            passed: 10,
+            handed_out: 20,
+            now_us: 10 * AT_WORK_US,
+        };
+        let before = progress.now_us - AT_WORK_US;
+        for (seq, stored_us, under_way) in [
+            (10, progress.now_us, false),
+            (11, progress.now_us, true),
+            (11, before, false),
+            (20, before, false),
+            (21, before, true),
+        ] {
+            let place = Place { seq, stored_us };
+            assert_eq!(progress.is_under_way(place), under_way, "{seq} {stored_us}");
+        }
+    }
+}
