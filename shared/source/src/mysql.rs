@@ -336,6 +336,20 @@ impl Session for MySql {
         Ok(Some(found))
     }
 
+    async fn has_column(&mut self, table: &TableName, column: &str) -> Result<bool, SourceError> {
+        let columns = "SELECT COUNT(*) FROM information_schema.columns \
+             WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND column_name = ?";
+        let columns = sqlx::query_scalar(columns)
+            .bind(&table.schema)
+            .bind(&table.name)
+            .bind(column);
+        let columns: i64 = columns
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(|error| SourceError::of("looking for a column", &error))?;
+        Ok(columns > 0)
+    }
+
     fn script(&self, layout: &Layout) -> String {
         let epoch = uuid::Uuid::now_v7().simple().to_string();
         script(layout, &format!("'{epoch}'"))

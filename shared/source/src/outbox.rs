@@ -164,6 +164,15 @@ impl Database {
                 idle.join(", ")
             )));
         }
+        let id = self.config.id.clone();
+        let asking = self.session.has_column(&table, &id);
+        if !within(PATIENCE, "looking for a column", asking).await? {
+            return Ok(Watched::Broken(format!(
+                "changes of `{table}` aren't noted, so nobody hears of them: it has no column `{id}`; name it so again, or say its name \
+                 by `id` and run `usersync-scheduler outbox install`; then `usersync-scheduler load` brings in what was missed, and the \
+                 check `gateway` names who was deleted meanwhile (docs/OUTBOX.md)"
+            )));
+        }
         if !idle.is_empty() {
             return Ok(Watched::Broken(format!(
                 "changes of `{table}` aren't noted, so nobody hears of them: {}; `usersync-scheduler outbox install` makes the \

@@ -236,6 +236,10 @@ pub(crate) trait Session: Send {
     }
     /// Our triggers; none when they can't be seen.
     async fn triggers(&mut self, table: &TableName) -> Result<Option<Vec<Trigger>>, SourceError>;
+    /// Whether the table has a column of this name; asked where notes depend on it.
+    async fn has_column(&mut self, _: &TableName, _column: &str) -> Result<bool, SourceError> {
+        Ok(true)
+    }
     /// The script that begins a new epoch of an outbox that is there.
     fn new_epoch(&self, table: &TableName) -> String;
     /// The script that removes outbox and triggers.

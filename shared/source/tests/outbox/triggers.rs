@@ -227,6 +227,31 @@ async fn an_id_that_a_session_has_asked_for_is_not_the_notes() -> Result<()> {
 }
 
 #[tokio::test]
+async fn whoever_renames_the_column_of_the_id_goes_on_writing() -> Result<()> {
+    for place in mysql_and_mariadb().await? {
+        let (config, mut database) = people(&place).await?;
+        let mut client = place.client().await?;
+        client.run("INSERT INTO people VALUES (1, 'a')").await?;
+        client
+            .run("ALTER TABLE people RENAME COLUMN uid TO number")
+            .await?;
+        client
+            .run("INSERT INTO people VALUES (2, 'a'); UPDATE people SET login = 'b'; REPLACE INTO people VALUES (2, 'c'); \
+                  UPDATE people SET number = 3 WHERE number = 2; DELETE FROM people WHERE number = 3")
+            .await?;
+        is_broken(&mut database, "it has no column `uid`").await?;
+        client
+            .run("ALTER TABLE people RENAME COLUMN number TO uid; UPDATE people SET login = 'd'")
+            .await?;
+        ensure!(database.watch().await? == Watched::Good);
+        let rows = noted(&mut database).await?;
+        ensure!(shown(&rows) == ["I 1", "U 1"], "{rows:?}");
+        place.clean(&config).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn two_statements_are_two_however_they_are_sent() -> Result<()> {
     for place in mysql_and_mariadb().await? {
         let (config, mut database) = people(&place).await?;
