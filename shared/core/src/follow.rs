@@ -13,8 +13,6 @@ use async_nats::jetstream::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 
-use crate::pull::MOST_OCTETS;
-
 /// How long the server keeps the consumer of somebody who has gone.
 const FORGOTTEN: Duration = Duration::from_secs(30);
 /// How long one request for messages lasts, and how often the server says meanwhile that it lives.
@@ -57,7 +55,6 @@ pub async fn messages(
     let messages = consumer
         .stream()
         .max_messages_per_batch(WINDOW)
-        .max_bytes_per_batch(MOST_OCTETS)
         .expires(EXPIRES)
         .heartbeat(HEARTBEAT)
         .messages()

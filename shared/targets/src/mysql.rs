@@ -239,7 +239,7 @@ impl Dialect for MySql {
                 .collect();
             let statement = format!(
                 "UPDATE {} SET {assignments}{version} = ? \
-                 WHERE {id} = ? AND COALESCE({version}, 0) <= ? AND NOT COALESCE({deleted}, FALSE)",
+                 WHERE {id} = ? AND COALESCE({version}, 0) <= ? AND NOT COALESCE({deleted}, TRUE)",
                 quoted(&layout.name)
             );
             let mut query = sqlx::query(AssertSqlSafe(statement));
@@ -562,7 +562,7 @@ async fn rows_of(
     });
     let places = ids.len().next_power_of_two();
     let statement = format!(
-        "SELECT CAST({} AS CHAR), CAST(COALESCE({version}, 0) AS SIGNED), COALESCE({deleted}, FALSE) <> 0{} \
+        "SELECT CAST({} AS CHAR), CAST(COALESCE({version}, 0) AS SIGNED), COALESCE({deleted}, TRUE) <> 0{} \
          FROM {} WHERE {id} IN ({}) {more}",
         shown_id(layout.ids, &id),
         cells.collect::<String>(),

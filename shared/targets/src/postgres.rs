@@ -120,7 +120,7 @@ impl Postgres {
             )
         });
         let statement = format!(
-            "SELECT {id}::text, COALESCE({version}, 0), COALESCE({deleted}, false){} FROM {} \
+            "SELECT {id}::text, COALESCE({version}, 0), COALESCE({deleted}, true){} FROM {} \
              WHERE {id} = ANY ($1::text[]::{}[]) {more}",
             cells.collect::<String>(),
             quoted(&layout.name),
@@ -394,7 +394,7 @@ impl Dialect for Postgres {
                 .collect();
             let statement = format!(
                 "UPDATE {} SET {assignments}{version} = $2 WHERE {id} = $1::text::{} \
-                 AND COALESCE({version}, 0) <= $2 AND NOT COALESCE({deleted}, false)",
+                 AND COALESCE({version}, 0) <= $2 AND NOT COALESCE({deleted}, true)",
                 quoted(&layout.name),
                 layout.id_cast
             );

@@ -230,7 +230,7 @@ impl<'a, D: Dialect> SqlHoldings<'a, D> {
         });
         columns.push(sql::Field {
             column: Some(format!(
-                "CASE WHEN {} OR {} > {} THEN 1 END",
+                "CASE WHEN COALESCE({}, TRUE) OR {} > {} THEN 1 END",
                 quoted(deleted),
                 quoted(version),
                 latest()
@@ -247,7 +247,7 @@ impl<'a, D: Dialect> SqlHoldings<'a, D> {
             id: shown_id(layout.ids, &quoted(&layout.table.id)),
             integer_ids: matches!(layout.ids, Ids::Numbers { .. }),
             counts: Some(format!(
-                "NOT COALESCE({}, FALSE){}",
+                "NOT COALESCE({}, TRUE){}",
                 quoted(&layout.table.deleted),
                 left.collect::<String>()
             )),

@@ -28,6 +28,9 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
         Blame::Server if matches!(error.number(), 1045 | 1698) => {
             "it doesn't let us in: look at the user in the url, at `secret` and, where it asks for a certificate, at `tls.cert`"
         }
+        Blame::Server if matches!(error.number(), 1044 | 1049) => {
+            "there is no such database, or the user in the url may not use it: look at the end of the url"
+        }
         Blame::Server => "the server can't be used",
         Blame::Demoted => READ_ONLY,
         Blame::Table => "the table isn't as it was",

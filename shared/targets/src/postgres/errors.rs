@@ -35,8 +35,14 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
         Blame::Conflict => "another user's row has a value that must be unique",
         Blame::Collision => "a deadlock",
         Blame::Busy => "the server is busy",
-        Blame::Server if matches!(error.code(), "28000" | "28P01") => {
+        Blame::Server
+            if matches!(error.code(), "28000" | "28P01")
+                || error.code() == "08P01" && error.message().contains("authentication") =>
+        {
             "it doesn't let us in: look at the user in the url, at `secret` and, where it asks for a certificate, at `tls.cert`"
+        }
+        Blame::Server if error.code() == "3D000" => {
+            "there is no such database: look at the end of the url"
         }
         Blame::Server => "the server can't be used",
         Blame::Demoted => READ_ONLY,

@@ -300,7 +300,15 @@ async fn a_row_that_is_marked_or_of_a_version_to_come_is_found() -> Result<()> {
             is_delivered(&outcome)?;
         }
     }
+    mysql
+        .run("ALTER TABLE users MODIFY sync_deleted boolean NULL")
+        .await?;
+    postgres
+        .run("ALTER TABLE users ALTER sync_deleted DROP NOT NULL")
+        .await?;
     for statement in [
+        // `WHERE NOT sync_deleted` finds neither of them.
+        "UPDATE users SET sync_deleted = NULL WHERE id = '2'",
         "UPDATE users SET sync_deleted = true WHERE id = '3'",
         "UPDATE users SET sync_version = 9223372036854775807 WHERE id = '7'",
     ] {
@@ -318,7 +326,16 @@ async fn a_row_that_is_marked_or_of_a_version_to_come_is_found() -> Result<()> {
             .map(|one| one.id.to_string())
             .collect();
         found.sort_unstable();
-        ensure!(found == ["3", "7"], "{found:?}");
+        ensure!(found == ["2", "3", "7"], "{found:?}");
+        let standings = target.compare(&all).await.context("it compares")?;
+        let at = |id: usize| &standings[id - 1];
+        ensure!(
+            *at(1) == Standing::Same
+                && *at(2) == Standing::Missing
+                && *at(3) == Standing::Missing
+                && matches!(at(7), Standing::Newer(_)),
+            "{standings:?}"
+        );
     }
     Ok(())
 }
