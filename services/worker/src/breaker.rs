@@ -72,6 +72,8 @@ pub(crate) struct Breaker {
     /// Calls within the window: when, and whether it failed.
     calls: VecDeque<(Instant, bool)>,
     failed_calls: u32,
+    /// When it opened, or a delivery last failed since.
+    tried_at: Instant,
     /// When an open breaker looks again.
     probe_at: Instant,
     probe_after: Duration,
@@ -90,6 +92,7 @@ impl Breaker {
             refused: Vec::new(),
             calls: VecDeque::new(),
             failed_calls: 0,
+            tried_at: now,
             probe_at: now,
         }
     }
@@ -206,10 +209,15 @@ impl Breaker {
         }
     }
 
-    /// A probe failed.
+    /// A probe failed. It may be wrong about what a delivery would come to, so that this puts off the call that decides
+    /// for no longer than `probe_cap`.
     pub(crate) fn unanswered(&mut self, reason: String, now: Instant) {
-        if self.state == State::Open {
-            self.again(reason, now);
+        if self.state != State::Open {
+            return;
+        }
+        self.again(reason, now);
+        if now.duration_since(self.tried_at) >= self.config.probe_cap {
+            self.state = State::HalfOpen;
         }
     }
 
@@ -253,6 +261,7 @@ impl Breaker {
             Call::Failed | Call::Faulted | Call::Down | Call::Refused | Call::Answered => {
                 if self.state == State::HalfOpen {
                     self.again(reason, now);
+                    self.tried_at = now;
                 }
             }
         }
@@ -262,6 +271,7 @@ impl Breaker {
         self.state = State::Open;
         self.cause = cause;
         self.reason = reason;
+        self.tried_at = now;
         self.probe_after = self.config.probe;
         self.probe_at = now + self.probe_after;
     }
@@ -498,19 +508,24 @@ mod tests {
     #[test]
     fn a_trial_decides_and_probes_come_ever_more_rarely() {
         let mut bench = Bench::opened();
-        let mut waits = Vec::new();
-        for _ in 0..8 {
+        let (mut waits, mut trials) = (Vec::new(), Vec::new());
+        let began = bench.now;
+        while waits.len() < 8 {
             let wait = bench.breaker.probe_at().unwrap() - bench.now;
             waits.push(wait.as_millis());
             bench.now += wait;
             bench
                 .breaker
                 .unanswered("no connection".to_owned(), bench.now);
+            if bench.breaker.state() == State::HalfOpen {
+                trials.push((bench.now - began).as_millis());
+                bench.call(&[fault()]);
+            }
         }
-        assert_eq!(
-            waits,
-            [500, 1_000, 2_000, 3_000, 3_000, 3_000, 3_000, 3_000]
-        );
+        assert_eq!(waits[..3], [500, 1_000, 2_000]);
+        assert!(waits[3..].iter().all(|wait| *wait == 3_000), "{waits:?}");
+        // Whatever probes say, a delivery is tried within `probe_cap` after the one before.
+        assert_eq!(trials[..3], [3_500, 6_500, 9_500]);
         bench.breaker.answered();
         assert_eq!(bench.breaker.probe_at(), None);
         assert_eq!(bench.call(&[transient()]), State::Open);

@@ -66,6 +66,18 @@ pub trait Target: Send + Sync {
     /// changed there.
     async fn probe(&self) -> Result<(), Failure>;
 
+    /// Asks whether there is anybody who could take a delivery: only what rules that out is an error. Where a delivery
+    /// is more than a probe can be, a target that refuses the one may well take the other.
+    async fn answers(&self) -> Result<(), Failure> {
+        self.probe().await
+    }
+
+    /// Asks whether everybody could be read, as a check does, where that takes rights of its own and can be told at
+    /// once. Who can't be checked may still be written to.
+    async fn probe_reading(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Whether users are to be read back after each delivery. A kind that can't refuses this when it is made.
     fn verifies(&self) -> bool {
         false

@@ -121,6 +121,8 @@ pub(crate) async fn put(control: &Control, put: Put) -> Result<Saved, Problem> {
                 format!("the connection test of {name} failed: {reason}; nothing was saved");
             return Err(Problem::unprocessable(detail));
         }
+        let unreadable = tested.unreadable.into_iter();
+        warnings.extend(unreadable.map(|why| format!("a check of it would fail: {why}")));
     }
     let registry = control.registry().await?;
     let mut saved = Saved {

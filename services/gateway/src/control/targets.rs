@@ -69,6 +69,9 @@ pub(crate) struct Tested {
     /// What is wrong with the newest value of the entry: this is where the last good one leads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// Why a check could not read it, although users can be delivered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 pub(crate) async fn list(control: &Control) -> Result<Views, Problem> {
@@ -128,6 +131,10 @@ pub(super) async fn probe(
     let started = std::time::Instant::now();
     let answer = driver.probe().await;
     let failure = answer.err();
+    let unreadable = match failure {
+        Some(_) => None,
+        None => driver.probe_reading().await.err(),
+    };
     Ok(Tested {
         name: config.name.to_string(),
         reachable: failure.is_none(),
@@ -137,6 +144,7 @@ pub(super) async fn probe(
         reason: failure.map(|failure| failure.reason.into_owned()),
         milliseconds: started.elapsed().as_millis() as u64,
         problem: None,
+        unreadable: unreadable.map(|failure| failure.to_string()),
     })
 }
 

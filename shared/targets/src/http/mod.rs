@@ -14,7 +14,7 @@ mod webhook;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reqwest::{Method, Request, Url};
+use reqwest::{Method, Request, Response, Url};
 use usersync_core::target::TargetConfig;
 
 use self::{
@@ -111,6 +111,11 @@ impl HttpTarget {
         })
     }
 
+    async fn head(&self) -> Result<Response, Failure> {
+        let request = Request::new(Method::HEAD, self.caller.url.clone());
+        self.client.send(request).await.map_err(Failure::from)
+    }
+
     async fn deliver_one(&self, delivery: &Delivery) -> Outcome {
         let request = match self.caller.single(delivery) {
             Ok(request) => request,
@@ -175,8 +180,7 @@ impl Target for HttpTarget {
 
     /// Any answer shows that it is there, but one that says that it can't be used. It need not know HEAD.
     async fn probe(&self) -> Result<(), Failure> {
-        let request = Request::new(Method::HEAD, self.caller.url.clone());
-        let response = self.client.send(request).await.map_err(Failure::from)?;
+        let response = self.head().await?;
         let status = response.status();
         match answer::classify(status, response.headers()) {
             Outcome::Transient(_) if status.as_u16() == 501 => Ok(()),
@@ -189,6 +193,11 @@ impl Target for HttpTarget {
             | Outcome::Delivered { .. }
             | Outcome::AlreadyNewer => Ok(()),
         }
+    }
+
+    /// What it says to a call without a user or a signature is not what it says to a delivery.
+    async fn answers(&self) -> Result<(), Failure> {
+        self.head().await.map(drop)
     }
 
     fn verifies(&self) -> bool {

@@ -7,7 +7,7 @@ use redis::{ErrorKind, RedisError};
 use crate::{ConfigError, Failure, Outcome, trouble::Trouble};
 
 /// What the user needs in Redis, as docs/TARGETS.md says.
-const RIGHTS: &str = "~user:* +@read +@write +@scripting +ping, for a cluster +cluster|slots too";
+const RIGHTS: &str = "~user:* +@read +@write +@scripting, for a cluster +cluster|slots too";
 
 /// Trouble as an error of the driver, which says what we say.
 pub(super) fn in_words(trouble: Trouble) -> RedisError {

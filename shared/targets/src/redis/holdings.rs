@@ -194,6 +194,25 @@ pub(super) async fn refuse_replica(target: &RedisTarget) -> Result<(), Failure> 
     }
 }
 
+/// Asks for a few keys, at each master of a cluster.
+pub(super) async fn try_to_read(target: &RedisTarget) -> Result<(), Failure> {
+    let reading = async {
+        let cluster = match target.place().await? {
+            Place::Alone(mut connection) => {
+                return scan(0).query_async::<Keys>(&mut connection).await.map(drop);
+            }
+            Place::Cluster(cluster) => cluster,
+        };
+        for (node, _) in cluster.masters()? {
+            let mut connection = cluster.connection(&target.server, &node).await?;
+            scan(0).query_async::<Keys>(&mut connection).await?;
+        }
+        Ok(())
+    };
+    let read = in_time(reading).await;
+    read.map_err(|error| Failure::new(describe(&target.server.explained(error))))
+}
+
 fn scan(cursor: u64) -> redis::Cmd {
     let mut scan = redis::cmd("SCAN");
     scan.arg(cursor)

@@ -62,6 +62,11 @@ pub(super) fn formerly_remembered(user_id: &UserId) -> Option<UserId> {
     }
 }
 
+/// The version that a tombstone tells.
+pub(super) fn buried(tombstone: &[u8]) -> Option<u64> {
+    std::str::from_utf8(tombstone).ok()?.parse().ok()
+}
+
 /// Whether `held`, where the document of user `id` belongs, is a tombstone of before: a number, which no document is.
 pub(super) fn is_former_tombstone(id: &str, held: &[u8]) -> bool {
     id.ends_with(FORMER_TOMBSTONE) && held.iter().all(u8::is_ascii_digit)

@@ -142,7 +142,9 @@ impl RedisTarget {
         let disabled = batch
             .iter()
             .filter(|delivery| delivery.action == Action::Disable);
-        let mut held = self.documents(place, disabled).await?.into_iter();
+        let disabled: Vec<_> = disabled.map(|delivery| &delivery.user_id).collect();
+        let held = self.read(place, &disabled, key::document).await?;
+        let mut held = held.into_iter();
         let mut entries = Vec::with_capacity(batch.len());
         for (index, delivery) in batch.iter().enumerate() {
             let user_id = &delivery.user_id;
@@ -187,13 +189,13 @@ impl RedisTarget {
         call
     }
 
-    /// The documents of users, in their order.
-    async fn documents(
+    /// What is at one key of each user, in their order.
+    async fn read(
         &self,
         place: &Place,
-        deliveries: impl Iterator<Item = &Delivery>,
+        users: &[&UserId],
+        key: impl Fn(&UserId) -> String,
     ) -> Result<Vec<Result<Option<Vec<u8>>, RedisError>>, RedisError> {
-        let users: Vec<&UserId> = deliveries.map(|delivery| &delivery.user_id).collect();
         if users.is_empty() {
             return Ok(Vec::new());
         }
@@ -201,23 +203,54 @@ impl RedisTarget {
             Place::Alone(connection) => {
                 let mut call = redis::cmd("MGET");
                 for user in users {
-                    call.arg(key::document(user));
+                    call.arg(key(user));
                 }
-                let documents: Vec<Option<Vec<u8>>> =
-                    call.query_async(&mut connection.clone()).await?;
-                Ok(documents.into_iter().map(Ok).collect())
+                let held: Vec<Option<Vec<u8>>> = call.query_async(&mut connection.clone()).await?;
+                Ok(held.into_iter().map(Ok).collect())
             }
             Place::Cluster(cluster) => {
                 let slots: Vec<u16> = users.iter().map(|user| key::slot(user)).collect();
                 let call = |at: usize| {
                     let mut call = redis::cmd("GET");
-                    call.arg(key::document(users[at]));
+                    call.arg(key(users[at]));
                     call
                 };
                 let answers = cluster.call(&self.server, &slots, call, None).await;
                 Ok(answers.into_iter().map(holdings::document).collect())
             }
         }
+    }
+
+    /// How each user of `batch` stands. Of who is missing, the tombstone is read: a version there that can't be would keep
+    /// them away for as long as it lives.
+    async fn standings(&self, batch: &[Delivery]) -> Result<Vec<Standing>, RedisError> {
+        let place = self.place().await?;
+        let users: Vec<_> = batch.iter().map(|delivery| &delivery.user_id).collect();
+        let documents = self.read(&place, &users, key::document).await?;
+        let mut standings = Vec::with_capacity(batch.len());
+        for (document, delivery) in documents.into_iter().zip(batch) {
+            standings.push(match document {
+                Ok(document) => compare(document.as_deref(), delivery, self.ids),
+                Err(error) => Standing::Unknown(failed(&error)),
+            });
+        }
+        let missing = |standing: &Standing| *standing == Standing::Missing;
+        let gone = batch.iter().zip(&standings);
+        let gone = gone.filter(|(_, standing)| missing(standing));
+        let gone: Vec<_> = gone.map(|(delivery, _)| &delivery.user_id).collect();
+        let tombstones = self.read(&place, &gone, key::tombstone).await?;
+        let waiting = batch.iter().zip(&mut standings);
+        let waiting = waiting.filter(|(_, standing)| missing(standing));
+        for ((delivery, standing), tombstone) in waiting.zip(tombstones) {
+            *standing = match tombstone {
+                Ok(tombstone) => match tombstone.as_deref().and_then(key::buried) {
+                    Some(version) if version > delivery.version => Standing::Newer(version),
+                    _ => Standing::Missing,
+                },
+                Err(error) => Standing::Unknown(failed(&error)),
+            };
+        }
+        Ok(standings)
     }
 
     /// `call`, which may begin with connecting, for as long as a call may take.
@@ -312,6 +345,8 @@ async fn evaluate(
 /// Does what a delivery takes, in one slot.
 async fn written(connection: &mut MultiplexedConnection, slot: u16) -> Result<(), RedisError> {
     let script = Script::new(include_str!("probe.lua"));
+    // The server may know it from before, and a script that it doesn't know has to be loaded.
+    let _: String = script.load_async(connection).await?;
     let mut call = script.key(key::probe(slot));
     call.arg(PROBE_SECONDS).invoke_async(connection).await
 }
@@ -405,21 +440,17 @@ impl Target for RedisTarget {
         tried.map_err(|error: RedisError| Failure::new(describe(&error)))
     }
 
+    async fn probe_reading(&self) -> Result<(), Failure> {
+        holdings::try_to_read(self).await
+    }
+
     fn verifies(&self) -> bool {
         self.verify
     }
 
     async fn compare(&self, batch: &[Delivery]) -> Option<Vec<Standing>> {
-        let reading = async { self.documents(&self.place().await?, batch.iter()).await };
-        Some(match self.within_timeout(reading).await {
-            Ok(documents) => documents
-                .into_iter()
-                .zip(batch)
-                .map(|(document, delivery)| match document {
-                    Ok(document) => compare(document.as_deref(), delivery, self.ids),
-                    Err(error) => Standing::Unknown(failed(&error)),
-                })
-                .collect(),
+        Some(match self.within_timeout(self.standings(batch)).await {
+            Ok(standings) => standings,
             Err(error) => Standing::unknown(&failed(&error), batch.len()),
         })
     }

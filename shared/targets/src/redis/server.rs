@@ -141,9 +141,15 @@ pub(super) async fn is_of_a_cluster(
     Ok(mode.as_deref() == Some("cluster"))
 }
 
+const NO_DATABASE: &str = "what follows the port is no number of a database: write redis://HOST:PORT/3, or leave it out for database 0";
+
 /// Where to connect, and as whom.
 fn who(config: &TargetConfig) -> Result<ConnectionInfo, ConfigError> {
     let password = password::of(config)?;
+    let database = config.url.path().trim_matches('/');
+    if !database.is_empty() && database.parse::<u32>().is_err() {
+        return Err(ConfigError::Url(NO_DATABASE.to_owned()));
+    }
     let info = config.url.as_str().into_connection_info().map_err(unfit)?;
     // Nothing waits for the acknowledgement of what was sent before.
     let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));

@@ -20,8 +20,15 @@ for user = 1, users do
 end
 local buried = redis.call('MGET', unpack(places))
 
+-- What doesn't fit 64 bits is no version: somebody else has written it, and it must keep nobody away.
+local MOST = '18446744073709551615'
+local function version_in(digits)
+  if not digits or #digits > #MOST or (#digits == #MOST and digits > MOST) then return 0 end
+  return tonumber(digits)
+end
+
 local function version_of(tombstone)
-  return tombstone and tonumber(string.match(tombstone, '^%d+$')) or 0
+  return tombstone and version_in(string.match(tombstone, '^%d+$')) or 0
 end
 
 local function bequeath(document, heir)
@@ -46,7 +53,7 @@ for user = 1, users do
   if type(head) == 'table' then
     answer = head.err
   else
-    local held = tonumber(string.match(head, '^{"version":(%d+)') or 0)
+    local held = version_in(string.match(head, '^{"version":(%d+)'))
     local former = version_of(buried[users + user])
     local newest = math.max(held, version_of(buried[user]), former)
     local written

@@ -6,9 +6,10 @@ use redis::AsyncTypedCommands as _;
 use serde_json::{Value, json};
 use usersync_core::user_id::UserId;
 use usersync_stack::{Directory, RedisCluster, RedisServer, Signal, free_port};
-use usersync_targets::Delivery;
+use usersync_targets::{Delivery, Outcome, Standing};
 
 use crate::{
+    clauses::one,
     deliveries::user,
     peer::{Can, Held, Peer, connect},
 };
@@ -31,7 +32,7 @@ pub(crate) enum Server {
 /// docs/TARGETS.md names.
 const ARGS: &str = "--appendonly yes --appendfsync no";
 const USER: &str = "--user sync on ~user:*";
-const RIGHTS: &str = "+@read +@write +@scripting +ping";
+const RIGHTS: &str = "+@read +@write +@scripting";
 const CLUSTER_RIGHTS: &str = "+cluster|slots";
 
 impl Redis {
@@ -227,5 +228,74 @@ async fn a_replica_that_says_so_is_not_compared() -> Result<()> {
     }
     let refused = target.holdings().await.err().context("it is compared")?;
     ensure!(refused.to_string().contains("replica"), "{refused}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_version_that_no_user_can_have_keeps_nobody_away() -> Result<()> {
+    /// Above anything, and one that doesn't fit.
+    const VERSIONS: [&str; 2] = ["9007199254740991", "18446744073709551616"];
+    for redis in [Redis::start().await?, Redis::cluster().await?] {
+        let target = connect(&redis, "ours", json!({}))?;
+        for (at, version) in VERSIONS.iter().enumerate() {
+            let [left, held] = [1, 2].map(|kind| format!("{kind}{at}"));
+            let tombstone = format!("user: deleted:{{user:{left}}}:{left}");
+            let mut client = redis.client_for(&left).await?;
+            client.set(tombstone, version).await?;
+            let document = format!("{{\"version\":{version},\"username\":\"mallory\"}}");
+            let mut client = redis.client_for(&held).await?;
+            let key = format!("user:{held}");
+            client.set(key, document).await?;
+            for id in [left, held] {
+                let delivery = user(&id, 5, "ann");
+                let found = target.compare(std::slice::from_ref(&delivery)).await;
+                match found.context("nobody is compared")?.as_slice() {
+                    // It is damage: a repair forgets it before it delivers.
+                    [Standing::Newer(found)] => {
+                        ensure!(found.to_string() == *version, "{found}");
+                        target.forget_version(&delivery.user_id, *found).await?;
+                    }
+                    [Standing::Missing | Standing::Different(_)] if at == 1 => {}
+                    other => bail!("{id}: {other:?}"),
+                }
+                let outcome = one(&*target, delivery).await;
+                ensure!(
+                    outcome == Outcome::Delivered { guarded: true },
+                    "{id}: {outcome:?}"
+                );
+                let outcome = one(&*target, user(&id, 4, "older")).await;
+                ensure!(outcome == Outcome::AlreadyNewer, "{id}: {outcome:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_right_that_was_not_needed_yet_is_missed_by_the_test_of_the_connection() -> Result<()> {
+    for redis in [Redis::start().await?, Redis::valkey().await?] {
+        let target = connect(&redis, "ours", json!({}))?;
+        // From here on the server knows the scripts.
+        target.probe().await?;
+        target.probe_reading().await?;
+        let mut client = redis.client().await?;
+        for (lost, command) in [("-script", "script"), ("-scan", "scan")] {
+            let set = |rights: &[&str]| {
+                let mut set = redis::cmd("ACL");
+                set.arg("SETUSER").arg("sync").arg(rights);
+                set
+            };
+            set(&[lost]).exec_async(&mut client).await?;
+            let (written, read) = (target.probe().await, target.probe_reading().await);
+            let (missed, fine) = match command {
+                "script" => (written, read),
+                _ => (read, written),
+            };
+            let said = missed.err().context(lost)?.to_string();
+            ensure!(said.contains(&format!("`{command}")), "{said}");
+            ensure!(fine.is_ok(), "{lost}: {fine:?}");
+            set(&["+script", "+scan"]).exec_async(&mut client).await?;
+        }
+    }
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::kv;
+use axum::http::Method;
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
 use usersync_core::dead_letter::{Class, DeadLetter, Same};
@@ -127,6 +128,39 @@ async fn a_user_who_is_always_at_fault_keeps_nobody_else_waiting() -> Result<()>
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn a_probe_that_is_refused_keeps_no_target_shut() -> Result<()> {
+    // Who asks without a user and a signature is refused, as by a gateway in front of the service, or a service that
+    // looks at signatures first.
+    for to_probes in [401, 403, 500, 503] {
+        let status = Arc::new(AtomicU16::new(503));
+        let mood = status.clone();
+        let behaviour = move |call: Call| {
+            let is_probe = call.method == Method::HEAD;
+            let status = if is_probe {
+                to_probes
+            } else {
+                mood.load(SeqCst)
+            };
+            async move { answer(status) }
+        };
+        let recorder = Recorder::start(behaviour).await?;
+        let stack = only(recorder.target("audit", "")).start().await?;
+        let bus = Bus::connect(&stack).await?;
+        bus.publish_all((1..=40).map(|user| ("user.created", change(user, 1))))
+            .await?;
+        until_breaker(&stack, OPEN).await?;
+        status.store(200, SeqCst);
+        bus.until_settled("audit").await?;
+        until_breaker(&stack, CLOSED).await?;
+        for user in 1..=40 {
+            assert_eq!(recorder.holds(user)["data"]["n"], 1, "user {user}");
+        }
+        assert_eq!(bus.count(USER_DEAD).await?, 0);
+    }
+    Ok(())
 }
 
 #[tokio::test]
