@@ -13,6 +13,11 @@ use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+/// The most octets one request is answered with. Large messages would cut the client off as a slow consumer otherwise, as
+/// many as were asked for; the server takes no message for more than `max_payload`, 1 MB.
+pub const MOST_OCTETS: usize = 8 << 20;
+/// What ends a request that has come to its end: its next message would be more octets, or all its messages came.
+const ENDED: [&str; 2] = ["Message Size Exceeds MaxBytes", "Batch Completed"];
 /// Sign of life from the server while there is nothing to hand out.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
 /// How long the server may be silent after it was asked.
@@ -98,6 +103,7 @@ impl Pull {
     pub async fn ask(&mut self, batch: usize, member: Option<Member<'_>>) -> anyhow::Result<()> {
         let mut request = json!({
             "batch": batch,
+            "max_bytes": MOST_OCTETS,
             "expires": self.expires.as_nanos() as u64,
             "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
         });
@@ -255,11 +261,11 @@ impl Pull {
         self.outstanding = self
             .outstanding
             .saturating_sub(unused.unwrap_or(usize::MAX));
-        if status == StatusCode::TIMEOUT {
+        let description = message.description.as_deref().unwrap_or_default();
+        if status == StatusCode::TIMEOUT || ENDED.contains(&description) {
             return Ok(None);
         }
-        let description = message.description.map(|text| text.to_string());
-        Err(Stopped::Refused(status, description.unwrap_or_default()))
+        Err(Stopped::Refused(status, description.to_owned()))
     }
 }
 

@@ -11,10 +11,10 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::StreamExt;
 use jiff::Timestamp;
 use tokio::time::timeout;
-use usersync_core::nats::REQUEST_TIMEOUT;
+use usersync_core::{nats::REQUEST_TIMEOUT, pull::MOST_OCTETS};
 
 /// Messages in one page.
 pub(super) const PAGE: usize = 1_000;
@@ -93,9 +93,15 @@ async fn try_page(
     let mut next = (left > 0).then_some(from);
     let mut found = Vec::new();
     if info.num_pending > 0 {
-        let mut messages = consumer.fetch().max_messages(most).messages().await?;
+        let page = consumer.fetch().max_messages(most);
+        let mut messages = page.max_bytes(MOST_OCTETS).messages().await?;
         let read = async {
-            while let Some(message) = messages.try_next().await? {
+            while let Some(message) = messages.next().await {
+                let message = match message {
+                    // The page is as long as it gets.
+                    Err(error) if error.to_string().contains("Exceeds MaxBytes") => break,
+                    message => message?,
+                };
                 let info = message.info()?;
                 left = info.pending;
                 next = (left > 0).then_some(info.stream_sequence + 1);

@@ -29,6 +29,7 @@ use usersync_core::{
     epoch::{Epoch, Epochs},
     json,
     nats::REQUEST_TIMEOUT,
+    pull::MOST_OCTETS,
     state::History,
     streams,
     subjects::INTAKE,
@@ -304,6 +305,7 @@ impl Survey {
         let mut left = consumer.cached_info().num_pending;
         if left > 0 {
             let messages = consumer.stream().max_messages_per_batch(FETCHED);
+            let messages = messages.max_bytes_per_batch(MOST_OCTETS);
             let mut messages = messages.messages().await?;
             while left > 0 {
                 let message = timeout(REQUEST_TIMEOUT, messages.next()).await;

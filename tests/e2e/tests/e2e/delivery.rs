@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use axum::response::IntoResponse as _;
 use serde_json::{Value, json};
 use usersync_core::subjects::{USER_DEAD, USER_STATE};
-use usersync_stack::eventually;
+use usersync_stack::{NatsServer, eventually, http};
 
 use crate::support::{Bus, Call, Gate, LATER, Recorder, SOON, answer, only};
 
@@ -409,5 +409,38 @@ async fn a_state_about_somebody_else_than_its_subject_is_delivered_to_nobody() -
         reason.is_some_and(|reason| reason.contains("isn't that of its subject")),
         "{reason:?}"
     );
+    Ok(())
+}
+
+/// How often the server has cut somebody off who didn't read what it sent.
+async fn slow_consumers(nats: &NatsServer) -> Result<u64> {
+    let url = format!("{}/varz", nats.monitor_url());
+    let varz: Value = http::client().get(url).send().await?.json().await?;
+    varz["slow_consumers"].as_u64().context("no such figure")
+}
+
+#[tokio::test]
+async fn large_users_cut_nobody_off() -> Result<()> {
+    const USERS: u64 = 800;
+    let mut recorder = Recorder::start(async |_| answer(200)).await?;
+    let mut stack = only(recorder.target("audit", "")).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    recorder.stop().await;
+    stack.gateways[0].stop(SOON).await?;
+    let large = "x".repeat(200_000);
+    let users = (1..=USERS).map(|user| {
+        let event = json!({"user_id": user, "data": {"n": 1, "large": large}});
+        ("user.created", event)
+    });
+    bus.publish_all(users).await?;
+    let before = slow_consumers(&stack.nats).await?;
+    stack.gateways[0].restart().await?;
+    bus.until_taken_in().await?;
+    recorder.listen().await?;
+    bus.until_settled("audit").await?;
+    for user in 1..=USERS {
+        assert_eq!(recorder.holds(user)["data"]["n"], 1, "user {user}");
+    }
+    assert_eq!(slow_consumers(&stack.nats).await?, before);
     Ok(())
 }
