@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     check::Request,
@@ -19,8 +20,12 @@ use crate::{
     scheduler::Scheduler,
 };
 
-/// Checks under way at once in one scheduler.
+/// Checks under way at once in one scheduler, without those that take long.
 const SLOTS: usize = 2;
+/// After how long a check is one of those: it mostly waits for its target, and must not keep others waiting.
+const LONG: Duration = Duration::from_secs(10);
+/// All checks under way at once in one scheduler, at most.
+const MOST: usize = 16;
 /// When a request comes again whose target is being checked already, or that could not be begun.
 const AGAIN: Duration = Duration::from_secs(5);
 /// How often a check says that it goes on, and how far it is.
@@ -35,20 +40,53 @@ pub(crate) async fn run(scheduler: &Scheduler, shutdown: CancellationToken) {
         health: scheduler.health.clone(),
     });
     let mut checks = FuturesUnordered::new();
+    let mut slots = Slots::default();
     loop {
-        let room = SLOTS.saturating_sub(checks.len());
+        let (room, again) = slots.room(Instant::now());
         tokio::select! {
             () = shutdown.cancelled() => break,
             message = feed.next(room) => {
-                checks.push(attend(scheduler, message, shutdown.clone()));
+                let begun = slots.begin(Instant::now());
+                let attending = attend(scheduler, message, shutdown.clone());
+                checks.push(async move {
+                    attending.await;
+                    begun
+                });
             }
-            Some(()) = checks.next() => {}
+            Some(begun) = checks.next() => slots.end(begun),
+            () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
         }
     }
     for message in feed.close().await {
         answer(&message, AckKind::Nak(None)).await;
     }
     while checks.next().await.is_some() {}
+}
+
+/// When each check under way was begun.
+#[derive(Default)]
+struct Slots(Vec<Instant>);
+
+impl Slots {
+    /// How many more may begin; and when that may be more by itself.
+    fn room(&self, now: Instant) -> (usize, Option<Instant>) {
+        let Self(begun) = self;
+        let short = begun.iter().filter(|begun| **begun + LONG > now);
+        let room = SLOTS.saturating_sub(short.clone().count());
+        let again = short.min().map(|begun| *begun + LONG);
+        (room.min(MOST.saturating_sub(begun.len())), again)
+    }
+
+    fn begin(&mut self, now: Instant) -> Instant {
+        self.0.push(now);
+        now
+    }
+
+    fn end(&mut self, begun: Instant) {
+        if let Some(at) = self.0.iter().position(|other| *other == begun) {
+            self.0.swap_remove(at);
+        }
+    }
 }
 
 /// Does one check, and answers its request.
@@ -108,5 +146,30 @@ async fn serve(
 async fn answer(message: &Message, kind: AckKind) {
     if let Err(error) = message.ack_with(kind).await {
         tracing::warn!(%error, "can't answer a request for a check; it comes again after ack_wait");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_that_take_long_keep_no_others_waiting_and_are_bounded_too() {
+        let began = Instant::now();
+        let mut slots = Slots::default();
+        let mut now = began;
+        for long in (0..MOST).step_by(2) {
+            assert_eq!(slots.room(now).0, 2, "{long}");
+            slots.begin(now);
+            let last = slots.begin(now);
+            assert_eq!(slots.room(now), (0, Some(now + LONG)));
+            slots.end(last);
+            assert_eq!(slots.room(now).0, 1);
+            slots.begin(now);
+            now += LONG;
+        }
+        assert_eq!(slots.room(now), (0, None), "as many as there may be");
+        slots.end(began);
+        assert_eq!(slots.room(now).0, 1);
     }
 }

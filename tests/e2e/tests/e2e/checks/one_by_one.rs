@@ -10,10 +10,10 @@ use axum::{Json, http::Method, response::IntoResponse as _};
 use redis::AsyncTypedCommands as _;
 use serde_json::{Value, json};
 use usersync_core::check::{Class, Report, Stage};
-use usersync_stack::Stack;
+use usersync_stack::{Stack, eventually};
 
 use super::{check, counts, created, states::tamper};
-use crate::support::{Bus, Call, Recorder, answer};
+use crate::support::{Bus, Call, Gate, Recorder, SOON, answer};
 
 const USERS: u64 = 20;
 const UNTIMED: &str = "check = { every = \"0s\" }";
@@ -176,4 +176,63 @@ async fn what_is_refused_again_was_not_repaired() -> Result<()> {
     let report = check(&bus, "crm", json!({})).await?;
     ensure!(report.found[&Class::Stale].repaired == 1, "{report:?}");
     is_done(&check(&bus, "crm", json!({})).await?, USERS + 1, [0; 4])
+}
+
+#[tokio::test]
+async fn targets_that_are_slow_to_read_keep_no_other_waiting() -> Result<()> {
+    let (held, gate) = (Held::default(), Gate::closed());
+    let slow = Recorder::start({
+        let gate = gate.clone();
+        move |call: Call| {
+            let (held, gate) = (Arc::clone(&held), gate.clone());
+            async move {
+                let id = call.path.rsplit('/').next().unwrap_or_default().to_owned();
+                if call.method == Method::GET {
+                    gate.pass().await;
+                    let held = held.lock().unwrap_or_else(PoisonError::into_inner);
+                    return held
+                        .get(&id)
+                        .map_or_else(|| answer(404), |shown| Json(shown).into_response());
+                }
+                let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+                held.insert(call.user(), call.body.clone());
+                answer(200)
+            }
+        }
+    })
+    .await?;
+    let settings = format!(
+        "{UNTIMED}\ntimeout = \"60s\"\nread_url = \"{}/{{id}}\"",
+        slow.url()
+    );
+    let entries = format!(
+        "[redis-cache]\n{UNTIMED}\n{}{}",
+        slow.target("crm", &settings),
+        slow.target("erp", &settings)
+    );
+    let stack = Stack::builder().examples(false).schedulers(1);
+    let stack = stack.targets_toml(move |_| entries).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish_all((1..=USERS).map(created)).await?;
+    for target in ["crm", "erp", "redis-cache"] {
+        bus.until_settled(target).await?;
+    }
+    let jetstream = bus.jetstream();
+    for target in ["crm", "erp"] {
+        let subject = format!("user.check.{target}");
+        jetstream.publish(subject, "{}".into()).await?.await?;
+        eventually(SOON, async || {
+            let under_way = bus.kv_get("user_checks", target).await?;
+            ensure!(under_way.is_some(), "{target} has not begun");
+            Ok(())
+        })
+        .await?;
+    }
+    // Both places are taken by checks that wait for their target.
+    is_done(&check(&bus, "redis-cache", json!({})).await?, USERS, [0; 4])?;
+    gate.open();
+    for target in ["crm", "erp"] {
+        is_done(&super::ended(&bus, target, None).await?, USERS, [0; 4])?;
+    }
+    Ok(())
 }
