@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of what a delivery is or how it ended; see `parcel` and `settle`.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{AckKind, Message};
 use futures_util::{
@@ -19,25 +19,32 @@ use usersync_core::{
     admin::Health,
     feed::{Feed, Source},
     lanes::{Lanes, Prefer},
-    streams::ACK_WAIT,
+    presence::Presence,
+    streams::DELIVERY_WAIT,
     subjects,
+    user_id::UserId,
 };
 use usersync_targets::Limits;
 
 use crate::{
     board::Board,
     breaker::State,
+    doubt::Doubt,
     freshness::{Freshness, Unproven},
     hand_back::hand_back,
     pace::Pace,
     parcel::{self, Carried, Later},
+    presence::Crew,
     route::Route,
+    share::Share,
     task::{Arrived, Item, Task},
     throttle::{Admission, Throttle},
 };
 
 /// How often deliveries are proven to be the newest, results published, gauges set.
 const TICK: Duration = Duration::from_millis(250);
+/// How long telling of all that is queued may take: who isn't told of comes again, which costs an attempt.
+const ALIVE: Duration = Duration::from_secs(1);
 /// The least room for queued tasks: what a fast target takes while the next messages are pulled.
 const LEAST_QUEUED: usize = 1_024;
 /// The most: what is queued is kept alive, and handed back when the worker stops.
@@ -60,8 +67,15 @@ pub(crate) struct Courier {
     limits: Limits,
     lanes: Lanes<Task>,
     freshness: Freshness,
-    /// Rechecks to be tried again.
-    later: Vec<Later>,
+    /// Rechecks to be made later, by user.
+    later: HashMap<UserId, Later>,
+    crew: Crew,
+    share: Share,
+    doubt: Doubt,
+    /// Tasks queued or under way because a delivery is in doubt.
+    doubts: usize,
+    /// Whether more is delivered in a while than can be remembered.
+    crowded: bool,
     pace: Pace,
     throttle: Throttle,
     /// Whether the next call has been put off by the rate limit.
@@ -75,7 +89,13 @@ pub(crate) struct Courier {
 }
 
 impl Courier {
-    pub(crate) fn new(route: Arc<Route>, health: Health, board: Board) -> Self {
+    pub(crate) fn new(
+        route: Arc<Route>,
+        health: Health,
+        board: Board,
+        crew: Crew,
+        share: Share,
+    ) -> Self {
         let limits = route.driver.limits();
         let config = &route.config;
         Self {
@@ -83,7 +103,12 @@ impl Courier {
             shown: State::Closed,
             lanes: Lanes::default(),
             freshness: Freshness::default(),
-            later: Vec::new(),
+            later: HashMap::new(),
+            crew,
+            share,
+            doubt: Doubt::new(config.timeout),
+            doubts: 0,
+            crowded: false,
             pace: Pace::new(limits.concurrency, Instant::now()),
             throttle: Throttle::new(config.rate_limit, limits.batch, config.linger),
             limited: false,
@@ -101,6 +126,7 @@ impl Courier {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         let route = self.route.clone();
         let target = &route.config.name;
+        self.crew.announce(target).await;
         let mut live = self.feed(subjects::USER_STATE);
         let mut repairs = self.feed(subjects::USER_REPAIR);
         self.health.up(target.as_ref());
@@ -108,9 +134,10 @@ impl Courier {
         let Limits { concurrency, batch } = self.limits;
         tracing::info!(%target, concurrency, batch, "serving");
 
+        let mut vanished = self.crew.vanished(target);
         let mut parcels = FuturesUnordered::new();
         let mut tick = tokio::time::interval(TICK);
-        let mut progress = tokio::time::interval(ACK_WAIT / 3);
+        let mut progress = tokio::time::interval(DELIVERY_WAIT / 3);
         let mut proof = pin!(Fuse::terminated());
         let mut probe = pin!(Fuse::terminated());
         loop {
@@ -132,16 +159,18 @@ impl Courier {
                         proof.set(handed_out(route.clone()).fuse());
                     }
                     self.recheck_later();
+                    self.deliver_again();
                     timeout(TICK, self.report(parcels.len())).await.ok();
                 }
                 _ = progress.tick() => {
                     // Bounded, because nothing else is looked at meanwhile and NATS may be away.
-                    timeout(TICK, parcel::progress(self.lanes.items())).await.ok();
+                    timeout(ALIVE, parcel::progress(self.lanes.items())).await.ok();
                 }
                 () = self.resets.notified() => {
                     route.breaker().reset();
                     self.show();
                 }
+                Ok(()) = vanished.changed() => self.doubt.vanished(Instant::now()),
                 () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
                     probe.set(ask(route.clone()).fuse());
                 }
@@ -186,8 +215,13 @@ impl Courier {
             }
             route.results.publish().await;
         };
-        if timeout(DRAIN, finish).await.is_err() {
-            tracing::warn!(%target, calls = parcels.len(), "not all calls ended in time; their users come again");
+        match timeout(DRAIN, finish).await {
+            Ok(()) => self.crew.leaves(target),
+            // They may land yet: others hear nothing more of this worker, and it takes itself for vanished if it goes on.
+            Err(_) => {
+                tracing::warn!(%target, calls = parcels.len(), "not all calls ended in time; their users come again");
+                self.crew.has_vanished(target);
+            }
         }
         self.board.show(target, State::Closed, "");
         route.meters.serving.set(0);
@@ -209,7 +243,10 @@ impl Courier {
     /// The next call to begin while `under_way` others are; or, as the error, when to look again.
     fn next_call(&mut self, under_way: usize) -> Result<Vec<Item>, Option<Instant>> {
         let (most, users, share) = match self.route.breaker().state() {
-            State::Closed => (self.pace.limit(), usize::MAX, LIVE_SHARE),
+            State::Closed => {
+                let most = self.pace.limit().min(self.share.of_one());
+                (most, usize::MAX, LIVE_SHARE)
+            }
             // One user decides: not always one of the same queue.
             State::HalfOpen => (1, 1, 2),
             State::Open | State::Gone => return Err(None),
@@ -281,6 +318,17 @@ impl Courier {
         }
     }
 
+    /// Has a user rechecked later, once. Bounded: what is dropped here the next change or check of that user finds.
+    fn put_off(&mut self, later: Later) {
+        if let Some(known) = self.later.get_mut(&later.user_id) {
+            known.at = known.at.max(later.at);
+            known.version = known.version.min(later.version);
+            known.tries = known.tries.max(later.tries);
+        } else if self.later.len() < MOST_QUEUED {
+            self.later.insert(later.user_id.clone(), later);
+        }
+    }
+
     fn finish(&mut self, carried: Carried) {
         for user in &carried.users {
             self.lanes.done(user);
@@ -289,12 +337,19 @@ impl Courier {
             self.repairs += repairs(&tasks);
             self.lanes.put_back(&user_id, tasks);
         }
+        let now = Instant::now();
         for unproven in carried.unproven {
+            let crowded = self.doubt.delivered(unproven.user_id.clone(), now);
+            if crowded && !std::mem::replace(&mut self.crowded, true) {
+                let target = &self.route.config.name;
+                tracing::warn!(%target, "more users are delivered than can be remembered: check the target after a worker has vanished");
+            }
             self.freshness.delivered(unproven);
         }
-        // Bounded: what is dropped here the next change or check of that user finds.
-        let room = MOST_QUEUED.saturating_sub(self.later.len());
-        self.later.extend(carried.later.into_iter().take(room));
+        self.doubts -= carried.doubts;
+        for later in carried.later {
+            self.put_off(later);
+        }
         if let Some((took, failed)) = carried.call {
             self.pace.ended(took, failed, Instant::now());
         }
@@ -339,8 +394,7 @@ impl Courier {
         } in self.freshness.suspects(states, repairs)
         {
             // Every repair is followed by one: beside live states they would take the share of those.
-            self.lanes
-                .push_urgent(user_id, Task::Recheck { version, tries: 0 });
+            self.recheck(user_id, version, 0);
         }
         self.route.set_alone_since(self.freshness.alone_since());
     }
@@ -348,10 +402,30 @@ impl Courier {
     /// Queues the rechecks whose time has come.
     fn recheck_later(&mut self) {
         let now = Instant::now();
-        for later in self.later.extract_if(.., |later| later.at <= now) {
-            let (version, tries) = (later.version, later.tries);
-            self.lanes
-                .push_urgent(later.user_id, Task::Recheck { version, tries });
+        let due = self.later.extract_if(|_, later| later.at <= now);
+        for (user_id, later) in due.collect::<Vec<_>>() {
+            self.recheck(user_id, later.version, later.tries);
+        }
+    }
+
+    fn recheck(&mut self, user_id: UserId, version: u64, tries: u32) {
+        let task = Task::Recheck { version, tries };
+        self.doubts += usize::from(task.is_doubt());
+        self.lanes.push_urgent(user_id, task);
+    }
+
+    /// Queues those who are to be delivered again because a worker has vanished, and shows how far that is.
+    fn deliver_again(&mut self) {
+        let room = self.capacity.saturating_sub(self.lanes.queued());
+        for user_id in self.doubt.due(room, Instant::now()) {
+            self.recheck(user_id, 0, 0);
+        }
+        let target = &self.route.config.name;
+        if self.route.lacks_guard() {
+            let unproven = self.doubt.is_there() || self.doubts > 0 || !self.later.is_empty();
+            self.crew.serves(target, Presence { unproven });
+        } else {
+            self.crew.leaves(target);
         }
     }
 
@@ -364,13 +438,7 @@ impl Courier {
             (breaker.state(), reason, outline, breaker.mistaken())
         };
         for user in mistaken {
-            self.lanes.push(
-                user,
-                Task::Recheck {
-                    version: 0,
-                    tries: 0,
-                },
-            );
+            self.recheck(user, 0, 0);
         }
         if state == self.shown {
             return;
@@ -439,9 +507,9 @@ async fn handed_out(route: Arc<Route>) -> (Option<u64>, Option<u64>) {
     tokio::join!(last(subjects::USER_STATE), last(subjects::USER_REPAIR))
 }
 
-/// Probes the target; the error says why it can't be used.
+/// Asks whether a delivery may be tried; the error says why the target can't be used.
 async fn ask(route: Arc<Route>) -> Result<(), String> {
-    match timeout(route.config.timeout + PROBE, route.driver.probe()).await {
+    match timeout(route.config.timeout + PROBE, route.driver.answers()).await {
         Ok(answer) => answer.map_err(|failure| failure.to_string()),
         Err(_) => Err("the probe timed out".to_owned()),
     }

@@ -22,7 +22,7 @@ use usersync_core::{
 use usersync_targets::{Rule, Target};
 use usersync_traces::Traces;
 
-use crate::{board::Board, courier::Courier, route::Route};
+use crate::{board::Board, courier::Courier, presence::Crew, route::Route, share::Share};
 
 /// How long to wait before looking for the bucket again.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -52,6 +52,10 @@ pub(crate) struct Fleet {
     pub health: Health,
     /// Where breakers are shown.
     pub board: Board,
+    /// Who else delivers.
+    pub crew: Crew,
+    /// How many calls each target may have under way.
+    pub share: Share,
     /// What is being served.
     pub routes: Routes,
     /// The targets to serve; empty for every enabled one.
@@ -91,6 +95,7 @@ impl Fleet {
             };
             self.tell_unknown(&entries);
             let wanted = self.wanted(&entries);
+            self.share.serve(wanted.len());
             for (name, served) in &wanted {
                 let berth = berths.entry(name.clone()).or_insert_with(|| {
                     let (sender, receiver) = watch::channel(None);
@@ -230,7 +235,13 @@ impl Fleet {
     async fn serve(&self, route: Arc<Route>, stop: CancellationToken) {
         let name = &route.config.name;
         self.routes.lock().insert(name.clone(), route.clone());
-        let courier = Courier::new(route.clone(), self.health.clone(), self.board.clone());
+        let courier = Courier::new(
+            route.clone(),
+            self.health.clone(),
+            self.board.clone(),
+            self.crew.clone(),
+            self.share.clone(),
+        );
         let letters = route.letters.clone().follow(stop.clone());
         tokio::join!(courier.run(stop), letters);
         self.routes.lock().remove(name);

@@ -5,13 +5,14 @@
 //! one batch: `newest` finds the states, `settle` decides what follows, `letters` clears
 //! a dead letter after a later success, and `waiting` knows who can be delivered then, too. `others` is what a kind may ask
 //! about users it isn't called about. `hand_back` is how a worker that stops gives up what it holds. `freshness` guards order between
-//! workers, `unchanged` skips what the target has. `board`, `desk`, `recent` and `results` tell people.
+//! workers, `presence` tells which of them have vanished and `doubt` who was delivered about then; `unchanged` skips what the target has. `board`, `desk`, `recent` and `results` tell people.
 //! Nothing here knows HTTP, Redis or SQL; that is `usersync_targets`.
 
 mod board;
 mod breaker;
 mod courier;
 mod desk;
+mod doubt;
 mod failures;
 mod fleet;
 mod freshness;
@@ -23,11 +24,13 @@ mod newest;
 mod others;
 mod pace;
 mod parcel;
+mod presence;
 mod recent;
 mod results;
 mod route;
 mod settings;
 mod settle;
+mod share;
 mod task;
 mod throttle;
 mod unchanged;
@@ -50,6 +53,8 @@ use usersync_traces::Traces;
 use crate::{
     board::Board,
     fleet::{Fleet, Routes},
+    presence::Crew,
+    share::Share,
 };
 
 pub use init_target::init_target;
@@ -88,6 +93,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let board = Board::new(worker.clone());
     let routes = Routes::default();
     let posting = tokio::spawn(board.clone().run(jetstream.clone(), shutdown.clone()));
+    let crew = Crew::new(worker.clone());
+    // Its keys stay until nothing is under way.
+    let drained = CancellationToken::new();
+    let present = tokio::spawn(crew.clone().run(jetstream.clone(), drained.clone()));
     let answering = tokio::spawn(desk::run(
         client.clone(),
         worker,
@@ -98,6 +107,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         jetstream,
         health,
         board,
+        crew,
+        share: Share::new(),
         routes,
         names: settings.names,
         egress: settings.common.egress,
@@ -108,6 +119,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         () = fleet.run(shutdown) => {}
     }
     posting.await.context("the board panicked")?;
+    drained.cancel();
+    present.await.context("the crew panicked")?;
     if let Err(error) = answering.await.context("the desk panicked")? {
         tracing::warn!(
             error = format!("{error:#}"),
@@ -146,7 +159,12 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     for target in served {
         match usersync_targets::connect(target, &settings.common.egress) {
             Ok(driver) => match driver.probe().await {
-                Ok(()) => tracing::info!(target = %target.name, "the target answers"),
+                Ok(()) => {
+                    tracing::info!(target = %target.name, "the target answers");
+                    if let Err(failure) = driver.probe_reading().await {
+                        tracing::warn!(target = %target.name, %failure, "a check of it would fail");
+                    }
+                }
                 Err(failure) => failed.push(format!("target {}: {failure}", target.name)),
             },
             Err(error) => failed.push(format!("target {}: {error}", target.name)),

@@ -6,7 +6,7 @@ use async_nats::jetstream::AckKind;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::Instant;
-use usersync_core::{streams::ACK_WAIT, user_id::UserId};
+use usersync_core::{streams::DELIVERY_WAIT, user_id::UserId};
 use usersync_targets::{Delivery, Outcome, Verdict};
 use usersync_traces::{Span, SpanKind};
 
@@ -36,9 +36,11 @@ pub(crate) struct Carried {
     pub later: Vec<Later>,
     /// How long the call took, and whether it failed; `None` when there was none.
     pub call: Option<(Duration, bool)>,
+    /// How many tasks of it were there because a delivery was in doubt.
+    pub doubts: usize,
 }
 
-/// A recheck that failed.
+/// A recheck that is to be made later: it failed, or a call may land until then.
 #[derive(Debug)]
 pub(crate) struct Later {
     pub at: Instant,
@@ -104,6 +106,14 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
     for ((((item, content, stored_us, span), delivery), outcome), ruling) in results {
         end(span, &outcome);
         note(&route, &item, &delivery, content, &outcome);
+        if may_still_land(&outcome) && route.lacks_guard() && item.messages().next().is_some() {
+            carried.later.push(Later {
+                at: Instant::now() + route.config.timeout,
+                user_id: item.user_id.clone(),
+                version: 0,
+                tries: 0,
+            });
+        }
         if ruling == Ruling::Hold {
             route.meters.held.increment(1);
             if let Some(class) = settle::class_of(&outcome) {
@@ -113,6 +123,7 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
             continue;
         }
         if let Outcome::Delivered { guarded } = outcome {
+            route.set_guarded(guarded);
             if item.only_live() && route.is_change(stored_us) {
                 let micros = now_us.saturating_sub(stored_us);
                 let latency = Duration::from_micros(micros);
@@ -261,6 +272,15 @@ async fn moved(route: &Route, users: &[UserId]) {
     settle::deliver_again(route, &dead).await.ok();
 }
 
+/// Whether the target may do what it was told after all, although nobody waits for that any more: there was no answer, or
+/// somebody in front of it gave up.
+fn may_still_land(outcome: &Outcome) -> bool {
+    let Outcome::Transient(failure) = outcome else {
+        return false;
+    };
+    matches!(failure.code.as_deref(), None | Some("408" | "502" | "504"))
+}
+
 /// Ends the span of a delivery with what came of it.
 fn end(mut span: Span, outcome: &Outcome) {
     match settle::class_of(outcome) {
@@ -294,6 +314,7 @@ async fn conclude(
     };
     for (item, ending, again) in join_all(endings.into_iter().map(settle)).await {
         let user_id = item.user_id.clone();
+        carried.doubts += item.doubts();
         match (ending, again, item.only_recheck()) {
             // Another worker may have told the target something else meanwhile.
             (Ending::Unchanged { since }, ..) => carried.unproven.push(Unproven {
@@ -317,7 +338,7 @@ async fn conclude(
 async fn with_progress<T>(called: &[Call], work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     loop {
-        match tokio::time::timeout(ACK_WAIT / 3, &mut work).await {
+        match tokio::time::timeout(DELIVERY_WAIT / 3, &mut work).await {
             Ok(done) => return done,
             Err(_) => {
                 // Bounded, because the work isn't looked at meanwhile and NATS may be away.

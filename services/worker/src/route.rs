@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use async_nats::jetstream::{self, stream::Stream};
@@ -51,6 +51,9 @@ pub(crate) struct Route {
     held_up_to: AtomicU64,
     /// What was stored before this, in unix microseconds, is a back-fill.
     filled_from_us: AtomicU64,
+    /// Whether a delivery was ever guarded by the target, and whether one ever wasn't.
+    guarded: AtomicBool,
+    unguarded: AtomicBool,
 }
 
 impl Route {
@@ -74,6 +77,8 @@ impl Route {
             alone_since: AtomicU64::new(0),
             held_up_to: AtomicU64::new(0),
             filled_from_us: AtomicU64::new(0),
+            guarded: AtomicBool::new(false),
+            unguarded: AtomicBool::new(false),
             config,
             rule,
             driver,
@@ -118,6 +123,21 @@ impl Route {
 
     pub(crate) fn set_alone_since(&self, seq: u64) {
         self.alone_since.store(seq, Ordering::Relaxed);
+    }
+
+    /// Takes note of a delivery that the target guarded, or didn't.
+    pub(crate) fn set_guarded(&self, guarded: bool) {
+        let seen = if guarded {
+            &self.guarded
+        } else {
+            &self.unguarded
+        };
+        seen.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an older version may replace a newer one there; until it is known, it is taken to be so.
+    pub(crate) fn lacks_guard(&self) -> bool {
+        self.unguarded.load(Ordering::Relaxed) || !self.guarded.load(Ordering::Relaxed)
     }
 
     /// Messages up to this consumer sequence may be outdated: they waited.

@@ -55,6 +55,11 @@ impl Task {
         }
     }
 
+    /// Whether the newest state is to be delivered, although the target has taken it.
+    pub(crate) fn is_doubt(&self) -> bool {
+        matches!(self, Self::Recheck { version: 0, .. })
+    }
+
     pub(crate) fn into_message(self) -> Option<Message> {
         match self {
             Self::Live(arrived) | Self::Repair(arrived) => Some(arrived.message),
@@ -120,6 +125,11 @@ impl Item {
             Task::Live(_) | Task::Repair(_) => None,
         });
         versions.collect::<Option<Vec<_>>>()?.into_iter().min()
+    }
+
+    /// How many of its tasks are there because what was delivered is in doubt, whatever its version.
+    pub(crate) fn doubts(&self) -> usize {
+        self.tasks.iter().filter(|task| task.is_doubt()).count()
     }
 
     /// How often the newest of its messages was handed out. A newer state starts anew, whatever an

@@ -17,6 +17,9 @@ pub const BREAKER_AGE: Duration = Duration::from_secs(120);
 /// How long the progress of a job can be asked for.
 const JOB_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The same of a worker's entry that it renews every 2 s.
+const WORKER_AGE: Duration = Duration::from_secs(60);
+
 /// After how long what a gateway says of an outbox is forgotten: it says so every 5 s.
 const RELAY_AGE: Duration = Duration::from_secs(20);
 
@@ -63,6 +66,13 @@ pub(crate) fn all(replicas: usize) -> Vec<kv::Config> {
             "Outboxes and who relays them: source.gateway -> state as JSON",
         )
     };
+    let workers = kv::Config {
+        max_age: WORKER_AGE,
+        ..bucket(
+            subjects::WORKERS_BUCKET,
+            "Workers of targets without a guard: target.worker -> whether deliveries are in doubt",
+        )
+    };
     let epochs = bucket(
         subjects::EPOCHS_BUCKET,
         "What intake knows of USER_EVENTS and USER_STATE: epochs, how far they were",
@@ -71,7 +81,9 @@ pub(crate) fn all(replicas: usize) -> Vec<kv::Config> {
         subjects::SOURCES_BUCKET,
         "Outboxes and their epochs, which events may name: source -> epochs as JSON",
     );
-    vec![targets, breakers, checks, jobs, relays, epochs, sources]
+    vec![
+        targets, breakers, checks, jobs, relays, workers, epochs, sources,
+    ]
 }
 
 /// The buckets that are missing.

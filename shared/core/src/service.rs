@@ -5,7 +5,7 @@ use std::{future::Future, process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::settings::Problems;
+use crate::{descriptors, settings::Problems};
 
 /// The exit status for a bad configuration: `EX_USAGE` of sysexits.h.
 pub const EX_USAGE: u8 = 64;
@@ -22,6 +22,7 @@ where
     F: FnOnce(CancellationToken) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
+    descriptors::raise();
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use async_nats::jetstream::{
     self, ErrorCode,
     consumer::{AckPolicy, DeliverPolicy, PriorityPolicy, pull},
-    context::{GetStreamError, GetStreamErrorKind},
+    context::{ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind},
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
 };
 
@@ -21,8 +21,11 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(10 * 60);
 /// What one id costs the server, in bytes (measured on nats-server 2.15).
 pub const BYTES_PER_ID: u64 = 243;
-/// How long a delivery may go unanswered before the server hands it out again.
+/// How long what was handed out may go unanswered before the server hands it out again.
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
+/// The same of what workers are handed: the users of one that was killed wait for so long. Workers tell of progress three
+/// times within it.
+pub const DELIVERY_WAIT: Duration = Duration::from_secs(9);
 /// After how long without a sign of life another gateway takes over (ADR-42).
 pub const PIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often those who don't create streams look whether they are still there.
@@ -268,7 +271,7 @@ fn target_consumer(target: &TargetConfig, filter_subject: String) -> pull::Confi
         filter_subject,
         deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::Explicit,
-        ack_wait: ACK_WAIT,
+        ack_wait: DELIVERY_WAIT,
         max_deliver: i64::from(target.retry.max_deliver + SPARE_DELIVERIES),
         // Delayed messages hold a slot until they come back, so there must be many.
         max_ack_pending: 50_000,
@@ -341,6 +344,51 @@ pub async fn missing(jetstream: &jetstream::Context) -> anyhow::Result<Vec<Strin
     Ok(missing)
 }
 
+/// The streams that nobody may make again in passing: what was in them decides what is to be done.
+const KEPT: [&str; 5] = [
+    subjects::USER_EVENTS,
+    subjects::USER_STATE,
+    subjects::TARGETS_STREAM,
+    "KV_user_epochs",
+    "KV_user_sources",
+];
+
+/// What was missing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// Streams that still are: what was in them decides what is to be done.
+    pub kept: Vec<String>,
+    /// Streams that were made again: what was in them is lost either way, and the work goes on.
+    pub made: Vec<String>,
+}
+
+/// Makes streams and buckets again that somebody has deleted, where that loses nothing more.
+///
+/// # Errors
+/// When the server can't be asked, or refuses one.
+pub async fn make_again(
+    jetstream: &jetstream::Context,
+    options: impl Into<Options>,
+) -> anyhow::Result<Missing> {
+    let (kept, made) = missing(jetstream)
+        .await?
+        .into_iter()
+        .partition::<Vec<_>, _>(|name| KEPT.contains(&name.as_str()));
+    let options = options.into();
+    let is_made = |name: &String| made.contains(name);
+    for config in all(options) {
+        if is_made(&config.name) {
+            jetstream.create_stream(config).await?;
+        }
+    }
+    for config in buckets::all(options.replicas) {
+        if is_made(&format!("KV_{}", config.bucket)) {
+            jetstream.create_key_value(config).await?;
+        }
+    }
+    Ok(Missing { kept, made })
+}
+
 /// Refuses to begin with empty streams where the server keeps those of another account, which has no JetStream any more.
 ///
 /// # Errors
@@ -402,12 +450,52 @@ pub async fn ensure(
 /// # Errors
 /// When the server refuses.
 pub async fn ensure_consumers(jetstream: &jetstream::Context) -> anyhow::Result<()> {
-    let wanted = [
+    ensure_each(jetstream, own_consumers()).await
+}
+
+/// The consumers of gateways and schedulers, each with its stream.
+pub fn own_consumers() -> Vec<(&'static str, pull::Config)> {
+    vec![
         (subjects::USER_EVENTS, intake_consumer()),
         (subjects::USER_ADVISORY, backstop_consumer()),
         (subjects::USER_CHECK, check_consumer()),
-    ];
-    ensure_each(jetstream, wanted).await
+    ]
+}
+
+/// When consumers were made, by name and stream: a later time means that somebody has deleted one since.
+pub type Made = BTreeMap<(String, &'static str), i128>;
+
+/// Makes those of `wanted` that are missing. Says which were, each with its stream, and which somebody else has made again since `known`. A
+/// consumer of a stream that isn't there is none of them.
+///
+/// # Errors
+/// When the server can't be asked, or refuses one.
+pub async fn make_consumers_again(
+    jetstream: &jetstream::Context,
+    wanted: impl IntoIterator<Item = (&'static str, pull::Config)>,
+    known: &mut Made,
+) -> anyhow::Result<Vec<(String, &'static str)>> {
+    let mut again = Vec::new();
+    for (stream, config) in wanted {
+        let name = config.durable_name.clone().unwrap_or_default();
+        let found = jetstream.get_stream_no_info(stream).await?;
+        let (created, missing) = match found.consumer_info(&name).await {
+            Ok(info) => (info.created, false),
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
+                let made = jetstream.create_consumer_on_stream(config, stream).await;
+                let made = made.with_context(|| format!("making consumer {name} on {stream}"))?;
+                (made.cached_info().created, true)
+            }
+            Err(error) if error.kind() == ConsumerInfoErrorKind::StreamNotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("asking for consumer {name}")),
+        };
+        let created = created.unix_timestamp_nanos();
+        let before = known.insert((name.clone(), stream), created);
+        if missing || before.is_some_and(|before| before != created) {
+            again.push((name, stream));
+        }
+    }
+    Ok(again)
 }
 
 /// Creates or updates the consumers of one target, enabled or not.
@@ -418,11 +506,15 @@ pub async fn ensure_target_consumers(
     jetstream: &jetstream::Context,
     target: &TargetConfig,
 ) -> anyhow::Result<()> {
-    let wanted = [
+    ensure_each(jetstream, target_consumers(target)).await
+}
+
+/// The consumers of one target, each with its stream.
+pub fn target_consumers(target: &TargetConfig) -> [(&'static str, pull::Config); 2] {
+    [
         (subjects::USER_STATE, state_consumer(target)),
         (subjects::USER_REPAIR, repair_consumer(target)),
-    ];
-    ensure_each(jetstream, wanted).await
+    ]
 }
 
 async fn ensure_each(

@@ -37,6 +37,8 @@ pub const CHECKS_BUCKET: &str = "user_checks";
 pub const JOBS_BUCKET: &str = "user_jobs";
 /// The KV bucket of outboxes and who relays them: `<source>.<gateway>`.
 pub const RELAYS_BUCKET: &str = "user_relays";
+/// The KV bucket of workers of targets without a guard: `<target>.<worker>`.
+pub const WORKERS_BUCKET: &str = "user_workers";
 /// The KV bucket of what intake knows of the streams it works on; publishers can't write it.
 pub const EPOCHS_BUCKET: &str = "user_epochs";
 /// Its only key.
@@ -194,6 +196,11 @@ pub fn is_inbox(reply: &str) -> bool {
 
 /// The key of one worker's breaker in [`BREAKERS_BUCKET`].
 pub fn breaker(target: &TargetName, worker: &str) -> String {
+    format!("{target}.{worker}")
+}
+
+/// The key in [`WORKERS_BUCKET`] of one worker.
+pub fn worker(target: &TargetName, worker: &str) -> String {
     format!("{target}.{worker}")
 }
 

@@ -139,6 +139,7 @@ fn every_bucket_is_documented() {
         subjects::CHECKS_BUCKET,
         subjects::JOBS_BUCKET,
         subjects::RELAYS_BUCKET,
+        subjects::WORKERS_BUCKET,
         subjects::EPOCHS_BUCKET,
         subjects::SOURCES_BUCKET,
     ];

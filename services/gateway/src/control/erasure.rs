@@ -113,7 +113,8 @@ pub(super) async fn standing(control: &Control, erase: &Erase) -> anyhow::Result
                 Status::Pending | Status::Retrying if !task.enabled => {
                     (Gone::Pending, Some("it is disabled, and told once it is enabled".to_owned()))
                 }
-                Status::Pending | Status::Retrying => (Gone::Pending, task.error.clone()),
+                Status::Unproven | Status::Pending | Status::Retrying => (
+                    Gone::Pending, task.error.clone()),
             },
             (Some(_), None) => (Gone::Pending, None),
         };

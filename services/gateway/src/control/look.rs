@@ -41,6 +41,8 @@ pub(crate) struct Look {
     pub events_pending: u64,
     /// For how long the oldest of them has been waiting.
     pub oldest_event: Duration,
+    /// The bytes of USER_EVENTS, and how many an operator grants it; a full one refuses events.
+    pub events_room: Option<(u64, u64)>,
 }
 
 /// One target.
@@ -77,7 +79,7 @@ impl Look {
             .iter()
             .map(|(name, _)| (subjects::worker_status(name), String::new()))
             .collect();
-        let (standing, answers, checks, refused, (events_pending, oldest_event), relays, mark) = tokio::try_join!(
+        let (standing, answers, checks, refused, events, relays, mark) = tokio::try_join!(
             async { Standing::of_all(control, &names).await.map_err(nats) },
             async {
                 workers::ask::<Answer>(control, questions)
@@ -103,6 +105,7 @@ impl Look {
         };
         let targets = try_join_all(named.into_iter().map(target)).await;
         let checks = checks.checks.into_iter();
+        let (events_pending, oldest_event, events_room) = events;
         Ok(Self {
             targets: targets.map_err(nats)?,
             checks: checks
@@ -114,6 +117,7 @@ impl Look {
             refused,
             events_pending,
             oldest_event,
+            events_room,
         })
     }
 }
@@ -143,10 +147,14 @@ async fn mark(control: &Control) -> anyhow::Result<Option<Mark>> {
     Ok(Marks::open(&control.jetstream).await?.read().await?.0)
 }
 
-/// Events that wait for intake, and for how long the oldest does.
-async fn events(control: &Control) -> anyhow::Result<(u64, Duration)> {
+/// Events that wait for intake, for how long the oldest does, and the room for more where that is bounded.
+async fn events(control: &Control) -> anyhow::Result<(u64, Duration, Option<(u64, u64)>)> {
     let events = control.stream(USER_EVENTS).await?;
     let queue = Queue::of(&events.consumer_info(INTAKE).await?);
     let oldest = queue.oldest(&events, subjects::EVENTS).await?;
-    Ok((queue.waiting(), oldest))
+    let info = events.get_info().await?;
+    let granted = u64::try_from(info.config.max_bytes).ok();
+    let room = granted.filter(|granted| *granted > 0);
+    let room = room.map(|granted| (info.state.bytes, granted));
+    Ok((queue.waiting(), oldest, room))
 }

@@ -16,6 +16,7 @@ pub(crate) mod former_refused;
 pub(crate) mod jobs;
 pub(crate) mod letters;
 pub(crate) mod look;
+mod presences;
 pub(crate) mod preview;
 pub(crate) mod refused;
 mod relays;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use usersync_core::{
     state::State,
     stored_state,
-    streams::ACK_WAIT,
+    streams::DELIVERY_WAIT,
     subjects::{self, USER_DEAD, USER_REPAIR, USER_STATE},
     target::{TargetConfig, TargetName},
     user_id::UserId,
@@ -22,7 +22,7 @@ use usersync_core::{
 use super::{
     Control,
     breakers::{self, Breaker},
-    dead_letters, nats,
+    dead_letters, nats, presences,
     standing::{Queue, queues},
     workers,
 };
@@ -94,6 +94,9 @@ pub(crate) enum Priority {
 pub(crate) enum Status {
     /// The target has it.
     Synced,
+    /// The target took it, and has no guard; a worker vanished, or a call was not answered, so that something older may have
+    /// landed since. It is delivered again by itself.
+    Unproven,
     /// It waits for its first attempt, or nobody can say that it is done.
     Pending,
     /// It has failed and is tried again.
@@ -180,11 +183,19 @@ pub(crate) async fn tasks(control: &Control, by: ById) -> Result<Tasks, Problem>
     };
     let configs = entries.into_values().filter_map(|entry| entry.config);
     let targets = join_all(configs.map(|config| known.task(config))).await;
+    let mut targets: Vec<Task> = targets.into_iter().collect::<Result<_, _>>()?;
+    // Last, so that what has been proven meanwhile counts.
+    let unproven = presences::unproven(control).await?;
+    for task in &mut targets {
+        if task.status == Status::Synced && unproven.contains(&task.target) {
+            task.status = Status::Unproven;
+        }
+    }
     Ok(Tasks {
         user_id: newest.user_id.clone(),
         version: newest.version,
         deleted: newest.deleted,
-        targets: targets.into_iter().collect::<Result<_, _>>()?,
+        targets,
     })
 }
 
@@ -279,7 +290,7 @@ impl Known<'_> {
             && !answers.is_empty()
             && !answers.iter().any(|memory| memory.held)
             && !self.breakers.iter().any(breaks)
-            && age > ACK_WAIT + config.timeout
+            && age > DELIVERY_WAIT + config.timeout
     }
 
     /// When a repair was asked for, `None` when it is done by now.

@@ -58,7 +58,7 @@ impl Channel {
     }
 
     /// Its consumer on USER_ALERT.
-    pub(super) fn durable(&self) -> &'static str {
+    pub(crate) fn durable(&self) -> &'static str {
         match &self.way {
             Way::Webhook(_) => NOTIFY_WEBHOOK,
             Way::Email(_) => NOTIFY_EMAIL,

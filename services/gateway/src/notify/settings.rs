@@ -64,7 +64,7 @@ impl Settings {
         Self(channels.into_iter().flatten().collect())
     }
 
-    pub(super) fn channels(&self) -> &[Channel] {
+    pub(crate) fn channels(&self) -> &[Channel] {
         &self.0
     }
 }

@@ -7,8 +7,6 @@ use usersync_core::{registry::Entries, streams, target::TargetConfig};
 
 use crate::control::Control;
 
-/// After how long consumers are looked after although no entry has changed.
-const AGAIN: Duration = Duration::from_secs(60);
 /// After how long what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -36,24 +34,29 @@ pub(super) async fn follow(control: &Control, shutdown: CancellationToken) {
             None => true,
             Some(known) => take(control, &known, &mut done).await,
         };
-        let patience = if complete { AGAIN } else { RETRY };
-        match tokio::time::timeout(patience, entries.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return,
-            Err(_) if complete => done.configs.clear(),
-            Err(_) => {}
+        // What is deleted later is made again by whoever looks at everything.
+        if complete {
+            if entries.changed().await.is_err() {
+                return;
+            }
+        } else if let Ok(Err(_)) = tokio::time::timeout(RETRY, entries.changed()).await {
+            return;
         }
     }
 }
 
-/// Makes the consumers, unless the target was deleted since the entries were seen: those that an operator
-/// has deleted with it must not come back.
+/// Makes the consumers, unless the target was deleted since the entries were seen.
 async fn make(control: &Control, name: &str, config: &TargetConfig) -> anyhow::Result<()> {
-    let stored = control.registry().await?.stored(name).await?;
-    if stored.is_none_or(|stored| stored.value.is_none()) {
-        return Ok(());
+    match is_there(control, name).await? {
+        true => streams::ensure_target_consumers(&control.jetstream, config).await,
+        false => Ok(()),
     }
-    streams::ensure_target_consumers(&control.jetstream, config).await
+}
+
+/// Whether a target has an entry now: consumers that an operator has deleted with it must not come back.
+pub(super) async fn is_there(control: &Control, name: &str) -> anyhow::Result<bool> {
+    let stored = control.registry().await?.stored(name).await?;
+    Ok(stored.is_some_and(|stored| stored.value.is_some()))
 }
 
 /// Makes what is missing; answers whether all of it could be made.

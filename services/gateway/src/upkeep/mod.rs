@@ -4,10 +4,12 @@
 pub(crate) mod alerts;
 mod backstop;
 mod consumers;
+mod deleted;
 mod files;
 mod gauges;
 mod gone;
 pub(crate) mod seed;
+mod store;
 mod watch;
 
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{admin::Health, streams};
 
+use self::{deleted::Deleted, watch::Watch};
 use crate::{
     Settings,
     control::{Control, former_refused},
@@ -58,6 +61,8 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) {
     let runbook = settings.common.runbook;
+    let deleted = Deleted::new(settings.streams, settings.notify, runbook.clone());
+    let watch = Watch::new(deleted, settings.alerts, runbook.clone());
     let work = async {
         tokio::join!(
             consumers::follow(&control, shutdown.clone()),
@@ -65,7 +70,7 @@ pub(crate) async fn run(
             gone::follow(&control, &runbook),
             backstop::run(&control),
             former_refused::follow(&control),
-            watch::run(&control, &health, settings.alerts, runbook.clone()),
+            watch.run(&control, &health),
         )
     };
     shutdown.run_until_cancelled(work).await;

@@ -1,66 +1,97 @@
-//! Looks at everything every few seconds, for metrics, alerts and this gateway's health.
+//! Looks at everything every few seconds, for metrics, alerts and this gateway's health, and sees to what is missing.
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::time::{MissedTickBehavior, timeout};
-use usersync_core::{admin::Health, alert::Runbook, nats::REQUEST_TIMEOUT, streams};
+use usersync_core::{admin::Health, alert::Runbook, nats::REQUEST_TIMEOUT};
 
 use super::{
     alerts::{self, Alerts},
+    deleted::Deleted,
     gauges::Gauges,
+    store::Store,
 };
 use crate::control::{Control, look::Look};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(5);
+/// How many looks in a row have to fail until this gateway isn't ready.
+const FAILURES: u32 = 3;
+/// The part of readiness that says so.
+const PART: &str = "look";
 
-/// Looks for ever.
-pub(super) async fn run(
-    control: &Control,
-    health: &Health,
-    settings: alerts::Settings,
-    runbook: Runbook,
-) {
-    let mut gauges = Gauges::new();
-    let mut alerts = Alerts::new(settings, runbook);
-    let mut every = tokio::time::interval(EVERY);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        every.tick().await;
-        let looked = timeout(
-            4 * REQUEST_TIMEOUT,
-            look(control, health, &mut gauges, &mut alerts),
-        );
-        if let Err(error) = looked
-            .await
-            .map_err(anyhow::Error::from)
-            .and_then(|looked| looked)
-        {
-            let error = format!("{error:#}");
-            tracing::debug!(error, "gauges and alerts stay as they are");
-        }
-    }
+/// What is looked at, and with what.
+pub(super) struct Watch {
+    store: Store,
+    deleted: Deleted,
+    gauges: Gauges,
+    alerts: Alerts,
+    /// Looks that failed, in a row.
+    failures: u32,
 }
 
-async fn look(
-    control: &Control,
-    health: &Health,
-    gauges: &mut Gauges,
-    alerts: &mut Alerts,
-) -> anyhow::Result<()> {
-    match &*streams::missing(&control.jetstream).await? {
-        [] => health.up("streams"),
-        missing => {
-            let missing = missing.join(", ");
-            health.down(
-                "streams",
-                format!("missing: {missing}; start this gateway again to have them made, or restore them"),
-            );
+impl Watch {
+    pub(super) fn new(deleted: Deleted, settings: alerts::Settings, runbook: Runbook) -> Self {
+        Self {
+            store: Store::new(),
+            deleted,
+            gauges: Gauges::new(),
+            alerts: Alerts::new(settings, runbook),
+            failures: 0,
         }
     }
-    let look = Look::at(control).await;
-    let look = look.map_err(|problem| anyhow::anyhow!("{}", problem.detail))?;
-    let account = control.jetstream.query_account().await?;
-    gauges.set(&look, &account, alerts.storage_limit(&account));
-    alerts.tell(control, &look, &account).await
+
+    /// Looks for ever.
+    pub(super) async fn run(mut self, control: &Control, health: &Health) {
+        let mut every = tokio::time::interval(EVERY);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            self.store.look(&control.jetstream, health).await;
+            let looked = timeout(4 * REQUEST_TIMEOUT, self.look(control, health)).await;
+            match looked.context("it took too long").flatten() {
+                Ok(()) => {
+                    self.failures = 0;
+                    health.gone(PART);
+                }
+                Err(error) => self.failed(&error, health),
+            }
+        }
+    }
+
+    /// Gauges and alerts stay as they are: who relies on them has to know.
+    fn failed(&mut self, error: &anyhow::Error, health: &Health) {
+        let error = format!("{error:#}");
+        self.failures += 1;
+        if self.failures >= FAILURES {
+            let blind = "gauges and alerts are as they were";
+            health.down(PART, format!("NATS can't be looked at: {error}; {blind}"));
+        }
+        if self.failures == FAILURES {
+            tracing::error!(error, "NATS can't be looked at");
+        } else {
+            tracing::warn!(error, "a look at NATS failed");
+        }
+    }
+
+    async fn look(&mut self, control: &Control, health: &Health) -> anyhow::Result<()> {
+        match &*self.deleted.make_again(control).await? {
+            [] => health.up("streams"),
+            missing => {
+                let missing = missing.join(", ");
+                health.down(
+                    "streams",
+                    format!("missing: {missing}; start this gateway again to have them made, or restore them"),
+                );
+            }
+        }
+        let look = Look::at(control).await;
+        let look = look.map_err(|problem| anyhow::anyhow!("{}", problem.detail))?;
+        self.deleted.make_targets_again(control, &look).await?;
+        let account = control.jetstream.query_account().await?;
+        let limit = self.alerts.storage_limit(&account);
+        self.gauges.set(&look, &account, limit);
+        self.alerts.tell(control, &look, &account).await
+    }
 }

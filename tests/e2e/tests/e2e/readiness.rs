@@ -1,8 +1,15 @@
 //! `/livez` and `/readyz`: what each binary says while something it needs is away, and that it is ready afterwards.
 
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context as _, Result, ensure};
+use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio_util::task::AbortOnDropHandle;
 use usersync_core::subjects::{
     CHECKER, TARGETS_STREAM, USER_CHECK, USER_EVENTS, USER_REPAIR, USER_STATE,
 };
@@ -135,13 +142,13 @@ async fn each_binary_names_the_streams_that_are_deleted() -> Result<()> {
     let bus = Bus::connect(&stack).await?;
     let (gateway, worker, scheduler) =
         (gateway(&stack), worker(&stack, "audit"), scheduler(&stack));
+    // Nobody makes them again meanwhile.
+    stack.gateways[0].signal(Signal::SIGTERM)?;
+    stack.gateways[0].process().wait_exit(SOON).await?;
     let began = Timestamp::now();
     for stream in [USER_REPAIR, USER_CHECK, TARGETS_STREAM] {
         bus.jetstream().delete_stream(stream).await?;
     }
-    let missing = format!("missing: {USER_REPAIR}, {USER_CHECK}, {TARGETS_STREAM}");
-    let said = gateway.until_wrong(503, "streams", &missing, began).await?;
-    assert_eq!(wrong(&said), ["streams"], "{said}");
     let gone = "missing; usersync-gateway creates it";
     let bucket = format!("stream {TARGETS_STREAM}");
     for (asked, feed) in [
@@ -158,6 +165,14 @@ async fn each_binary_names_the_streams_that_are_deleted() -> Result<()> {
     for asked in [&gateway, &worker, &scheduler] {
         asked.until_well().await?;
     }
+
+    let began = Timestamp::now();
+    bus.jetstream().delete_stream(TARGETS_STREAM).await?;
+    let missing = format!("missing: {TARGETS_STREAM}");
+    let said = gateway.until_wrong(503, "streams", &missing, began).await?;
+    assert_eq!(wrong(&said), ["streams"], "{said}");
+    stack.gateways[0].restart().await?;
+    gateway.until_well().await?;
 
     let began = Timestamp::now();
     bus.jetstream().delete_stream(USER_STATE).await?;
@@ -183,6 +198,120 @@ async fn each_binary_names_the_streams_that_are_deleted() -> Result<()> {
     bus.until_settled("audit").await?;
     assert_eq!(audit.holds(7)["data"]["n"], 1);
     Ok(())
+}
+
+#[tokio::test]
+async fn what_is_deleted_is_made_again_where_that_loses_nothing() -> Result<()> {
+    const STREAMS: [&str; 12] = [
+        "USER_ADVISORY",
+        "USER_REPAIR",
+        "USER_DEAD",
+        "USER_REFUSED",
+        "USER_RESULT",
+        "USER_CHECK",
+        "USER_ALERT",
+        "KV_user_breakers",
+        "KV_user_checks",
+        "KV_user_jobs",
+        "KV_user_relays",
+        "KV_user_workers",
+    ];
+    let audit = Recorder::start(async |_| answer(200)).await?;
+    let stack = three(&audit).await?;
+    let bus = Bus::connect(&stack).await?;
+    let (gateway, worker, scheduler) =
+        (gateway(&stack), worker(&stack, "audit"), scheduler(&stack));
+    for asked in [&gateway, &worker, &scheduler] {
+        asked.until_well().await?;
+    }
+    bus.publish("user.created", json!({"user_id": 7, "data": {"n": 1}}))
+        .await?;
+    bus.until_settled("audit").await?;
+    let client = usersync_stack::connect(&stack.nats.test_url()).await?;
+    let mut alerts = client.subscribe("user.alert.streams.*").await?;
+    client.flush().await?;
+    let told = Arc::new(Mutex::new(Vec::<Value>::new()));
+    let hear = {
+        let told = told.clone();
+        async move {
+            while let Some(message) = alerts.next().await {
+                let alert = serde_json::from_slice(&message.payload).unwrap_or_default();
+                told.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(alert);
+            }
+        }
+    };
+    let _hearing = AbortOnDropHandle::new(tokio::spawn(hear));
+    let is_told = |what: &str, target: &str| {
+        let told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let tells = |alert: &Value| {
+            let summary = alert["summary"].as_str().unwrap_or_default();
+            alert["target"] == target && summary.contains(what)
+        };
+        ensure!(told.iter().any(tells), "no alert tells of {what}: {told:?}");
+        Ok(())
+    };
+
+    for stream in STREAMS {
+        bus.jetstream().delete_stream(stream).await?;
+    }
+    eventually(SOON, async || {
+        // Who sends events is served meanwhile.
+        let (status, said) = gateway.readyz().await?;
+        assert_eq!(status, 200, "{said}");
+        for stream in STREAMS {
+            bus.jetstream().get_stream(stream).await?;
+            is_told(stream, stream)?;
+        }
+        Ok(())
+    })
+    .await?;
+    for (stream, consumer, target) in [
+        (USER_STATE, "audit", "audit"),
+        (USER_REPAIR, "audit", "audit"),
+        (USER_EVENTS, "gateway-intake", USER_EVENTS),
+        (USER_CHECK, CHECKER, USER_CHECK),
+    ] {
+        let began = Instant::now();
+        let known = bus.jetstream().get_stream(stream).await?;
+        known.delete_consumer(consumer).await?;
+        eventually(SOON, async || {
+            ensure!(bus.has_consumer(stream, consumer).await?, "{consumer}");
+            is_told(&format!("{consumer} of {stream}"), target)
+        })
+        .await?;
+        let took = began.elapsed();
+        ensure!(took < Duration::from_secs(10), "{consumer}: {took:?}");
+    }
+    for asked in [&gateway, &worker, &scheduler] {
+        asked.until_well().await?;
+    }
+    bus.publish("user.updated", json!({"user_id": 7, "data": {"n": 2}}))
+        .await?;
+    bus.until_settled("audit").await?;
+    assert_eq!(audit.holds(7)["data"]["n"], 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_gateway_whose_nats_takes_no_writes_is_not_ready() -> Result<()> {
+    let builder = Stack::builder().nats_cluster().examples(false);
+    let mut stack = builder.start().await?;
+    let gateway = gateway(&stack);
+    gateway.until_well().await?;
+    let began = Timestamp::now();
+    // One of three is no majority: it answers, and can store nothing.
+    for peer in stack.nats.peers() {
+        peer.kill9().await;
+    }
+    gateway
+        .until_wrong(503, "store", "NATS takes no writes", began)
+        .await?;
+    for at in 0..2 {
+        stack.nats.peers()[at].restart().await?;
+    }
+    gateway.until_well().await
 }
 
 #[tokio::test]

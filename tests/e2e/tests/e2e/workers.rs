@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use redis::AsyncTypedCommands as _;
 use serde_json::{Value, json};
 use usersync_core::subjects::{TARGETS_BUCKET, USER_DEAD, USER_STATE};
@@ -15,7 +16,7 @@ use usersync_stack::{
     http, tools,
 };
 
-use crate::support::{Bus, Call, Gate, Recorder, SOON, answer, only};
+use crate::support::{Api, Bus, Call, Gate, LATER, Recorder, SOON, answer, only};
 
 /// Tries again soon, and for long enough.
 const PATIENT: &str =
@@ -108,6 +109,122 @@ async fn two_workers_of_each_target_end_with_the_newest_states() -> Result<()> {
     }
     assert_eq!(bus.count(USER_DEAD).await?, 0);
     Ok(())
+}
+
+/// What the call of a worker that is killed does, it does late: the target goes on with it, and nobody waits any more.
+#[tokio::test]
+async fn what_a_killed_worker_has_sent_lands_late_and_is_put_right() -> Result<()> {
+    const USERS: u64 = 50;
+    const LANDS: Duration = Duration::from_secs(3);
+    let held = Arc::new(Mutex::new(BTreeMap::<String, u64>::new()));
+    let plain = Recorder::start({
+        let held = held.clone();
+        move |call: Call| {
+            let held = held.clone();
+            let landing = tokio::spawn(async move {
+                if call.n() == 1 {
+                    tokio::time::sleep(LANDS).await;
+                }
+                let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+                held.insert(call.user(), call.n());
+            });
+            async move {
+                landing.await.ok();
+                answer(200)
+            }
+        }
+    })
+    .await?;
+    let settings = "timeout = \"4s\"";
+    let mut stack = only(plain.target("plain", settings))
+        .workers("plain", 2)
+        .start()
+        .await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    let events = |n| (1..=USERS).map(move |user| ("user.updated", change(user, n)));
+    bus.publish_all(events(1)).await?;
+    eventually(SOON, async || {
+        let calls = plain.calls();
+        ensure!(calls.len() as u64 == USERS, "{} calls", calls.len());
+        Ok(())
+    })
+    .await?;
+    let killed = stack.workers.get_mut("plain").and_then(Vec::pop);
+    killed.context("two workers")?.kill9().await;
+    bus.publish_all(events(2)).await?;
+
+    let stale = || {
+        let held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.values().filter(|n| **n == 1).count()
+    };
+    tokio::time::sleep(LANDS + Duration::from_secs(1)).await;
+    let before = stale();
+    ensure!(before > 0, "no call of the killed worker has landed late");
+    let status = async || {
+        let tasks = api.get("/v1/users/1/targets").await?;
+        anyhow::Ok(tasks["targets"][0]["status"].as_str().map(str::to_owned))
+    };
+    // Once it is known that a worker has vanished, nobody says that all is well.
+    eventually(SOON, async || {
+        let status = status().await?;
+        ensure!(status.as_deref() == Some("unproven"), "{status:?}");
+        Ok(())
+    })
+    .await?;
+    eventually(SOON, async || {
+        let (stale, status) = (stale(), status().await?);
+        ensure!(stale == 0, "{stale} of {before} users are stale");
+        ensure!(status.as_deref() == Some("synced"), "{status:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// A call that timed out may land after the newer one that followed it.
+#[tokio::test]
+async fn a_call_that_timed_out_lands_late_and_is_put_right() -> Result<()> {
+    const LANDS: Duration = Duration::from_millis(1_700);
+    let held = Arc::new(Mutex::new(0));
+    let plain = Recorder::start({
+        let held = held.clone();
+        move |call: Call| {
+            let held = held.clone();
+            let landing = tokio::spawn(async move {
+                if call.n() == 1 {
+                    tokio::time::sleep(LANDS).await;
+                }
+                *held.lock().unwrap_or_else(PoisonError::into_inner) = call.n();
+            });
+            async move {
+                landing.await.ok();
+                answer(200)
+            }
+        }
+    })
+    .await?;
+    let settings = "timeout = \"1s\"\nretry = { max_deliver = 9, base = \"10s\", factor = 1.0, cap = \"10s\" }";
+    let stack = only(plain.target("plain", settings)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish("user.created", change(1, 1)).await?;
+    // Nobody waits for it any more, and the next attempt is far away.
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    bus.publish("user.updated", change(1, 2)).await?;
+    let now = || *held.lock().unwrap_or_else(PoisonError::into_inner);
+    eventually(SOON, async || {
+        ensure!(now() == 2, "the newer one has not come");
+        Ok(())
+    })
+    .await?;
+    eventually(SOON, async || {
+        ensure!(now() == 1, "the late one has not landed");
+        Ok(())
+    })
+    .await?;
+    eventually(SOON, async || {
+        ensure!(now() == 2, "it stays stale");
+        Ok(())
+    })
+    .await
 }
 
 /// Calls that take long are the hard case without a guard: the newer version is delivered by the other
@@ -382,12 +499,66 @@ fn worker(dir: &Path, nats: &NatsServer, args: &[&str]) -> Result<Service> {
 
 fn launch(dir: &Path, nats: Option<&NatsServer>, args: &[&str]) -> Result<Launch> {
     let program = tools::binary("usersync-worker", Profile::own())?;
-    let launch = Launch::new("worker", program, dir.join("logs").join("own-worker.log"));
+    let launch = Launch::new("worker", program, log(dir));
     let launch = launch.args(["--log-format", "human"]).args(args);
     Ok(match nats {
         Some(nats) => launch.nats(nats, "worker"),
         None => launch,
     })
+}
+
+fn log(dir: &Path) -> PathBuf {
+    dir.join("logs").join("own-worker.log")
+}
+
+/// What a service manager that is stingy, or a shell, leaves of them.
+#[tokio::test]
+async fn a_worker_makes_do_with_64_open_files() -> Result<()> {
+    const USERS: u64 = 600;
+    let slow = async |_| {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        answer(200)
+    };
+    let (one, other) = (Recorder::start(slow).await?, Recorder::start(slow).await?);
+    let catalogue = one.target("one", "") + &other.target("other", "");
+    let stack = only(catalogue).workers("one", 0).workers("other", 0);
+    let stack = stack.start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish_all((1..=USERS).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    bus.until_taken_in().await?;
+
+    let program = tools::binary("usersync-worker", Profile::own())?;
+    let address = format!("127.0.0.1:{}", free_port()?);
+    let limited = "ulimit -n 64; exec \"$0\" \"$@\"";
+    let launch = Launch::new("worker", "/bin/sh", log(stack.dir()))
+        .args(["-c", limited])
+        .arg(program)
+        .args(["--listen", &address, "--log-format", "human"])
+        .nats(&stack.nats, "worker");
+    let worker = Service::spawn(launch, format!("http://{address}"))?;
+    let well = async || {
+        let asked = http::client().get(format!("{}/readyz", worker.url()));
+        let status = asked.timeout(Duration::from_secs(2)).send().await?.status();
+        ensure!(status == 200, "{status}");
+        Ok(())
+    };
+    eventually(SOON, well).await?;
+    let (began, all) = (Instant::now(), USERS as usize);
+    while [&one, &other].iter().any(|target| target.answered() < all) {
+        well().await?;
+        ensure!(began.elapsed() < LATER, "{} of {all}", one.answered());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for target in ["one", "other"] {
+        bus.until_settled(target).await?;
+    }
+    // Nothing failed on the way.
+    assert_eq!(bus.count(USER_DEAD).await?, 0);
+    for target in [&one, &other] {
+        assert_eq!(target.arrived() as u64, USERS);
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -108,6 +108,14 @@ impl Settings {
                 format!("NATS is running out of storage: {used} of {limit} bytes are used");
             found.push(of_all(Kind::Storage, Duration::ZERO, summary));
         }
+        if let Some((used, granted)) = look.events_room
+            && used as f64 > self.storage * granted as f64
+        {
+            let summary = format!(
+                "USER_EVENTS is running out of room: {used} of {granted} bytes are used; a full one refuses events"
+            );
+            found.push(of_all(Kind::Storage, Duration::ZERO, summary));
+        }
         let recent = |at: &Timestamp| age(now, *at) < TOLD;
         let mark = look.mark.as_ref();
         let incident = mark.and_then(|mark| mark.incident.as_ref());
@@ -274,6 +282,8 @@ pub(super) fn is_over(
         }),
         // Else a later check says so.
         Kind::Drift => alert.target != GATEWAY_TARGET && !target.is_some_and(Target::enabled),
+        // It has happened: people are told for a while.
+        Kind::Streams => age(Timestamp::now(), alert.since) > TOLD,
         Kind::Outbox | Kind::Rows => {
             let now = Timestamp::now();
             let spoken = look.relays.contains_key(&alert.target);

@@ -1,6 +1,7 @@
 //! Each kind of alert: what raises it, and what resolves it.
 
 use anyhow::{Context as _, Result, ensure};
+use async_nats::jetstream;
 use serde_json::{Value, json};
 use usersync_core::subjects::{USER_EVENTS, USER_STATE};
 use usersync_stack::{Directory, Stack, eventually};
@@ -247,6 +248,35 @@ async fn the_check_of_the_states_is_overdue_for_a_gateway_that_knows_no_main_dat
     ensure!(summary.contains("gateway is overdue"), "{overdue}");
     stack.schedulers[0].restart().await?;
     until(&bus, "check", "gateway", BOTH).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_of_events_that_fills_what_an_operator_grants_it_is_told() -> Result<()> {
+    let stack = hasty(only("")).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    let grant = async |bytes| {
+        let events = bus.jetstream().get_stream(USER_EVENTS).await?;
+        let config = events.cached_info().config.clone();
+        let granted = jetstream::stream::Config {
+            max_bytes: bytes,
+            ..config
+        };
+        bus.jetstream().update_stream(&granted).await?;
+        anyhow::Ok(())
+    };
+    grant(100_000).await?;
+    let long = "x".repeat(1_000);
+    bus.publish_all((1..=80).map(|id| {
+        let event = json!({"user_id": id, "data": {"note": long}});
+        ("user.created", event)
+    }))
+    .await?;
+    let told = until(&bus, "storage", "gateway", RAISED).await?;
+    let summary = told["summary"].as_str().unwrap_or_default();
+    ensure!(summary.contains("of 100000 bytes"), "{told}");
+    grant(1_000_000).await?;
+    until(&bus, "storage", "gateway", BOTH).await?;
     Ok(())
 }
 
