@@ -18,12 +18,31 @@ pub struct RedisCluster {
     masters: Vec<RedisServer>,
 }
 
+/// Whose servers.
+#[derive(Clone, Copy)]
+enum Kind {
+    Redis,
+    Valkey,
+}
+
 impl RedisCluster {
     /// Starts one on free ports, with data and logs in `dir`. `args` are more arguments for each of its servers.
     ///
     /// # Errors
     /// When Redis is not installed, or the cluster not ready in time.
     pub async fn start(dir: &Path, args: &[&str]) -> Result<Self> {
+        Self::of(Kind::Redis, dir, args).await
+    }
+
+    /// The same of Valkey.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_valkey(dir: &Path, args: &[&str]) -> Result<Self> {
+        Self::of(Kind::Valkey, dir, args).await
+    }
+
+    async fn of(kind: Kind, dir: &Path, args: &[&str]) -> Result<Self> {
         let timeout = ["--cluster-node-timeout", "2000"];
         let clustered = [
             ["--cluster-enabled", "yes"].as_slice(),
@@ -37,7 +56,11 @@ impl RedisCluster {
             let home = dir.join(format!("master-{number}"));
             let bus = free_port()?.to_string();
             let args = [clustered.as_slice(), &["--cluster-port", &bus]].concat();
-            let master = RedisServer::start_with(&home, free_port()?, &args).await?;
+            let port = free_port()?;
+            let master = match kind {
+                Kind::Redis => RedisServer::start_with(&home, port, &args).await?,
+                Kind::Valkey => RedisServer::start_valkey_with(&home, port, &args).await?,
+            };
             ask(
                 master.port(),
                 &format!("CLUSTER ADDSLOTSRANGE {first} {last}"),

@@ -59,6 +59,8 @@ suites! {
         "Redis", "target, cluster of three masters", false, redis::Redis::cluster().await?;
     valkey_keeps_the_contract:
         "Valkey", "target", RedisServer::valkey_is_left_out()?, redis::Redis::valkey().await?;
+    valkey_cluster_keeps_the_contract:
+        "Valkey", "target, cluster of three masters", RedisServer::valkey_is_left_out()?, redis::Redis::valkey_cluster().await?;
     mariadb_keeps_the_contract:
         "MariaDB", "target", false, mysql::MySql::start().await?;
     mysql_keeps_the_contract:

@@ -59,6 +59,14 @@ impl Redis {
         Ok(Self { server, dir })
     }
 
+    /// The same of Valkey.
+    pub(crate) async fn valkey_cluster() -> Result<Self> {
+        let dir = directory()?;
+        let server = RedisCluster::start_valkey(dir.path(), &args(&[CLUSTER_RIGHTS])).await?;
+        let server = Server::Cluster(server);
+        Ok(Self { server, dir })
+    }
+
     /// A client of the server that has the keys of a user.
     async fn client_for(&self, id: &str) -> Result<redis::aio::MultiplexedConnection> {
         let Server::Cluster(cluster) = &self.server else {
