@@ -206,7 +206,7 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     for bucket in buckets::missing_buckets(&jetstream, settings.streams.replicas).await? {
         tracing::info!(bucket = bucket.bucket, "would be created");
     }
-    tell_cost_of_ids(&jetstream).await?;
+    tell_cost_of_ids(&jetstream, settings.streams.duplicate_window).await?;
     if let Some(tls) = &settings.https {
         tls.check().map_err(anyhow::Error::msg)?;
     }
@@ -220,12 +220,15 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
 }
 
 /// Says what the duplicate window costs the server, as far as the events of the last days tell.
-async fn tell_cost_of_ids(jetstream: &jetstream::Context) -> anyhow::Result<()> {
+async fn tell_cost_of_ids(
+    jetstream: &jetstream::Context,
+    wanted: Option<Duration>,
+) -> anyhow::Result<()> {
     let Ok(mut events) = jetstream.get_stream(subjects::USER_EVENTS).await else {
         return Ok(());
     };
     let info = events.info().await?;
-    let window = info.config.duplicate_window;
+    let window = wanted.unwrap_or(info.config.duplicate_window);
     let span = info.state.last_timestamp - info.state.first_timestamp;
     let rate = info.state.messages as f64 / span.as_seconds_f64().max(1.0);
     let ids = (rate * window.as_secs_f64()) as u64;

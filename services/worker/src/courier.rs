@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of what a delivery is or how it ended; see `parcel` and `settle`.
 
-use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{AckKind, Message};
 use futures_util::{
@@ -19,7 +19,6 @@ use usersync_core::{
     admin::Health,
     feed::{Feed, Source},
     lanes::{Lanes, Prefer},
-    presence::Presence,
     streams::DELIVERY_WAIT,
     subjects,
     user_id::UserId,
@@ -29,11 +28,11 @@ use usersync_targets::Limits;
 use crate::{
     board::Board,
     breaker::State,
-    doubt::Doubt,
     freshness::{Freshness, Unproven},
     hand_back::hand_back,
+    memory::Memory,
     pace::Pace,
-    parcel::{self, Carried, Later},
+    parcel::{self, Carried},
     presence::Crew,
     route::Route,
     share::Share,
@@ -67,11 +66,9 @@ pub(crate) struct Courier {
     limits: Limits,
     lanes: Lanes<Task>,
     freshness: Freshness,
-    /// Rechecks to be made later, by user.
-    later: HashMap<UserId, Later>,
     crew: Crew,
     share: Share,
-    doubt: Doubt,
+    memory: Memory,
     /// Tasks queued or under way because a delivery is in doubt.
     doubts: usize,
     /// Whether more is delivered in a while than can be remembered.
@@ -95,6 +92,7 @@ impl Courier {
         board: Board,
         crew: Crew,
         share: Share,
+        memory: Memory,
     ) -> Self {
         let limits = route.driver.limits();
         let config = &route.config;
@@ -103,10 +101,9 @@ impl Courier {
             shown: State::Closed,
             lanes: Lanes::default(),
             freshness: Freshness::default(),
-            later: HashMap::new(),
             crew,
             share,
-            doubt: Doubt::new(config.timeout),
+            memory,
             doubts: 0,
             crowded: false,
             pace: Pace::new(limits.concurrency, Instant::now()),
@@ -122,8 +119,9 @@ impl Courier {
         }
     }
 
-    /// Serves the target until `shutdown`; then finishes calls under way and hands the rest back.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+    /// Serves the target until `shutdown`; then finishes calls under way and hands the rest back. Answers what is in doubt,
+    /// and whether no call is under way any more.
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> (Memory, bool) {
         let route = self.route.clone();
         let target = &route.config.name;
         self.crew.announce(target).await;
@@ -134,7 +132,8 @@ impl Courier {
         let Limits { concurrency, batch } = self.limits;
         tracing::info!(%target, concurrency, batch, "serving");
 
-        let mut vanished = self.crew.vanished(target);
+        self.memory.doubt.set_timeout(self.route.config.timeout);
+        let mut vanished = self.memory.vanished.clone();
         let mut parcels = FuturesUnordered::new();
         let mut tick = tokio::time::interval(TICK);
         let mut progress = tokio::time::interval(DELIVERY_WAIT / 3);
@@ -170,7 +169,10 @@ impl Courier {
                     route.breaker().reset();
                     self.show();
                 }
-                Ok(()) = vanished.changed() => self.doubt.vanished(Instant::now()),
+                Ok(()) = vanished.changed() => {
+                    self.memory.vanished.mark_unchanged();
+                    self.memory.doubt.vanished(Instant::now());
+                }
                 () = sleep_until(probe_at.unwrap_or_else(Instant::now)), if probe_at.is_some() => {
                     probe.set(ask(route.clone()).fuse());
                 }
@@ -204,24 +206,26 @@ impl Courier {
         // What was never begun goes back: another worker may have it at once.
         let (live, repairs) = tokio::join!(live.close(), repairs.close());
         let mut back: Vec<Message> = live.into_iter().chain(repairs).collect();
-        while let Some((_, tasks)) = self.lanes.take(Prefer::Urgent) {
+        while let Some((user, tasks)) = self.lanes.take(Prefer::Urgent) {
+            if tasks.iter().any(Task::is_doubt) {
+                self.memory.doubt.again(user);
+            }
             back.extend(tasks.into_iter().filter_map(Task::into_message));
         }
         let finish = async {
             hand_back(&route, back).await;
             while let Some(carried) = parcels.next().await {
+                for later in carried.later {
+                    self.memory.put_off(later);
+                }
                 let tasks = carried.held.into_iter().flat_map(|item| item.tasks);
                 hand_back(&route, tasks.filter_map(Task::into_message)).await;
             }
             route.results.publish().await;
         };
-        match timeout(DRAIN, finish).await {
-            Ok(()) => self.crew.leaves(target),
-            // They may land yet: others hear nothing more of this worker, and it takes itself for vanished if it goes on.
-            Err(_) => {
-                tracing::warn!(%target, calls = parcels.len(), "not all calls ended in time; their users come again");
-                self.crew.has_vanished(target);
-            }
+        let is_through = timeout(DRAIN, finish).await.is_ok();
+        if !is_through {
+            tracing::warn!(%target, calls = parcels.len(), "not all calls ended in time; their users come again");
         }
         self.board.show(target, State::Closed, "");
         route.meters.serving.set(0);
@@ -229,6 +233,7 @@ impl Courier {
         route.meters.in_hand.set(0);
         self.health.gone(target.as_ref());
         tracing::info!(%target, "drained");
+        (self.memory, is_through)
     }
 
     fn feed(&self, stream: &'static str) -> Feed {
@@ -318,17 +323,6 @@ impl Courier {
         }
     }
 
-    /// Has a user rechecked later, once. Bounded: what is dropped here the next change or check of that user finds.
-    fn put_off(&mut self, later: Later) {
-        if let Some(known) = self.later.get_mut(&later.user_id) {
-            known.at = known.at.max(later.at);
-            known.version = known.version.min(later.version);
-            known.tries = known.tries.max(later.tries);
-        } else if self.later.len() < MOST_QUEUED {
-            self.later.insert(later.user_id.clone(), later);
-        }
-    }
-
     fn finish(&mut self, carried: Carried) {
         for user in &carried.users {
             self.lanes.done(user);
@@ -338,17 +332,19 @@ impl Courier {
             self.lanes.put_back(&user_id, tasks);
         }
         let now = Instant::now();
-        for unproven in carried.unproven {
-            let crowded = self.doubt.delivered(unproven.user_id.clone(), now);
+        for user in carried.unguarded {
+            let crowded = self.memory.doubt.delivered(user, now);
             if crowded && !std::mem::replace(&mut self.crowded, true) {
                 let target = &self.route.config.name;
                 tracing::warn!(%target, "more users are delivered than can be remembered: check the target after a worker has vanished");
             }
+        }
+        for unproven in carried.unproven {
             self.freshness.delivered(unproven);
         }
         self.doubts -= carried.doubts;
         for later in carried.later {
-            self.put_off(later);
+            self.memory.put_off(later);
         }
         if let Some((took, failed)) = carried.call {
             self.pace.ended(took, failed, Instant::now());
@@ -401,10 +397,8 @@ impl Courier {
 
     /// Queues the rechecks whose time has come.
     fn recheck_later(&mut self) {
-        let now = Instant::now();
-        let due = self.later.extract_if(|_, later| later.at <= now);
-        for (user_id, later) in due.collect::<Vec<_>>() {
-            self.recheck(user_id, later.version, later.tries);
+        for later in self.memory.due(Instant::now()) {
+            self.recheck(later.user_id, later.version, later.tries);
         }
     }
 
@@ -417,13 +411,13 @@ impl Courier {
     /// Queues those who are to be delivered again because a worker has vanished, and shows how far that is.
     fn deliver_again(&mut self) {
         let room = self.capacity.saturating_sub(self.lanes.queued());
-        for user_id in self.doubt.due(room, Instant::now()) {
+        for user_id in self.memory.doubt.due(room, Instant::now()) {
             self.recheck(user_id, 0, 0);
         }
         let target = &self.route.config.name;
         if self.route.lacks_guard() {
-            let unproven = self.doubt.is_there() || self.doubts > 0 || !self.later.is_empty();
-            self.crew.serves(target, Presence { unproven });
+            let unproven = self.doubts > 0 || self.memory.is_in_doubt();
+            self.crew.serves(target, unproven);
         } else {
             self.crew.leaves(target);
         }

@@ -77,6 +77,16 @@ impl Doubt {
         is_crowded
     }
 
+    /// How long a call may be under way from now on; those under way may take as long as before.
+    pub(crate) fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = self.timeout.max(timeout);
+    }
+
+    /// A user is to be delivered again as soon as there is room.
+    pub(crate) fn again(&mut self, user: UserId) {
+        self.again.push_back(user);
+    }
+
     /// A worker has vanished: `noticed` now, up to [`VANISHED`] and [`RENEWED`] after it did.
     pub(crate) fn vanished(&mut self, now: Instant) {
         self.rounds.push(Round {
@@ -101,6 +111,12 @@ impl Doubt {
         }
         let room = room.min(self.again.len());
         self.again.drain(..room).collect()
+    }
+
+    /// Who is to be delivered again, now or later.
+    pub(crate) fn users(&self) -> impl Iterator<Item = &UserId> {
+        let steps = self.steps.iter().filter(|_| !self.rounds.is_empty());
+        self.again.iter().chain(steps.flat_map(|step| &step.users))
     }
 
     /// Whether anybody is to be delivered again, now or later.

@@ -22,10 +22,15 @@ use usersync_core::{
 use usersync_targets::{Rule, Target};
 use usersync_traces::Traces;
 
-use crate::{board::Board, courier::Courier, presence::Crew, route::Route, share::Share};
+use crate::{
+    board::Board, courier::Courier, memory::Memory, presence::Crew, route::Route, settle,
+    share::Share,
+};
 
 /// How long to wait before looking for the bucket again.
 const AGAIN: Duration = Duration::from_millis(250);
+/// How long asking others to deliver may take.
+const HANDING_OVER: Duration = Duration::from_secs(1);
 /// How long to wait before trying a target again that can't be set up, for a secret that is missing say.
 const SET_UP_AGAIN: Duration = Duration::from_secs(5);
 
@@ -198,10 +203,12 @@ impl Fleet {
         mut wanted: watch::Receiver<Option<Served>>,
         shutdown: CancellationToken,
     ) {
+        let mut memory = None;
         while !shutdown.is_cancelled() {
             let served = wanted.borrow_and_update().clone();
             let Some((config, revision)) = served else {
                 self.health.gone(name.as_ref());
+                self.leave(&name, memory.take());
                 if !changed(&mut wanted, &shutdown).await {
                     return;
                 }
@@ -215,12 +222,19 @@ impl Fleet {
                     let route = Route::new(config, rule, driver, jetstream, states, traces);
                     let route = Arc::new(route);
                     let stop = shutdown.child_token();
-                    let served = self.serve(route, stop.clone());
+                    let known = memory
+                        .take()
+                        .unwrap_or_else(|| Memory::new(&self.crew, &name, route.config.timeout));
+                    let served = self.serve(route.clone(), known, stop.clone());
                     let follow = async {
                         changed(&mut wanted, &shutdown).await;
                         stop.cancel();
                     };
-                    tokio::join!(served, follow);
+                    let (known, ()) = tokio::join!(served, follow);
+                    if shutdown.is_cancelled() {
+                        hand_over(&route, &known).await;
+                    }
+                    memory = Some(known);
                 }
                 Err(error) => {
                     tracing::error!(target = %name, error, "the target can't be set up");
@@ -230,9 +244,11 @@ impl Fleet {
                 }
             }
         }
+        self.leave(&name, memory);
     }
 
-    async fn serve(&self, route: Arc<Route>, stop: CancellationToken) {
+    /// Serves a target until `stop`; answers what is in doubt then.
+    async fn serve(&self, route: Arc<Route>, memory: Memory, stop: CancellationToken) -> Memory {
         let name = &route.config.name;
         self.routes.lock().insert(name.clone(), route.clone());
         let courier = Courier::new(
@@ -241,11 +257,34 @@ impl Fleet {
             self.board.clone(),
             self.crew.clone(),
             self.share.clone(),
+            memory,
         );
         let letters = route.letters.clone().follow(stop.clone());
-        tokio::join!(courier.run(stop), letters);
+        let ((memory, is_through), ()) = tokio::join!(courier.run(stop), letters);
         self.routes.lock().remove(name);
+        if !is_through {
+            self.crew.gives_up(name);
+        }
+        memory
     }
+
+    /// A target isn't served any more. Where something may still land others are to miss this worker.
+    fn leave(&self, name: &TargetName, memory: Option<Memory>) {
+        let in_doubt =
+            |memory: Memory| memory.is_in_doubt() || memory.vanished.has_changed().unwrap_or(false);
+        if memory.is_some_and(in_doubt) {
+            self.crew.lapses(name);
+        } else {
+            self.crew.leaves(name);
+        }
+    }
+}
+
+/// Has others deliver those who are in doubt, for this worker won't.
+async fn hand_over(route: &Route, memory: &Memory) {
+    let users = memory.users_in_doubt();
+    let asked = settle::deliver_again(route, &users);
+    tokio::time::timeout(HANDING_OVER, asked).await.ok();
 }
 
 fn set_up(config: &TargetConfig, egress: &Egress) -> Result<(Rule, Box<dyn Target>), String> {

@@ -19,6 +19,7 @@ mod freshness;
 mod hand_back;
 mod init_target;
 mod letters;
+mod memory;
 mod meters;
 mod newest;
 mod others;
@@ -96,7 +97,11 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let crew = Crew::new(worker.clone());
     // Its keys stay until nothing is under way.
     let drained = CancellationToken::new();
-    let present = tokio::spawn(crew.clone().run(jetstream.clone(), drained.clone()));
+    let present = tokio::spawn(crew.clone().run(
+        jetstream.clone(),
+        health.clone(),
+        drained.clone(),
+    ));
     let answering = tokio::spawn(desk::run(
         client.clone(),
         worker,

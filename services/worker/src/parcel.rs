@@ -32,6 +32,8 @@ pub(crate) struct Carried {
     pub held: Vec<Item>,
     /// What may not be what the target has.
     pub unproven: Vec<Unproven>,
+    /// Whose messages a target without a guard has taken.
+    pub unguarded: Vec<UserId>,
     /// What has no message that comes again, and is to be tried again then.
     pub later: Vec<Later>,
     /// How long the call took, and whether it failed; `None` when there was none.
@@ -81,7 +83,9 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
         forget(&route, &damaged).await;
         deliver(&route, &batch).await
     };
-    let outcomes = with_progress(&called, delivering).await;
+    let waiting = called.iter().map(|(item, ..)| item);
+    let waiting = waiting.chain(endings.iter().map(|(item, ..)| item));
+    let outcomes = with_progress(&waiting.collect::<Vec<_>>(), delivering).await;
     let took = started.elapsed();
     let now_us = unix_us();
 
@@ -106,7 +110,8 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
     for ((((item, content, stored_us, span), delivery), outcome), ruling) in results {
         end(span, &outcome);
         note(&route, &item, &delivery, content, &outcome);
-        if may_still_land(&outcome) && route.lacks_guard() && item.messages().next().is_some() {
+        let is_first = item.doubts() == 0 && item.messages().next().is_some();
+        if may_still_land(&outcome) && route.lacks_guard() && is_first {
             carried.later.push(Later {
                 at: Instant::now() + route.config.timeout,
                 user_id: item.user_id.clone(),
@@ -130,6 +135,10 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
                 route.meters.sync_seconds.record(latency);
             }
             if !guarded {
+                // One that is rechecked was remembered with its message.
+                if item.messages().next().is_some() {
+                    carried.unguarded.push(item.user_id.clone());
+                }
                 carried.unproven.push(Unproven {
                     user_id: item.user_id.clone(),
                     version: delivery.version,
@@ -272,6 +281,16 @@ async fn moved(route: &Route, users: &[UserId]) {
     settle::deliver_again(route, &dead).await.ok();
 }
 
+/// How long to wait before a user is rechecked again.
+fn patience(route: &Route, ending: &Ending, delay: Duration) -> Duration {
+    match ending {
+        Ending::Outcome(outcome) if may_still_land(outcome) && route.lacks_guard() => {
+            delay.max(route.config.timeout)
+        }
+        _ => delay,
+    }
+}
+
 /// Whether the target may do what it was told after all, although nobody waits for that any more: there was no answer, or
 /// somebody in front of it gave up.
 fn may_still_land(outcome: &Outcome) -> bool {
@@ -322,8 +341,9 @@ async fn conclude(
                 version: 0,
                 since,
             }),
-            (_, Some(delay), Some(version)) => carried.later.push(Later {
-                at: Instant::now() + delay,
+            (ending, Some(delay), Some(version)) => carried.later.push(Later {
+                // What this call does late must not come after the next one.
+                at: Instant::now() + patience(route, &ending, delay),
                 user_id,
                 version,
                 tries: item.attempts(),
@@ -335,14 +355,14 @@ async fn conclude(
 }
 
 /// Awaits `work`, telling the server in time that its messages are still being worked on.
-async fn with_progress<T>(called: &[Call], work: impl Future<Output = T>) -> T {
+async fn with_progress<T>(waiting: &[&Item], work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     loop {
         match tokio::time::timeout(DELIVERY_WAIT / 3, &mut work).await {
             Ok(done) => return done,
             Err(_) => {
                 // Bounded, because the work isn't looked at meanwhile and NATS may be away.
-                let tasks = called.iter().flat_map(|(item, ..)| &item.tasks);
+                let tasks = waiting.iter().flat_map(|item| &item.tasks);
                 tokio::time::timeout(PROGRESS, progress(tasks)).await.ok();
             }
         }

@@ -11,13 +11,14 @@ use std::{
 
 use anyhow::Context as _;
 use async_nats::jetstream::{self, kv};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt, future::try_join_all};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
+    admin::Health,
     follow::{self, Change},
     nats::REQUEST_TIMEOUT,
     presence::{Presence, RENEWED, VANISHED},
@@ -27,6 +28,8 @@ use usersync_core::{
 
 /// How long to wait before trying the bucket again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// The same where NATS refuses it.
+const REFUSED: Duration = Duration::from_secs(10 * 60);
 /// How long a courier waits for its key.
 const ANNOUNCED: Duration = Duration::from_secs(1);
 /// How long taking the keys down may take.
@@ -41,6 +44,8 @@ struct Shared {
     worker: String,
     /// The targets without a guard that this worker serves.
     served: Mutex<BTreeMap<TargetName, Presence>>,
+    /// Those it serves no more, and left in doubt: their keys stay until they are forgotten.
+    lapsed: Mutex<BTreeSet<TargetName>>,
     /// How many workers of a target have vanished so far.
     vanished: Mutex<HashMap<TargetName, watch::Sender<u64>>>,
     /// One more is served.
@@ -52,10 +57,10 @@ struct Shared {
 /// What is known of others, and of our own keys.
 #[derive(Default)]
 struct Known {
-    /// When the key of each other worker was renewed last, as seen from here.
-    others: HashMap<(TargetName, String), Instant>,
+    /// When the key of each other worker was renewed last, as seen from here, and how often it had given up calls.
+    others: HashMap<(TargetName, String), (Instant, u64)>,
     /// Our keys in the bucket.
-    posted: BTreeMap<TargetName, Presence>,
+    posted: BTreeSet<TargetName>,
 }
 
 impl Crew {
@@ -63,6 +68,7 @@ impl Crew {
         Self(Arc::new(Shared {
             worker,
             served: Mutex::default(),
+            lapsed: Mutex::default(),
             vanished: Mutex::default(),
             more: Notify::new(),
             announced: watch::Sender::default(),
@@ -72,7 +78,7 @@ impl Crew {
     /// Waits until others can know that this worker serves `target`, and no longer than [`ANNOUNCED`]: whoever vanished before
     /// would not be missed.
     pub(crate) async fn announce(&self, target: &TargetName) {
-        self.serves(target, Presence::default());
+        self.serves(target, false);
         self.0.more.notify_one();
         let mut announced = self.0.announced.subscribe();
         let announced = announced.wait_for(|targets| targets.contains(target));
@@ -82,14 +88,31 @@ impl Crew {
         }
     }
 
-    /// This worker delivers to a target that has no guard, as far as is known.
-    pub(crate) fn serves(&self, target: &TargetName, presence: Presence) {
-        self.served().insert(target.clone(), presence);
+    /// This worker delivers to a target that has no guard, as far as is known; some deliveries may be `unproven`.
+    pub(crate) fn serves(&self, target: &TargetName, unproven: bool) {
+        self.lapsed().remove(target);
+        let mut served = self.served();
+        served.entry(target.clone()).or_default().unproven = unproven;
     }
 
-    /// It doesn't any more, and no call of it is under way; or the target has a guard.
+    /// It doesn't any more, and nothing it has sent may still land; or the target has a guard.
     pub(crate) fn leaves(&self, target: &TargetName) {
         self.served().remove(target);
+    }
+
+    /// It doesn't any more, and something may still land: its key isn't renewed, so that others miss it.
+    pub(crate) fn lapses(&self, target: &TargetName) {
+        if self.served().remove(target).is_some() {
+            self.lapsed().insert(target.clone());
+        }
+    }
+
+    /// Calls of this worker are no longer waited for: all workers, and this one, take it for one that has vanished.
+    pub(crate) fn gives_up(&self, target: &TargetName) {
+        if let Some(presence) = self.served().get_mut(target) {
+            presence.given_up += 1;
+        }
+        self.has_vanished(target);
     }
 
     /// Tells how many workers of a target have vanished, each time that it is one more.
@@ -97,28 +120,46 @@ impl Crew {
         self.count_of(target).subscribe()
     }
 
-    /// A worker of `target` has vanished, or calls of this one are no longer waited for.
-    pub(crate) fn has_vanished(&self, target: &TargetName) {
+    /// A worker of `target` has vanished.
+    fn has_vanished(&self, target: &TargetName) {
         self.count_of(target).send_modify(|count| *count += 1);
     }
 
     /// Renews the keys until `shutdown`, then takes them down.
-    pub(crate) async fn run(self, jetstream: jetstream::Context, shutdown: CancellationToken) {
+    pub(crate) async fn run(
+        self,
+        jetstream: jetstream::Context,
+        health: Health,
+        shutdown: CancellationToken,
+    ) {
         let mut known = Known::default();
         let keep = async {
             loop {
-                if let Err(error) = self.keep(&jetstream, &mut known).await {
+                let kept = self.keep(&jetstream, &mut known).await;
+                let refused = health.refusal(subjects::WORKERS_BUCKET);
+                if let Err(error) = kept {
                     let error = format!("{error:#}");
                     tracing::debug!(error, bucket = subjects::WORKERS_BUCKET, "trying again");
                 }
-                tokio::time::sleep(AGAIN).await;
+                if let Some(refused) = &refused {
+                    tracing::warn!(
+                        refused,
+                        "this login can't tell others of this worker: nats.conf is older"
+                    );
+                }
+                // What is refused isn't asked for all the time: it counts against this worker's readiness.
+                let rest = refused.map_or(AGAIN, |_| REFUSED);
+                tokio::time::sleep(rest).await;
                 // Nobody was heard meanwhile.
                 let now = Instant::now();
-                known.others.values_mut().for_each(|heard| *heard = now);
+                known
+                    .others
+                    .values_mut()
+                    .for_each(|(heard, _)| *heard = now);
             }
         };
         shutdown.run_until_cancelled(keep).await;
-        let gone = self.gone(&known);
+        let gone = self.gone(&mut known);
         let take_down = async {
             let bucket = jetstream.get_key_value(subjects::WORKERS_BUCKET).await?;
             for target in gone {
@@ -137,12 +178,17 @@ impl Crew {
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 change = watch.next() => {
                     self.hear(change.context("the watch ended")??, known);
                     continue;
                 }
                 _ = renew.tick() => {}
                 () = self.0.more.notified() => {}
+            }
+            // Everything that has come, before anybody is missed.
+            while let Some(change) = watch.next().now_or_never() {
+                self.hear(change.context("the watch ended")??, known);
             }
             self.miss(known);
             self.post(&bucket, known).await?;
@@ -161,17 +207,23 @@ impl Crew {
         if worker == self.0.worker || target.as_ref() == subjects::GATEWAY_TARGET {
             return;
         }
-        let other = (target, worker.to_owned());
-        match change.value {
-            Some(_) => _ = known.others.insert(other, Instant::now()),
-            None => _ = known.others.remove(&other),
+        let other = (target.clone(), worker.to_owned());
+        let Some(value) = change.value else {
+            known.others.remove(&other);
+            return;
+        };
+        let Presence { given_up, .. } = serde_json::from_slice(&value).unwrap_or_default();
+        let before = known.others.insert(other, (Instant::now(), given_up));
+        if before.is_some_and(|(_, before)| before < given_up) {
+            self.has_vanished(&target);
         }
     }
 
     /// Tells of those who weren't heard for too long.
     fn miss(&self, known: &mut Known) {
         let now = Instant::now();
-        let missed = |_: &_, heard: &mut Instant| now.duration_since(*heard) >= VANISHED;
+        let missed =
+            |_: &_, (heard, _): &mut (Instant, u64)| now.duration_since(*heard) >= VANISHED;
         for ((target, worker), _) in known.others.extract_if(missed) {
             tracing::warn!(%target, worker, "a worker has vanished: what was delivered lately is delivered again");
             self.has_vanished(&target);
@@ -182,29 +234,34 @@ impl Crew {
     async fn post(&self, bucket: &kv::Store, known: &mut Known) -> anyhow::Result<()> {
         let served = self.served().clone();
         for target in self.gone(known) {
-            if !served.contains_key(&target) {
-                timeout(REQUEST_TIMEOUT, bucket.delete(self.key(&target))).await??;
-                known.posted.remove(&target);
-            }
+            timeout(REQUEST_TIMEOUT, bucket.delete(self.key(&target))).await??;
+            known.posted.remove(&target);
         }
-        for (target, presence) in served {
+        let put = async |(target, presence): (TargetName, Presence)| {
             let value = serde_json::to_vec(&presence)?;
-            timeout(REQUEST_TIMEOUT, bucket.put(self.key(&target), value.into())).await??;
-            known.posted.insert(target, presence);
-        }
-        let announced = known.posted.keys().cloned().collect();
-        self.0.announced.send_replace(announced);
+            bucket.put(self.key(&target), value.into()).await?;
+            anyhow::Ok(target)
+        };
+        let putting = try_join_all(served.into_iter().map(put));
+        let posted = timeout(REQUEST_TIMEOUT, putting).await??;
+        known.posted.extend(posted);
+        self.0.announced.send_replace(known.posted.clone());
         Ok(())
     }
 
-    /// Targets that we have a key of and don't serve.
-    fn gone(&self, known: &Known) -> Vec<TargetName> {
-        let served = self.served();
-        let posted = known.posted.keys();
+    /// Targets that we have a key of and don't serve, but for those whose keys are to lapse.
+    fn gone(&self, known: &mut Known) -> Vec<TargetName> {
+        let (served, lapsed) = (self.served(), self.lapsed());
+        known.posted.retain(|target| !lapsed.contains(target));
+        let posted = known.posted.iter();
         posted
             .filter(|target| !served.contains_key(*target))
             .cloned()
             .collect()
+    }
+
+    fn lapsed(&self) -> MutexGuard<'_, BTreeSet<TargetName>> {
+        self.0.lapsed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn key(&self, target: &TargetName) -> String {

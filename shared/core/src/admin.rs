@@ -19,6 +19,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+/// The part that is down while NATS refuses something.
+pub(crate) const PERMISSIONS: &str = "permissions";
+
 /// Which parts of a binary are ready, and what the others wait for.
 #[derive(Clone, Debug, Default)]
 pub struct Health(Arc<Mutex<BTreeMap<String, Part>>>);
@@ -82,6 +85,13 @@ impl Health {
         let same = before.filter(|before| works(&before.standing) == works(&standing));
         let since = same.map_or_else(Timestamp::now, |same| same.since);
         parts.insert(part.to_owned(), Part { standing, since });
+    }
+
+    /// What NATS has refused lately, where it was about `subject` or what has that in its name.
+    pub fn refusal(&self, subject: &str) -> Option<String> {
+        let parts = self.parts();
+        let reason = parts.get(PERMISSIONS)?.standing.reason()?;
+        reason.contains(subject).then(|| reason.to_owned())
     }
 
     /// Every part.

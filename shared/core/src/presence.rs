@@ -11,9 +11,11 @@ pub const VANISHED: Duration = Duration::from_secs(8);
 
 /// What a worker says of a target: the value of its key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Presence {
     /// Calls that nobody waits for any more may have landed after newer ones: users who were delivered lately are delivered
     /// again, and some still wait for that.
-    #[serde(default)]
     pub unproven: bool,
+    /// How often it has given up calls that may still land: each time is like a worker that vanishes.
+    pub given_up: u64,
 }

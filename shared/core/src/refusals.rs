@@ -10,10 +10,8 @@ use std::{
 
 use async_nats::{Client, ServerError};
 
-use crate::admin::Health;
+use crate::admin::{Health, PERMISSIONS};
 
-/// The part of health that is down while something is refused.
-const PART: &str = "permissions";
 /// After how long without a refusal all is well: what is needed is tried again more often.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -57,7 +55,7 @@ impl Refusals {
         }
         let watch = &self.0;
         let hint = "see the roles in nats.conf and docs/SECURITY.md";
-        watch.health.down(PART, format!("{text}; {hint}"));
+        watch.health.down(PERMISSIONS, format!("{text}; {hint}"));
         watch.seen.fetch_add(1, Ordering::Relaxed);
         if text.contains("Subscription") {
             watch.unsubscribed.store(true, Ordering::Relaxed);
@@ -81,7 +79,7 @@ impl Refusals {
                 break;
             }
         }
-        watch.health.gone(PART);
+        watch.health.gone(PERMISSIONS);
         watch.waiting.store(false, Ordering::Relaxed);
     }
 }

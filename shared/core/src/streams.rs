@@ -374,6 +374,11 @@ pub async fn make_again(
         .await?
         .into_iter()
         .partition::<Vec<_>, _>(|name| KEPT.contains(&name.as_str()));
+    // Another account, or an empty store: what was there may be brought back, and needs the names.
+    if !kept.is_empty() {
+        let made = Vec::new();
+        return Ok(Missing { kept, made });
+    }
     let options = options.into();
     let is_made = |name: &String| made.contains(name);
     for config in all(options) {
@@ -507,6 +512,27 @@ pub async fn ensure_target_consumers(
     target: &TargetConfig,
 ) -> anyhow::Result<()> {
     ensure_each(jetstream, target_consumers(target)).await
+}
+
+/// Updates the consumers of one target that are there and differ from what they are to be.
+///
+/// # Errors
+/// When the server can't be asked, or refuses.
+pub async fn renew_target_consumers(
+    jetstream: &jetstream::Context,
+    target: &TargetConfig,
+) -> anyhow::Result<()> {
+    for (stream, config) in target_consumers(target) {
+        let found = jetstream.get_stream_no_info(stream).await?;
+        let Ok(info) = found.consumer_info(&target.name).await else {
+            continue;
+        };
+        if info.config.ack_wait != config.ack_wait || info.config.max_deliver != config.max_deliver
+        {
+            ensure_each(jetstream, [(stream, config)]).await?;
+        }
+    }
+    Ok(())
 }
 
 /// The consumers of one target, each with its stream.

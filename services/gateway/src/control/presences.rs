@@ -28,8 +28,8 @@ struct Key {
 pub(super) async fn unproven(control: &Control) -> anyhow::Result<BTreeSet<TargetName>> {
     let keys = tokio::time::timeout(REQUEST_TIMEOUT, all(control)).await??;
     let now = keys.iter().map(|key| key.renewed).max().unwrap_or_default();
-    let unproven = keys.into_iter().filter(|key| key.is_in_doubt(now));
-    Ok(unproven.map(|key| key.target).collect())
+    let unproven = keys.iter().filter(|key| key.is_in_doubt(now));
+    Ok(unproven.map(|key| key.target.clone()).collect())
 }
 
 async fn all(control: &Control) -> anyhow::Result<Vec<Key>> {
@@ -80,7 +80,10 @@ mod tests {
             let key = Key {
                 target: "audit".parse().unwrap(),
                 renewed: now - Duration::from_secs(silent),
-                presence: Presence { unproven },
+                presence: Presence {
+                    unproven,
+                    given_up: 0,
+                },
             };
             assert_eq!(key.is_in_doubt(now), expected, "{unproven}, {silent} s");
         }

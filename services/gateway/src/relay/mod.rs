@@ -247,10 +247,7 @@ impl Relay {
         let about = database.about().await?;
         let key = about.as_ref().map(|about| Key::from(about.epoch.clone()));
         let unavailable = |error: anyhow::Error| SourceError::Unavailable(format!("{error:#}"));
-        if let Some(key) = &key {
-            let registering = epochs::register(&self.jetstream, self.name.as_ref(), key);
-            registering.await.map_err(unavailable)?;
-        }
+        self.register(key.as_ref()).await?;
         let epoch = key
             .as_ref()
             .map_or_else(String::new, |key| key.name().to_owned());
@@ -277,6 +274,16 @@ impl Relay {
             layout,
             newest: newest.await.map_err(unavailable)?,
         })
+    }
+
+    /// Writes down whose changes these are: intake takes none of an outbox that it hasn't heard of.
+    async fn register(&self, key: Option<&Key>) -> Result<(), SourceError> {
+        let Some(key) = key else {
+            return Ok(());
+        };
+        let registering = epochs::register(&self.jetstream, self.name.as_ref(), key);
+        let registered = registering.await;
+        registered.map_err(|error| SourceError::Unavailable(format!("{error:#}")))
     }
 
     async fn relay(&self, database: &mut Database, source: &mut Source) -> Result<(), SourceError> {
@@ -319,6 +326,8 @@ impl Relay {
                 if let Err(error) = source.newest.look().await {
                     tracing::debug!(source = %self.name, error = format!("{error:#}"), "can't ask how far intake is");
                 }
+                // Somebody may have deleted or emptied the bucket since.
+                self.register(source.origin.key.as_ref()).await?;
                 watched = self.watched(database, watched).await?;
                 let lag = database.lag().await?;
                 self.meters.lag(lag);

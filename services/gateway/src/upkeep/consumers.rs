@@ -7,6 +7,9 @@ use usersync_core::{registry::Entries, streams, target::TargetConfig};
 
 use crate::control::Control;
 
+/// After how long consumers are compared with what they are to be although no entry has changed: an older gateway may have
+/// changed them. Those that are deleted are made again by whoever looks at everything.
+const AGAIN: Duration = Duration::from_secs(60);
 /// After how long what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -34,13 +37,12 @@ pub(super) async fn follow(control: &Control, shutdown: CancellationToken) {
             None => true,
             Some(known) => take(control, &known, &mut done).await,
         };
-        // What is deleted later is made again by whoever looks at everything.
-        if complete {
-            if entries.changed().await.is_err() {
-                return;
-            }
-        } else if let Ok(Err(_)) = tokio::time::timeout(RETRY, entries.changed()).await {
-            return;
+        let patience = if complete { AGAIN } else { RETRY };
+        match tokio::time::timeout(patience, entries.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) if complete => renew(control, &done).await,
+            Err(_) => {}
         }
     }
 }
@@ -57,6 +59,15 @@ async fn make(control: &Control, name: &str, config: &TargetConfig) -> anyhow::R
 pub(super) async fn is_there(control: &Control, name: &str) -> anyhow::Result<bool> {
     let stored = control.registry().await?.stored(name).await?;
     Ok(stored.is_some_and(|stored| stored.value.is_some()))
+}
+
+async fn renew(control: &Control, done: &Done) {
+    for (name, config) in &done.configs {
+        if let Err(error) = streams::renew_target_consumers(&control.jetstream, config).await {
+            let error = format!("{error:#}");
+            tracing::warn!(target = name, error, "can't look after the consumers");
+        }
+    }
 }
 
 /// Makes what is missing; answers whether all of it could be made.

@@ -24,6 +24,8 @@ pub(super) struct Deleted {
     complete: BTreeSet<String>,
     /// When the consumers of gateways and schedulers were made: intake makes its own again by itself.
     known: streams::Made,
+    /// What was made and nobody was told of yet: the stream or target, and what it was.
+    untold: Vec<(String, String)>,
 }
 
 impl Deleted {
@@ -34,6 +36,7 @@ impl Deleted {
             runbook,
             complete: BTreeSet::new(),
             known: streams::Made::new(),
+            untold: Vec::new(),
         }
     }
 
@@ -45,9 +48,8 @@ impl Deleted {
     pub(super) async fn make_again(&mut self, control: &Control) -> anyhow::Result<Vec<String>> {
         let jetstream = &control.jetstream;
         let streams::Missing { kept, made } = streams::make_again(jetstream, self.streams).await?;
-        for stream in &made {
-            self.tell(control, stream, stream).await?;
-        }
+        let streams = made.iter().map(|stream| (stream.clone(), stream.clone()));
+        self.untold.extend(streams);
         let mut wanted = streams::own_consumers();
         for channel in self.notify.channels() {
             wanted.push((USER_ALERT, streams::notify_consumer(channel.durable())));
@@ -57,9 +59,10 @@ impl Deleted {
             // One that went with its stream is told of with it.
             if !made.iter().any(|made| made == stream) {
                 let what = format!("{consumer} of {stream}");
-                self.tell(control, stream, &what).await?;
+                self.untold.push((stream.to_owned(), what));
             }
         }
+        self.tell(control).await?;
         Ok(kept)
     }
 
@@ -91,16 +94,25 @@ impl Deleted {
             let were_there = !self.complete.insert(name.to_owned());
             for (consumer, stream) in made.iter().filter(|_| were_there) {
                 let what = format!("{consumer} of {stream}");
-                self.tell(control, name, &what).await?;
+                self.untold.push((name.to_owned(), what));
             }
         }
         let there: BTreeSet<&str> = look.targets.iter().map(|it| it.name.as_ref()).collect();
         self.complete.retain(|name| there.contains(name.as_str()));
+        self.tell(control).await
+    }
+
+    /// Tells of everything that nobody was told of yet.
+    async fn tell(&mut self, control: &Control) -> anyhow::Result<()> {
+        while let Some((about, what)) = self.untold.last() {
+            self.raise(control, about, what).await?;
+            self.untold.pop();
+        }
         Ok(())
     }
 
     /// `about` is the stream, or the target whose consumer it was.
-    async fn tell(&self, control: &Control, about: &str, what: &str) -> anyhow::Result<()> {
+    async fn raise(&self, control: &Control, about: &str, what: &str) -> anyhow::Result<()> {
         let summary = format!("deleted by somebody, and made again: {what}");
         tracing::error!(what, "deleted by somebody, and made again");
         let alert = Alert::raised(

@@ -1,9 +1,11 @@
 //! Whether NATS takes writes: a server can answer every question and store nothing, for a full or broken disk, for limits, or
 //! without the others of its cluster.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use async_nats::jetstream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use usersync_core::{
     admin::Health,
     nats::REQUEST_TIMEOUT,
@@ -12,6 +14,8 @@ use usersync_core::{
 
 /// The part of readiness.
 const PART: &str = "store";
+/// How long it isn't tried where NATS refuses it.
+const REFUSED: Duration = Duration::from_secs(10 * 60);
 /// How many writes in a row have to fail.
 const FAILURES: u32 = 2;
 
@@ -21,6 +25,8 @@ pub(super) struct Store {
     subject: String,
     /// Writes that failed, in a row.
     failures: u32,
+    /// Until when it isn't tried, for NATS refuses it.
+    resting: Option<Instant>,
 }
 
 impl Store {
@@ -32,17 +38,29 @@ impl Store {
                 &gateway[gateway.len() - 12..]
             ),
             failures: 0,
+            resting: None,
         }
     }
 
     /// Writes, and says in `health` what comes of it.
     pub(super) async fn look(&mut self, jetstream: &jetstream::Context, health: &Health) {
+        if self.resting.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
         match self.write(jetstream).await {
             Ok(()) => {
                 if std::mem::take(&mut self.failures) >= FAILURES {
                     tracing::info!("NATS takes writes again");
                 }
                 health.up(PART);
+            }
+            // That says nothing of the store, and asking again and again would count against this gateway's readiness.
+            Err(_) if health.refusal(WORKERS_BUCKET).is_some() => {
+                tracing::warn!(
+                    "whether NATS takes writes can't be told: nats.conf is older, and lets no gateway write to user_workers"
+                );
+                self.resting = Some(Instant::now() + REFUSED);
+                health.gone(PART);
             }
             Err(error) => {
                 let error = format!("{error:#}");

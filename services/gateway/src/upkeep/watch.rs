@@ -75,23 +75,34 @@ impl Watch {
         }
     }
 
+    /// What goes wrong on the way keeps nothing else from being looked at.
     async fn look(&mut self, control: &Control, health: &Health) -> anyhow::Result<()> {
-        match &*self.deleted.make_again(control).await? {
-            [] => health.up("streams"),
-            missing => {
+        let made = self.deleted.make_again(control).await;
+        match made.as_deref() {
+            Ok([]) => health.up("streams"),
+            Ok(missing) => {
                 let missing = missing.join(", ");
                 health.down(
                     "streams",
                     format!("missing: {missing}; start this gateway again to have them made, or restore them"),
                 );
             }
+            Err(_) => {}
         }
-        let look = Look::at(control).await;
-        let look = look.map_err(|problem| anyhow::anyhow!("{}", problem.detail))?;
-        self.deleted.make_targets_again(control, &look).await?;
+        let look = match Look::at(control).await {
+            Ok(look) => look,
+            // What is missing may be why.
+            Err(problem) => {
+                made?;
+                anyhow::bail!("{}", problem.detail);
+            }
+        };
+        let of_targets = self.deleted.make_targets_again(control, &look).await;
         let account = control.jetstream.query_account().await?;
         let limit = self.alerts.storage_limit(&account);
         self.gauges.set(&look, &account, limit);
-        self.alerts.tell(control, &look, &account).await
+        self.alerts.tell(control, &look, &account).await?;
+        made?;
+        of_targets
     }
 }

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where its set-up fails")]
 
+use anyhow::ensure;
 use async_nats::jetstream::message::PublishMessage;
 use serde_json::{Value, json};
+use usersync_stack::eventually;
 
-use crate::intake::Intake;
+use crate::{intake::Intake, support::LATER};
 
 fn event(source: &str, id: &str, user: u64) -> Value {
     json!({"id": id, "type": "user.created", "user_id": user, "source": source})
@@ -146,4 +148,13 @@ async fn users_with_too_many_events_are_counted() {
     assert_eq!(intake.state("1").await.seen.len(), 256);
     let metrics = intake.stack.gateway_metrics().await.unwrap();
     assert_eq!(metrics.sum("usersync_intake_forgotten_total", &[]), 4.0);
+    eventually(LATER, async || {
+        let answer = intake.get("/v1/alerts").await;
+        let alerts = answer.body["alerts"].as_array().into_iter().flatten();
+        let mut kinds = alerts.map(|alert| &alert["kind"]);
+        ensure!(kinds.any(|kind| kind == "crowded"), "{}", answer.body);
+        Ok(())
+    })
+    .await
+    .unwrap();
 }

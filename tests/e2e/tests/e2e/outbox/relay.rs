@@ -58,6 +58,35 @@ async fn changes_become_states(main: Main) -> Result<()> {
     .await
 }
 
+/// Intake takes no change of an outbox that it hasn't heard of, and whoever takes over has only the bucket to hear from.
+#[tokio::test]
+async fn the_key_of_an_outbox_that_somebody_deletes_comes_again() -> Result<()> {
+    let main = Main::mariadb().await?;
+    main.install().await?;
+    let mut stack = main.stack(1).await?;
+    let bus = Bus::connect(&stack).await?;
+    let key = async || bus.kv_get("user_sources", "main").await;
+    eventually(SOON, async || {
+        ensure!(key().await?.is_some(), "no key yet");
+        Ok(())
+    })
+    .await?;
+    let before = key().await?;
+    bus.kv_delete("user_sources", "main").await?;
+    eventually(SOON, async || {
+        let now = key().await?;
+        ensure!(now == before, "{now:?}");
+        Ok(())
+    })
+    .await?;
+    // One that has never heard of it takes the changes.
+    stack.gateways[0].restart().await?;
+    main.run("INSERT INTO people VALUES (1, 'ann', 'a@x', 'new', 'Ulm', 1)")
+        .await?;
+    main.until_published().await?;
+    main.equals_the_states(&stack).await
+}
+
 #[tokio::test]
 async fn the_status_tells_how_an_outbox_stands() -> Result<()> {
     let main = Main::mariadb().await?;

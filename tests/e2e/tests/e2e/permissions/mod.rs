@@ -112,6 +112,11 @@ const TABLE: &[(Try<'_>, &[&str])] = &[
     (Try::Publish("$KV.user_jobs.1"), &["gateway"]),
     (Try::Publish("$KV.user_relays.main.g1"), &["gateway"]),
     (Try::Publish("$KV.user_workers.audit.w1"), &["worker"]),
+    (
+        Try::Publish("$KV.user_workers.gateway.g1"),
+        &["gateway", "worker"],
+    ),
+    (Try::Publish("$KV.user_epochs.intake"), &["gateway"]),
     (Try::Publish("$KV.user_sources.main"), &["gateway"]),
     // Others' answers, requests and users.
     (Try::Subscribe("_INBOX.x"), &["operator"]),
