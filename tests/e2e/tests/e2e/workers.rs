@@ -180,6 +180,70 @@ async fn what_a_killed_worker_has_sent_lands_late_and_is_put_right() -> Result<(
     .await
 }
 
+/// A worker that is told of another entry doesn't wait for ever for the calls it has made by the old one.
+#[tokio::test]
+async fn a_call_that_outlives_a_change_of_the_entry_is_put_right() -> Result<()> {
+    const LANDS: Duration = Duration::from_secs(10);
+    let held = Arc::new(Mutex::new(0));
+    let plain = Recorder::start({
+        let held = held.clone();
+        move |call: Call| {
+            let held = held.clone();
+            let landing = tokio::spawn(async move {
+                if call.n() == 1 {
+                    tokio::time::sleep(LANDS).await;
+                }
+                *held.lock().unwrap_or_else(PoisonError::into_inner) = call.n();
+            });
+            async move {
+                landing.await.ok();
+                answer(200)
+            }
+        }
+    })
+    .await?;
+    let settings = "timeout = \"15s\"";
+    let stack = only(plain.target("plain", settings)).start().await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    bus.publish("user.created", change(1, 1)).await?;
+    let calls = async |count: usize| {
+        eventually(SOON, async || {
+            ensure!(plain.arrived() == count, "{} calls", plain.arrived());
+            Ok(())
+        })
+        .await
+    };
+    calls(1).await?;
+    let mut entry = bus
+        .kv_get(TARGETS_BUCKET, "plain")
+        .await?
+        .context("plain")?;
+    entry["concurrency"] = json!(50);
+    bus.kv_put(TARGETS_BUCKET, "plain", &entry.to_string())
+        .await?;
+    bus.publish("user.updated", change(1, 2)).await?;
+    // By the entry of now, and before the call by the old one lands.
+    calls(2).await?;
+    let status = async || {
+        let task = api.task(1, "plain").await?;
+        anyhow::Ok(task["status"].as_str().map(str::to_owned))
+    };
+    let until = async |n: u64, expected: &str| {
+        eventually(LATER, async || {
+            let now = *held.lock().unwrap_or_else(PoisonError::into_inner);
+            let status = status().await?;
+            ensure!(
+                now == n && status.as_deref() == Some(expected),
+                "{now}, {status:?}"
+            );
+            Ok(())
+        })
+        .await
+    };
+    until(1, "unproven").await?;
+    until(2, "synced").await
+}
+
 /// A call that timed out may land after the newer one that followed it.
 #[tokio::test]
 async fn a_call_that_timed_out_lands_late_and_is_put_right() -> Result<()> {
