@@ -215,6 +215,9 @@ impl Courier {
         let finish = async {
             hand_back(&route, back).await;
             while let Some(carried) = parcels.next().await {
+                for user in carried.unguarded {
+                    self.memory.doubt.delivered(user, Instant::now());
+                }
                 for later in carried.later {
                     self.memory.put_off(later);
                 }
