@@ -174,9 +174,9 @@ pub struct Position {
 pub enum Repeated {
     /// It can't be repeated: nobody has named an id, so it has that of its sequence.
     Never,
-    /// It came with a `Nats-Msg-Id`, which the stream knows.
+    /// By the stream: its `Nats-Msg-Id` is all that names it, or is made of its source and id.
     ByStream,
-    /// By the state alone: only the event itself names an id.
+    /// By the state alone: its body names an id, and the same event may come under any `Nats-Msg-Id`, or none.
     ByState,
 }
 
@@ -192,7 +192,7 @@ pub struct History {
 /// What applying an event came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
-    /// The state changed and has a new version.
+    /// The state is to be stored: it has a new version, or remembers the event.
     Changed {
         /// Events of the duplicate window that it had to forget, for there were too many ([`crate::seen::MOST_SEEN`]).
         forgotten: usize,
@@ -202,7 +202,10 @@ pub enum Applied {
     /// The state already contains the event.
     Known,
     /// The user is deleted, and only `user.created` revives.
-    AfterDelete,
+    AfterDelete {
+        /// The state is to be stored all the same, for it remembers the event; as [`Applied::Changed`] has it.
+        forgotten: Option<usize>,
+    },
     /// The state is of a later epoch than `history` knows of: read that again, and the events too.
     Outdated,
 }
@@ -236,10 +239,6 @@ pub fn apply(
         }
         let erases = event.erase && !known.erased;
         stays_deleted = known.deleted && event.kind != EventType::Created && !erases;
-        // The note of a row is kept all the same: a late copy of an earlier one could revive.
-        if stays_deleted && outbox.is_none() {
-            return Applied::AfterDelete;
-        }
     }
     let (mut next, mut changed) = match state.take() {
         None => (State::nobody(event), true),
@@ -249,9 +248,14 @@ pub fn apply(
     if !stays_deleted {
         changed |= next.merge(event);
     }
+    // What changes nothing is stored only where nothing else could tell that it comes again, when it may change something:
+    // a row's note, for a late copy of an earlier one could revive, and an id that the stream doesn't compare.
     if !changed && !noted && at.repeated != Repeated::ByState {
         *state = Some(next);
-        return Applied::Unchanged;
+        return match stays_deleted {
+            true => Applied::AfterDelete { forgotten: None },
+            false => Applied::Unchanged,
+        };
     }
     next.format = FORMAT;
     // What only remembers the event is told to nobody, so targets keep the version that they have.
@@ -268,7 +272,23 @@ pub fn apply(
         next.event = Cause::of(event, at.stored_us);
     }
     *state = Some(next);
-    Applied::Changed { forgotten }
+    match stays_deleted {
+        true => Applied::AfterDelete {
+            forgotten: Some(forgotten),
+        },
+        false => Applied::Changed { forgotten },
+    }
+}
+
+impl Applied {
+    /// Where the state is to be stored: how many events of the duplicate window it had to forget.
+    pub const fn stored(self) -> Option<usize> {
+        match self {
+            Self::Changed { forgotten } => Some(forgotten),
+            Self::AfterDelete { forgotten } => forgotten,
+            Self::Unchanged | Self::Known | Self::Outdated => None,
+        }
+    }
 }
 
 impl Cause {

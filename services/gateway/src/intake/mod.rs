@@ -359,28 +359,27 @@ fn arrival(raw: &InOrder) -> Result<(Event, Repeated), InvalidEvent> {
         return Err(invalid);
     }
     let message_id = headers.and_then(|headers| headers.get(async_nats::header::NATS_MESSAGE_ID));
-    let mut repeated = match message_id {
-        Some(_) => Repeated::ByStream,
-        None => Repeated::ByState,
-    };
-    let message_id = message_id
-        .map(|id| id.as_str())
-        .filter(|id| event::is_id(id));
-    let id = message_id.map_or_else(|| raw.seq.to_string(), str::to_owned);
+    let message_id = message_id.map(|id| id.as_str());
+    let unnamed = message_id
+        .filter(|id| event::is_id(id))
+        .map_or_else(|| raw.seq.to_string(), str::to_owned);
     let stored = i64::try_from(raw.stored_us).unwrap_or_default();
     let envelope = Envelope {
         kind: Some(kind),
-        id: Some(id),
+        id: Some(unnamed.clone()),
         timestamp: Timestamp::from_microsecond(stored).ok(),
     };
     let event = Event::parse_relayed(&raw.message.payload, envelope)?;
-    if event.id == raw.seq.to_string() && !names_id(&raw.message.payload) {
-        repeated = Repeated::Never;
-    }
+    let repeated = match message_id {
+        Some(message_id) if message_id == event.key().message_id() => Repeated::ByStream,
+        _ if event.id != unnamed || names_id(&raw.message.payload) => Repeated::ByState,
+        Some(_) => Repeated::ByStream,
+        None => Repeated::Never,
+    };
     Ok((event, repeated))
 }
 
-/// Whether an event that was parsed says its id itself: it may be the number that it would get.
+/// Whether an event that was parsed says its id itself: it may be the one that it would get.
 fn names_id(payload: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Named {

@@ -57,6 +57,8 @@ pub(super) enum Lost {
     States,
     #[error("USER_EVENTS isn't what it was")]
     Events,
+    #[error("the duplicate window of USER_EVENTS is {0:?} now")]
+    Window(Duration),
     #[error("a state is of the later epoch {0}")]
     Outdated(Epoch),
     #[error("another gateway was chosen")]
@@ -77,6 +79,7 @@ impl Lost {
             Self::Gap
                 | Self::States
                 | Self::Events
+                | Self::Window(_)
                 | Self::Outdated(_)
                 | Self::Stopped(Stopped::Silent | Stopped::Reconnected)
         )

@@ -450,6 +450,9 @@ impl Watch {
         if !same || !self.mark.events.can_become(&mark.events) {
             return Err(Lost::Events);
         }
+        if events.config.duplicate_window != ground.history.window {
+            return Err(Lost::Window(events.config.duplicate_window));
+        }
         if ground.crowded.swap(false, Ordering::Relaxed) {
             mark.crowded = Some(Timestamp::now());
         }

@@ -158,8 +158,7 @@ async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [A
             state::apply(&mut state, &arrival.event, arrival.at, history, now_us)
         };
         let applied: Vec<Applied> = arrivals.iter().map(apply).collect();
-        let changed = |applied: &Applied| matches!(applied, Applied::Changed { .. });
-        let changed = applied.iter().any(changed);
+        let changed = applied.iter().any(|applied| applied.stored().is_some());
         // What is at hand, or on a replica that lags, may be outdated. Storing tells; where nothing is to be stored, drop
         // nothing on its word alone. That a state contains an event stays true.
         let doubtful = applied.iter().any(|applied| *applied != Applied::Known);
@@ -298,19 +297,20 @@ async fn keep(
 /// Counts what an event came to.
 fn count(desk: &Desk, ground: &Ground, arrival: &mut Arrival, applied: Applied, now_us: u64) {
     arrival.span.set("usersync.result", result(applied));
+    let forgotten = applied.stored().unwrap_or_default();
+    if forgotten > 0 {
+        desk.meters.forgotten.increment(forgotten as u64);
+        ground.crowd();
+    }
     match applied {
-        Applied::Changed { forgotten } => {
+        Applied::Changed { .. } => {
             desk.meters.changed.increment(1);
-            if forgotten > 0 {
-                desk.meters.forgotten.increment(forgotten as u64);
-                ground.crowd();
-            }
             let micros = now_us.saturating_sub(arrival.at.stored_us);
             desk.meters.seconds.record(Duration::from_micros(micros));
         }
         Applied::Unchanged => desk.meters.unchanged.increment(1),
         Applied::Known => desk.meters.known.increment(1),
-        Applied::AfterDelete => desk.meters.after_delete.increment(1),
+        Applied::AfterDelete { .. } => desk.meters.after_delete.increment(1),
         // Ends the session instead.
         Applied::Outdated => {}
     }
@@ -322,7 +322,7 @@ fn result(applied: Applied) -> &'static str {
         Applied::Changed { .. } => "changed",
         Applied::Unchanged => "unchanged",
         Applied::Known => "known",
-        Applied::AfterDelete => "after_delete",
+        Applied::AfterDelete { .. } => "after_delete",
         Applied::Outdated => "outdated",
     }
 }

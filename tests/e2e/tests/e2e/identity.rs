@@ -2,12 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where its set-up fails")]
 
+use std::time::Duration;
+
 use anyhow::ensure;
 use async_nats::jetstream::message::PublishMessage;
+use jiff::Timestamp;
 use serde_json::{Value, json};
+use usersync_core::subjects::USER_EVENTS;
 use usersync_stack::eventually;
 
-use crate::{intake::Intake, support::LATER};
+use crate::{
+    intake::Intake,
+    support::{LATER, SOON},
+};
 
 fn event(source: &str, id: &str, user: u64) -> Value {
     json!({"id": id, "type": "user.created", "user_id": user, "source": source})
@@ -99,6 +106,96 @@ async fn a_repetition_never_brings_an_old_value_back() {
     }
     assert_eq!(intake.state("1").await, before);
     assert_eq!(intake.counted("known").await, events.len() as f64);
+}
+
+/// The first time it changed nothing, or came to a deleted user: the next time it would change something.
+#[tokio::test]
+async fn a_repetition_under_another_message_id_is_known_although_the_first_was_of_no_use() {
+    let intake = Intake::start().await;
+    let publish = async |kind: &str, event: Value, message_id: Option<&str>| {
+        let message = PublishMessage::build().payload(event.to_string().into());
+        let message = match message_id {
+            Some(id) => message.message_id(id),
+            None => message,
+        };
+        let taken = intake
+            .publish_message(&format!("user.{kind}"), message)
+            .await;
+        assert!(!taken.duplicate);
+    };
+    let say = |id: &str, value: &str| json!({"id": id, "user_id": 1, "source": "s", "data": {"k": value}});
+    let created = || json!({"user_id": 1, "data": {"k": "old"}});
+    let ids = [
+        (Some("a-1"), Some("a-2")),
+        (None, Some("a-3")),
+        (Some("a-4"), None),
+    ];
+    for (round, (first, again)) in ids.into_iter().enumerate() {
+        let event = |name: &str| format!("{round}-{name}");
+        publish("created", created(), None).await;
+        publish("updated", say(&event("same"), "old"), first).await;
+        publish("updated", say(&event("other"), "new"), None).await;
+        publish("updated", say(&event("same"), "old"), again).await;
+        assert_eq!(intake.state("1").await.data["k"], "new", "round {round}");
+
+        let late = |id: Option<&str>| id.map(|id| format!("late-{id}"));
+        publish("deleted", json!({"user_id": 1}), None).await;
+        publish(
+            "updated",
+            say(&event("late"), "late"),
+            late(first).as_deref(),
+        )
+        .await;
+        publish("created", created(), None).await;
+        publish(
+            "updated",
+            say(&event("late"), "late"),
+            late(again).as_deref(),
+        )
+        .await;
+        assert_eq!(intake.state("1").await.data["k"], "old", "round {round}");
+    }
+    assert_eq!(intake.counted("after_delete").await, 3.0);
+    assert_eq!(intake.counted("known").await, 6.0);
+}
+
+#[tokio::test]
+async fn a_duplicate_window_that_is_changed_holds_at_once() {
+    let intake = Intake::start().await;
+    let say = async |n: u64| {
+        let event = json!({"id": format!("e-{n}"), "user_id": 1, "data": {"n": n}});
+        intake.publish_json("user.updated", event).await;
+        serde_json::to_value(intake.state("1").await).unwrap()
+    };
+    let mut state = say(0).await;
+    // Remembered since four minutes.
+    let minute = Timestamp::now().as_second() / 60 - 4;
+    state["seen"] = json!({ minute.to_string(): "a".repeat(16) });
+    intake.publish("user.state.1", state.to_string()).await;
+    assert!(say(1).await["seen"][minute.to_string()].is_string());
+
+    let mut config = intake
+        .stream(USER_EVENTS)
+        .await
+        .get_info()
+        .await
+        .unwrap()
+        .config;
+    config.duplicate_window = Duration::from_secs(120);
+    intake.jetstream.update_stream(config).await.unwrap();
+    let mut n = 1;
+    eventually(SOON, async || {
+        n += 1;
+        let state = say(n).await;
+        ensure!(
+            state["seen"][minute.to_string()].is_null(),
+            "{}",
+            state["seen"]
+        );
+        Ok(())
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]

@@ -70,7 +70,7 @@ fn fold(events: &[StreamMessage], history: &History) -> (BTreeMap<UserId, State>
         let at = Position {
             seq: message.sequence,
             stored_us: stored_us(message),
-            repeated: repeated(message),
+            repeated: repeated(message, &event),
         };
         let state = states.entry(event.user_id.clone()).or_default();
         state::apply(state, &event, at, history, 0);
@@ -93,11 +93,13 @@ fn parse(message: &StreamMessage) -> Option<Event> {
     Event::parse(&message.payload, envelope).ok()
 }
 
-fn repeated(message: &StreamMessage) -> Repeated {
+fn repeated(message: &StreamMessage, event: &Event) -> Repeated {
     let body: Value = serde_json::from_slice(&message.payload).unwrap();
-    match (message.headers.get(NATS_MESSAGE_ID), body["id"].is_string()) {
-        (Some(_), _) => Repeated::ByStream,
-        (None, true) => Repeated::ByState,
+    let message_id = message.headers.get(NATS_MESSAGE_ID);
+    match (message_id, body["id"].is_string()) {
+        (Some(id), _) if id.as_str() == event.key().message_id() => Repeated::ByStream,
+        (_, true) => Repeated::ByState,
+        (Some(_), false) => Repeated::ByStream,
         (None, false) => Repeated::Never,
     }
 }
