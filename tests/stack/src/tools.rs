@@ -1,6 +1,7 @@
 //! Finds the programs that a stack is made of: the servers, our own binaries, Python for the foreign client.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,6 +9,8 @@ use anyhow::{Context, Result, bail};
 
 /// The oldest nats-server with everything we use (message schedules, per-message TTL, `sync_interval`).
 pub const NATS_MINIMUM: (u32, u32) = (2, 14);
+/// The oldest `nats` CLI that is tested.
+pub const NATS_CLI_MINIMUM: (u32, u32) = (0, 5);
 /// The oldest Redis that is tested.
 pub const REDIS_MINIMUM: (u32, u32) = (7, 0);
 /// The oldest MariaDB that is tested.
@@ -80,6 +83,23 @@ pub fn nats_conf() -> PathBuf {
 /// When there is none, with the command that installs it.
 pub fn nats_server() -> Result<PathBuf> {
     find("nats-server", NATS_MINIMUM)
+}
+
+/// A `nats` CLI that is new enough: from PATH, else from `.tools/bin`.
+///
+/// # Errors
+/// When there is none, with the command that installs it.
+pub fn nats_cli() -> Result<PathBuf> {
+    find("nats", NATS_CLI_MINIMUM)
+}
+
+/// A `PATH` on which `program` comes first, for scripts that call it by its name.
+#[must_use]
+pub fn path_with(program: &Path) -> OsString {
+    let mut path = program.parent().unwrap_or(program).as_os_str().to_owned();
+    path.push(":");
+    path.push(env::var_os("PATH").unwrap_or_default());
+    path
 }
 
 /// Where `cargo xtask setup` unpacks a nats-server that is too old.
