@@ -39,7 +39,7 @@ pub(super) const HOSTILE: &[&str] = &[
 ];
 
 /// What a viewer may ask for.
-const QUESTIONS: &[(&str, &str)] = &[
+pub(super) const QUESTIONS: &[(&str, &str)] = &[
     ("usersync.status", "{}"),
     ("usersync.targets.list", "{}"),
     ("usersync.targets.show", r#"{"name":"none"}"#),

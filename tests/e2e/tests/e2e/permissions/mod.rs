@@ -3,6 +3,7 @@
 mod apart;
 mod changed;
 mod fuzz;
+mod jwt;
 mod logins;
 mod peer;
 mod replies;
