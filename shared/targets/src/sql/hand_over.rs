@@ -10,6 +10,7 @@ mod plan;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use jiff::Timestamp;
 use usersync_core::user_id::UserId;
 
 use self::plan::{Plan, Stuck};
@@ -183,7 +184,8 @@ impl<D: Dialect> SqlTarget<D> {
             .map(|member| member.row.clone())
             .collect();
         let rivals = self.claims(layout, &rows, Against::Rows).await?;
-        plan.settle(rivals, layout);
+        let now_us = Timestamp::now().as_microsecond().unsigned_abs();
+        plan.settle(rivals, layout, now_us);
         Ok(plan)
     }
 

@@ -15,6 +15,10 @@ use crate::{
 /// How many users a reason, and a dead letter, names.
 pub(super) const NAMED: usize = 8;
 
+/// For how long after a change another may follow of those who are to have the same: values that go round among several
+/// users come in one event after the other.
+const FRESH_US: u64 = 10_000_000;
+
 /// Everybody who has to move, as far as is known.
 #[derive(Default)]
 pub(super) struct Plan {
@@ -87,26 +91,34 @@ impl Plan {
         member.is_some_and(|member| member.row.index != usize::MAX)
     }
 
-    /// Finds out who is stuck. `rivals` are to have the same as each other.
-    pub(super) fn settle(&mut self, rivals: Vec<Claim>, layout: &Layout) {
+    /// Finds out who is stuck at `now_us` (unix µs). `rivals` are to have the same as each other.
+    pub(super) fn settle(&mut self, rivals: Vec<Claim>, layout: &Layout, now_us: u64) {
         for Claim { by, of, key } in rivals {
             // Each pair is told twice; the one who loses it is told why.
             if self.loses(&by, &of, key) {
-                let Some((user, version)) = self.members.get(&of).and_then(|of| user(&of.row))
+                let (Some(to_be), Some(other)) = (self.members.get(&by), self.members.get(&of))
                 else {
                     continue;
                 };
+                let Some((user, version)) = user(&other.row) else {
+                    continue;
+                };
                 let name = layout.keys.name(key);
-                let keeps = match self.members.get(&of).map(|of| of.how) {
-                    Some(super::How::Update) => {
-                        "who is disabled here and keeps its values (on_delete or on_out_of_scope = \"disable\")"
-                    }
-                    _ => "whose newest state has it too",
+                let newest = to_be.row.version.max(other.row.version).unsigned_abs();
+                let (keeps, lasting) = match other.how {
+                    super::How::Update => (
+                        "who is disabled here and keeps its values (on_delete or on_out_of_scope = \"disable\")",
+                        true,
+                    ),
+                    _ => (
+                        "whose newest state has it too",
+                        now_us.saturating_sub(newest) > FRESH_US,
+                    ),
                 };
                 let stuck = Stuck {
                     reason: format!("user {user} has what must be unique (key `{name}`), {keeps}"),
                     holders: vec![(user, version)],
-                    lasting: true,
+                    lasting,
                 };
                 self.stuck.entry(by).or_insert(stuck);
             }
