@@ -23,7 +23,7 @@ use usersync_targets::{Rule, Target};
 use usersync_traces::Traces;
 
 use crate::{
-    board::Board, courier::Courier, memory::Memory, presence::Crew, route::Route, settle,
+    board::Board, courier::Courier, memory::Memory, presence::Crew, refill, route::Route, settle,
     share::Share,
 };
 
@@ -260,7 +260,8 @@ impl Fleet {
             memory,
         );
         let letters = route.letters.clone().follow(stop.clone());
-        let ((memory, is_through), ()) = tokio::join!(courier.run(stop), letters);
+        let refill = refill::watch(route.clone(), stop.clone());
+        let ((memory, is_through), (), ()) = tokio::join!(courier.run(stop), letters, refill);
         self.routes.lock().remove(name);
         if !is_through {
             self.crew.gives_up(name);

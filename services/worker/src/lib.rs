@@ -27,6 +27,7 @@ mod pace;
 mod parcel;
 mod presence;
 mod recent;
+mod refill;
 mod results;
 mod route;
 mod settings;

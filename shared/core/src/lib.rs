@@ -30,6 +30,7 @@ pub mod number;
 pub mod outbox;
 pub mod presence;
 pub mod pull;
+pub mod refill;
 mod refusals;
 pub mod registry;
 pub mod repair;

@@ -204,6 +204,16 @@ pub fn worker(target: &TargetName, worker: &str) -> String {
     format!("{target}.{worker}")
 }
 
+/// The key in [`WORKERS_BUCKET`] of the mark that a target's workers have seen last. No target's name begins so.
+pub fn refill_mark(target: &TargetName) -> String {
+    format!("=refill.{target}")
+}
+
+/// The key in [`EPOCHS_BUCKET`] of the mark since which a target was filled last.
+pub fn refilled(target: &TargetName) -> String {
+    format!("refill={target}")
+}
+
 /// The key in [`RELAYS_BUCKET`] of what one gateway says of a source.
 pub fn relay(source: &str, gateway: &str) -> String {
     format!("{source}.{gateway}")

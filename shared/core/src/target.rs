@@ -152,6 +152,10 @@ pub struct TargetConfig {
     /// Whether to read users back after delivery; a difference counts as a failed attempt.
     #[serde(default)]
     pub verify: bool,
+    /// Whether a cache that has lost what it was told (a restart without persistence, FLUSHALL, a failover that went back)
+    /// is noticed and filled again; for Redis.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refill: bool,
     /// Where an HTTP target shows one user, with `{id}` in it; for `verify` and for checks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_url: Option<String>,
@@ -348,6 +352,9 @@ impl TargetConfig {
             if there && !http {
                 problems.push(format!("{key}: only HTTP targets have it"));
             }
+        }
+        if self.refill && !matches!(self.url.scheme(), "redis" | "rediss") {
+            problems.push("refill: only targets with redis:// or rediss:// have it".to_owned());
         }
         if self.previous_secret.is_some() && self.secret.is_none() {
             problems.push("secret: expected beside previous_secret".to_owned());

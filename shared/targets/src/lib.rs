@@ -32,7 +32,9 @@ mod way;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use usersync_core::{egress::Egress, secret::SecretError, target::TargetConfig, user_id::UserId};
+use usersync_core::{
+    egress::Egress, refill::Mark, secret::SecretError, target::TargetConfig, user_id::UserId,
+};
 
 use self::way::{System, Way};
 
@@ -111,6 +113,15 @@ pub trait Target: Send + Sync {
     /// When the target can't do so, or not now.
     async fn forget_version(&self, _user_id: &UserId, _version: u64) -> Result<(), Failure> {
         Err(Failure::new("this kind of target keeps versions itself"))
+    }
+
+    /// Counts up the mark that is lost with everything else. A new one is made where there is none, or one that is less than
+    /// was `known` before: then the target has lost something.
+    ///
+    /// # Errors
+    /// When the target has no such mark, or not now.
+    async fn mark(&self, _known: Mark) -> Result<Mark, Failure> {
+        Err(Failure::new("this kind of target has no mark"))
     }
 
     /// What it holds of all users, for a comparison with what it is meant to hold. Nothing here keeps within the

@@ -212,7 +212,8 @@ pub(crate) async fn delete(control: &Control, delete: Delete) -> Result<Deleted,
     })
 }
 
-fn is_missing(error: &ConsumerError) -> bool {
+/// Whether there is no such consumer.
+pub(crate) fn is_missing(error: &ConsumerError) -> bool {
     let ConsumerErrorKind::JetStream(error) = error.kind() else {
         return false;
     };

@@ -8,6 +8,7 @@ mod deleted;
 mod files;
 mod gauges;
 mod gone;
+mod refill;
 pub(crate) mod seed;
 mod store;
 mod watch;

@@ -10,6 +10,7 @@ use super::{
     alerts::{self, Alerts},
     deleted::Deleted,
     gauges::Gauges,
+    refill,
     store::Store,
 };
 use crate::control::{Control, look::Look};
@@ -27,6 +28,7 @@ pub(super) struct Watch {
     deleted: Deleted,
     gauges: Gauges,
     alerts: Alerts,
+    runbook: Runbook,
     /// Looks that failed, in a row.
     failures: u32,
 }
@@ -37,7 +39,8 @@ impl Watch {
             store: Store::new(),
             deleted,
             gauges: Gauges::new(),
-            alerts: Alerts::new(settings, runbook),
+            alerts: Alerts::new(settings, runbook.clone()),
+            runbook,
             failures: 0,
         }
     }
@@ -98,11 +101,13 @@ impl Watch {
             }
         };
         let of_targets = self.deleted.make_targets_again(control, &look).await;
+        let refilled = refill::refill(control, &look, &self.runbook).await;
         let account = control.jetstream.query_account().await?;
         let limit = self.alerts.storage_limit(&account);
         self.gauges.set(&look, &account, limit);
         self.alerts.tell(control, &look, &account).await?;
         made?;
-        of_targets
+        of_targets?;
+        refilled
     }
 }

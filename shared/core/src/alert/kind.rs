@@ -39,6 +39,8 @@ pub enum Kind {
     Streams,
     /// A user has more events within the duplicate window than a state remembers.
     Crowded,
+    /// A cache has lost what it was told, and is filled again.
+    Refill,
 }
 
 /// How bad it is.
@@ -53,7 +55,7 @@ pub enum Severity {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Breaker,
         Self::Backlog,
         Self::Worker,
@@ -68,6 +70,7 @@ impl Kind {
         Self::Storage,
         Self::Streams,
         Self::Crowded,
+        Self::Refill,
     ];
 
     /// The token in the subject.
@@ -87,6 +90,7 @@ impl Kind {
             Self::Storage => "storage",
             Self::Streams => "streams",
             Self::Crowded => "crowded",
+            Self::Refill => "refill",
         }
     }
 
@@ -120,6 +124,7 @@ impl Kind {
             Self::Storage => "nats-storage",
             Self::Streams => "streams-changed",
             Self::Crowded => "crowded-user",
+            Self::Refill => "cache-refilled",
         }
     }
 }

@@ -15,6 +15,8 @@ const FORMER_TOMBSTONE: &str = ":deleted";
 pub(super) const SLOTS: u16 = 16_384;
 /// What the key of a test begins with. No id has a space, so no document is there.
 const PROBE: &str = "user: probe";
+/// What the key of a mark begins with; likewise.
+const MARK: &str = "user: mark";
 
 /// The key of a user's document.
 pub(super) fn document(user_id: &UserId) -> String {
@@ -51,6 +53,11 @@ pub(super) fn slot(user_id: &UserId) -> u16 {
 /// A key in `slot` where no user is.
 pub(super) fn probe(slot: u16) -> String {
     format!("{PROBE}:{{{}}}", tag_in(slot))
+}
+
+/// The key in `slot` of the mark that is lost with the rest.
+pub(super) fn mark(slot: u16) -> String {
+    format!("{MARK}:{{{}}}", tag_in(slot))
 }
 
 /// The user whose tombstone of before may be where the document of `user_id` belongs: that of `42:deleted` is where 42 was

@@ -19,10 +19,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use redis::{
     Cmd, ErrorKind, RedisError, Script, ServerErrorKind, Value, aio::MultiplexedConnection,
 };
 use usersync_core::{
+    refill::Mark,
     target::TargetConfig,
     user_id::{Ids, UserId},
 };
@@ -298,6 +300,44 @@ impl RedisTarget {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Counts up the mark, of each master where it is a cluster: what one of them has lost is lost.
+    async fn marked(&self, known: Mark) -> Result<Mark, RedisError> {
+        let now = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default();
+        let made = now.max(known.made + 1);
+        let cluster = match self.place().await? {
+            Place::Alone(mut connection) => return counted(&mut connection, 0, known, made).await,
+            Place::Cluster(cluster) => cluster,
+        };
+        cluster.look_again(&self.server).await;
+        let mut marks = Vec::new();
+        for (node, slot) in cluster.masters()? {
+            let mut connection = cluster.connection(&self.server, &node).await?;
+            let mark = counted(&mut connection, slot, known, made).await?;
+            marks.push((connection, slot, mark));
+        }
+        let newest = marks.iter().map(|(.., mark)| mark.made).max();
+        let newest = newest.unwrap_or_default();
+        let mut count = u64::MAX;
+        for (mut connection, slot, mark) in marks {
+            // They all go by the newest, or the next look would miss it at the others.
+            let mark = match mark.made < newest {
+                true => {
+                    let known = Mark {
+                        made: newest,
+                        count: 0,
+                    };
+                    counted(&mut connection, slot, known, newest).await?
+                }
+                false => mark,
+            };
+            count = count.min(mark.count);
+        }
+        Ok(Mark {
+            made: newest,
+            count,
+        })
+    }
+
     /// Writes where no user is.
     async fn try_to_write(&self) -> Result<(), RedisError> {
         let cluster = match self.place().await? {
@@ -349,6 +389,21 @@ async fn written(connection: &mut MultiplexedConnection, slot: u16) -> Result<()
     let _: String = script.load_async(connection).await?;
     let mut call = script.key(key::probe(slot));
     call.arg(PROBE_SECONDS).invoke_async(connection).await
+}
+
+/// Counts up the mark in one slot; a new one is of `made`.
+async fn counted(
+    connection: &mut MultiplexedConnection,
+    slot: u16,
+    known: Mark,
+    made: u64,
+) -> Result<Mark, RedisError> {
+    let script = Script::new(include_str!("mark.lua"));
+    let mut call = script.key(key::mark(slot));
+    call.arg(known.made).arg(known.count).arg(made);
+    let mark: String = call.invoke_async(connection).await?;
+    let unreadable = || RedisError::from((ErrorKind::Parse, "the mark can't be read"));
+    mark.parse().map_err(|()| unreadable())
 }
 
 /// What an answer of the script says of each of its users.
@@ -433,6 +488,11 @@ impl Target for RedisTarget {
         };
         let forgotten = self.within_timeout(forgetting).await;
         forgotten.map_err(|error: RedisError| Failure::new(describe(&error)))
+    }
+
+    async fn mark(&self, known: Mark) -> Result<Mark, Failure> {
+        let marked = self.within_timeout(self.marked(known)).await;
+        marked.map_err(|error: RedisError| Failure::new(describe(&error)))
     }
 
     async fn probe(&self) -> Result<(), Failure> {

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use async_trait::async_trait;
 use redis::AsyncTypedCommands as _;
 use serde_json::{Value, json};
-use usersync_core::user_id::UserId;
+use usersync_core::{refill::Mark, user_id::UserId};
 use usersync_stack::{Directory, RedisCluster, RedisServer, Signal, free_port};
 use usersync_targets::{Delivery, Outcome, Standing};
 
@@ -275,6 +275,45 @@ async fn a_version_that_no_user_can_have_keeps_nobody_away() -> Result<()> {
                 ensure!(outcome == Outcome::AlreadyNewer, "{id}: {outcome:?}");
             }
         }
+    }
+    Ok(())
+}
+
+/// What takes the documents takes the mark; a snapshot brings an older one back.
+#[tokio::test]
+async fn a_mark_tells_that_something_was_lost() -> Result<()> {
+    let started = [
+        Redis::start().await?,
+        Redis::valkey().await?,
+        Redis::cluster().await?,
+    ];
+    for redis in started {
+        let target = connect(&redis, "ours", json!({}))?;
+        let first = target.mark(Mark::default()).await?;
+        let second = target.mark(first).await?;
+        ensure!(second.made == first.made && second.count > first.count);
+        // Another worker counts, too.
+        let third = target.mark(Mark::default()).await?;
+        ensure!(third.made == first.made && third.count > second.count);
+
+        let key = "user: mark:*";
+        let mut client = redis.client().await?;
+        let keys: Vec<String> = client.keys(key).await?;
+        let key = keys.first().context("no mark")?;
+        let held = client.get(key).await?.context("no mark")?;
+        client.del(key).await?;
+        let lost = target.mark(third).await?;
+        ensure!(lost.made > third.made, "{lost:?} after {third:?}");
+        ensure!(target.mark(lost).await?.made == lost.made, "once is enough");
+        // It is back, as it was when the snapshot was taken.
+        client.set(key, held).await?;
+        let older = target.mark(lost).await?;
+        ensure!(older.made > lost.made, "{older:?} after {lost:?}");
+        client.set(key, format!("{} 0", older.made)).await?;
+        let fewer = Mark { count: 99, ..older };
+        ensure!(target.mark(fewer).await?.made > older.made);
+        client.set(key, "something else").await?;
+        ensure!(target.mark(older).await?.made > older.made);
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! The Redis target: `user:<id>`, guarded by version, one bad key never in the way of the others.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use redis::{AsyncTypedCommands as _, aio::MultiplexedConnection};
 use serde_json::{Value, json};
-use usersync_core::subjects::USER_DEAD;
+use usersync_core::subjects::{USER_ALERT, USER_DEAD};
 use usersync_stack::{Stack, StackBuilder, eventually};
 
-use crate::support::{Bus, SOON};
+use crate::support::{Bus, LATER, SOON};
 
 const DAY: i64 = 86_400;
 
@@ -207,5 +207,101 @@ async fn delivery_goes_on_after_redis_was_killed() -> Result<()> {
         );
     }
     assert_eq!(bus.count(USER_DEAD).await?, 0);
+    Ok(())
+}
+
+/// The documents of all users are there.
+async fn until_filled(stack: &Stack, users: u64) -> Result<()> {
+    eventually(LATER, async || {
+        let mut redis = connect(stack).await?;
+        for user in 1..=users {
+            let held = document(&mut redis, user).await?;
+            ensure!(held["data"]["n"] == 1, "user {user}: {held}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// The sequence of the newest alert that it is filled again, 0 for none.
+async fn last_refill(bus: &Bus) -> Result<u64> {
+    let alerts = bus.jetstream().get_stream(USER_ALERT).await?;
+    let last = alerts.get_last_raw_message_by_subject("user.alert.refill.redis-cache");
+    Ok(last.await.map_or(0, |alert| alert.sequence))
+}
+
+/// Waits for an alert after `before`; answers its sequence.
+async fn until_told(bus: &Bus, before: u64) -> Result<u64> {
+    eventually(SOON, async || {
+        let last = last_refill(bus).await?;
+        ensure!(last > before, "nobody was told");
+        Ok(last)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_cache_that_has_lost_its_data_is_filled_again() -> Result<()> {
+    const USERS: u64 = 200;
+    let entry = "[redis-cache]\nrefill = true";
+    let stack = Stack::builder().examples(false).workers("redis-cache", 2);
+    let mut stack = stack
+        .targets_toml(move |_| entry.to_owned())
+        .start()
+        .await?;
+    let (bus, mut redis) = (Bus::connect(&stack).await?, connect(&stack).await?);
+    bus.publish_all((1..=USERS).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    bus.until_settled("redis-cache").await?;
+    until_filled(&stack, USERS).await?;
+    // A gateway has taken note of the first mark.
+    eventually(SOON, async || {
+        ensure!(
+            bus.kv_get("user_epochs", "refill=redis-cache")
+                .await?
+                .is_some()
+        );
+        Ok(())
+    })
+    .await?;
+
+    let () = redis::cmd("FLUSHALL").query_async(&mut redis).await?;
+    until_filled(&stack, USERS).await?;
+    let first = until_told(&bus, 0).await?;
+
+    // While nobody serves the target.
+    for worker in stack.workers.get_mut("redis-cache").context("no worker")? {
+        worker.kill9().await;
+    }
+    let () = redis::cmd("FLUSHALL").query_async(&mut redis).await?;
+    stack.workers.get_mut("redis-cache").context("no worker")?[0]
+        .restart()
+        .await?;
+    until_filled(&stack, USERS).await?;
+    let second = until_told(&bus, first).await?;
+
+    // A worker that begins again, and one that reads another's mark, lose nothing.
+    stack.workers.get_mut("redis-cache").context("no worker")?[1]
+        .restart()
+        .await?;
+    stack.gateways[0].stop(SOON).await?;
+    stack.gateways[0].restart().await?;
+    let made = bus.kv_get("user_epochs", "refill=redis-cache").await?;
+    let seen = async || {
+        let mark = bus.kv_get("user_workers", "=refill.redis-cache").await?;
+        let mark = mark.context("no mark")?;
+        anyhow::Ok((
+            mark["made"] == made.clone().unwrap_or_default(),
+            mark["count"].as_u64().unwrap_or(0),
+        ))
+    };
+    let (_, before) = seen().await?;
+    eventually(SOON, async || {
+        let (same, count) = seen().await?;
+        ensure!(same && count > before + 4, "{same}, {count} after {before}");
+        Ok(())
+    })
+    .await?;
+    ensure!(last_refill(&bus).await? == second, "filled for nothing");
     Ok(())
 }

@@ -283,7 +283,7 @@ pub(super) fn is_over(
         // Else a later check says so.
         Kind::Drift => alert.target != GATEWAY_TARGET && !target.is_some_and(Target::enabled),
         // It has happened: people are told for a while.
-        Kind::Streams => age(Timestamp::now(), alert.since) > TOLD,
+        Kind::Streams | Kind::Refill => age(Timestamp::now(), alert.since) > TOLD,
         Kind::Outbox | Kind::Rows => {
             let now = Timestamp::now();
             let spoken = look.relays.contains_key(&alert.target);
