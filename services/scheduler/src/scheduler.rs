@@ -14,6 +14,7 @@ use usersync_core::{
     egress::Egress,
     nats,
     registry::Registry,
+    store::Store,
     streams, subjects, telemetry,
 };
 use usersync_source::{SourceConfig, SourceName};
@@ -112,6 +113,11 @@ pub(crate) async fn run(
         let states = states_check(&scheduler.sources).cloned();
         let entries = scheduler.registry.clone().follow(shutdown.clone());
         tokio::join!(
+            Store::of_schedulers().watch(
+                jetstream.clone(),
+                scheduler.health.clone(),
+                shutdown.clone()
+            ),
             schedules::keep(jetstream, entries, states, shutdown.clone()),
             queue::run(&scheduler, shutdown.clone()),
             shutdown.run_until_cancelled(watch::run(&scheduler)),

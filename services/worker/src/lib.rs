@@ -47,6 +47,7 @@ use usersync_core::{
     catalogue::Catalogue,
     nats,
     registry::Registry,
+    store::Store,
     target::TargetConfig,
     telemetry,
 };
@@ -103,6 +104,11 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         health.clone(),
         drained.clone(),
     ));
+    let storing = tokio::spawn(Store::of_worker(&worker).watch(
+        jetstream.clone(),
+        health.clone(),
+        shutdown.clone(),
+    ));
     let answering = tokio::spawn(desk::run(
         client.clone(),
         worker,
@@ -125,6 +131,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         () = fleet.run(shutdown) => {}
     }
     posting.await.context("the board panicked")?;
+    storing.await.context("the look at the store panicked")?;
     drained.cancel();
     present.await.context("the crew panicked")?;
     if let Err(error) = answering.await.context("the desk panicked")? {

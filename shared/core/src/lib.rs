@@ -42,6 +42,7 @@ pub mod service;
 pub mod settings;
 pub mod signature;
 pub mod state;
+pub mod store;
 pub mod stored_state;
 pub mod streams;
 pub mod subjects;

@@ -10,7 +10,6 @@ mod gauges;
 mod gone;
 mod refill;
 pub(crate) mod seed;
-mod store;
 mod watch;
 
 use std::sync::Arc;

@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::time::{MissedTickBehavior, timeout};
-use usersync_core::{admin::Health, alert::Runbook, nats::REQUEST_TIMEOUT};
+use usersync_core::{admin::Health, alert::Runbook, nats::REQUEST_TIMEOUT, store::Store};
 
 use super::{
     alerts::{self, Alerts},
     deleted::Deleted,
     gauges::Gauges,
     refill,
-    store::Store,
 };
 use crate::control::{Control, look::Look};
 
@@ -35,8 +34,10 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(deleted: Deleted, settings: alerts::Settings, runbook: Runbook) -> Self {
+        // The last, random part is enough to tell gateways apart.
+        let id = uuid::Uuid::now_v7().simple().to_string();
         Self {
-            store: Store::new(),
+            store: Store::of_gateway(&id[id.len() - 12..]),
             deleted,
             gauges: Gauges::new(),
             alerts: Alerts::new(settings, runbook.clone()),

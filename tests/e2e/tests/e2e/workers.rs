@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -111,30 +111,47 @@ async fn two_workers_of_each_target_end_with_the_newest_states() -> Result<()> {
     Ok(())
 }
 
-/// What the call of a worker that is killed does, it does late: the target goes on with it, and nobody waits any more.
-#[tokio::test]
-async fn what_a_killed_worker_has_sent_lands_late_and_is_put_right() -> Result<()> {
-    const USERS: u64 = 50;
-    const LANDS: Duration = Duration::from_secs(3);
-    let held = Arc::new(Mutex::new(BTreeMap::<String, u64>::new()));
-    let plain = Recorder::start({
-        let held = held.clone();
-        move |call: Call| {
-            let held = held.clone();
+/// What a service holds that goes on with a call although nobody waits for it any more: by user, the number of the change.
+#[derive(Clone, Default)]
+struct Late(Arc<Mutex<BTreeMap<String, u64>>>);
+
+impl Late {
+    /// Change 1 of every user lands only after `delay`.
+    async fn start(delay: Duration) -> Result<(Recorder, Self)> {
+        let late = Self::default();
+        let holding = late.clone();
+        let recorder = Recorder::start(move |call: Call| {
+            let late = holding.clone();
             let landing = tokio::spawn(async move {
                 if call.n() == 1 {
-                    tokio::time::sleep(LANDS).await;
+                    tokio::time::sleep(delay).await;
                 }
-                let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
-                held.insert(call.user(), call.n());
+                late.held().insert(call.user(), call.n());
             });
             async move {
                 landing.await.ok();
                 answer(200)
             }
-        }
-    })
-    .await?;
+        });
+        Ok((recorder.await?, late))
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same of user 1, 0 for nothing.
+    fn of_first(&self) -> u64 {
+        self.held().get("1").copied().unwrap_or_default()
+    }
+}
+
+/// What the call of a worker that is killed does, it does late: the target goes on with it, and nobody waits any more.
+#[tokio::test]
+async fn what_a_killed_worker_has_sent_lands_late_and_is_put_right() -> Result<()> {
+    const USERS: u64 = 50;
+    const LANDS: Duration = Duration::from_secs(3);
+    let (plain, late) = Late::start(LANDS).await?;
     let settings = "timeout = \"4s\"";
     let mut stack = only(plain.target("plain", settings))
         .workers("plain", 2)
@@ -153,10 +170,7 @@ async fn what_a_killed_worker_has_sent_lands_late_and_is_put_right() -> Result<(
     killed.context("two workers")?.kill9().await;
     bus.publish_all(events(2)).await?;
 
-    let stale = || {
-        let held = held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.values().filter(|n| **n == 1).count()
-    };
+    let stale = || late.held().values().filter(|n| **n == 1).count();
     tokio::time::sleep(LANDS + Duration::from_secs(1)).await;
     let before = stale();
     ensure!(before > 0, "no call of the killed worker has landed late");
@@ -184,24 +198,7 @@ async fn what_a_killed_worker_has_sent_lands_late_and_is_put_right() -> Result<(
 #[tokio::test]
 async fn a_call_that_outlives_a_change_of_the_entry_is_put_right() -> Result<()> {
     const LANDS: Duration = Duration::from_secs(10);
-    let held = Arc::new(Mutex::new(0));
-    let plain = Recorder::start({
-        let held = held.clone();
-        move |call: Call| {
-            let held = held.clone();
-            let landing = tokio::spawn(async move {
-                if call.n() == 1 {
-                    tokio::time::sleep(LANDS).await;
-                }
-                *held.lock().unwrap_or_else(PoisonError::into_inner) = call.n();
-            });
-            async move {
-                landing.await.ok();
-                answer(200)
-            }
-        }
-    })
-    .await?;
+    let (plain, late) = Late::start(LANDS).await?;
     let settings = "timeout = \"15s\"";
     let stack = only(plain.target("plain", settings)).start().await?;
     let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
@@ -230,7 +227,7 @@ async fn a_call_that_outlives_a_change_of_the_entry_is_put_right() -> Result<()>
     };
     let until = async |n: u64, expected: &str| {
         eventually(LATER, async || {
-            let now = *held.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = late.of_first();
             let status = status().await?;
             ensure!(
                 now == n && status.as_deref() == Some(expected),
@@ -248,24 +245,7 @@ async fn a_call_that_outlives_a_change_of_the_entry_is_put_right() -> Result<()>
 #[tokio::test]
 async fn a_call_that_timed_out_lands_late_and_is_put_right() -> Result<()> {
     const LANDS: Duration = Duration::from_millis(1_700);
-    let held = Arc::new(Mutex::new(0));
-    let plain = Recorder::start({
-        let held = held.clone();
-        move |call: Call| {
-            let held = held.clone();
-            let landing = tokio::spawn(async move {
-                if call.n() == 1 {
-                    tokio::time::sleep(LANDS).await;
-                }
-                *held.lock().unwrap_or_else(PoisonError::into_inner) = call.n();
-            });
-            async move {
-                landing.await.ok();
-                answer(200)
-            }
-        }
-    })
-    .await?;
+    let (plain, late) = Late::start(LANDS).await?;
     let settings = "timeout = \"1s\"\nretry = { max_deliver = 9, base = \"10s\", factor = 1.0, cap = \"10s\" }";
     let stack = only(plain.target("plain", settings)).start().await?;
     let bus = Bus::connect(&stack).await?;
@@ -273,7 +253,7 @@ async fn a_call_that_timed_out_lands_late_and_is_put_right() -> Result<()> {
     // Nobody waits for it any more, and the next attempt is far away.
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     bus.publish("user.updated", change(1, 2)).await?;
-    let now = || *held.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = || late.of_first();
     eventually(SOON, async || {
         ensure!(now() == 2, "the newer one has not come");
         Ok(())
@@ -406,6 +386,37 @@ async fn a_killed_worker_loses_nothing() -> Result<()> {
     }
     assert_eq!(bus.count(USER_DEAD).await?, 0);
     Ok(())
+}
+
+/// What a busy machine needs beyond the ten seconds that are promised.
+const BUSY: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn users_of_a_killed_worker_are_delivered_within_ten_seconds() -> Result<()> {
+    const USERS: usize = 50;
+    let hangs = async |_| {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        answer(200)
+    };
+    let recorder = Recorder::start(hangs).await?;
+    let settings = format!("concurrency = {USERS}\ntimeout = \"60s\"");
+    let mut stack = only(recorder.target("audit", &settings)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish_all((1..=USERS as u64).map(|user| ("user.created", change(user, 1))))
+        .await?;
+    let calls = async |count: usize, within: Duration| {
+        eventually(within, async || {
+            ensure!(recorder.arrived() == count, "{} calls", recorder.arrived());
+            Ok(())
+        })
+        .await
+    };
+    calls(USERS, SOON).await?;
+    let worker = &mut stack.workers.get_mut("audit").unwrap()[0];
+    worker.kill9().await;
+    let killed = Instant::now();
+    worker.restart().await?;
+    calls(2 * USERS, Duration::from_secs(10) + BUSY - killed.elapsed()).await
 }
 
 #[tokio::test]
@@ -603,11 +614,21 @@ async fn a_worker_makes_do_with_64_open_files() -> Result<()> {
     let worker = Service::spawn(launch, format!("http://{address}"))?;
     let well = async || {
         let asked = http::client().get(format!("{}/readyz", worker.url()));
-        let status = asked.timeout(Duration::from_secs(2)).send().await?.status();
-        ensure!(status == 200, "{status}");
-        Ok(())
+        let answered = asked.timeout(Duration::from_secs(2)).send().await?;
+        let status = answered.status();
+        let said: Value = answered.json().await?;
+        ensure!(status == 200, "{said}");
+        anyhow::Ok(said)
     };
-    eventually(SOON, well).await?;
+    eventually(SOON, async || {
+        let said = well().await?;
+        let served = ["one", "other"]
+            .iter()
+            .all(|target| said["parts"][*target] == "up");
+        ensure!(served, "{said}");
+        Ok(())
+    })
+    .await?;
     let (began, all) = (Instant::now(), USERS as usize);
     while [&one, &other].iter().any(|target| target.answered() < all) {
         well().await?;

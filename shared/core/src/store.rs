@@ -6,11 +6,16 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_nats::jetstream;
 use tokio::time::{Instant, timeout};
-use usersync_core::{
+use tokio_util::sync::CancellationToken;
+
+use crate::{
     admin::Health,
     nats::REQUEST_TIMEOUT,
-    subjects::{GATEWAY_TARGET, WORKERS_BUCKET},
+    subjects::{CHECKS_BUCKET, GATEWAY_TARGET, WORKERS_BUCKET},
 };
+
+/// How often.
+const EVERY: Duration = Duration::from_secs(5);
 
 /// The part of readiness.
 const PART: &str = "store";
@@ -20,8 +25,10 @@ const REFUSED: Duration = Duration::from_secs(10 * 60);
 const FAILURES: u32 = 2;
 
 /// What is tried.
-pub(super) struct Store {
-    /// That of a key of our own.
+#[derive(Debug)]
+pub struct Store {
+    bucket: &'static str,
+    /// That of a key of our own in it.
     subject: String,
     /// Writes that failed, in a row.
     failures: u32,
@@ -30,20 +37,48 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub(super) fn new() -> Self {
-        let gateway = uuid::Uuid::now_v7().simple().to_string();
+    /// That of the gateway with this name in NATS.
+    pub fn of_gateway(name: &str) -> Self {
+        Self::at(WORKERS_BUCKET, &format!("{GATEWAY_TARGET}.{name}"))
+    }
+
+    /// That of the worker with this name.
+    pub fn of_worker(name: &str) -> Self {
+        Self::at(WORKERS_BUCKET, &format!("=store.{name}"))
+    }
+
+    /// That of schedulers: one for all, which stays.
+    pub fn of_schedulers() -> Self {
+        Self::at(CHECKS_BUCKET, "=store")
+    }
+
+    fn at(bucket: &'static str, key: &str) -> Self {
         Self {
-            subject: format!(
-                "$KV.{WORKERS_BUCKET}.{GATEWAY_TARGET}.{}",
-                &gateway[gateway.len() - 12..]
-            ),
+            bucket,
+            subject: format!("$KV.{bucket}.{key}"),
             failures: 0,
             resting: None,
         }
     }
 
+    /// Looks every few seconds until `shutdown`.
+    pub async fn watch(
+        mut self,
+        jetstream: jetstream::Context,
+        health: Health,
+        shutdown: CancellationToken,
+    ) {
+        let looking = async {
+            loop {
+                self.look(&jetstream, &health).await;
+                tokio::time::sleep(EVERY).await;
+            }
+        };
+        shutdown.run_until_cancelled(looking).await;
+    }
+
     /// Writes, and says in `health` what comes of it.
-    pub(super) async fn look(&mut self, jetstream: &jetstream::Context, health: &Health) {
+    pub async fn look(&mut self, jetstream: &jetstream::Context, health: &Health) {
         if self.resting.is_some_and(|until| Instant::now() < until) {
             return;
         }
@@ -55,9 +90,11 @@ impl Store {
                 health.up(PART);
             }
             // That says nothing of the store, and asking again and again would count against this gateway's readiness.
-            Err(_) if health.refusal(WORKERS_BUCKET).is_some() => {
+            Err(_) if health.refusal(self.bucket).is_some() => {
+                let bucket = self.bucket;
                 tracing::warn!(
-                    "whether NATS takes writes can't be told: nats.conf is older, and lets no gateway write to user_workers"
+                    bucket,
+                    "whether NATS takes writes can't be told: nats.conf is older, and doesn't let this login write to the bucket"
                 );
                 self.resting = Some(Instant::now() + REFUSED);
                 health.gone(PART);
