@@ -31,6 +31,7 @@ use crate::{
     freshness::{Freshness, Unproven},
     hand_back::hand_back,
     memory::Memory,
+    overtaken,
     pace::Pace,
     parcel::{self, Carried},
     presence::Crew,
@@ -206,9 +207,18 @@ impl Courier {
         // What was never begun goes back: another worker may have it at once.
         let (live, repairs) = tokio::join!(live.close(), repairs.close());
         let mut back: Vec<Message> = live.into_iter().chain(repairs).collect();
+        let mut unproven = std::mem::take(&mut self.freshness).into_unproven();
         while let Some((user, tasks)) = self.lanes.take(Prefer::Urgent) {
-            if tasks.iter().any(Task::is_doubt) {
-                self.memory.doubt.again(user);
+            for task in &tasks {
+                match *task {
+                    Task::Recheck { version: 0, .. } => self.memory.doubt.again(user.clone()),
+                    Task::Recheck { version, .. } => unproven.push(Unproven {
+                        user_id: user.clone(),
+                        version,
+                        since: 0,
+                    }),
+                    _ => {}
+                }
             }
             back.extend(tasks.into_iter().filter_map(Task::into_message));
         }
@@ -218,12 +228,14 @@ impl Courier {
                 for user in carried.unguarded {
                     self.memory.doubt.delivered(user, Instant::now());
                 }
+                unproven.extend(carried.unproven);
                 for later in carried.later {
                     self.memory.put_off(later);
                 }
                 let tasks = carried.held.into_iter().flat_map(|item| item.tasks);
                 hand_back(&route, tasks.filter_map(Task::into_message)).await;
             }
+            overtaken::ask(&route, unproven).await;
             route.results.publish().await;
         };
         let is_through = timeout(DRAIN, finish).await.is_ok();

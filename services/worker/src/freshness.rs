@@ -87,6 +87,12 @@ impl Freshness {
         self.landed.is_empty() && self.asked.is_empty() && self.pending.is_none()
     }
 
+    /// Everything that awaits proof, in the order it was delivered.
+    pub(crate) fn into_unproven(self) -> Vec<Unproven> {
+        let pending = self.pending.into_iter().flat_map(|(_, waiting)| waiting);
+        pending.chain(self.asked).chain(self.landed).collect()
+    }
+
     /// The server is being asked now how far it has handed out messages.
     pub(crate) fn asking(&mut self) {
         self.asked.append(&mut self.landed);

@@ -23,6 +23,7 @@ mod memory;
 mod meters;
 mod newest;
 mod others;
+mod overtaken;
 mod pace;
 mod parcel;
 mod presence;

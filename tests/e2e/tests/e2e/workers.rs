@@ -194,6 +194,37 @@ async fn what_a_killed_worker_has_sent_lands_late_and_is_put_right() -> Result<(
     .await
 }
 
+/// A worker that is asked to end waits for its calls, and another delivers something newer meanwhile.
+#[tokio::test]
+async fn what_a_stopping_worker_has_sent_lands_late_and_is_put_right() -> Result<()> {
+    const USERS: u64 = 50;
+    let (plain, late) = Late::start(Duration::from_secs(3)).await?;
+    let stack = only(plain.target("plain", "")).workers("plain", 2);
+    let mut stack = stack.start().await?;
+    let bus = Bus::connect(&stack).await?;
+    let events = |n| (1..=USERS).map(move |user| ("user.updated", change(user, n)));
+    bus.publish_all(events(1)).await?;
+    eventually(SOON, async || {
+        let calls = plain.calls();
+        ensure!(calls.len() as u64 == USERS, "{} calls", calls.len());
+        Ok(())
+    })
+    .await?;
+    let stopped = stack.workers.get_mut("plain").and_then(Vec::pop);
+    let stopped = stopped.context("two workers")?;
+    stopped.signal(Signal::SIGTERM)?;
+    bus.publish_all(events(2)).await?;
+    stopped.process().wait_exit(SOON).await?;
+    // All that was under way has landed.
+    plain.until_all_answered().await?;
+    eventually(SOON, async || {
+        let stale = late.held().values().filter(|n| **n == 1).count();
+        ensure!(stale == 0, "{stale} of {USERS} users are stale");
+        Ok(())
+    })
+    .await
+}
+
 /// A worker that is told of another entry doesn't wait for ever for the calls it has made by the old one.
 #[tokio::test]
 async fn a_call_that_outlives_a_change_of_the_entry_is_put_right() -> Result<()> {
