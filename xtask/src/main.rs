@@ -10,6 +10,7 @@ mod bench;
 mod certs;
 mod ci;
 mod demo;
+mod faults;
 mod run;
 mod sbom;
 mod setup;
@@ -30,6 +31,7 @@ enum Command {
     Test(test::Test),
     Ci(ci::Ci),
     Bench(bench::Bench),
+    Faults(faults::Faults),
     Sbom(sbom::Sbom),
     Certs(certs::Certs),
     Setup(setup::Setup),
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Test(command) => command.run(),
         Command::Ci(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Faults(command) => command.run(),
         Command::Sbom(command) => command.run(),
         Command::Certs(command) => command.run(),
         Command::Setup(command) => command.run(),

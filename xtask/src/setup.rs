@@ -83,6 +83,14 @@ pub(crate) enum Tool {
 pub(crate) const STACK: &[Tool] = &[Tool::Nats, Tool::Redis];
 /// What the benchmarks take.
 pub(crate) const BENCH: &[Tool] = &[Tool::Nats, Tool::Redis, Tool::MariaDb, Tool::Postgres];
+/// What the fault suite takes.
+pub(crate) const FAULTS: &[Tool] = &[
+    Tool::Nats,
+    Tool::Redis,
+    Tool::MariaDb,
+    Tool::Postgres,
+    Tool::ArcadeDb,
+];
 /// What the tests take.
 pub(crate) const TESTS: &[Tool] = &[
     Tool::Nats,

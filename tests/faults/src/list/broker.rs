@@ -1,0 +1,107 @@
+//! NATS: killed, stopped, robbed of what is ours in it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use usersync_stack::{Signal, eventually};
+
+use crate::{
+    fault::{Fault, a_while},
+    world::{SOON, World},
+};
+
+pub(crate) const FAULTS: &[Fault] = &[
+    Fault::new(20, "nats-killed", |world, dice| {
+        Box::pin(killed(world, dice))
+    }),
+    Fault::new(21, "nats-frozen", |world, dice| {
+        Box::pin(frozen(world, dice))
+    }),
+    Fault::new(22, "consumers-deleted", |world, dice| {
+        Box::pin(consumers(world, dice))
+    })
+    .told(&["streams"]),
+    Fault::new(23, "states-deleted", |world, dice| {
+        Box::pin(states(world, dice))
+    })
+    .told(&["streams"]),
+    Fault::new(24, "side-streams-deleted", |world, dice| {
+        Box::pin(side_streams(world, dice))
+    })
+    .told(&["streams"]),
+    Fault::new(25, "payload-too-large", |world, dice| {
+        Box::pin(too_large(world, dice))
+    }),
+];
+
+async fn killed(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(dice.u64(200..1_000))).await;
+        world.stack.nats.kill9().await;
+        world.stack.nats.restart().await?;
+    }
+    Ok(())
+}
+
+async fn frozen(world: &mut World, _dice: &mut fastrand::Rng) -> Result<()> {
+    world.stack.nats.process().signal(Signal::SIGSTOP)?;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    world.stack.nats.process().signal(Signal::SIGCONT)
+}
+
+/// Those of two targets, and intake's.
+async fn consumers(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    a_while(dice).await;
+    for (stream, consumer) in [
+        ("USER_STATE", "plain"),
+        ("USER_REPAIR", "plain"),
+        ("USER_STATE", "crm"),
+        ("USER_EVENTS", "gateway-intake"),
+    ] {
+        let stream = world.jetstream.get_stream(stream).await?;
+        stream.delete_consumer(consumer).await?;
+    }
+    Ok(())
+}
+
+/// They are made again from every event once the gateway begins anew.
+async fn states(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    a_while(dice).await;
+    world.jetstream.delete_stream("USER_STATE").await?;
+    a_while(dice).await;
+    world.stack.gateways[0].restart().await?;
+    eventually(SOON, async || {
+        world.jetstream.get_stream("USER_STATE").await?;
+        Ok(())
+    })
+    .await
+}
+
+async fn side_streams(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    a_while(dice).await;
+    for stream in [
+        "USER_ADVISORY",
+        "USER_REPAIR",
+        "USER_RESULT",
+        "KV_user_breakers",
+        "KV_user_workers",
+    ] {
+        world.jetstream.delete_stream(stream).await?;
+    }
+    Ok(())
+}
+
+async fn too_large(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    let most = world.jetstream.client().server_info().max_payload;
+    for size in [most - 1_000, most + 1] {
+        let sent = world
+            .jetstream
+            .publish("user.updated", vec![b'x'; size].into());
+        // The first is stored and refused by intake, the second by NATS.
+        if let Ok(sent) = sent.await {
+            sent.await.ok();
+        }
+        a_while(dice).await;
+    }
+    Ok(())
+}

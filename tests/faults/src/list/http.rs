@@ -1,0 +1,149 @@
+//! HTTP services: every way in which one answers badly, late, or not at all.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::{
+    fault::{Fault, a_while},
+    proxy::Line,
+    receiver::Manners,
+    world::World,
+};
+
+const METADATA: &str = "http://169.254.169.254/latest/meta-data/";
+
+pub(crate) const FAULTS: &[Fault] = &[
+    Fault::new(60, "http-500", |world, dice| {
+        Box::pin(badly(world, dice, Manners::Status(500)))
+    })
+    .told(&["breaker"]),
+    Fault::new(61, "http-429-1", |world, dice| {
+        Box::pin(badly(world, dice, Manners::Busy("1")))
+    }),
+    Fault::new(62, "http-429-garbage", |world, dice| {
+        Box::pin(badly(world, dice, Manners::Busy("next week, maybe")))
+    }),
+    Fault::new(63, "http-429-for-ever", |world, dice| {
+        Box::pin(for_ever(world, dice))
+    }),
+    Fault::new(64, "http-hangs", |world, dice| {
+        Box::pin(badly(world, dice, Manners::Hangs))
+    }),
+    Fault::new(65, "http-applied-and-hangs", |world, dice| {
+        Box::pin(badly(world, dice, Manners::TakesAndHangs))
+    }),
+    Fault::new(66, "http-applied-and-reset", |world, dice| {
+        Box::pin(badly(world, dice, Manners::TakesAndResets))
+    }),
+    Fault::new(67, "http-one-byte-a-second", |world, dice| {
+        Box::pin(badly(world, dice, Manners::Trickles))
+    }),
+    Fault::new(68, "http-redirect-to-metadata", |world, dice| {
+        Box::pin(badly(world, dice, Manners::Redirects(METADATA)))
+    }),
+    Fault::new(69, "http-one-gigabyte", |world, dice| {
+        Box::pin(badly(world, dice, Manners::Floods))
+    }),
+    Fault::new(70, "http-not-gzip", |world, dice| {
+        Box::pin(badly(world, dice, Manners::Bombs))
+    }),
+    Fault::new(71, "http-401", |world, dice| {
+        Box::pin(badly(world, dice, Manners::Status(401)))
+    })
+    .told(&["breaker"]),
+    Fault::new(72, "http-half-down", |world, dice| {
+        Box::pin(badly(world, dice, Manners::HalfDown))
+    }),
+    Fault::new(73, "http-line-black-hole", |world, dice| {
+        Box::pin(line(world, dice, Line::BlackHole))
+    }),
+    Fault::new(74, "http-line-cut", |world, dice| {
+        Box::pin(line(world, dice, Line::Cut(60)))
+    }),
+    Fault::new(75, "http-line-half-closed", |world, dice| {
+        Box::pin(line(world, dice, Line::HalfClosed))
+    }),
+    Fault::new(76, "http-line-throttled", |world, dice| {
+        Box::pin(line(world, dice, Line::Throttled(20_000)))
+    }),
+    Fault::new(77, "http-line-refused", |world, dice| {
+        Box::pin(line(world, dice, Line::Refused))
+    }),
+    Fault::new(78, "http-lines-reset", |world, dice| {
+        Box::pin(resets(world, dice))
+    }),
+    poisoned(Fault::new(79, "http-poison-user", |world, dice| {
+        Box::pin(a_poison(world, dice))
+    }))
+    .told(&["dead"]),
+];
+
+const fn poisoned(mut fault: Fault) -> Fault {
+    fault.poisoned = Some(0);
+    fault
+}
+
+async fn badly(world: &mut World, dice: &mut fastrand::Rng, manners: Manners) -> Result<()> {
+    for receiver in [&world.guarded, &world.plain] {
+        receiver.behaves(manners);
+    }
+    for _ in 0..3 {
+        a_while(dice).await;
+    }
+    for receiver in [&world.guarded, &world.plain] {
+        receiver.behaves(Manners::Good);
+    }
+    Ok(())
+}
+
+/// Whoever was told to wait for thirty years waits for an hour at most; an operator doesn't.
+async fn for_ever(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    world.guarded.behaves(Manners::Busy("1000000000"));
+    a_while(dice).await;
+    world.guarded.behaves(Manners::Good);
+    let repair = r#"{"target":"guarded","all":true}"#;
+    let client = world.jetstream.client();
+    let asked = client
+        .request("usersync.repair.start", repair.into())
+        .await?;
+    let failed = asked
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get("Nats-Service-Error-Code"));
+    anyhow::ensure!(failed.is_none(), "{:?}", asked.payload);
+    Ok(())
+}
+
+async fn line(world: &mut World, dice: &mut fastrand::Rng, line: Line) -> Result<()> {
+    for proxy in [&world.guarded_line, &world.plain_line] {
+        proxy.is(line);
+        proxy.reset();
+    }
+    for _ in 0..2 {
+        a_while(dice).await;
+    }
+    for proxy in [&world.guarded_line, &world.plain_line] {
+        proxy.is(Line::Good);
+        proxy.reset();
+    }
+    Ok(())
+}
+
+async fn resets(world: &mut World, _dice: &mut fastrand::Rng) -> Result<()> {
+    for _ in 0..20 {
+        world.guarded_line.reset();
+        world.plain_line.reset();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    Ok(())
+}
+
+/// The first user of the load; see `Fault::poisoned`.
+async fn a_poison(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    for _ in 0..3 {
+        a_while(dice).await;
+    }
+    anyhow::ensure!(world.guarded.calls() > 0, "nobody was called");
+    Ok(())
+}
