@@ -137,7 +137,7 @@ mod tests {
     fn the_schema_has_the_keys_that_an_entry_has() {
         let entry = json!({
             "name": "t", "url": "http://h/x", "allow_networks": ["loopback"], "method": "POST", "concurrency": 1, "batch": 2, "linger": "5ms",
-            "rate_limit": 5, "filter": "true", "read_url": "http://h/{id}", "unique": ["email"], "headers": {"X-A": "b"},
+            "rate_limit": 5, "filter": "true", "read_url": "http://h/{id}", "unique": ["email"], "refill": true, "headers": {"X-A": "b"},
             "secret": "env:S", "previous_secret": "env:P", "auth": {"bearer": "env:T"}, "tls": {"ca": "file:/c", "cert": "file:/c", "key": "file:/k"}, "note": "n", "table": {"name": "users", "binary_uuid": true},
             "retry": {"permanent_status": [409], "transient_status": ["X"]},
             "fields": {"include": ["data.a"], "exclude": ["data.b"], "compute": {"data.c": "1"},
