@@ -29,14 +29,15 @@ case "${1-} ${2-}" in
 "backup "?*)
   mkdir "$2"
   nats stream ls --all --names >"$2/streams"
-  [ -s "$2/streams" ] || { echo "this user's account has no streams: is it the old account?" >&2; exit 1; }
+  [ -s "$2/streams" ] || { rm -r "$2"; echo "this user's account has no streams: is it the old account?" >&2; exit 1; }
   while read -r stream; do
     standing "$stream" </dev/null >"$2/$stream.standing"
     nats stream backup "$stream" "$2/$stream" --no-progress </dev/null
   done <"$2/streams"
+  : >"$2/ended"
   ;;
 "restore "?*)
-  [ -s "$2/streams" ] || { echo "$2 is no backup that ended well" >&2; exit 1; }
+  [ -e "$2/ended" ] || { echo "$2 is no backup that ended well" >&2; exit 1; }
   while read -r stream; do
     nats stream restore "$2/$stream" --no-progress </dev/null
     standing "$stream" </dev/null | diff "$2/$stream.standing" - || {

@@ -1,6 +1,6 @@
 //! Answers about this worker: the NATS service `usersync-worker`, every worker for itself.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use async_nats::Client;
 use futures_util::StreamExt;
@@ -15,16 +15,22 @@ use usersync_core::{
 
 use crate::fleet::Routes;
 
-/// Serves the questions until `shutdown`; a worker of another target stays silent.
+/// Serves the questions until `shutdown`; a worker of another target stays silent. One that serves a single target of `names`
+/// listens for that alone: its login may be for nothing else.
 ///
 /// # Errors
 /// When the service can't be started.
 pub(crate) async fn run(
     client: Client,
     worker: String,
+    names: &BTreeSet<TargetName>,
     routes: Routes,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let target = match names.first() {
+        Some(name) if names.len() == 1 => name.as_ref(),
+        _ => "*",
+    };
     let about = About {
         name: "usersync-worker",
         version: env!("CARGO_PKG_VERSION"),
@@ -34,7 +40,7 @@ pub(crate) async fn run(
     };
     let service = NatsService::start(client, about).await?;
     let endpoint = |name: &'static str| {
-        let subject = format!("usersync.worker.{name}.*");
+        let subject = format!("usersync.worker.{name}.{target}");
         service.endpoint(name, subject, HashMap::new())
     };
     let mut status = endpoint("status").await?;

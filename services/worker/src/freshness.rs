@@ -87,10 +87,14 @@ impl Freshness {
         self.landed.is_empty() && self.asked.is_empty() && self.pending.is_none()
     }
 
-    /// Everything that awaits proof, in the order it was delivered.
+    /// Everything that awaits proof, in the order it was delivered. Who was skipped is left out if nobody else was handed
+    /// anything since, as far as is known.
     pub(crate) fn into_unproven(self) -> Vec<Unproven> {
         let pending = self.pending.into_iter().flat_map(|(_, waiting)| waiting);
-        pending.chain(self.asked).chain(self.landed).collect()
+        let unproven = pending.chain(self.asked).chain(self.landed);
+        let overtaken =
+            |unproven: &Unproven| unproven.version != 0 || unproven.since < self.last_gap;
+        unproven.filter(overtaken).collect()
     }
 
     /// The server is being asked now how far it has handed out messages.

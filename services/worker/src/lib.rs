@@ -110,12 +110,11 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         health.clone(),
         shutdown.clone(),
     ));
-    let answering = tokio::spawn(desk::run(
-        client.clone(),
-        worker,
-        routes.clone(),
-        shutdown.clone(),
-    ));
+    let answering = tokio::spawn({
+        let (client, names) = (client.clone(), settings.names.clone());
+        let (routes, shutdown) = (routes.clone(), shutdown.clone());
+        async move { desk::run(client, worker, &names, routes, shutdown).await }
+    });
     let fleet = Fleet {
         jetstream,
         health,

@@ -129,7 +129,7 @@ pub(crate) async fn carry(route: Arc<Route>, items: Vec<Item>) -> Carried {
         }
         if let Outcome::Delivered { guarded } = outcome {
             route.set_guarded(guarded);
-            if item.only_live() && route.is_change(stored_us) {
+            if item.only_live() && item.is_new_version() && route.is_change(stored_us) {
                 let micros = now_us.saturating_sub(stored_us);
                 let latency = Duration::from_micros(micros);
                 route.meters.sync_seconds.record(latency);

@@ -1,7 +1,7 @@
 //! What is queued for a user, and what a call carries of it.
 
 use async_nats::jetstream::Message;
-use usersync_core::{repair::Repair, user_id::UserId};
+use usersync_core::{repair::Repair, subjects::header, user_id::UserId};
 
 /// A message, and where it stands: read once, because its reply subject has to be parsed for that.
 #[derive(Debug)]
@@ -104,6 +104,14 @@ impl Item {
     /// The newest state that arrived.
     pub(crate) fn newest(&self) -> Option<&Arrived> {
         self.live().max_by_key(|arrived| arrived.stream_seq)
+    }
+
+    /// Whether the newest state that arrived isn't stored only to remember an event: the change may be of long ago.
+    pub(crate) fn is_new_version(&self) -> bool {
+        let headers = self
+            .newest()
+            .and_then(|newest| newest.message.headers.as_ref());
+        headers.is_none_or(|headers| headers.get(header::UNCHANGED).is_none())
     }
 
     /// Nothing but states that arrived.

@@ -306,6 +306,8 @@ pub mod header {
     pub const WAITS_FOR: &str = "Usersync-Waits-For";
     /// The subject the message came on.
     pub const SUBJECT: &str = "Usersync-Subject";
+    /// On a state that has no new version: it only remembers an event.
+    pub const UNCHANGED: &str = "Usersync-Unchanged";
     /// The length in bytes of a refused event too long to be kept whole; all of it is in USER_EVENTS.
     pub const TRUNCATED: &str = "Usersync-Truncated";
     /// On an entry of the bucket `user_targets` that comes from a catalogue file: the file entry's hash.

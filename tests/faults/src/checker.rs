@@ -96,12 +96,12 @@ impl Checker {
             .count() as u64
     }
 
-    /// Who is wrong at which target; `but` is left out at the HTTP targets.
+    /// Who is wrong at which target; those in `but` are left out at the HTTP targets.
     async fn look(
         &mut self,
         world: &World,
         users: &Range<u64>,
-        but: Option<u64>,
+        but: &BTreeSet<u64>,
     ) -> Result<Vec<Wrong>> {
         self.read(world).await?;
         let copies = tokio::try_join!(
@@ -118,7 +118,7 @@ impl Checker {
             let part = whole.map(in_columns);
             for target in TARGETS {
                 let (holds, should) = match target {
-                    "guarded" | "plain" if Some(user) == but => continue,
+                    "guarded" | "plain" if but.contains(&user) => continue,
                     "guarded" => (alive(world.guarded.holds(user)), whole.cloned()),
                     "plain" => (alive(world.plain.holds(user)), whole.cloned()),
                     "redis-cache" => (redis.get(&user).cloned(), whole.cloned()),
@@ -144,7 +144,7 @@ impl Checker {
         &mut self,
         world: &World,
         users: &Range<u64>,
-        but: Option<u64>,
+        but: &BTreeSet<u64>,
         deadline: Duration,
     ) -> Result<Vec<Wrong>> {
         let end = Instant::now() + deadline;
@@ -295,6 +295,8 @@ pub(crate) async fn alerts(world: &World, since: u64) -> Result<BTreeSet<String>
         }
         standing.insert(message.subject, (kind, raised));
     }
+    // What is so for long isn't told twice; that a cache was filled again is told each time.
+    standing.retain(|_, (kind, _)| kind != "refill");
     kinds.extend(
         standing
             .into_values()

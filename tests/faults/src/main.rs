@@ -20,14 +20,14 @@ mod receiver;
 mod report;
 mod world;
 
-use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use tokio::time::Instant;
 
 use self::{
-    checker::Checker,
+    checker::{Checker, Wrong},
     fault::Fault,
     load::{Doors, Load},
     receiver::Manners,
@@ -37,6 +37,8 @@ use self::{
 
 /// How long all copies may take to be right again after a fault.
 const RECOVERY: Duration = Duration::from_secs(120);
+/// A time-out of a target, and how long it takes to miss a worker that was killed.
+const LATE: Duration = Duration::from_secs(15);
 /// How long an alert that is expected may take.
 const ALERT: Duration = Duration::from_secs(20);
 
@@ -97,7 +99,7 @@ async fn run(cli: Cli) -> Result<bool> {
     let end = cli
         .minutes
         .map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
-    let mut round = 0;
+    let (mut round, mut poisoned) = (0, BTreeSet::new());
     loop {
         dice.shuffle(&mut faults);
         for fault in &faults {
@@ -113,6 +115,7 @@ async fn run(cli: Cli) -> Result<bool> {
                 &mut dice,
             )
             .await;
+            poisoned.extend(fault.poisoned.map(|at| first_of(round) + at));
             round += 1;
             let row = match row {
                 Ok(row) => row,
@@ -131,6 +134,13 @@ async fn run(cli: Cli) -> Result<bool> {
             break;
         }
     }
+    // Nothing of what came later has changed anybody before, and no call lands late.
+    tokio::time::sleep(LATE).await;
+    let wrong = checker
+        .settle(&world, &(1..first_of(round)), &poisoned, RECOVERY)
+        .await?;
+    tell(&world, &wrong);
+    report.everybody(wrong.len());
     let well = report.is_well();
     if !well || cli.keep {
         let dir = world.stack.keep_dir();
@@ -169,9 +179,10 @@ async fn one(
         eprint!("\r\x1b[K{} …\r", fault.name);
     }
     // Users of its own, so that what is wrong can be told apart.
-    let first = 1 + round * 1_000;
+    let first = first_of(round);
     let users = first..first + 200;
     let poisoned = fault.poisoned.map(|at| first + at);
+    let but: BTreeSet<u64> = poisoned.into_iter().collect();
     for receiver in [&world.guarded, &world.plain] {
         receiver.behaves(poisoned.map_or(Manners::Good, Manners::Refuses));
     }
@@ -191,7 +202,7 @@ async fn one(
     (fault.inject)(world, dice).await.context("doing it")?;
     let whole = Instant::now();
     let acknowledged = writing.await??;
-    let wrong = checker.settle(world, &users, poisoned, RECOVERY).await?;
+    let wrong = checker.settle(world, &users, &but, RECOVERY).await?;
     let recovery = whole.elapsed();
     for receiver in [&world.guarded, &world.plain] {
         receiver.behaves(Manners::Good);
@@ -209,11 +220,7 @@ async fn one(
     // is what `wrong` says.
     let (regressed, changed) = world.guarded.wrongs(users.clone());
     let (back, _) = world.plain.wrongs(users.clone());
-    for wrong in wrong.iter().take(5) {
-        eprintln!("  {wrong}");
-        eprintln!("    guarded saw {}", world.guarded.history(wrong.user));
-        eprintln!("    plain saw {}", world.plain.history(wrong.user));
-    }
+    tell(world, &wrong);
     Ok(Row {
         number: fault.number,
         name: fault.name,
@@ -228,4 +235,18 @@ async fn one(
         expected: fault.alerts,
         alerts,
     })
+}
+
+/// The first user of a round: each has users of its own.
+const fn first_of(round: u64) -> u64 {
+    1 + round * 1_000
+}
+
+/// Shows the first few who are wrong, with what happened to them.
+fn tell(world: &World, wrong: &[Wrong]) {
+    for wrong in wrong.iter().take(5) {
+        eprintln!("  {wrong}");
+        eprintln!("    guarded saw {}", world.guarded.history(wrong.user));
+        eprintln!("    plain saw {}", world.plain.history(wrong.user));
+    }
 }

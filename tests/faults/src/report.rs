@@ -43,6 +43,8 @@ impl Row {
 pub(crate) struct Report {
     seed: u64,
     rows: Vec<Row>,
+    /// Copies of users of all rounds that differ at the end.
+    wrong_at_the_end: usize,
     #[serde(skip)]
     json: bool,
 }
@@ -52,6 +54,7 @@ impl Report {
         let report = Self {
             seed,
             rows: Vec::new(),
+            wrong_at_the_end: 0,
             json,
         };
         report.say(&format!(
@@ -103,8 +106,16 @@ impl Report {
         self.rows.push(row);
     }
 
+    /// Everybody was looked at once more.
+    pub(crate) fn everybody(&mut self, wrong: usize) {
+        self.wrong_at_the_end = wrong;
+        self.say(&format!(
+            "all users of all rounds, at the end: {wrong} copies wrong"
+        ));
+    }
+
     pub(crate) fn is_well(&self) -> bool {
-        self.rows.iter().all(Row::is_well)
+        self.wrong_at_the_end == 0 && self.rows.iter().all(Row::is_well)
     }
 
     /// The last line: what all came to.
@@ -119,7 +130,7 @@ impl Report {
             sum(|row| row.lost),
             sum(|row| row.wrong),
             sum(|row| row.regressed),
-            if bad == 0 { "all well".to_owned() } else { format!("{bad} not well") },
+            if self.is_well() { "all well".to_owned() } else { format!("{bad} not well") },
         ));
         if self.json
             && let Ok(text) = serde_json::to_string(self)

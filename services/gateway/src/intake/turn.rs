@@ -17,7 +17,8 @@ use metrics::{Counter, Histogram};
 use usersync_core::{
     event::{Event, InvalidEvent},
     state::{self, Applied, Position, State, Unreadable},
-    stored_state, subjects,
+    stored_state,
+    subjects::{self, header},
     trace::TraceContext,
     user_id::UserId,
 };
@@ -153,6 +154,7 @@ async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [A
             continue;
         };
         let now_us = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default();
+        let before = state.as_ref().map(|state| state.version);
         let apply = |arrival: &Arrival| {
             let history = &ground.history;
             state::apply(&mut state, &arrival.event, arrival.at, history, now_us)
@@ -172,15 +174,21 @@ async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [A
             return Merged::Lost;
         }
         match state.filter(|_| changed) {
-            Some(state) => match keep(desk, ground, arrivals, &state, &base, origin).await {
-                Kept::Yes => {}
-                Kept::Again => {
-                    desk.known.remove(user_id);
-                    origin = Origin::Leader;
-                    continue;
+            Some(state) => {
+                let next = Next {
+                    is_new_version: before != Some(state.version),
+                    state: &state,
+                };
+                match keep(desk, ground, arrivals, &next, &base, origin).await {
+                    Kept::Yes => {}
+                    Kept::Again => {
+                        desk.known.remove(user_id);
+                        origin = Origin::Leader;
+                        continue;
+                    }
+                    Kept::Never(merged) => return merged,
                 }
-                Kept::Never(merged) => return merged,
-            },
+            }
             None if origin != Origin::Cache && !base.payload.is_empty() => {
                 desk.known.insert(user_id.clone(), base);
             }
@@ -237,15 +245,26 @@ async fn parsed(desk: &Desk, user_id: &UserId, base: &Stored) -> Result<Option<S
     }
 }
 
-/// Stores `state`, which was made from `base`.
+/// A state to be stored.
+struct Next<'a> {
+    state: &'a State,
+    /// Else it only remembers an event.
+    is_new_version: bool,
+}
+
+/// Stores `next`, which was made from `base`.
 async fn keep(
     desk: &Desk,
     ground: &Ground,
     arrivals: &[Arrival],
-    state: &State,
+    next: &Next<'_>,
     base: &Stored,
     origin: Origin,
 ) -> Kept {
+    let Next {
+        state,
+        is_new_version,
+    } = *next;
     let user_id = &state.user_id;
     // What is stored is kept at hand, so its room is what it needs: a vector that grows by itself has up to twice that.
     let mut payload = Vec::with_capacity(base.payload.len() + GROWTH);
@@ -279,7 +298,13 @@ async fn keep(
             }
         }
     }
-    match store(desk, user_id, arrivals, payload.clone(), base.seq).await {
+    let mut message = PublishMessage::build()
+        .payload(payload.clone())
+        .expected_last_subject_sequence(base.seq);
+    if !is_new_version {
+        message = message.header(header::UNCHANGED, "true");
+    }
+    match store(desk, user_id, arrivals, message).await {
         Ok(seq) => {
             ground.intact.stored(seq, is_new);
             desk.known.insert(user_id.clone(), Stored { seq, payload });
@@ -354,17 +379,13 @@ async fn read(desk: &Desk, user_id: &UserId, origin: Origin) -> anyhow::Result<S
     }
 }
 
-/// Stores a state if `base` is still the newest; returns its sequence.
+/// Stores a state if the one that it names is still the newest; returns its sequence.
 async fn store(
     desk: &Desk,
     user_id: &UserId,
     arrivals: &[Arrival],
-    payload: Bytes,
-    base: u64,
+    mut message: PublishMessage,
 ) -> Result<u64, PublishErrorKind> {
-    let mut message = PublishMessage::build()
-        .payload(payload)
-        .expected_last_subject_sequence(base);
     // The newest event's trace goes on; the others end here.
     let trace = arrivals
         .iter()

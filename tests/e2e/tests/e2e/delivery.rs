@@ -444,3 +444,21 @@ async fn large_users_cut_nobody_off() -> Result<()> {
     assert_eq!(slow_consumers(&stack.nats).await?, before);
     Ok(())
 }
+
+/// What only remembers an event is stored long after the change, and says nothing of how long that took.
+#[tokio::test]
+async fn a_state_that_only_remembers_an_event_is_no_late_change() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let entry = recorder.target("audit", "suppress_unchanged = false");
+    let stack = only(entry).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    for (id, calls) in [("a", 1), ("b", 2)] {
+        let event = json!({"id": id, "user_id": 7, "username": "ann"});
+        bus.publish("user.updated", event).await?;
+        bus.until_settled("audit").await?;
+        assert_eq!(recorder.arrived(), calls);
+    }
+    let metrics = stack.worker_metrics("audit").await?;
+    assert_eq!(metrics.sum("usersync_sync_latency_seconds_count", &[]), 1.0);
+    Ok(())
+}

@@ -41,18 +41,19 @@ async fn nothing(_world: &mut World, _dice: &mut fastrand::Rng) -> Result<()> {
 async fn rubbish(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
     let refused = world.jetstream.get_stream("USER_REFUSED").await?;
     let many: String = (0..60_000).map(|n| format!("\"k{n}\":1,")).collect();
+    // Of nobody whom a load changes.
     let bodies: Vec<Vec<u8>> = vec![
         b"\xff\xfe\xfd".to_vec(),
-        b"{\"user_id\": 1, \"username\": \"\xc3\x28\"}".to_vec(),
+        b"{\"user_id\": 999999999, \"username\": \"\xc3\x28\"}".to_vec(),
         format!(
-            "{{\"user_id\": 1, \"data\": {}1{}}}",
+            "{{\"user_id\": 999999999, \"data\": {}1{}}}",
             "[".repeat(10_000),
             "]".repeat(10_000)
         )
         .into_bytes(),
-        format!("{{\"user_id\": 1, \"data\": {{{many}\"k\":1}}}}").into_bytes(),
-        b"{\"user_id\": 1, \"data\": {\"n\": 1e400}}".to_vec(),
-        b"{\"user_id\": 1, \"data\": {\"n\": 18446744073709551616}}".to_vec(),
+        format!("{{\"user_id\": 999999999, \"data\": {{{many}\"k\":1}}}}").into_bytes(),
+        b"{\"user_id\": 999999999, \"data\": {\"n\": 1e400}}".to_vec(),
+        b"{\"user_id\": 999999999, \"data\": {\"n\": 18446744073709551616}}".to_vec(),
         b"[]".to_vec(),
         Vec::new(),
     ];

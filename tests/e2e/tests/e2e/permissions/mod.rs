@@ -17,8 +17,10 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::{self, consumer::pull};
 use futures_util::TryStreamExt as _;
-use serde_json::json;
-use usersync_stack::{NatsServer, ROLES, Stack, eventually};
+use serde_json::{Value, json};
+use usersync_stack::{
+    Launch, NatsServer, Profile, ROLES, Service, Stack, eventually, free_port, http, tools,
+};
 
 use self::peer::{Peer, Try};
 use crate::support::{Bus, SOON, only};
@@ -386,6 +388,60 @@ async fn stack() -> Result<Stack> {
     // Who connects meanwhile may be refused.
     connect(&stack.nats, SHOP).await?;
     Ok(stack)
+}
+
+/// What the page gives a worker for one target is all that it asks for, `refill` and the look at the store, too.
+#[tokio::test]
+async fn a_worker_for_one_target_is_ready_and_stays_so() -> Result<()> {
+    let stack = stack().await?;
+    let entry = format!(
+        "{{\"url\":\"{}\",\"refill\":true,\"allow_networks\":[\"loopback\"]}}",
+        stack.redis.url()
+    );
+    let bus = Bus::connect(&stack).await?;
+    bus.kv_put("user_targets", "shop", &entry).await?;
+    let password = stack.dir().join("shop-password");
+    fs::write(&password, SHOP_PASSWORD)?;
+    let address = format!("127.0.0.1:{}", free_port()?);
+    let program = tools::binary("usersync-worker", Profile::own())?;
+    let launch = Launch::new(
+        "worker-shop",
+        program,
+        stack.dir().join("logs/worker-shop.log"),
+    )
+    .args(["--listen", &address, "--target", "shop"])
+    .env("USERSYNC_NATS__URL", stack.nats.url())
+    .env("USERSYNC_NATS__USER", SHOP)
+    .env(
+        "USERSYNC_NATS__PASSWORD",
+        format!("file:{}", password.display()),
+    )
+    .env("USERSYNC_NATS__INBOX_PREFIX", "_INBOX_worker_shop");
+    let worker = Service::spawn(launch, format!("http://{address}"))?;
+    worker.until_ready().await?;
+    // It has written to the bucket both ways.
+    eventually(SOON, async || {
+        let bucket = bus.jetstream().get_stream("KV_user_workers").await?;
+        let store = "$KV.user_workers.=store.*";
+        bucket.get_last_raw_message_by_subject(store).await?;
+        ensure!(
+            bus.kv_get("user_workers", "=refill.shop").await?.is_some(),
+            "no mark"
+        );
+        Ok(())
+    })
+    .await?;
+    let said: Value = http::client()
+        .get(format!("{}/readyz", worker.url()))
+        .send()
+        .await?
+        .json()
+        .await?;
+    ensure!(
+        said["ready"] == true && said["parts"]["permissions"].is_null(),
+        "{said}"
+    );
+    Ok(())
 }
 
 /// Replaces a part of the server's configuration.
