@@ -153,7 +153,7 @@ fn every_bucket_is_documented() {
 fn every_header_is_documented() {
     use subjects::header::{
         ATTEMPTS, CLASS, FILE, FIRST_FAILURE, LAST_FAILURE, POINTER, REASON, STATUS_CODE, SUBJECT,
-        TRUNCATED, VERSION, WAITS_FOR,
+        TRUNCATED, UNCHANGED, VERSION, WAITS_FOR,
     };
     let ours: BTreeSet<_> = first_cells("Headers")
         .into_iter()
@@ -170,6 +170,7 @@ fn every_header_is_documented() {
         STATUS_CODE,
         SUBJECT,
         TRUNCATED,
+        UNCHANGED,
         VERSION,
         WAITS_FOR,
     ];
