@@ -104,7 +104,8 @@ async fn claims(bus: &Bus) -> Result<BTreeMap<String, usize>> {
     let bucket = bus.jetstream().get_key_value("user_checks").await?;
     let keys: Vec<String> = bucket.keys().await?.try_collect().await?;
     let mut claims = BTreeMap::new();
-    for key in keys.iter().filter(|key| !key.starts_with("pause")) {
+    let of_a_check = |key: &&String| !key.starts_with("pause") && !key.starts_with('=');
+    for key in keys.iter().filter(of_a_check) {
         let claim = bus.kv_get("user_checks", key).await?.unwrap_or_default();
         let scheduler = claim["scheduler"].as_str().unwrap_or_default();
         *claims.entry(scheduler.to_owned()).or_default() += 1;
