@@ -8,7 +8,7 @@ use std::{
 use tokio::time::timeout;
 
 use crate::{
-    About, Failure, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, TableName, UserRow,
+    About, Failure, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, Stamp, TableName, UserRow,
     mysql::MySql,
     postgres::Postgres,
     session::{Answering, FORMAT, MOST_COUNTED, Session},
@@ -327,18 +327,35 @@ impl Database {
         .await
     }
 
-    /// Removes up to `most` published rows older than the retention; how many were removed.
+    /// Removes published rows older than the retention, of the oldest `most`, but the one with the id `kept`; how many
+    /// were removed.
     ///
     /// # Errors
     /// When they can't be removed.
-    pub async fn prune(&mut self, most: u32) -> Result<u64, SourceError> {
+    pub async fn prune(&mut self, kept: i64, most: u32) -> Result<u64, SourceError> {
         let retention = self.config.relay.retention;
-        within(
-            PATIENCE,
-            "pruning the outbox",
-            self.session.prune(retention, most),
-        )
-        .await
+        let pruning = self.session.prune(retention, kept, most);
+        within(PATIENCE, "pruning the outbox", pruning).await
+    }
+
+    /// Whether a row of the outbox is there no more, or another one has its id.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn has_lost(&mut self, row: &Stamp) -> Result<bool, SourceError> {
+        let reading = self.session.row(row.id);
+        let found = within(PATIENCE, "reading the outbox", reading).await?;
+        Ok(found.is_none_or(|found| found.stamp() != *row))
+    }
+
+    /// The published row with the highest id.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn last_published(&mut self) -> Result<Option<Stamp>, SourceError> {
+        let reading = self.session.last_published();
+        let found = within(PATIENCE, "reading the outbox", reading).await?;
+        Ok(found.map(|found| found.stamp()))
     }
 
     /// How far the relay is behind.

@@ -24,4 +24,4 @@ pub use database::{Database, RowsUnderWay};
 pub use error::SourceError;
 pub use layout::{Column, Layout, TableName};
 pub use outbox::{InstallPlan, Standing, Watched, shipped};
-pub use session::{About, Failure, Lag, OutboxRow, Payload, RowChange, UserRow};
+pub use session::{About, Failure, Lag, OutboxRow, Payload, RowChange, Stamp, UserRow};

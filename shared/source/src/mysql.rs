@@ -130,11 +130,11 @@ impl MySql {
         }
     }
 
-    /// The oldest rows of a state, of those behind the id `after`.
+    /// The first `most` rows that fulfil a condition on an id.
     async fn rows(
         &mut self,
-        state: u8,
-        after: i64,
+        condition: &str,
+        id: i64,
         most: u32,
     ) -> Result<Vec<OutboxRow>, SourceError> {
         let tx = if self.old { "NULL" } else { "tx" };
@@ -142,13 +142,13 @@ impl MySql {
         let statement = format!(
             "SELECT id, CAST(user_id AS BINARY), event, CAST(LENGTH(payload) AS SIGNED), {}, {}, \
              CAST(UNIX_TIMESTAMP(created_at) * 1000000 AS SIGNED), CAST({tx} AS SIGNED) \
-             FROM {} WHERE state = {state} AND id > ? ORDER BY id LIMIT ?",
+             FROM {} WHERE {condition} LIMIT ?",
             large("payload"),
             large("previous"),
             self.outbox
         );
         let query = sqlx::query(AssertSqlSafe(statement));
-        let rows = query.bind(after).bind(most).fetch(&mut self.connection);
+        let rows = query.bind(id).bind(most).fetch(&mut self.connection);
         until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
     }
 
@@ -417,11 +417,13 @@ impl Session for MySql {
     }
 
     async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
-        self.rows(0, after, most).await
+        self.rows("state = 0 AND id > ? ORDER BY id", after, most)
+            .await
     }
 
     async fn failed(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
-        self.rows(2, after, most).await
+        self.rows("state = 2 AND id > ? ORDER BY id", after, most)
+            .await
     }
 
     async fn passed_on(
@@ -555,14 +557,20 @@ impl Session for MySql {
         Ok(())
     }
 
-    async fn prune(&mut self, retention: Duration, most: u32) -> Result<u64, SourceError> {
+    async fn prune(
+        &mut self,
+        retention: Duration,
+        kept: i64,
+        most: u32,
+    ) -> Result<u64, SourceError> {
         let failed = |error| SourceError::of("pruning the outbox", &error);
         let statement = format!(
-            "SELECT id, published_at < NOW(6) - INTERVAL ? SECOND FROM {} WHERE state = 1 ORDER BY id LIMIT ?",
+            "SELECT id, published_at < NOW(6) - INTERVAL ? SECOND FROM {} WHERE state = 1 AND id <> ? ORDER BY id LIMIT ?",
             self.outbox
         );
         let oldest = sqlx::query_as(AssertSqlSafe(statement))
             .bind(retention.as_secs())
+            .bind(kept)
             .bind(most);
         let oldest: Vec<(i64, bool)> = oldest
             .fetch_all(&mut self.connection)
@@ -584,6 +592,17 @@ impl Session for MySql {
             pruned += self.execute("pruning the outbox", statement).await?;
         }
         Ok(pruned)
+    }
+
+    async fn row(&mut self, id: i64) -> Result<Option<OutboxRow>, SourceError> {
+        let found = self.rows("id = ? ORDER BY id", id, 1).await?;
+        Ok(found.into_iter().next())
+    }
+
+    async fn last_published(&mut self) -> Result<Option<OutboxRow>, SourceError> {
+        let last = "state = 1 AND id > ? ORDER BY id DESC";
+        let found = self.rows(last, i64::MIN, 1).await?;
+        Ok(found.into_iter().next())
     }
 
     async fn lag(&mut self) -> Result<Lag, SourceError> {

@@ -43,7 +43,7 @@ const LOCK: &str = "hashtextextended('usersync ' || COALESCE(to_regclass($1)::oi
 
 /// One connection, and a second one that listens once somebody waits.
 /// When a row was written: not at a time that nobody can count from.
-const CREATED: &str = "CASE WHEN created_at BETWEEN '1970-01-01+00' AND '9998-12-31+00' THEN created_at ELSE now() END";
+const CREATED: &str = "CASE WHEN created_at BETWEEN '1970-01-01+00' AND '9998-12-31+00' THEN created_at ELSE to_timestamp(0) END";
 
 pub(crate) struct Postgres {
     connection: PgConnection,
@@ -129,11 +129,11 @@ impl Postgres {
         Ok(ears)
     }
 
-    /// The oldest rows of a state, of those behind the id `after`.
+    /// The first `most` rows that fulfil a condition on an id.
     async fn rows(
         &mut self,
-        state: u8,
-        after: i64,
+        condition: &str,
+        id: i64,
         most: u32,
     ) -> Result<Vec<OutboxRow>, SourceError> {
         let large = |column| {
@@ -143,12 +143,12 @@ impl Postgres {
         let statement = format!(
             "SELECT id, user_id, event, octet_length(payload)::bigint, {}, {}, \
              (extract(epoch FROM {CREATED}) * 1000000)::bigint, {tx} \
-             FROM {} WHERE state = {state} AND id > $1 ORDER BY id LIMIT $2",
+             FROM {} WHERE {condition} LIMIT $2",
             large("payload"),
             large("previous"),
             self.outbox
         );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(after);
+        let query = sqlx::query(AssertSqlSafe(statement)).bind(id);
         let rows = query.bind(i64::from(most)).fetch(&mut self.connection);
         until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
     }
@@ -344,11 +344,13 @@ impl Session for Postgres {
     }
 
     async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
-        self.rows(0, after, most).await
+        self.rows("state = 0 AND id > $1 ORDER BY id", after, most)
+            .await
     }
 
     async fn failed(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
-        self.rows(2, after, most).await
+        self.rows("state = 2 AND id > $1 ORDER BY id", after, most)
+            .await
     }
 
     async fn passed_on(
@@ -468,18 +470,35 @@ impl Session for Postgres {
         Ok(())
     }
 
-    async fn prune(&mut self, retention: Duration, most: u32) -> Result<u64, SourceError> {
+    async fn prune(
+        &mut self,
+        retention: Duration,
+        kept: i64,
+        most: u32,
+    ) -> Result<u64, SourceError> {
         let statement = format!(
             "DELETE FROM {outbox} WHERE id = ANY(ARRAY(SELECT id FROM (SELECT id, published_at FROM {outbox} \
-             WHERE state = 1 ORDER BY id LIMIT $1) oldest WHERE published_at < clock_timestamp() - make_interval(secs => $2)))",
+             WHERE state = 1 AND id <> $3 ORDER BY id LIMIT $1) oldest WHERE published_at < clock_timestamp() - make_interval(secs => $2)))",
             outbox = self.outbox
         );
         let done = sqlx::query(AssertSqlSafe(statement))
             .bind(i64::from(most))
-            .bind(retention.as_secs_f64());
+            .bind(retention.as_secs_f64())
+            .bind(kept);
         let done = done.execute(&mut self.connection).await;
         let done = done.map_err(|error| SourceError::of("pruning the outbox", &error))?;
         Ok(done.rows_affected())
+    }
+
+    async fn row(&mut self, id: i64) -> Result<Option<OutboxRow>, SourceError> {
+        let found = self.rows("id = $1 ORDER BY id", id, 1).await?;
+        Ok(found.into_iter().next())
+    }
+
+    async fn last_published(&mut self) -> Result<Option<OutboxRow>, SourceError> {
+        let last = "state = 1 AND id > $1 ORDER BY id DESC";
+        let found = self.rows(last, i64::MIN, 1).await?;
+        Ok(found.into_iter().next())
     }
 
     async fn lag(&mut self) -> Result<Lag, SourceError> {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{Stream, TryStreamExt};
+use serde::{Deserialize, Serialize};
 
 use crate::{Kind, Layout, Live, SourceError, TableName, document::Blank, value::unpadded};
 
@@ -24,6 +25,27 @@ pub struct OutboxRow {
     pub created_us: i64,
     /// Who has written it: a connection or a transaction.
     pub tx: Option<i64>,
+}
+
+/// What tells a row of the outbox from another one that has the same id: in a database that was put back, ids come again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The row's id.
+    pub id: i64,
+    /// [`OutboxRow::event`].
+    pub event: String,
+    /// [`OutboxRow::created_us`].
+    pub created_us: i64,
+}
+
+/// More than transactions can be behind each other: ids begin at the microseconds of the installation.
+const FAR: i64 = 1_000_000_000_000;
+
+impl Stamp {
+    /// Whether a row has so low an id that the counter has begun anew, as a sequence does that a failover didn't bring along.
+    pub fn is_far_above(&self, row: &OutboxRow) -> bool {
+        row.id > 0 && row.id < self.id.saturating_sub(FAR)
+    }
 }
 
 /// A payload in an outbox.
@@ -54,6 +76,15 @@ impl OutboxRow {
             "U" | "user.updated" | "user.status_changed" => Some(RowChange::Updated),
             "D" | "user.deleted" => Some(RowChange::Deleted),
             _ => None,
+        }
+    }
+
+    /// What tells it from another one that has its id.
+    pub fn stamp(&self) -> Stamp {
+        Stamp {
+            id: self.id,
+            event: self.event.clone(),
+            created_us: self.created_us,
         }
     }
 
@@ -290,8 +321,17 @@ pub(crate) trait Session: Send {
     async fn mark_published(&mut self, ids: &[i64]) -> Result<(), SourceError>;
     /// Marks rows that never will be.
     async fn mark_failed(&mut self, failures: &[Failure]) -> Result<(), SourceError>;
-    /// Removes published rows older than `retention`, at most `most`; how many were.
-    async fn prune(&mut self, retention: Duration, most: u32) -> Result<u64, SourceError>;
+    /// Removes published rows older than `retention`, of the oldest `most`, but the one with the id `kept`; how many were.
+    async fn prune(
+        &mut self,
+        retention: Duration,
+        kept: i64,
+        most: u32,
+    ) -> Result<u64, SourceError>;
+    /// A row, published or not; none when it isn't there.
+    async fn row(&mut self, id: i64) -> Result<Option<OutboxRow>, SourceError>;
+    /// The published row with the highest id.
+    async fn last_published(&mut self) -> Result<Option<OutboxRow>, SourceError>;
     /// How far the relay is behind.
     async fn lag(&mut self) -> Result<Lag, SourceError>;
     /// The reasons of the newest rows that could not be published, at most `most`.

@@ -4,7 +4,8 @@ mod sql;
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    path::PathBuf,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -26,6 +27,8 @@ use sql::{list, name_quoted, select};
 
 /// Milliseconds are what SQLite keeps of the clock.
 const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
+/// When a row was written, in unix microseconds.
+const CREATED_US: &str = "MAX(0, MIN(COALESCE(CAST((julianday(created_at) - 2440587.5) * 86400000 AS INTEGER), 0), 253370764800000)) * 1000";
 /// How long a statement waits for whoever writes.
 const BUSY: Duration = Duration::from_secs(5);
 
@@ -33,6 +36,8 @@ const BUSY: Duration = Duration::from_secs(5);
 pub(crate) struct Sqlite {
     connection: SqliteConnection,
     path: PathBuf,
+    /// Device and number of the file.
+    file: (u64, u64),
     /// Held while this process relays.
     lock: Option<File>,
 }
@@ -45,12 +50,7 @@ impl Sqlite {
             let text = "table: a SQLite file has no schemas; expected the table's name alone";
             return Err(SourceError::Config(text.to_owned()));
         }
-        if !path.is_file() {
-            return Err(SourceError::Unavailable(format!(
-                "there is no file {}",
-                path.display()
-            )));
-        }
+        let file = file_at(&path)?;
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .busy_timeout(BUSY)
@@ -60,15 +60,16 @@ impl Sqlite {
         Ok(Self {
             connection: connection.map_err(|error| SourceError::of(&opening, &error))?,
             path,
+            file,
             lock: None,
         })
     }
 
-    /// The oldest rows of a state, of those behind the id `after`.
+    /// The first `most` rows that fulfil a condition on an id.
     async fn rows(
         &mut self,
-        state: u8,
-        after: i64,
+        condition: &str,
+        id: i64,
         most: u32,
     ) -> Result<Vec<OutboxRow>, SourceError> {
         let large = |column| {
@@ -76,14 +77,25 @@ impl Sqlite {
         };
         // Nothing tells which notes are of one statement.
         let statement = format!(
-            "SELECT id, CAST(user_id AS TEXT), event, length(payload), {}, {}, MAX(0, MIN(COALESCE(CAST((julianday(created_at) - 2440587.5) * 86400000 AS INTEGER), 0), 253370764800000)) * 1000, CAST(NULL AS INTEGER) \
-             FROM user_outbox WHERE state = {state} AND id > ? ORDER BY id LIMIT ?",
+            "SELECT id, CAST(user_id AS TEXT), event, length(payload), {}, {}, {CREATED_US}, CAST(NULL AS INTEGER) \
+             FROM user_outbox WHERE {condition} LIMIT ?",
             large("payload"),
             large("previous")
         );
         let query = sqlx::query(AssertSqlSafe(statement));
-        let rows = query.bind(after).bind(most).fetch(&mut self.connection);
+        let rows = query.bind(id).bind(most).fetch(&mut self.connection);
         until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
+    }
+}
+
+/// Device and number of the file with this name.
+fn file_at(path: &Path) -> Result<(u64, u64), SourceError> {
+    match path.metadata() {
+        Ok(file) if file.is_file() => Ok((file.dev(), file.ino())),
+        _ => Err(SourceError::Unavailable(format!(
+            "there is no file {}",
+            path.display()
+        ))),
     }
 }
 
@@ -220,11 +232,13 @@ impl Session for Sqlite {
     }
 
     async fn unpublished(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
-        self.rows(0, after, most).await
+        self.rows("state = 0 AND id > ? ORDER BY id", after, most)
+            .await
     }
 
     async fn failed(&mut self, after: i64, most: u32) -> Result<Vec<OutboxRow>, SourceError> {
-        self.rows(2, after, most).await
+        self.rows("state = 2 AND id > ? ORDER BY id", after, most)
+            .await
     }
 
     async fn passed_on(
@@ -266,7 +280,8 @@ impl Session for Sqlite {
     }
 
     async fn read_only(&mut self) -> Result<Option<&'static str>, SourceError> {
-        Ok(None)
+        let replaced = file_at(&self.path)? != self.file;
+        Ok(replaced.then_some("another file has its name now"))
     }
 
     async fn about(&mut self) -> Result<Option<About>, SourceError> {
@@ -327,12 +342,18 @@ impl Session for Sqlite {
         Ok(())
     }
 
-    async fn prune(&mut self, retention: Duration, most: u32) -> Result<u64, SourceError> {
+    async fn prune(
+        &mut self,
+        retention: Duration,
+        kept: i64,
+        most: u32,
+    ) -> Result<u64, SourceError> {
         let failed = |error| SourceError::of("pruning the outbox", &error);
         let statement = "SELECT id, published_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?) \
-             FROM user_outbox WHERE state = 1 ORDER BY id LIMIT ?";
+             FROM user_outbox WHERE state = 1 AND id <> ? ORDER BY id LIMIT ?";
         let oldest = sqlx::query_as(statement)
             .bind(format!("-{} seconds", retention.as_secs_f64()))
+            .bind(kept)
             .bind(most);
         let oldest: Vec<(i64, i64)> = oldest
             .fetch_all(&mut self.connection)
@@ -352,6 +373,17 @@ impl Session for Sqlite {
             .execute(&mut self.connection)
             .await;
         Ok(done.map_err(failed)?.rows_affected())
+    }
+
+    async fn row(&mut self, id: i64) -> Result<Option<OutboxRow>, SourceError> {
+        let found = self.rows("id = ? ORDER BY id", id, 1).await?;
+        Ok(found.into_iter().next())
+    }
+
+    async fn last_published(&mut self) -> Result<Option<OutboxRow>, SourceError> {
+        let last = "state = 1 AND id > ? ORDER BY id DESC";
+        let found = self.rows(last, i64::MIN, 1).await?;
+        Ok(found.into_iter().next())
     }
 
     async fn lag(&mut self) -> Result<Lag, SourceError> {

@@ -105,15 +105,19 @@ impl Checker {
     ) -> Result<Vec<Wrong>> {
         self.read(world).await?;
         let copies = tokio::try_join!(
+            main_database(world, users),
             redis(world, users),
             postgres(world, users),
             mariadb(world, users),
             graph(world, users)
         );
-        let (redis, crm, shop, graph) = copies?;
+        let (main, redis, crm, shop, graph) = copies?;
         let mut wrong = Vec::new();
         for user in users.clone() {
-            let should = self.people.get(user);
+            let should = match World::is_of_main(user) {
+                true => main.get(&user),
+                false => self.people.get(user),
+            };
             let whole = should.filter(|person| !person.deleted);
             let part = whole.map(in_columns);
             for target in TARGETS {
@@ -183,6 +187,19 @@ fn row(username: Option<String>, email: Option<String>, n: Option<i64>) -> Perso
     }
 }
 
+/// The users of the main database.
+async fn main_database(world: &World, users: &Range<u64>) -> Result<BTreeMap<u64, Person>> {
+    let statement = format!(
+        "SELECT uid, username, email, n FROM people WHERE uid >= {} AND uid < {}",
+        users.start, users.end
+    );
+    let client = world.main_client()?;
+    let rows = sqlx::query(AssertSqlSafe(statement))
+        .fetch_all(&client)
+        .await?;
+    rows.iter().map(of_mysql).collect()
+}
+
 async fn redis(world: &World, users: &Range<u64>) -> Result<BTreeMap<u64, Person>> {
     let client = redis::Client::open(world.stack.redis.url())?;
     let mut connection = client.get_multiplexed_async_connection().await?;
@@ -231,14 +248,13 @@ async fn mariadb(world: &World, users: &Range<u64>) -> Result<BTreeMap<u64, Pers
     let rows = sqlx::query(AssertSqlSafe(rows(users)))
         .fetch_all(&client)
         .await?;
-    let one = |held: &sqlx::mysql::MySqlRow| {
-        let id: i64 = held.try_get(0)?;
-        Ok((
-            id.unsigned_abs(),
-            row(held.try_get(1)?, held.try_get(2)?, held.try_get(3)?),
-        ))
-    };
-    rows.iter().map(one).collect()
+    rows.iter().map(of_mysql).collect()
+}
+
+fn of_mysql(held: &sqlx::mysql::MySqlRow) -> Result<(u64, Person)> {
+    let id: i64 = held.try_get(0)?;
+    let person = row(held.try_get(1)?, held.try_get(2)?, held.try_get(3)?);
+    Ok((id.unsigned_abs(), person))
 }
 
 async fn graph(world: &World, users: &Range<u64>) -> Result<BTreeMap<u64, Person>> {

@@ -1,6 +1,6 @@
 //! What is broken, one by one: its number and name in LIST.md, how it is done, what people should be told.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{fmt, future::Future, pin::Pin, time::Duration};
 
 use anyhow::Result;
 
@@ -8,11 +8,30 @@ use crate::{list, world::World};
 
 type Injecting<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
+/// What NATS is while something is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broker {
+    /// One server; streams have one replica.
+    Alone,
+    /// Three servers; streams have three replicas.
+    Cluster,
+}
+
+impl fmt::Display for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Alone => "alone",
+            Self::Cluster => "as a cluster of three",
+        })
+    }
+}
+
 /// One fault.
 #[derive(Clone, Copy)]
 pub(crate) struct Fault {
     pub(crate) number: u32,
     pub(crate) name: &'static str,
+    pub(crate) broker: Broker,
     /// Breaks something while the load is on, and leaves it whole.
     pub(crate) inject: for<'a> fn(&'a mut World, &'a mut fastrand::Rng) -> Injecting<'a>,
     /// Kinds of alerts of which one has to be raised; none = it isn't looked at.
@@ -34,6 +53,7 @@ impl Fault {
         Self {
             number,
             name,
+            broker: Broker::Alone,
             inject,
             alerts: &[],
             burst: false,
@@ -47,14 +67,21 @@ impl Fault {
         self
     }
 
+    pub(crate) const fn of_cluster(mut self) -> Self {
+        self.broker = Broker::Cluster;
+        self
+    }
+
     /// All of them, in the order of LIST.md.
     pub(crate) fn all() -> Vec<Self> {
         let mut all = [
             list::crash::FAULTS,
             list::broker::FAULTS,
+            list::cluster::FAULTS,
             list::database::FAULTS,
             list::http::FAULTS,
             list::input::FAULTS,
+            list::main::FAULTS,
         ]
         .concat();
         all.sort_by_key(|fault| fault.number);

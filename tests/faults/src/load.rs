@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use async_nats::jetstream::{self, message::PublishMessage};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, MySqlPool};
 use tokio::time::{Instant, timeout};
 use usersync_stack::http;
 
@@ -14,11 +15,15 @@ const WRITERS: u64 = 8;
 /// How long one event is tried, under the same id.
 const PATIENCE: Duration = Duration::from_secs(90);
 const ANSWER: Duration = Duration::from_secs(3);
+/// Events for each change of the main database.
+const PER_COMMIT: u64 = 10;
 
 /// What is to be written.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     pub(crate) users: Range<u64>,
+    /// Users whom only the main database knows.
+    pub(crate) main: Range<u64>,
     pub(crate) events: u64,
     /// Events per second in all.
     pub(crate) rate: u64,
@@ -32,17 +37,60 @@ pub(crate) struct Load {
 pub(crate) struct Doors {
     pub(crate) jetstream: jetstream::Context,
     pub(crate) gateway: String,
+    pub(crate) main: MySqlPool,
+}
+
+/// What was written, and confirmed.
+pub(crate) struct Written {
+    /// The ids of events.
+    pub(crate) events: Vec<String>,
+    /// Changes of the main database.
+    pub(crate) commits: u64,
 }
 
 impl Load {
-    /// Writes all of it; the ids of the events that were acknowledged.
-    pub(crate) async fn write(self, doors: Doors) -> Result<Vec<String>> {
+    /// Writes all of it.
+    pub(crate) async fn write(self, doors: Doors) -> Result<Written> {
         let (load, doors) = (Arc::new(self), Arc::new(doors));
+        let rows = {
+            let (load, doors) = (Arc::clone(&load), Arc::clone(&doors));
+            tokio::spawn(async move { load.rows(&doors.main).await })
+        };
         let writers = (0..WRITERS).map(|writer| {
             let (load, doors) = (Arc::clone(&load), Arc::clone(&doors));
             async move { tokio::spawn(async move { load.some(writer, &doors).await }).await? }
         });
-        Ok(try_join_all(writers).await?.concat())
+        let events = try_join_all(writers).await?.concat();
+        Ok(Written {
+            events,
+            commits: rows.await??,
+        })
+    }
+
+    /// Changes rows of the main database, as its application does, one after the other; the first user is gone in the end.
+    async fn rows(&self, main: &MySqlPool) -> Result<u64> {
+        let mut dice = fastrand::Rng::with_seed(self.seed);
+        let commits = (self.events / PER_COMMIT).max(20);
+        let pause = Duration::from_secs(1) * PER_COMMIT as u32 / self.rate.max(1) as u32;
+        for n in 1..=commits {
+            let user = dice.u64(self.main.clone());
+            let statement = match dice.u8(..10) {
+                0 => format!("DELETE FROM people WHERE uid = {user}"),
+                1..4 => format!("UPDATE people SET email = '{user}-{n}@example.com' WHERE uid = {user}"),
+                _ => format!(
+                    "INSERT INTO people VALUES ({user}, 'name-{user}', NULL, {n}) ON DUPLICATE KEY UPDATE n = {n}"
+                ),
+            };
+            commit(main, &statement).await?;
+            tokio::time::sleep(pause).await;
+        }
+        let back = self.main.clone().skip(1).map(|user| format!("({user})"));
+        let back = back.collect::<Vec<_>>().join(", ");
+        // No more are gone than the brake lets go within an hour.
+        commit(main, &format!("INSERT IGNORE INTO people (uid) VALUES {back}")).await?;
+        let first = self.main.start;
+        commit(main, &format!("DELETE FROM people WHERE uid = {first}")).await?;
+        Ok(commits + 2)
     }
 
     async fn some(&self, writer: u64, doors: &Doors) -> Result<Vec<String>> {
@@ -104,6 +152,24 @@ impl Load {
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
+        }
+    }
+}
+
+/// Until it is committed.
+async fn commit(main: &MySqlPool, statement: &str) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let statement = sqlx::raw_sql(AssertSqlSafe(statement.to_owned()));
+        match timeout(ANSWER, statement.execute(main)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) if began.elapsed() > PATIENCE => {
+                return Err(error).context("a row was never changed");
+            }
+            Err(error) if began.elapsed() > PATIENCE => {
+                return Err(error).context("a row was never changed");
+            }
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }

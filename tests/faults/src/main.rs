@@ -1,7 +1,7 @@
 //! `usersync-faults`: breaks real servers and our own processes under load, one fault after the other, and has an
 //! independent checker judge what is left.
 //!
-//! `world` runs everything, `load` writes and knows what was acknowledged, `list` breaks, `receiver` and `proxy` misbehave,
+//! `world` runs everything, NATS on a `disk` that can be filled, `load` writes and knows what was acknowledged, `list` breaks, `receiver` and `proxy` misbehave,
 //! `merge` is the published contract written a second time, `checker` compares, `report` shows. Only `usersync-stack`, which
 //! starts processes, is shared with other tests.
 #![allow(
@@ -11,6 +11,7 @@
 )]
 
 mod checker;
+mod disk;
 mod fault;
 mod list;
 mod load;
@@ -28,13 +29,17 @@ use tokio::time::Instant;
 
 use self::{
     checker::{Checker, Wrong},
-    fault::Fault,
+    fault::{Broker, Fault},
     load::{Doors, Load},
     receiver::Manners,
     report::{Report, Row},
     world::World,
 };
 
+/// Users of a round who change by events.
+const BY_EVENTS: u64 = 200;
+/// Users of a round whom the load changes in the main database.
+const IN_MAIN: u64 = 40;
 /// How long all copies may take to be right again after a fault.
 const RECOVERY: Duration = Duration::from_secs(120);
 /// A time-out of a target, and how long it takes to miss a worker that was killed.
@@ -59,6 +64,9 @@ struct Cli {
     /// Only this fault; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// All but this fault; may be given several times
+    #[arg(long, value_name = "NAME")]
+    but: Vec<String>,
     /// Events that each fault is done under
     #[arg(long, default_value_t = 1_000)]
     events: u64,
@@ -91,162 +99,188 @@ fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<bool> {
     let seed = cli.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let mut dice = fastrand::Rng::with_seed(seed);
-    let mut faults = chosen(&cli.only)?;
-    eprintln!("seed {seed}; starting the servers");
-    let mut world = World::start().await?;
+    let all = chosen(&cli.only, &cli.but)?;
     let mut report = Report::new(seed, cli.json);
-    let mut checker = Checker::default();
-    let end = cli
-        .minutes
-        .map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
-    let (mut round, mut poisoned) = (0, BTreeSet::new());
-    loop {
-        dice.shuffle(&mut faults);
-        for fault in &faults {
-            if end.is_some_and(|end| Instant::now() > end) {
-                break;
-            }
-            let row = one(
-                &mut world,
-                &mut checker,
-                fault,
-                round,
-                cli.events,
-                &mut dice,
-            )
-            .await;
-            poisoned.extend(fault.poisoned.map(|at| first_of(round) + at));
-            round += 1;
-            let row = match row {
-                Ok(row) => row,
-                Err(error) => {
-                    world.stack.keep_dir();
-                    return Err(error).context(format!(
-                        "{}; kept: {}",
-                        fault.name,
-                        world.dir().display()
-                    ));
-                }
-            };
-            report.add(row);
+    let minutes = cli.minutes.map(|minutes| 60.0 * minutes as f64);
+    for broker in [Broker::Alone, Broker::Cluster] {
+        let of_broker = all.iter().filter(|fault| fault.broker == broker);
+        let faults: Vec<Fault> = of_broker.copied().collect();
+        if faults.is_empty() {
+            continue;
         }
-        if end.is_none_or(|end| Instant::now() > end) {
-            break;
+        eprintln!("seed {seed}; starting the servers, NATS {broker}");
+        let mut suite = Suite {
+            world: World::start(broker).await?,
+            checker: Checker::default(),
+            round: 0,
+            poisoned: BTreeSet::new(),
+            events: cli.events,
+        };
+        // As long as their share of all faults.
+        let share = faults.len() as f64 / all.len() as f64;
+        let end = minutes
+            .map(|seconds| Instant::now() + Duration::from_secs_f64(seconds * share));
+        let ran = suite.run(faults, end, &mut dice, &mut report).await;
+        if ran.is_err() || !report.is_well() || cli.keep {
+            eprintln!("logs and data: {}", suite.world.keep().display());
         }
-    }
-    // Nothing of what came later has changed anybody before, and no call lands late.
-    tokio::time::sleep(LATE).await;
-    let wrong = checker
-        .settle(&world, &(1..first_of(round)), &poisoned, RECOVERY)
-        .await?;
-    tell(&world, &wrong);
-    report.everybody(wrong.len());
-    let well = report.is_well();
-    if !well || cli.keep {
-        let dir = world.stack.keep_dir();
-        eprintln!("logs and data: {}", dir.display());
+        ran?;
     }
     report.end();
-    Ok(well)
+    Ok(report.is_well())
 }
 
-fn chosen(names: &[String]) -> Result<Vec<Fault>> {
+/// Everything that is broken, and what is known of it so far.
+struct Suite {
+    world: World,
+    checker: Checker,
+    round: u64,
+    /// Whom HTTP targets have refused for good.
+    poisoned: BTreeSet<u64>,
+    /// Events of a round.
+    events: u64,
+}
+
+impl Suite {
+    /// Each of the faults once, or again and again until `end`; then everybody is looked at once more.
+    async fn run(
+        &mut self,
+        mut faults: Vec<Fault>,
+        end: Option<Instant>,
+        dice: &mut fastrand::Rng,
+        report: &mut Report,
+    ) -> Result<()> {
+        loop {
+            dice.shuffle(&mut faults);
+            for fault in &faults {
+                if end.is_some_and(|end| Instant::now() > end) {
+                    break;
+                }
+                let row = self.one(fault, dice).await;
+                report.add(row.context(fault.name)?);
+            }
+            if end.is_none_or(|end| Instant::now() > end) {
+                break;
+            }
+        }
+        // Nothing of what came later has changed anybody before, and no call lands late.
+        tokio::time::sleep(LATE).await;
+        let users = 1..World::first_of(self.round);
+        let settling = self
+            .checker
+            .settle(&self.world, &users, &self.poisoned, RECOVERY);
+        let wrong = settling.await?;
+        self.tell(&wrong);
+        report.everybody(wrong.len());
+        Ok(())
+    }
+
+    /// Does one fault while a load is on, waits until all copies are right again, and says how it went.
+    async fn one(&mut self, fault: &Fault, dice: &mut fastrand::Rng) -> Result<Row> {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{} …\r", fault.name);
+        }
+        let first = World::first_of(self.round);
+        self.round += 1;
+        let world = &mut self.world;
+        world.first = first;
+        let users = first..World::first_of(self.round);
+        let poisoned = fault.poisoned.map(|at| first + at);
+        self.poisoned.extend(poisoned);
+        let but: BTreeSet<u64> = poisoned.into_iter().collect();
+        for receiver in [&world.guarded, &world.plain] {
+            receiver.behaves(poisoned.map_or(Manners::Good, Manners::Refuses));
+        }
+        let told = checker::last_alert(world).await?;
+        let load = Load {
+            users: first..first + BY_EVENTS,
+            main: first + 500..first + 500 + IN_MAIN,
+            events: if fault.burst {
+                10 * self.events
+            } else {
+                self.events
+            },
+            rate: if fault.burst { 4_000 } else { 400 },
+            repeated: fault.repeated,
+            seed: dice.u64(..),
+        };
+        let doors = Doors {
+            jetstream: world.jetstream.clone(),
+            gateway: world.stack.gateways[0].url().to_owned(),
+            main: world.main_client()?,
+        };
+        let writing = tokio::spawn(load.write(doors));
+        (fault.inject)(world, dice).await.context("doing it")?;
+        let whole = Instant::now();
+        let written = writing.await??;
+        let wrong = self.checker.settle(world, &users, &but, RECOVERY).await?;
+        let recovery = whole.elapsed();
+        for receiver in [&world.guarded, &world.plain] {
+            receiver.behaves(Manners::Good);
+        }
+        let alerts = alerts(world, fault.alerts, told).await?;
+        // Without a guard a target may go back for a moment after a call without an answer; it must come forward again,
+        // which is what `wrong` says.
+        let (regressed, changed) = world.guarded.wrongs(users.clone());
+        let (back, _) = world.plain.wrongs(users.clone());
+        let rows = checker::regressed_rows(world, &users).await?;
+        self.tell(&wrong);
+        Ok(Row {
+            number: fault.number,
+            name: fault.name,
+            users: BY_EVENTS + IN_MAIN,
+            acknowledged: written.events.len() as u64,
+            commits: written.commits,
+            lost: self.checker.lost(&written.events),
+            wrong: wrong.len() as u64,
+            regressed: regressed + rows,
+            unguarded: back,
+            changed,
+            recovery: recovery.as_secs_f64(),
+            expected: fault.alerts,
+            alerts,
+        })
+    }
+
+    /// Shows the first few who are wrong, with what happened to them.
+    fn tell(&self, wrong: &[Wrong]) {
+        for wrong in wrong.iter().take(5) {
+            eprintln!("  {wrong}");
+            let (guarded, plain) = (&self.world.guarded, &self.world.plain);
+            eprintln!("    guarded saw {}", guarded.history(wrong.user));
+            eprintln!("    plain saw {}", plain.history(wrong.user));
+        }
+    }
+}
+
+/// The kinds of alerts that are raised after `told`: as soon as one of `expected` is, or after a while.
+async fn alerts(
+    world: &World,
+    expected: &[&'static str],
+    told: u64,
+) -> Result<BTreeSet<String>> {
+    let end = Instant::now() + ALERT;
+    loop {
+        let alerts = checker::alerts(world, told).await?;
+        let raised = expected.iter().any(|kind| alerts.contains(*kind));
+        if raised || expected.is_empty() || Instant::now() > end {
+            return Ok(alerts);
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+fn chosen(only: &[String], but: &[String]) -> Result<Vec<Fault>> {
     let all = Fault::all();
-    if let Some(unknown) = names
-        .iter()
-        .find(|name| !all.iter().any(|fault| fault.name == **name))
-    {
+    let mut named = only.iter().chain(but);
+    if let Some(unknown) = named.find(|name| !all.iter().any(|fault| fault.name == **name)) {
         let known: Vec<_> = all.iter().map(|fault| fault.name).collect();
         bail!(
-            "--only {unknown}: there is no such fault; there are: {}",
+            "there is no fault {unknown}; there are: {}",
             known.join(", ")
         );
     }
-    let wanted = |fault: &Fault| names.is_empty() || names.iter().any(|name| name == fault.name);
+    let is_in = |names: &[String], fault: &Fault| names.iter().any(|name| name == fault.name);
+    let wanted = |fault: &Fault| (only.is_empty() || is_in(only, fault)) && !is_in(but, fault);
     Ok(all.into_iter().filter(wanted).collect())
-}
-
-/// Does one fault while a load is on, waits until all copies are right again, and says how it went.
-async fn one(
-    world: &mut World,
-    checker: &mut Checker,
-    fault: &Fault,
-    round: u64,
-    events: u64,
-    dice: &mut fastrand::Rng,
-) -> Result<Row> {
-    if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K{} …\r", fault.name);
-    }
-    // Users of its own, so that what is wrong can be told apart.
-    let first = first_of(round);
-    let users = first..first + 200;
-    let poisoned = fault.poisoned.map(|at| first + at);
-    let but: BTreeSet<u64> = poisoned.into_iter().collect();
-    for receiver in [&world.guarded, &world.plain] {
-        receiver.behaves(poisoned.map_or(Manners::Good, Manners::Refuses));
-    }
-    let told = checker::last_alert(world).await?;
-    let load = Load {
-        users: users.clone(),
-        events: if fault.burst { 10 * events } else { events },
-        rate: if fault.burst { 4_000 } else { 400 },
-        repeated: fault.repeated,
-        seed: dice.u64(..),
-    };
-    let doors = Doors {
-        jetstream: world.jetstream.clone(),
-        gateway: world.stack.gateways[0].url().to_owned(),
-    };
-    let writing = tokio::spawn(load.write(doors));
-    (fault.inject)(world, dice).await.context("doing it")?;
-    let whole = Instant::now();
-    let acknowledged = writing.await??;
-    let wrong = checker.settle(world, &users, &but, RECOVERY).await?;
-    let recovery = whole.elapsed();
-    for receiver in [&world.guarded, &world.plain] {
-        receiver.behaves(Manners::Good);
-    }
-    let end = Instant::now() + ALERT;
-    let alerts = loop {
-        let alerts = checker::alerts(world, told).await?;
-        let raised = fault.alerts.iter().any(|kind| alerts.contains(*kind));
-        if raised || fault.alerts.is_empty() || Instant::now() > end {
-            break alerts;
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    };
-    // Without a guard a target may go back for a moment after a call without an answer; it must come forward again, which
-    // is what `wrong` says.
-    let (regressed, changed) = world.guarded.wrongs(users.clone());
-    let (back, _) = world.plain.wrongs(users.clone());
-    tell(world, &wrong);
-    Ok(Row {
-        number: fault.number,
-        name: fault.name,
-        users: users.end - users.start,
-        acknowledged: acknowledged.len() as u64,
-        lost: checker.lost(&acknowledged),
-        wrong: wrong.len() as u64,
-        regressed: regressed + checker::regressed_rows(world, &users).await?,
-        unguarded: back,
-        changed,
-        recovery: recovery.as_secs_f64(),
-        expected: fault.alerts,
-        alerts,
-    })
-}
-
-/// The first user of a round: each has users of its own.
-const fn first_of(round: u64) -> u64 {
-    1 + round * 1_000
-}
-
-/// Shows the first few who are wrong, with what happened to them.
-fn tell(world: &World, wrong: &[Wrong]) {
-    for wrong in wrong.iter().take(5) {
-        eprintln!("  {wrong}");
-        eprintln!("    guarded saw {}", world.guarded.history(wrong.user));
-        eprintln!("    plain saw {}", world.plain.history(wrong.user));
-    }
 }

@@ -10,11 +10,12 @@ use std::{
 
 use anyhow::Result;
 use axum::{
-    Router,
+    Json, Router,
     body::{Body, Bytes},
-    extract::State,
+    extract::{Path, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
+    routing::{any, get},
 };
 use futures_util::stream;
 use serde_json::Value;
@@ -35,11 +36,13 @@ pub(crate) enum Manners {
     TakesAndHangs,
     /// It never takes it either.
     Hangs,
+    /// 200, and nothing is taken.
+    Ignores,
     /// It takes the call, and the answer is torn off.
     TakesAndResets,
     /// It takes the call; headers, and then a byte a second.
     Trickles,
-    /// 200 and no sense, and nothing is taken.
+    /// It sends whoever calls somewhere else.
     Redirects(&'static str),
     /// It takes the call, and answers with a gigabyte.
     Floods,
@@ -92,7 +95,10 @@ impl Receiver {
             held: Mutex::default(),
             calls: Mutex::default(),
         });
-        let router = Router::new().fallback(call).with_state(Arc::clone(&book));
+        let router = Router::new()
+            .route("/users", any(call))
+            .route("/users/{user}", get(read))
+            .with_state(Arc::clone(&book));
         tokio::spawn(async move { axum::serve(listener, router).await });
         Ok(Self { port, book })
     }
@@ -166,6 +172,16 @@ impl Book {
     }
 }
 
+/// What it holds of a user, for checks.
+async fn read(State(book): State<Arc<Book>>, Path(user): Path<u64>) -> Response {
+    let held = lock(&book.held);
+    let body = held.get(&user).map(|held| &held.body);
+    match body.filter(|body| body["deleted"] != true) {
+        Some(body) => Json(body.clone()).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
 async fn call(State(book): State<Arc<Book>>, raw: Bytes) -> Response {
     let manners = *lock(&book.manners);
     let number = {
@@ -191,6 +207,7 @@ async fn call(State(book): State<Arc<Book>>, raw: Bytes) -> Response {
             );
             busy.into_response()
         }
+        Manners::Ignores => StatusCode::OK.into_response(),
         Manners::Hangs => std::future::pending().await,
         Manners::TakesAndHangs => {
             book.take(body);

@@ -12,7 +12,9 @@ pub(crate) struct Row {
     pub(crate) users: u64,
     /// Events that were acknowledged.
     pub(crate) acknowledged: u64,
-    /// Of those, what USER_EVENTS doesn't have.
+    /// Changes of the main database that were committed.
+    pub(crate) commits: u64,
+    /// Of the events, what USER_EVENTS doesn't have.
     pub(crate) lost: u64,
     /// Copies that differ at the end.
     pub(crate) wrong: u64,
@@ -58,11 +60,12 @@ impl Report {
             json,
         };
         report.say(&format!(
-            "{:>3} {:<26} {:>5} {:>7} {:>5} {:>5} {:>9} {:>9} {:>7} {:>10}  {}",
+            "{:>3} {:<26} {:>5} {:>7} {:>7} {:>5} {:>5} {:>9} {:>9} {:>7} {:>10}  {}",
             "",
             "fault",
             "users",
             "acked",
+            "commits",
             "lost",
             "wrong",
             "regressed",
@@ -90,11 +93,12 @@ impl Report {
         let alerts: Vec<_> = row.alerts.iter().map(String::as_str).collect();
         let mark = if row.is_well() { "" } else { "  WRONG" };
         self.say(&format!(
-            "{:>3} {:<26} {:>5} {:>7} {:>5} {:>5} {:>9} {:>9} {:>7} {:>10.1}  {}{expected}{mark}",
+            "{:>3} {:<26} {:>5} {:>7} {:>7} {:>5} {:>5} {:>9} {:>9} {:>7} {:>10.1}  {}{expected}{mark}",
             row.number,
             row.name,
             row.users,
             row.acknowledged,
+            row.commits,
             row.lost,
             row.wrong,
             row.regressed,
@@ -108,7 +112,7 @@ impl Report {
 
     /// Everybody was looked at once more.
     pub(crate) fn everybody(&mut self, wrong: usize) {
-        self.wrong_at_the_end = wrong;
+        self.wrong_at_the_end += wrong;
         self.say(&format!(
             "all users of all rounds, at the end: {wrong} copies wrong"
         ));

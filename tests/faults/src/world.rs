@@ -1,16 +1,21 @@
 //! Everything that is broken: servers, our own processes, six copies of every user.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream;
 use neo4rs::{ConfigBuilder, Graph, query};
 use sqlx::{MySqlPool, PgPool, mysql::MySqlPoolOptions, postgres::PgPoolOptions};
 use usersync_stack::{
-    ArcadeDbServer, Directory, Launch, MariaDbServer, PostgresServer, Service, Stack, tools,
+    ArcadeDbServer, Directory, Launch, MariaDbServer, NatsServer, PostgresServer, Routes, Service,
+    Stack, StackBuilder, tools,
 };
 
-use crate::{proxy::Proxy, receiver::Receiver};
+use crate::{disk::Disk, fault::Broker, proxy::Proxy, receiver::Receiver};
 
 /// Tries again soon, for as long as a fault lasts.
 const HASTY: &str = "timeout = \"3s\"\nretry = { max_deliver = 100, base = \"200ms\", factor = 1.5, cap = \"1s\" }\n\
@@ -20,11 +25,19 @@ const COLUMNS: &str =
     "table = { columns = { username = \"username\", email = \"email\", n = \"data.n\" } }";
 const TABLE: &str = "CREATE TABLE users (id BIGINT PRIMARY KEY, sync_version BIGINT NOT NULL, \
                      sync_deleted BOOLEAN NOT NULL DEFAULT FALSE, username VARCHAR(255), email VARCHAR(255), n BIGINT)";
+/// The main database, and its users.
+const MAIN: &str = "CREATE DATABASE main; USE main; \
+                    CREATE TABLE people (uid BIGINT PRIMARY KEY, username VARCHAR(255), email VARCHAR(255), n BIGINT)";
+const SOURCE: &str = "table = \"people\"\nid = \"uid\"\n\
+                      columns = { username = \"username\", email = \"email\", n = \"data.n\" }\n\
+                      [egress]\nallow = [\"public\", \"loopback\"]\n";
 /// Notes whoever goes back to an older version.
 const WATCH: &str = "CREATE TABLE regressed (id BIGINT, was BIGINT, now BIGINT);
     CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN INSERT INTO regressed VALUES (OLD.id, OLD.sync_version, NEW.sync_version); RETURN NEW; END $$;
     CREATE TRIGGER watch BEFORE UPDATE ON users FOR EACH ROW WHEN (NEW.sync_version < OLD.sync_version) EXECUTE FUNCTION note();";
+/// Users of one round: the first half by events, the other one in the main database.
+const PER_ROUND: u64 = 1_000;
 /// How long one thing may take to come back.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
@@ -46,11 +59,19 @@ pub(crate) struct World {
     pub(crate) plain_line: Proxy,
     /// In front of PostgreSQL.
     pub(crate) postgres_line: Proxy,
-    _directory: Directory,
+    /// Between the servers of NATS' cluster: from, to.
+    pub(crate) routes: Vec<(usize, usize, Proxy)>,
+    /// The first user of the round.
+    pub(crate) first: u64,
+    /// What NATS' store is on, where that may be filled.
+    pub(crate) disk: Option<Disk>,
+    /// The settings with the main database.
+    settings: PathBuf,
+    directory: Directory,
 }
 
 impl World {
-    pub(crate) async fn start() -> Result<Self> {
+    pub(crate) async fn start(broker: Broker) -> Result<Self> {
         let directory = Directory::temporary()?;
         let dir = directory.path();
         let (postgres, mariadb, bolt) = tokio::try_join!(
@@ -77,14 +98,13 @@ impl World {
             Ok(format!("secret = \"file:{}\"", file.display()))
         };
         let http = |name: &str, line: &Proxy| {
-            format!(
-                "[{name}]\nurl = \"http://127.0.0.1:{}/users\"\n{HASTY}\n",
-                line.port()
-            )
+            let url = format!("http://127.0.0.1:{}/users", line.port());
+            format!("[{name}]\nurl = \"{url}\"\nread_url = \"{url}/{{id}}\"\n{HASTY}\n")
         };
         let database = |name: &str, url: &str, secret: &str| {
             format!("[{name}]\nurl = \"{url}\"\n{secret}\n{COLUMNS}\n{HASTY}\n")
         };
+        let in_mariadb = secret("shop", MariaDbServer::PASSWORD)?;
         let graph = database(
             "graph",
             &bolt.url(),
@@ -95,11 +115,7 @@ impl World {
             http("plain", &plain_line),
             format!("[redis-cache]\nrefill = true\n{HASTY}\n"),
             database("crm", &crm, &secret("crm", PostgresServer::PASSWORD)?),
-            database(
-                "shop",
-                &mariadb.url(),
-                &secret("shop", MariaDbServer::PASSWORD)?,
-            ),
+            database("shop", &mariadb.url(), &in_mariadb),
             graph.clone(),
         ];
         let catalogue = catalogue.join("\n");
@@ -113,18 +129,29 @@ impl World {
             .execute(&mariadb_client(&mariadb).await?)
             .await?;
         make_constraint(dir, &graph).await?;
-        let mut builder = Stack::builder().examples(false).schedulers(1);
-        for target in TARGETS {
-            builder = builder.workers(target, 2);
-        }
-        for (alert, after) in [
-            ("BREAKER", "2s"),
-            ("BACKLOG", "20s"),
-            ("WORKER", "5s"),
-            ("FAILING", "5s"),
-            ("DEAD", "1s"),
-        ] {
-            builder = builder.env(format!("USERSYNC_ALERTS__{alert}"), after);
+        let settings = dir.join("main.toml");
+        let url = mariadb.url().replace("/users", "/main");
+        let source = format!("[sources.main]\nurl = \"{url}\"\n{in_mariadb}\n{SOURCE}");
+        fs::write(&settings, source)?;
+        sqlx::raw_sql(MAIN)
+            .execute(&mariadb_client(&mariadb).await?)
+            .await?;
+        ran(dir, &settings, "install", None, &["outbox", "install"]).await?;
+        let home = dir.join("stack");
+        let disk = match broker {
+            Broker::Alone => Disk::mount(&home.join("nats")).ok(),
+            Broker::Cluster => None,
+        };
+        let mut builder = builder().dir(&home).gateway_args(["--config".as_ref(), settings.as_os_str()]);
+        let mut lines = Vec::new();
+        if broker == Broker::Cluster {
+            let mut routes = Routes::direct()?;
+            for (from, to) in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)] {
+                let line = Proxy::start(routes.port(to)).await?;
+                routes.lead(from, to, line.port());
+                lines.push((from, to, line));
+            }
+            builder = builder.nats_cluster(routes);
         }
         let stack = builder.targets_toml(move |_| catalogue).start().await?;
         let jetstream = jetstream::new(stack.nats.connect().await?);
@@ -139,8 +166,69 @@ impl World {
             guarded_line,
             plain_line,
             postgres_line,
-            _directory: directory,
+            routes: lines,
+            first: 1,
+            disk,
+            settings,
+            directory,
         })
+    }
+
+    /// The first user of a round: each has users of its own, so that what is wrong can be told apart.
+    pub(crate) const fn first_of(round: u64) -> u64 {
+        1 + round * PER_ROUND
+    }
+
+    /// Whether the main database alone knows of a user.
+    pub(crate) const fn is_of_main(user: u64) -> bool {
+        (user - 1) % PER_ROUND >= PER_ROUND / 2
+    }
+
+    /// Does something with the main database by the scheduler, as an operator does.
+    pub(crate) async fn scheduler(&self, name: &str, args: &[&str]) -> Result<()> {
+        let dir = self.directory.path();
+        ran(dir, &self.settings, name, Some(&self.stack.nats), args).await
+    }
+
+    /// Lets everything be looked at afterwards; where it is.
+    pub(crate) fn keep(&mut self) -> &Path {
+        self.directory.keep();
+        self.directory.path()
+    }
+
+    /// The number of the server of NATS that leads a stream.
+    pub(crate) async fn leader(&self, stream: &str) -> Result<usize> {
+        let stream = self.jetstream.get_stream(stream).await?;
+        let cluster = stream.cached_info().cluster.clone();
+        let leader = cluster.and_then(|cluster| cluster.leader);
+        let leader = leader.context("nobody leads")?;
+        let number = leader.rsplit('-').next().unwrap_or_default();
+        Ok(number.parse()?)
+    }
+
+    /// A server of NATS by its number.
+    pub(crate) fn nats(&mut self, number: usize) -> &mut NatsServer {
+        match number {
+            0 => &mut self.stack.nats,
+            peer => &mut self.stack.nats.peers()[peer - 1],
+        }
+    }
+
+    /// All of our own processes.
+    pub(crate) fn services(&mut self) -> impl Iterator<Item = &mut Service> {
+        let stack = &mut self.stack;
+        let services = stack.gateways.iter_mut().chain(&mut stack.schedulers);
+        services.chain(stack.workers.values_mut().flatten())
+    }
+
+    /// Has the gateway asked something, as an operator does; an answer that is an error is one.
+    pub(crate) async fn ask(&self, subject: &'static str, body: &'static str) -> Result<()> {
+        let client = self.jetstream.client();
+        let asked = client.request(subject, body.into()).await?;
+        let headers = asked.headers.as_ref();
+        let failed = headers.and_then(|headers| headers.get("Nats-Service-Error-Code"));
+        ensure!(failed.is_none(), "{subject}: {:?}", asked.payload);
+        Ok(())
     }
 
     /// The workers of a target.
@@ -149,17 +237,21 @@ impl World {
         workers.map_or(&mut [], Vec::as_mut_slice)
     }
 
-    /// Where logs and data are.
-    pub(crate) fn dir(&self) -> &Path {
-        self.stack.dir()
-    }
-
     pub(crate) async fn postgres_client(&self) -> Result<PgPool> {
         postgres_client(&self.postgres).await
     }
 
     pub(crate) async fn mariadb_client(&self) -> Result<MySqlPool> {
         mariadb_client(&self.mariadb).await
+    }
+
+    /// A connection to the main database, made when it is needed.
+    pub(crate) fn main_client(&self) -> Result<MySqlPool> {
+        let url = self.mariadb.url_with_password().replace("/users", "/main");
+        let pool = MySqlPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(Duration::from_secs(5));
+        Ok(pool.connect_lazy(&url)?)
     }
 
     pub(crate) async fn graph_client(&self) -> Result<Graph> {
@@ -183,6 +275,43 @@ async fn postgres_client(server: &PostgresServer) -> Result<PgPool> {
 async fn mariadb_client(server: &MariaDbServer) -> Result<MySqlPool> {
     let pool = MySqlPoolOptions::new().max_connections(1);
     Ok(pool.connect(&server.url_with_password()).await?)
+}
+
+fn builder() -> StackBuilder {
+    let mut builder = Stack::builder().examples(false).schedulers(1);
+    for target in TARGETS {
+        builder = builder.workers(target, 2);
+    }
+    for (alert, after) in [
+        ("BREAKER", "2s"),
+        ("BACKLOG", "20s"),
+        ("WORKER", "5s"),
+        ("FAILING", "5s"),
+        ("DEAD", "1s"),
+        ("OUTBOX", "2s"),
+    ] {
+        builder = builder.env(format!("USERSYNC_ALERTS__{alert}"), after);
+    }
+    builder
+}
+
+/// Runs the scheduler to its end.
+async fn ran(
+    dir: &Path,
+    settings: &Path,
+    name: &str,
+    nats: Option<&NatsServer>,
+    args: &[&str],
+) -> Result<()> {
+    let program = tools::binary("usersync-scheduler", tools::Profile::own())?;
+    let mut launch = Launch::new(name, program, dir.join(format!("{name}.log"))).args(args);
+    if let Some(nats) = nats {
+        launch = launch.nats(nats, "scheduler");
+    }
+    let process = launch.arg("--config").arg(settings).spawn()?;
+    let status = process.wait_exit(SOON).await?;
+    ensure!(status.success(), "{}", process.log_tail());
+    Ok(())
 }
 
 /// What keeps two nodes of one user away, as users make it.

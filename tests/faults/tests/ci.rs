@@ -2,19 +2,23 @@
 
 use std::process::Command;
 
-const FAULTS: [&str; 12] = [
+const FAULTS: [&str; 16] = [
     "gateway-killed",
     "workers-killed",
     "scheduler-killed",
     "all-killed",
     "rolling-restart",
+    "clocks-ahead",
     "nats-killed",
     "consumers-deleted",
+    "leader-killed",
+    "server-cut-off",
     "postgres-killed",
     "redis-flushed",
     "http-applied-and-reset",
     "triple-and-shuffled",
     "no-events",
+    "many-deleted",
 ];
 
 #[test]

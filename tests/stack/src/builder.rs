@@ -8,8 +8,8 @@ use anyhow::Result;
 use futures_util::future::try_join_all;
 
 use crate::{
-    Directory, Launch, NatsServer, Profile, RedisServer, Service, Stack, catalogue, free_port,
-    free_port_or, tools,
+    Directory, Launch, NatsServer, Profile, RedisServer, Routes, Service, Stack, catalogue,
+    free_port, free_port_or, tools,
 };
 
 /// Hashing passwords as slowly as in production would only cost time here.
@@ -59,7 +59,7 @@ pub struct StackBuilder {
     targets_file: Option<PathBuf>,
     nats_conf: Option<PathBuf>,
     nats_tls: bool,
-    nats_cluster: bool,
+    nats_cluster: Option<Routes>,
     recipe: Recipe,
 }
 
@@ -91,7 +91,7 @@ impl Default for StackBuilder {
             targets_file: None,
             nats_conf: None,
             nats_tls: false,
-            nats_cluster: false,
+            nats_cluster: None,
             recipe: Recipe {
                 profile: Profile::own(),
                 gateway_args: Vec::new(),
@@ -179,8 +179,8 @@ impl StackBuilder {
     }
 
     /// NATS is a cluster of three, and streams have three replicas.
-    pub fn nats_cluster(mut self) -> Self {
-        self.nats_cluster = true;
+    pub fn nats_cluster(mut self, routes: Routes) -> Self {
+        self.nats_cluster = Some(routes);
         self.env("USERSYNC_STREAMS__REPLICAS", "3")
     }
 
@@ -328,13 +328,9 @@ impl Recipe {
         for (key, value) in &self.env {
             launch = launch.env(key, value);
         }
-        if let Some(offset) = self.clocks.get(binary) {
-            launch = launch
-                .env("LD_PRELOAD", tools::faketime()?)
-                .env("FAKETIME", offset)
-                // What measures durations is right.
-                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        match self.clocks.get(binary) {
+            Some(offset) => launch.clock(offset),
+            None => Ok(launch),
         }
-        Ok(launch)
     }
 }

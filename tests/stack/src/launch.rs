@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
 
-use crate::{NatsServer, Process};
+use crate::{NatsServer, Process, tools};
 
 /// `setpriv` from util-linux has the kernel kill a child whose parent dies, even by SIGKILL. Where it is
 /// missing (other systems than Linux, very small containers) a killed parent leaves its children behind.
@@ -31,6 +31,7 @@ pub struct Launch {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     dir: Option<PathBuf>,
+    open_files: Option<u32>,
     log: PathBuf,
 }
 
@@ -47,8 +48,28 @@ impl Launch {
             args: Vec::new(),
             env: Vec::new(),
             dir: None,
+            open_files: None,
             log: log.into(),
         }
+    }
+
+    /// How many files it may have open; as many as we unless said otherwise.
+    #[must_use]
+    pub fn open_files(mut self, most: Option<u32>) -> Self {
+        self.open_files = most;
+        self
+    }
+
+    /// Has its clock be off, by `+1h` for example; right with `+0`.
+    ///
+    /// # Errors
+    /// When libfaketime isn't there.
+    pub fn clock(self, offset: &str) -> Result<Self> {
+        Ok(self
+            .env("LD_PRELOAD", tools::faketime()?)
+            .env("FAKETIME", offset)
+            // What measures durations is right.
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1"))
     }
 
     /// Adds one argument.
@@ -132,15 +153,16 @@ impl Launch {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("opening the log {}", self.log.display()))?;
-        let mut command = if *SETPRIV {
-            let mut command = Command::new("setpriv");
-            command
-                .args(["--pdeathsig", "KILL", "--"])
-                .arg(&self.program);
-            command
-        } else {
-            Command::new(&self.program)
-        };
+        let mut words: Vec<OsString> = Vec::new();
+        if *SETPRIV {
+            words.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(OsString::from));
+        }
+        if let Some(most) = self.open_files {
+            words.extend(["prlimit".into(), format!("--nofile={most}").into()]);
+        }
+        words.push(self.program.clone().into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         // Settings in the developer's own environment must not reach a stack.
         for (key, _) in env::vars_os() {
             if key.to_string_lossy().starts_with("USERSYNC_") {

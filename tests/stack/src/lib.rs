@@ -62,7 +62,7 @@ pub use launch::Launch;
 pub use mariadb::MariaDbServer;
 pub use metrics::Metrics;
 pub use mysql::MySqlServer;
-pub use nats::{NatsBuilder, NatsServer, subscribe};
+pub use nats::{NatsBuilder, NatsServer, Routes, subscribe};
 pub use nix::sys::signal::Signal;
 pub use pgbouncer::PgBouncerServer;
 pub use port::{free_port, free_port_or};

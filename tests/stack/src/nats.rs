@@ -43,6 +43,57 @@ pub struct NatsServer {
     peers: Vec<NatsServer>,
 }
 
+/// How the three servers of a cluster reach each other.
+#[derive(Clone, Debug)]
+pub struct Routes {
+    ports: [u16; 3],
+    /// The port by which one reaches another.
+    by: [[u16; 3]; 3],
+}
+
+impl Routes {
+    /// Directly, at free ports.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn direct() -> Result<Self> {
+        let ports = [free_port()?, free_port()?, free_port()?];
+        Ok(Self {
+            ports,
+            by: [ports; 3],
+        })
+    }
+
+    /// Where a server listens for the others.
+    #[must_use]
+    pub fn port(&self, server: usize) -> u16 {
+        self.ports[server]
+    }
+
+    /// `from` reaches `to` by this port from now on, such as that of a proxy.
+    pub fn lead(&mut self, from: usize, to: usize, port: u16) {
+        self.by[from][to] = port;
+    }
+
+    /// What tells a server of the others.
+    fn args(&self, server: usize) -> Vec<String> {
+        let url = |port| format!("nats://127.0.0.1:{port}");
+        let by = self.by[server].into_iter().map(url);
+        let args = [
+            ["-n".to_owned(), format!("server-{server}")],
+            ["--cluster_name".to_owned(), "tests".to_owned()],
+            ["--cluster".to_owned(), url(self.ports[server])],
+            ["--routes".to_owned(), by.collect::<Vec<_>>().join(",")],
+        ];
+        let mut args = args.concat();
+        if self.by != [self.ports; 3] {
+            // Nobody hears of a way that leads past the proxies.
+            args.extend(["--cluster_advertise", "127.0.0.1:1"].map(str::to_owned));
+        }
+        args
+    }
+}
+
 /// What to start a [`NatsServer`] with.
 #[derive(Debug)]
 pub struct NatsBuilder {
@@ -53,7 +104,7 @@ pub struct NatsBuilder {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     tls: bool,
-    clustered: bool,
+    clustered: Option<Routes>,
 }
 
 impl NatsServer {
@@ -85,7 +136,7 @@ impl NatsServer {
             args: Vec::new(),
             env: Vec::new(),
             tls: false,
-            clustered: false,
+            clustered: None,
         }
     }
 
@@ -249,11 +300,11 @@ impl NatsBuilder {
         self
     }
 
-    /// Whether it is one of three that form a cluster, in which clients learn of the others. They keep their stores in
+    /// Makes it one of three that form a cluster, in which clients learn of the others. They keep their stores in
     /// `dir/peer-N`.
     #[must_use]
-    pub fn clustered(mut self, clustered: bool) -> Self {
-        self.clustered = clustered;
+    pub fn clustered(mut self, routes: Option<Routes>) -> Self {
+        self.clustered = routes;
         self
     }
 
@@ -276,9 +327,9 @@ impl NatsBuilder {
     /// # Errors
     /// As [`NatsServer::start`].
     pub async fn start(self) -> Result<NatsServer> {
-        let members = match self.clustered {
-            true => self.into_cluster()?,
-            false => vec![self],
+        let members = match self.clustered.clone() {
+            Some(routes) => self.into_cluster(&routes)?,
+            None => vec![self],
         };
         let servers = members.into_iter().map(Self::spawn);
         let mut servers = servers.collect::<Result<Vec<_>>>()?;
@@ -291,34 +342,17 @@ impl NatsBuilder {
     }
 
     /// All that form the cluster, this one first; they have the same users.
-    fn into_cluster(self) -> Result<Vec<Self>> {
-        let ports = [free_port()?, free_port()?, free_port()?];
-        let urls = ports.map(|port| format!("nats://127.0.0.1:{port}"));
+    fn into_cluster(self, routes: &Routes) -> Result<Vec<Self>> {
         let roles = Roles::of(&self.dir)?;
         let mut members = vec![self];
-        for number in 1..urls.len() {
+        for number in 1..routes.ports.len() {
             let dir = members[0].dir.join(format!("peer-{number}"));
             roles.copy_to(&dir)?;
             members.push(NatsServer::builder(&dir));
         }
-        let routes = urls.join(",");
-        let of_cluster = |(member, (number, url)): (Self, (usize, &String))| {
-            let name = format!("server-{number}");
-            [
-                "-n",
-                &name,
-                "--cluster_name",
-                "tests",
-                "--cluster",
-                url,
-                "--routes",
-                &routes,
-            ]
-            .into_iter()
-            .fold(member, Self::arg)
-        };
-        let members = members.into_iter().zip(urls.iter().enumerate());
-        Ok(members.map(of_cluster).collect())
+        let of_cluster =
+            |(number, member)| routes.args(number).into_iter().fold(member, Self::arg);
+        Ok(members.into_iter().enumerate().map(of_cluster).collect())
     }
 
     fn spawn(self) -> Result<NatsServer> {

@@ -88,6 +88,15 @@ impl Service {
         self.process.stop(grace).await
     }
 
+    /// Has it be started otherwise from the next [`Service::restart`] on.
+    ///
+    /// # Errors
+    /// What `change` fails with.
+    pub fn otherwise(&mut self, change: impl FnOnce(Launch) -> Result<Launch>) -> Result<()> {
+        self.launch = change(self.launch.clone())?;
+        Ok(())
+    }
+
     /// Starts it again, on the same address; one that still runs is killed first.
     ///
     /// # Errors

@@ -127,7 +127,10 @@ impl Intake {
                 .await;
             let (mut session, ground, mut watch) = match opened {
                 None => break,
-                Some(Ok(Some(opened))) => opened,
+                Some(Ok(Some(opened))) => {
+                    voucher.forget();
+                    opened
+                }
                 Some(Ok(None)) => continue,
                 Some(Err(error)) => {
                     let reason = format!("{error:#}");

@@ -31,6 +31,12 @@ impl Voucher {
         }
     }
 
+    /// Forgets what it has found: while another gateway took in events, an outbox may have begun anew.
+    pub(super) fn forget(&self) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clear();
+    }
+
     /// Completes what an event says of its outbox; waits for as long as the bucket can't be read.
     ///
     /// # Errors

@@ -52,6 +52,9 @@ pub(crate) struct Notice {
     /// Why changes aren't noted there, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broken: Option<String>,
+    /// When its database was put back to an earlier time, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub put_back: Option<Timestamp>,
 }
 
 impl Notice {
@@ -85,21 +88,35 @@ impl Board {
 
     /// This gateway doesn't relay the outbox.
     pub(super) fn idle(&self, source: &SourceName, state: State) {
-        self.show(source, state, Lag::default(), None);
+        self.show(source, state, Lag::default(), None, None);
     }
 
-    /// It does, and this is how far it is behind, and why changes aren't noted, if so.
-    pub(super) fn relaying(&self, source: &SourceName, lag: Lag, broken: Option<String>) {
-        self.show(source, State::Relaying, lag, broken);
+    /// It does, and this is how far it is behind, why changes aren't noted, if so, and when the database was put back.
+    pub(super) fn relaying(
+        &self,
+        source: &SourceName,
+        lag: Lag,
+        broken: Option<String>,
+        put_back: Option<Timestamp>,
+    ) {
+        self.show(source, State::Relaying, lag, broken, put_back);
     }
 
-    fn show(&self, source: &SourceName, state: State, lag: Lag, broken: Option<String>) {
+    fn show(
+        &self,
+        source: &SourceName,
+        state: State,
+        lag: Lag,
+        broken: Option<String>,
+        put_back: Option<Timestamp>,
+    ) {
         let notice = Notice {
             state,
             oldest_seconds: lag.oldest.as_secs_f64(),
             failed: lag.failed,
             looked: Timestamp::now(),
             broken,
+            put_back,
         };
         let before = self.lock().insert(source.to_string(), notice);
         if before.is_none_or(|before| before.state != state) {

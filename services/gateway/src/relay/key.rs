@@ -8,6 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use usersync_core::user_id::UserId;
+use uuid::Uuid;
 
 /// Bytes of a name, and of a proof: 96 bits.
 const LENGTH: usize = 12;
@@ -24,6 +25,17 @@ impl Key {
     /// What events and states call the outbox.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The key of another epoch of the outbox, which begins because its database was put back.
+    pub(super) fn put_back(&self) -> Self {
+        Self::from(format!("{}~{}", self.secret, Uuid::now_v7().simple()))
+    }
+
+    /// Whether it is `outbox`, or [`Self::put_back`] of it.
+    pub(super) fn is_of(&self, outbox: &Self) -> bool {
+        let rest = self.secret.strip_prefix(&outbox.secret);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('~'))
     }
 
     /// Proves that a gateway has given an event the number of this note.
@@ -106,6 +118,9 @@ mod tests {
             assert!(!key.proves_user(7, &ann, none), "{none}");
         }
         assert_ne!(key.name(), other.name());
+        let again = key.put_back();
+        assert!(again.is_of(&key) && key.is_of(&key) && !key.is_of(&again) && !other.is_of(&key));
+        assert!(!again.proves_user(7, &ann, &proof));
         assert!(!key.name().contains("e1") && !format!("{key:?}").contains("e1"));
     }
 }

@@ -4,8 +4,8 @@
 //! A row of the outbox is a note of who changed. `plan` says what notes come to once the users' rows are read, `brake` when
 //! they delete too many, `newest` which of them say what the states do already; `failed` has those that failed. `event`
 //! makes events, `window` publishes many in their order, `lease` holds the lock, `stored` finds rows that are published and
-//! don't say so, `pace` says when to look again, `epochs` what intake is to know of an outbox, `key` what proves that a
-//! gateway says so. While one window is published, the one before is marked and the next one read.
+//! don't say so, `pace` says when to look again, `epochs` what intake is to know of an outbox and how it is seen that its
+//! database was put back, `key` what proves that a gateway says so. While one window is published, the one before is marked and the next one read.
 //! Rows are chosen by their state, never by "behind the last id": a transaction may take the lower id and commit later. A
 //! row is marked only after NATS has confirmed its event, so it can be published twice; intake knows it by its note.
 //! See docs/OUTBOX.md.
@@ -30,7 +30,8 @@ use std::{
 };
 
 use async_nats::jetstream;
-use futures_util::future::join;
+use futures_util::future::join3;
+use jiff::Timestamp;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
@@ -47,6 +48,7 @@ use board::Board;
 pub(crate) use board::{Notice, State};
 use brake::Brake;
 pub(crate) use epochs::Epochs;
+use epochs::Ledger;
 use event::Origin;
 use failed::Failed;
 use key::Key;
@@ -75,6 +77,8 @@ const ASK_EVERY: u32 = 3;
 /// Why a gateway that stands by isn't ready.
 const OWNERLESS: &str = "standing by: another session of the server holds the outbox's lock, and no gateway has said lately that \
      it relays; if none does, end that session";
+/// Why a relay begins anew.
+const PUT_BACK: &str = "the database was put back to an earlier time; its outbox is read from the beginning, in another epoch";
 /// The pauses after failures, doubling.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -145,6 +149,8 @@ struct Noted {
 struct Source {
     layout: Layout,
     origin: Origin,
+    /// What is written down of its outbox; none of an older version.
+    ledger: Option<Ledger>,
     /// Rows up to here were there when this relay took the lock: another one may have them in hand, so they are always
     /// published, and its late copies count for nothing.
     fence: i64,
@@ -153,6 +159,18 @@ struct Source {
     failed: Failed,
     brake: Brake,
     newest: Newest,
+}
+
+impl Source {
+    fn was_put_back(&self) -> Option<Timestamp> {
+        self.ledger.as_ref().and_then(Ledger::was_put_back)
+    }
+
+    /// The highest id of those that were published.
+    fn last_published(&self) -> Option<i64> {
+        let last = self.ledger.as_ref().and_then(Ledger::last);
+        last.map(|last| last.id)
+    }
 }
 
 impl Relay {
@@ -199,7 +217,9 @@ impl Relay {
             let mut source = self.source(&mut database).await?;
             tracing::info!(source = %self.name, "relaying the outbox");
             self.meters.active();
-            self.board.relaying(&self.name, Lag::default(), None);
+            let put_back = source.was_put_back();
+            self.board
+                .relaying(&self.name, Lag::default(), None, put_back);
             self.relay(&mut database, &mut source).await
         };
         let relayed = tokio::select! {
@@ -244,10 +264,14 @@ impl Relay {
     /// What is to be known before the first row is published.
     async fn source(&self, database: &mut Database) -> Result<Source, SourceError> {
         let layout = database.layout(false).await?;
-        let about = database.about().await?;
-        let key = about.as_ref().map(|about| Key::from(about.epoch.clone()));
-        let unavailable = |error: anyhow::Error| SourceError::Unavailable(format!("{error:#}"));
-        self.register(key.as_ref()).await?;
+        let mut about = database.about().await?;
+        let mut ledger = None;
+        if let Some(of) = &about {
+            let opened = self.ledger(database, Key::from(of.epoch.clone())).await?;
+            about = self.about(database, &opened).await?;
+            ledger = Some(opened);
+        }
+        let key = ledger.as_ref().map(|ledger| ledger.key().clone());
         let epoch = key
             .as_ref()
             .map_or_else(String::new, |key| key.name().to_owned());
@@ -273,17 +297,76 @@ impl Relay {
             brake,
             layout,
             newest: newest.await.map_err(unavailable)?,
+            ledger,
         })
     }
 
     /// Writes down whose changes these are: intake takes none of an outbox that it hasn't heard of.
-    async fn register(&self, key: Option<&Key>) -> Result<(), SourceError> {
-        let Some(key) = key else {
+    async fn ledger(&self, database: &mut Database, outbox: Key) -> Result<Ledger, SourceError> {
+        let opening = Ledger::open(&self.jetstream, self.name.as_ref(), outbox);
+        let mut ledger = opening.await.map_err(unavailable)?;
+        match ledger.last() {
+            Some(last) => {
+                if database.has_lost(last).await? {
+                    self.put_back(&mut ledger).await?;
+                }
+            }
+            // A gateway of an older version has published it.
+            None => {
+                if let Some(last) = database.last_published().await? {
+                    ledger.publishing(last).await.map_err(unavailable)?;
+                }
+            }
+        }
+        Ok(ledger)
+    }
+
+    /// Begins another epoch: the database was put back, and gives ids that states know already to changes that nobody knows.
+    async fn put_back(&self, ledger: &mut Ledger) -> Result<(), SourceError> {
+        let last = ledger.last().map(|last| last.id);
+        ledger.put_back().await.map_err(unavailable)?;
+        tracing::error!(source = %self.name, outbox.id = last,
+            "the database was put back to an earlier time: the last row that was published isn't in its outbox any more. Changes \
+             count from now on in another epoch; what the database has lost stays as it was published until `usersync-scheduler load`");
+        Ok(())
+    }
+
+    /// Makes sure that ids of the outbox are given once, as far as `rows` that are to be published next tell.
+    async fn goes_on(
+        &self,
+        database: &mut Database,
+        source: &mut Source,
+        rows: &[OutboxRow],
+    ) -> Result<(), SourceError> {
+        let Some(ledger) = &mut source.ledger else {
             return Ok(());
         };
-        let registering = epochs::register(&self.jetstream, self.name.as_ref(), key);
-        let registered = registering.await;
-        registered.map_err(|error| SourceError::Unavailable(format!("{error:#}")))
+        let Some(last) = ledger.last().cloned() else {
+            return Ok(());
+        };
+        let begins_anew = rows.iter().any(|row| last.is_far_above(row));
+        if begins_anew || database.has_lost(&last).await? {
+            // Before another gateway can take the lock.
+            self.put_back(ledger).await?;
+            return Err(SourceError::Refused(PUT_BACK.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Which outbox it is, as far as its ids count in this epoch.
+    async fn about(&self, database: &mut Database, ledger: &Ledger) -> Result<Option<About>, SourceError> {
+        let mut about = database.about().await?;
+        if let Some(about) = &mut about {
+            let highest = database.highest().await?;
+            // What an older version has written, and what was approved, is gone where ids began anew.
+            if ledger.was_put_back().is_some() || about.first > highest.saturating_add(1) {
+                about.first = i64::MIN;
+            }
+            if about.approved > highest {
+                about.approved = i64::MIN;
+            }
+        }
+        Ok(about)
     }
 
     async fn relay(&self, database: &mut Database, source: &mut Source) -> Result<(), SourceError> {
@@ -304,6 +387,10 @@ impl Relay {
                     noted_of(database, source, rows).await?
                 }
             };
+            let last = source.last_published();
+            if noted.rows.first().is_some_and(|first| last > Some(first.id)) {
+                self.goes_on(database, source, &noted.rows).await?;
+            }
             if doubtful
                 && let Some(oldest) = noted.rows.first()
                 && Stored::may_be_forgotten(oldest)
@@ -326,16 +413,25 @@ impl Relay {
                 if let Err(error) = source.newest.look().await {
                     tracing::debug!(source = %self.name, error = format!("{error:#}"), "can't ask how far intake is");
                 }
-                // Somebody may have deleted or emptied the bucket since.
-                self.register(source.origin.key.as_ref()).await?;
+                if let Some(ledger) = &mut source.ledger {
+                    // Somebody may have deleted or emptied the bucket since.
+                    ledger.look().await.map_err(unavailable)?;
+                }
+                self.goes_on(database, source, &[]).await?;
                 watched = self.watched(database, watched).await?;
                 let lag = database.lag().await?;
                 self.meters.lag(lag);
-                self.board.relaying(&self.name, lag, broken(&watched));
+                let put_back = source.was_put_back();
+                self.board
+                    .relaying(&self.name, lag, broken(&watched), put_back);
                 look_at = Instant::now() + LOOK_EVERY;
             }
-            if prune_at <= Instant::now() && database.prune(PRUNED).await? < u64::from(PRUNED) {
-                prune_at = Instant::now() + PRUNE_EVERY;
+            if prune_at <= Instant::now() {
+                // It shows that the database is the same.
+                let kept = source.last_published().unwrap_or(i64::MIN);
+                if database.prune(kept, PRUNED).await? < u64::from(PRUNED) {
+                    prune_at = Instant::now() + PRUNE_EVERY;
+                }
             }
             match trouble {
                 Some(reason) => {
@@ -405,6 +501,7 @@ impl Relay {
             last: last.id,
             count: i64::from(WINDOW),
         });
+        let last = noted.rows.last().map(OutboxRow::stamp);
         let joined = source.failed.join(&mut noted.rows);
         let plan = plan::plan(noted.rows, &mut noted.found, &source.held);
         self.brake(database, source, &plan).await?;
@@ -412,6 +509,14 @@ impl Relay {
         let under_way = under_way.filter(|_| plan.held.is_empty() && !joined);
         source.held = plan.held.iter().copied().collect();
         let (events, told) = told(source, plan).await;
+        let last = last.filter(|_| !events.is_empty());
+        let mut ledger = source.ledger.take();
+        let writing = async {
+            match (&mut ledger, last) {
+                (Some(ledger), Some(last)) => ledger.publishing(last).await,
+                _ => Ok(()),
+            }
+        };
         let publishing = window::publish(batches, events, &self.shutdown);
         let meanwhile = async {
             self.mark(database, source, &at_hand.published).await?;
@@ -423,7 +528,9 @@ impl Relay {
                 None => Ok(None),
             }
         };
-        let (mut window, ahead) = join(publishing, meanwhile).await;
+        let (written, mut window, ahead) = join3(writing, publishing, meanwhile).await;
+        source.ledger = ledger;
+        written.map_err(unavailable)?;
         window.silent.extend(told.silent);
         window.failed.extend(told.failed);
         self.meters.window(&window);
@@ -466,7 +573,10 @@ impl Relay {
         if !Brake::is_loose(count) {
             let users = database.estimate().await?;
             if Brake::stops(count, users).is_some() {
-                source.origin.about = database.about().await?;
+                source.origin.about = match &source.ledger {
+                    Some(ledger) => self.about(database, ledger).await?,
+                    None => database.about().await?,
+                };
                 left = unapproved(&gone, source.origin.about.as_ref());
                 let stops = Brake::stops(brake.with(&left, now), users);
                 if let Some(why) = stops.filter(|_| !left.is_empty()) {
@@ -502,6 +612,10 @@ impl Relay {
         let pausing = tokio::time::sleep(pause);
         self.shutdown.run_until_cancelled(pausing).await;
     }
+}
+
+fn unavailable(error: anyhow::Error) -> SourceError {
+    SourceError::Unavailable(format!("{error:#}"))
 }
 
 /// Why changes aren't noted, if so.

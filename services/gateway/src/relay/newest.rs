@@ -62,14 +62,21 @@ impl Newest {
         source: String,
         epoch: String,
     ) -> anyhow::Result<Self> {
-        Ok(Self {
+        let mut newest = Self {
             states: jetstream.get_stream_no_info(USER_STATE).await?,
             jetstream,
             source,
             epoch,
             sent: Default::default(),
             until: 0,
-        })
+        };
+        let (last, merged) = newest.merged().await?;
+        if merged < last {
+            // Whoever relayed before may have published what isn't merged yet.
+            newest.sent[1].all = true;
+            newest.until = last;
+        }
+        Ok(newest)
     }
 
     /// An event of this user is published, with this note; one without a note is in no state that says so.
@@ -91,6 +98,17 @@ impl Newest {
     /// # Errors
     /// When NATS can't be asked.
     pub(super) async fn look(&mut self) -> anyhow::Result<()> {
+        let (last, merged) = self.merged().await?;
+        if merged >= self.until {
+            let [young, old] = &mut self.sent;
+            *old = std::mem::take(young);
+            self.until = last;
+        }
+        Ok(())
+    }
+
+    /// The last event, and the one up to which intake has merged all.
+    async fn merged(&self) -> anyhow::Result<(u64, u64)> {
         let asking = async {
             let events = self.jetstream.get_stream(USER_EVENTS).await?;
             let merged = events
@@ -100,13 +118,7 @@ impl Newest {
                 .stream_sequence;
             anyhow::Ok((events.cached_info().state.last_sequence, merged))
         };
-        let (last, merged) = timeout(REQUEST_TIMEOUT, asking).await??;
-        if merged >= self.until {
-            let [young, old] = &mut self.sent;
-            *old = std::mem::take(young);
-            self.until = last;
-        }
-        Ok(())
+        timeout(REQUEST_TIMEOUT, asking).await?
     }
 
     /// How these rows, which own the members `owned`, differ from the newest states; what can't be told differs.

@@ -4,7 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
-use usersync_source::{Database, Failure, RowsUnderWay, Server, SourceConfig, SourceError};
+use usersync_source::{
+    Database, Failure, RowsUnderWay, Server, SourceConfig, SourceError, Stamp,
+};
 
 use crate::{
     place::{Place, documents, noted, shown},
@@ -25,6 +27,7 @@ pub(crate) async fn hold(place: &Place) -> Result<()> {
     ids_never_come_again(place).await?;
     what_stands_in_the_way_is_named(place).await?;
     rows_are_marked_pruned_and_counted(place).await?;
+    a_row_is_known_again(place).await?;
     what_failed_and_who_was_deleted_is_remembered(place).await?;
     one_connection_at_a_time_has_the_lock(place).await?;
     values::keep_their_meaning(place).await?;
@@ -39,7 +42,7 @@ const PEOPLE: &str = "CREATE TABLE people (uid BIGINT PRIMARY KEY, login VARCHAR
 const COLUMNS: &[(&str, &str)] = &[("login", "username"), ("state", "status")];
 
 /// A table `people` with its outbox.
-async fn people(place: &Place) -> Result<(SourceConfig, Database)> {
+pub(crate) async fn people(place: &Place) -> Result<(SourceConfig, Database)> {
     place.client().await?.run(PEOPLE).await?;
     let config = place.config("people", "uid", COLUMNS)?;
     let mut database = Database::connect(&config).await?;
@@ -509,13 +512,49 @@ async fn rows_are_marked_pruned_and_counted(place: &Place) -> Result<()> {
     let lag = database.lag().await?;
     ensure!((lag.unpublished, lag.failed) == (2, 1), "{lag:?}");
     ensure!(database.standing().await?.reasons[0].reason == "too large");
-    ensure!(database.prune(10).await? == 0, "nothing is an hour old");
+    let none = i64::MIN;
+    ensure!(
+        database.prune(none, 10).await? == 0,
+        "nothing is an hour old"
+    );
     config.relay.retention = std::time::Duration::ZERO;
     tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     let mut strict = Database::connect(&config).await?;
-    ensure!(strict.prune(1).await? == 1);
-    ensure!(strict.prune(10).await? == 1);
+    let kept = rows[2].id;
+    ensure!(strict.prune(kept, 10).await? == 1);
+    ensure!(strict.prune(kept, 10).await? == 0, "it stays");
+    ensure!(strict.prune(none, 1).await? == 1);
     ensure!(database.unpublished(10).await?.len() == 2);
+    place.clean(&config).await
+}
+
+async fn a_row_is_known_again(place: &Place) -> Result<()> {
+    let (config, mut database) = people(place).await?;
+    let mut client = place.client().await?;
+    ensure!(database.last_published().await?.is_none());
+    for user in 1..=3 {
+        let came = format!("INSERT INTO people (uid) VALUES ({user})");
+        client.run(&came).await?;
+    }
+    let rows = database.unpublished(10).await?;
+    database.mark_published(&[rows[1].id, rows[0].id]).await?;
+    let last = database.last_published().await?;
+    ensure!(last == Some(rows[1].stamp()), "{last:?}");
+    for row in &rows {
+        ensure!(!database.has_lost(&row.stamp()).await?, "{row:?}");
+    }
+    let other = Stamp {
+        created_us: rows[0].created_us - 1_000_000,
+        ..rows[0].stamp()
+    };
+    ensure!(database.has_lost(&other).await?, "written at another time");
+    let other = Stamp {
+        event: "D".to_owned(),
+        ..rows[0].stamp()
+    };
+    ensure!(database.has_lost(&other).await?, "another event");
+    client.run("DELETE FROM user_outbox").await?;
+    ensure!(database.has_lost(&rows[0].stamp()).await?, "deleted");
     place.clean(&config).await
 }
 

@@ -12,10 +12,14 @@ mod triggers;
 mod types;
 mod values;
 
+use std::time::Duration;
+
 use anyhow::Result;
 use place::Place;
 use usersync_source::{Server, shipped};
 use usersync_stack::{MySqlServer, PostgresServer, support};
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// One suite per line: its name, the server as docs/SUPPORT.md has it, whether this machine goes without, and the server.
 macro_rules! suites {
@@ -44,6 +48,22 @@ suites! {
     newest_postgres_keeps_the_promises:
         "PostgreSQL 18", PostgresServer::newest_is_left_out()?, Place::newest_postgres().await?;
     sqlite_keeps_the_promises: "SQLite", false, Place::sqlite()?;
+}
+
+/// A backup that is moved to the place of the file: a relay that went on would read the old one for ever.
+#[tokio::test]
+async fn a_sqlite_file_that_is_replaced_is_noticed() -> Result<()> {
+    let place = Place::sqlite()?;
+    let (config, mut database) = clauses::people(&place).await?;
+    database.keep_lock(SOON).await?;
+    let file = place.file();
+    std::fs::copy(&file, file.with_extension("backup"))?;
+    std::fs::rename(file.with_extension("backup"), &file)?;
+    let error = database.keep_lock(SOON).await.err();
+    let told = error.map(|error| error.to_string()).unwrap_or_default();
+    assert!(told.contains("another file has its name now"), "{told}");
+    usersync_source::Database::connect(&config).await?;
+    Ok(())
 }
 
 /// `UPDATE_SHIPPED=1` writes the files anew.

@@ -1,6 +1,6 @@
 //! A real server, clients that aren't ours, and what ours reads.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -69,6 +69,11 @@ impl Place {
         })
     }
 
+    /// Where a SQLite file is.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.dir.path().join("users.db")
+    }
+
     pub(crate) fn server(&self) -> Server {
         match self.running {
             Running::MariaDb(_) | Running::MySql(_) => Server::MySql,
@@ -103,7 +108,7 @@ impl Place {
                 Client::Postgres(PgConnection::connect(&server.url_with_password()).await?)
             }
             Running::Sqlite => {
-                let url = format!("sqlite:{}", self.dir.path().join("users.db").display());
+                let url = format!("sqlite:{}", self.file().display());
                 Client::Sqlite(SqliteConnection::connect(&url).await?)
             }
         })
@@ -154,7 +159,7 @@ impl Place {
             Running::MariaDb(server) => server.url(),
             Running::MySql(server) => server.url(),
             Running::Postgres(server) => server.url(),
-            Running::Sqlite => format!("sqlite:{}", self.dir.path().join("users.db").display()),
+            Running::Sqlite => format!("sqlite:{}", self.file().display()),
         };
         let mut config = SourceConfig::at(url.parse()?);
         config.table = table.parse().map_err(anyhow::Error::msg)?;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::{self, message::PublishMessage};
 use redis::AsyncTypedCommands as _;
 use serde_json::{Value, json};
-use usersync_stack::{Stack, eventually};
+use usersync_stack::{Routes, Stack, eventually};
 
 use crate::support::LATER;
 
@@ -16,7 +16,7 @@ const ROUNDS: u64 = 12;
 
 #[tokio::test]
 async fn nothing_is_lost_when_servers_of_a_cluster_die_one_after_the_other() -> Result<()> {
-    let builder = Stack::builder().nats_cluster().examples(false).gateways(2);
+    let builder = Stack::builder().nats_cluster(Routes::direct()?).examples(false).gateways(2);
     let mut stack = builder.start().await?;
     let client = usersync_stack::connect(&stack.nats.test_url()).await?;
     let jetstream = jetstream::new(client);

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use usersync_core::subjects::{
     CHECKER, TARGETS_STREAM, USER_CHECK, USER_EVENTS, USER_REPAIR, USER_STATE,
 };
-use usersync_stack::{Service, Signal, Stack, eventually, free_port, http};
+use usersync_stack::{Routes, Service, Signal, Stack, eventually, free_port, http};
 
 use crate::{
     database_targets::Database,
@@ -299,7 +299,7 @@ async fn what_is_deleted_is_made_again_where_that_loses_nothing() -> Result<()> 
 
 #[tokio::test]
 async fn whose_nats_takes_no_writes_is_not_ready() -> Result<()> {
-    let builder = Stack::builder().nats_cluster().examples(false);
+    let builder = Stack::builder().nats_cluster(Routes::direct()?).examples(false);
     let mut stack = builder.schedulers(1).start().await?;
     let all = [
         gateway(&stack),

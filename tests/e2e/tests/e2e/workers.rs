@@ -636,10 +636,8 @@ async fn a_worker_makes_do_with_64_open_files() -> Result<()> {
 
     let program = tools::binary("usersync-worker", Profile::own())?;
     let address = format!("127.0.0.1:{}", free_port()?);
-    let limited = "ulimit -n 64; exec \"$0\" \"$@\"";
-    let launch = Launch::new("worker", "/bin/sh", log(stack.dir()))
-        .args(["-c", limited])
-        .arg(program)
+    let launch = Launch::new("worker", program, log(stack.dir()))
+        .open_files(Some(64))
         .args(["--listen", &address, "--log-format", "human"])
         .nats(&stack.nats, "worker");
     let worker = Service::spawn(launch, format!("http://{address}"))?;

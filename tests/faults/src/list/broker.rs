@@ -1,14 +1,16 @@
 //! NATS: killed, stopped, robbed of what is ours in it.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use anyhow::Result;
-use usersync_stack::{Signal, eventually};
+use anyhow::{Context as _, Result, ensure};
+use usersync_stack::{Signal, eventually, http};
 
 use crate::{
     fault::{Fault, a_while},
     world::{SOON, World},
 };
+
+const ANSWER: Duration = Duration::from_secs(3);
 
 pub(crate) const FAULTS: &[Fault] = &[
     Fault::new(20, "nats-killed", |world, dice| {
@@ -31,6 +33,9 @@ pub(crate) const FAULTS: &[Fault] = &[
     .told(&["streams"]),
     Fault::new(25, "payload-too-large", |world, dice| {
         Box::pin(too_large(world, dice))
+    }),
+    Fault::new(26, "disk-full", |world, dice| {
+        Box::pin(disk_full(world, dice))
     }),
 ];
 
@@ -89,6 +94,25 @@ async fn side_streams(world: &mut World, dice: &mut fastrand::Rng) -> Result<()>
         world.jetstream.delete_stream(stream).await?;
     }
     Ok(())
+}
+
+/// Nothing is acknowledged, and the gateway says that it isn't ready; whoever makes room starts nats-server again.
+async fn disk_full(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    let disk = world.disk.as_ref();
+    let disk = disk.context("NATS has no disk of its own: mounting one takes root; leave it out with --but disk-full")?;
+    let filled = disk.fill()?;
+    let gateway = format!("{}/readyz", world.stack.gateways[0].url());
+    let told = eventually(SOON, async || {
+        let asked = http::client().get(&gateway).timeout(ANSWER).send();
+        let status = asked.await?.status();
+        ensure!(status != 200, "{status}");
+        Ok(())
+    })
+    .await;
+    a_while(dice).await;
+    fs::remove_file(filled)?;
+    world.stack.nats.restart().await?;
+    told.context("the gateway says that it is ready while nothing can be stored")
 }
 
 async fn too_large(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use futures_util::future::join_all;
-use usersync_stack::Signal;
+use usersync_stack::{Launch, Signal};
 
 use crate::{
     fault::{Fault, a_while},
@@ -30,6 +30,15 @@ pub(crate) const FAULTS: &[Fault] = &[
     }),
     Fault::new(7, "rolling-restart", |world, dice| {
         Box::pin(rolling(world, dice))
+    }),
+    Fault::new(8, "clocks-ahead", |world, dice| {
+        Box::pin(clocks(world, dice, "+1h"))
+    }),
+    Fault::new(9, "clocks-behind", |world, dice| {
+        Box::pin(clocks(world, dice, "-1h"))
+    }),
+    Fault::new(10, "64-open-files", |world, dice| {
+        Box::pin(open_files(world, dice))
     }),
 ];
 
@@ -106,6 +115,38 @@ async fn gateway_frozen(world: &mut World, _dice: &mut fastrand::Rng) -> Result<
     world.stack.gateways[0].signal(Signal::SIGSTOP)?;
     tokio::time::sleep(Duration::from_secs(6)).await;
     world.stack.gateways[0].signal(Signal::SIGCONT)
+}
+
+/// Those of all that is ours; nats-server has the right one.
+async fn clocks(world: &mut World, dice: &mut fastrand::Rng, offset: &str) -> Result<()> {
+    for offset in [offset, "+0"] {
+        otherwise(world, |launch| launch.clock(offset)).await?;
+        a_while(dice).await;
+    }
+    Ok(())
+}
+
+async fn open_files(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    for most in [Some(64), None] {
+        otherwise(world, |launch| Ok(launch.open_files(most))).await?;
+        a_while(dice).await;
+    }
+    Ok(())
+}
+
+/// Kills all, and starts them otherwise.
+async fn otherwise(
+    world: &mut World,
+    change: impl Fn(Launch) -> Result<Launch>,
+) -> Result<()> {
+    for service in world.services() {
+        service.kill9().await;
+    }
+    for service in world.services() {
+        service.otherwise(&change)?;
+        service.restart().await?;
+    }
+    Ok(())
 }
 
 async fn rolling(world: &mut World, _dice: &mut fastrand::Rng) -> Result<()> {

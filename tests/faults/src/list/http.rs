@@ -77,6 +77,10 @@ pub(crate) const FAULTS: &[Fault] = &[
         Box::pin(a_poison(world, dice))
     }))
     .told(&["dead"]),
+    Fault::new(80, "http-410", |world, dice| Box::pin(gone(world, dice))).told(&["dead"]),
+    Fault::new(81, "http-200-and-nothing", |world, dice| {
+        Box::pin(ignored(world, dice))
+    }),
 ];
 
 const fn poisoned(mut fault: Fault) -> Fault {
@@ -103,15 +107,27 @@ async fn for_ever(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
     a_while(dice).await;
     world.guarded.behaves(Manners::Good);
     let repair = r#"{"target":"guarded","all":true}"#;
-    let client = world.jetstream.client();
-    let asked = client
-        .request("usersync.repair.start", repair.into())
-        .await?;
-    let failed = asked
-        .headers
-        .as_ref()
-        .and_then(|headers| headers.get("Nats-Service-Error-Code"));
-    anyhow::ensure!(failed.is_none(), "{:?}", asked.payload);
+    world.ask("usersync.repair.start", repair).await
+}
+
+/// Whoever changed meanwhile is given up, until an operator asks for repairs.
+async fn gone(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    badly(world, dice, Manners::Status(410)).await?;
+    for repair in [
+        r#"{"target":"guarded","all":true}"#,
+        r#"{"target":"plain","all":true}"#,
+    ] {
+        world.ask("usersync.repair.start", repair).await?;
+    }
+    Ok(())
+}
+
+/// Nobody can know, until a check reads what is there; so many differ that it wants to be approved.
+async fn ignored(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    badly(world, dice, Manners::Ignores).await?;
+    for check in [r#"{"target":"guarded"}"#, r#"{"target":"plain"}"#] {
+        world.ask("usersync.check.approve", check).await?;
+    }
     Ok(())
 }
 

@@ -152,6 +152,13 @@ impl Settings {
         let waiting = notice.waiting(now);
         if waiting > self.outbox.max(BLIND) {
             found.push(stuck.since(before(now, waiting)));
+        } else if let Some(at) = notice.put_back.filter(|at| age(now, *at) < TOLD) {
+            let summary = format!(
+                "the database of {source} was put back to an earlier time; what it has lost stays as it was published: \
+                 `usersync-scheduler load --source {source}` publishes everybody as they are there now"
+            );
+            let put_back = Finding::new(Kind::Outbox, source, Duration::ZERO, summary);
+            found.push(put_back.since(Some(at)));
         }
         if notice.failed > 0 {
             let failed = notice.failed;

@@ -6,6 +6,7 @@ mod echo;
 mod lease;
 mod load;
 mod notes;
+mod put_back;
 mod relay;
 mod repeats;
 mod tls;
@@ -14,7 +15,7 @@ mod values;
 pub(crate) use load::fill;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -35,6 +36,14 @@ use usersync_stack::{
 };
 
 use crate::support::{Bus, LATER, SOON};
+
+/// With owners and rights.
+fn copied(from: &Path, to: &Path) -> Result<()> {
+    let mut copying = std::process::Command::new("cp");
+    let status = copying.arg("-a").args([from, to]).status()?;
+    ensure!(status.success(), "copying {}", from.display());
+    Ok(())
+}
 
 /// The table of every test.
 const PEOPLE: &str = "CREATE TABLE people (uid BIGINT PRIMARY KEY, username VARCHAR(100), email VARCHAR(100), state VARCHAR(20), city TEXT, n BIGINT)";
@@ -242,6 +251,29 @@ impl Main {
             Server::MariaDb(server, _) => server.restart().await,
             Server::Postgres(server, _) => server.restart().await,
         }
+    }
+
+    /// Where its data is.
+    fn data(&self) -> PathBuf {
+        self.dir.path().join(match &self.server {
+            Server::MariaDb(..) => "mariadb/data",
+            Server::Postgres(..) => "postgres",
+        })
+    }
+
+    /// Keeps its data as it is now, for [`Self::put_back`].
+    pub(crate) async fn back_up(&mut self) -> Result<()> {
+        self.kill9().await;
+        copied(&self.data(), &self.data().with_extension("backup"))?;
+        self.restart().await
+    }
+
+    /// Makes it what it was at [`Self::back_up`].
+    pub(crate) async fn put_back(&mut self) -> Result<()> {
+        self.kill9().await;
+        std::fs::remove_dir_all(self.data())?;
+        copied(&self.data().with_extension("backup"), &self.data())?;
+        self.restart().await
     }
 
     /// Has the server show another one of its certificates.
