@@ -8,7 +8,8 @@ use std::{
 use tokio::time::timeout;
 
 use crate::{
-    About, Failure, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, Stamp, TableName, UserRow,
+    About, Failure, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, Stamp, TableName,
+    UserRow,
     mysql::MySql,
     postgres::Postgres,
     session::{Answering, FORMAT, MOST_COUNTED, Session},

@@ -76,7 +76,9 @@ impl Load {
             let user = dice.u64(self.main.clone());
             let statement = match dice.u8(..10) {
                 0 => format!("DELETE FROM people WHERE uid = {user}"),
-                1..4 => format!("UPDATE people SET email = '{user}-{n}@example.com' WHERE uid = {user}"),
+                1..4 => {
+                    format!("UPDATE people SET email = '{user}-{n}@example.com' WHERE uid = {user}")
+                }
                 _ => format!(
                     "INSERT INTO people VALUES ({user}, 'name-{user}', NULL, {n}) ON DUPLICATE KEY UPDATE n = {n}"
                 ),
@@ -87,7 +89,11 @@ impl Load {
         let back = self.main.clone().skip(1).map(|user| format!("({user})"));
         let back = back.collect::<Vec<_>>().join(", ");
         // No more are gone than the brake lets go within an hour.
-        commit(main, &format!("INSERT IGNORE INTO people (uid) VALUES {back}")).await?;
+        commit(
+            main,
+            &format!("INSERT IGNORE INTO people (uid) VALUES {back}"),
+        )
+        .await?;
         let first = self.main.start;
         commit(main, &format!("DELETE FROM people WHERE uid = {first}")).await?;
         Ok(commits + 2)

@@ -118,8 +118,7 @@ async fn run(cli: Cli) -> Result<bool> {
         };
         // As long as their share of all faults.
         let share = faults.len() as f64 / all.len() as f64;
-        let end = minutes
-            .map(|seconds| Instant::now() + Duration::from_secs_f64(seconds * share));
+        let end = minutes.map(|seconds| Instant::now() + Duration::from_secs_f64(seconds * share));
         let ran = suite.run(faults, end, &mut dice, &mut report).await;
         if ran.is_err() || !report.is_well() || cli.keep {
             eprintln!("logs and data: {}", suite.world.keep().display());
@@ -254,11 +253,7 @@ impl Suite {
 }
 
 /// The kinds of alerts that are raised after `told`: as soon as one of `expected` is, or after a while.
-async fn alerts(
-    world: &World,
-    expected: &[&'static str],
-    told: u64,
-) -> Result<BTreeSet<String>> {
+async fn alerts(world: &World, expected: &[&'static str], told: u64) -> Result<BTreeSet<String>> {
     let end = Instant::now() + ALERT;
     loop {
         let alerts = checker::alerts(world, told).await?;

@@ -130,7 +130,7 @@ impl World {
             .await?;
         make_constraint(dir, &graph).await?;
         let settings = dir.join("main.toml");
-        let url = mariadb.url().replace("/users", "/main");
+        let url = in_main(&mariadb.url());
         let source = format!("[sources.main]\nurl = \"{url}\"\n{in_mariadb}\n{SOURCE}");
         fs::write(&settings, source)?;
         sqlx::raw_sql(MAIN)
@@ -142,7 +142,9 @@ impl World {
             Broker::Alone => Disk::mount(&home.join("nats")).ok(),
             Broker::Cluster => None,
         };
-        let mut builder = builder().dir(&home).gateway_args(["--config".as_ref(), settings.as_os_str()]);
+        let mut builder = builder()
+            .dir(&home)
+            .gateway_args(["--config".as_ref(), settings.as_os_str()]);
         let mut lines = Vec::new();
         if broker == Broker::Cluster {
             let mut routes = Routes::direct()?;
@@ -226,8 +228,8 @@ impl World {
         let client = self.jetstream.client();
         let asked = client.request(subject, body.into()).await?;
         let headers = asked.headers.as_ref();
-        let failed = headers.and_then(|headers| headers.get("Nats-Service-Error-Code"));
-        ensure!(failed.is_none(), "{subject}: {:?}", asked.payload);
+        let failed = headers.and_then(|headers| headers.get("Nats-Service-Error"));
+        ensure!(failed.is_none(), "{subject}: {failed:?}");
         Ok(())
     }
 
@@ -247,7 +249,7 @@ impl World {
 
     /// A connection to the main database, made when it is needed.
     pub(crate) fn main_client(&self) -> Result<MySqlPool> {
-        let url = self.mariadb.url_with_password().replace("/users", "/main");
+        let url = in_main(&self.mariadb.url_with_password());
         let pool = MySqlPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(Duration::from_secs(5));
@@ -275,6 +277,12 @@ async fn postgres_client(server: &PostgresServer) -> Result<PgPool> {
 async fn mariadb_client(server: &MariaDbServer) -> Result<MySqlPool> {
     let pool = MySqlPoolOptions::new().max_connections(1);
     Ok(pool.connect(&server.url_with_password()).await?)
+}
+
+/// A URL of MariaDB with the main database instead of the targets'.
+fn in_main(url: &str) -> String {
+    let server = url.strip_suffix("/users").unwrap_or(url);
+    format!("{server}/main")
 }
 
 fn builder() -> StackBuilder {

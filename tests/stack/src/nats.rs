@@ -350,8 +350,7 @@ impl NatsBuilder {
             roles.copy_to(&dir)?;
             members.push(NatsServer::builder(&dir));
         }
-        let of_cluster =
-            |(number, member)| routes.args(number).into_iter().fold(member, Self::arg);
+        let of_cluster = |(number, member)| routes.args(number).into_iter().fold(member, Self::arg);
         Ok(members.into_iter().enumerate().map(of_cluster).collect())
     }
 

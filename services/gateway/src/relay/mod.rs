@@ -354,7 +354,11 @@ impl Relay {
     }
 
     /// Which outbox it is, as far as its ids count in this epoch.
-    async fn about(&self, database: &mut Database, ledger: &Ledger) -> Result<Option<About>, SourceError> {
+    async fn about(
+        &self,
+        database: &mut Database,
+        ledger: &Ledger,
+    ) -> Result<Option<About>, SourceError> {
         let mut about = database.about().await?;
         if let Some(about) = &mut about {
             let highest = database.highest().await?;
@@ -388,7 +392,11 @@ impl Relay {
                 }
             };
             let last = source.last_published();
-            if noted.rows.first().is_some_and(|first| last > Some(first.id)) {
+            if noted
+                .rows
+                .first()
+                .is_some_and(|first| last > Some(first.id))
+            {
                 self.goes_on(database, source, &noted.rows).await?;
             }
             if doubtful

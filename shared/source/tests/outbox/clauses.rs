@@ -4,9 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
-use usersync_source::{
-    Database, Failure, RowsUnderWay, Server, SourceConfig, SourceError, Stamp,
-};
+use usersync_source::{Database, Failure, RowsUnderWay, Server, SourceConfig, SourceError, Stamp};
 
 use crate::{
     place::{Place, documents, noted, shown},

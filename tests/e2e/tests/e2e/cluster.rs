@@ -16,7 +16,10 @@ const ROUNDS: u64 = 12;
 
 #[tokio::test]
 async fn nothing_is_lost_when_servers_of_a_cluster_die_one_after_the_other() -> Result<()> {
-    let builder = Stack::builder().nats_cluster(Routes::direct()?).examples(false).gateways(2);
+    let builder = Stack::builder()
+        .nats_cluster(Routes::direct()?)
+        .examples(false)
+        .gateways(2);
     let mut stack = builder.start().await?;
     let client = usersync_stack::connect(&stack.nats.test_url()).await?;
     let jetstream = jetstream::new(client);

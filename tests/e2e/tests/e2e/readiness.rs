@@ -299,7 +299,9 @@ async fn what_is_deleted_is_made_again_where_that_loses_nothing() -> Result<()> 
 
 #[tokio::test]
 async fn whose_nats_takes_no_writes_is_not_ready() -> Result<()> {
-    let builder = Stack::builder().nats_cluster(Routes::direct()?).examples(false);
+    let builder = Stack::builder()
+        .nats_cluster(Routes::direct()?)
+        .examples(false);
     let mut stack = builder.schedulers(1).start().await?;
     let all = [
         gateway(&stack),

@@ -99,7 +99,9 @@ async fn side_streams(world: &mut World, dice: &mut fastrand::Rng) -> Result<()>
 /// Nothing is acknowledged, and the gateway says that it isn't ready; whoever makes room starts nats-server again.
 async fn disk_full(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
     let disk = world.disk.as_ref();
-    let disk = disk.context("NATS has no disk of its own: mounting one takes root; leave it out with --but disk-full")?;
+    let disk = disk.context(
+        "NATS has no disk of its own: mounting one takes root; leave it out with --but disk-full",
+    )?;
     let filled = disk.fill()?;
     let gateway = format!("{}/readyz", world.stack.gateways[0].url());
     let told = eventually(SOON, async || {

@@ -135,10 +135,7 @@ async fn open_files(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
 }
 
 /// Kills all, and starts them otherwise.
-async fn otherwise(
-    world: &mut World,
-    change: impl Fn(Launch) -> Result<Launch>,
-) -> Result<()> {
+async fn otherwise(world: &mut World, change: impl Fn(Launch) -> Result<Launch>) -> Result<()> {
     for service in world.services() {
         service.kill9().await;
     }

@@ -77,7 +77,7 @@ pub(crate) const FAULTS: &[Fault] = &[
         Box::pin(a_poison(world, dice))
     }))
     .told(&["dead"]),
-    Fault::new(80, "http-410", |world, dice| Box::pin(gone(world, dice))).told(&["dead"]),
+    Fault::new(80, "http-410", |world, dice| Box::pin(gone(world, dice))).told(&["gone"]),
     Fault::new(81, "http-200-and-nothing", |world, dice| {
         Box::pin(ignored(world, dice))
     }),
@@ -110,14 +110,11 @@ async fn for_ever(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
     world.ask("usersync.repair.start", repair).await
 }
 
-/// Whoever changed meanwhile is given up, until an operator asks for repairs.
+/// A target that says that it is gone is disabled, until an operator says that it was a mistake.
 async fn gone(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
     badly(world, dice, Manners::Status(410)).await?;
-    for repair in [
-        r#"{"target":"guarded","all":true}"#,
-        r#"{"target":"plain","all":true}"#,
-    ] {
-        world.ask("usersync.repair.start", repair).await?;
+    for target in [r#"{"name":"guarded"}"#, r#"{"name":"plain"}"#] {
+        world.ask("usersync.targets.resume", target).await?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The main database: put back to an earlier time, and robbed of more users than anybody means to delete.
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 use sqlx::AssertSqlSafe;
 use usersync_stack::eventually;
 
@@ -31,13 +32,26 @@ async fn many_deleted(world: &mut World, dice: &mut fastrand::Rng) -> Result<()>
     sqlx::raw_sql(AssertSqlSafe(users)).execute(&main).await?;
     let everybody = last - first + 1;
     until_told(world, first, last, everybody).await?;
-    let deleted = format!("DELETE FROM people WHERE uid BETWEEN {first} AND {last} AND uid % 2 = 0");
+    let deleted =
+        format!("DELETE FROM people WHERE uid BETWEEN {first} AND {last} AND uid % 2 = 0");
     sqlx::raw_sql(AssertSqlSafe(deleted)).execute(&main).await?;
-    for _ in 0..3 {
-        a_while(dice).await;
-    }
+    until_alert(world).await?;
     until_told(world, first, last, everybody).await?;
     world.scheduler("approve", &["outbox", "approve"]).await
+}
+
+/// Until people are told that the outbox is stuck.
+async fn until_alert(world: &World) -> Result<()> {
+    let alerts = world.jetstream.get_stream("USER_ALERT").await?;
+    eventually(SOON, async || {
+        let alert = alerts
+            .direct_get_last_for_subject("user.alert.outbox.main")
+            .await?;
+        let alert: Value = serde_json::from_slice(&alert.payload)?;
+        ensure!(alert["status"] == "raised", "{alert}");
+        Ok(())
+    })
+    .await
 }
 
 /// Until Redis holds so many of these users.

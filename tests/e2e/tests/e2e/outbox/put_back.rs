@@ -64,8 +64,10 @@ async fn filled(main: &Main) -> Result<Stack> {
     main.install().await?;
     let stack = main.stack(1).await?;
     for user in 1..=USERS {
-        main.run(&format!("INSERT INTO people (uid, username, n) VALUES ({user}, 'u{user}', 0)"))
-            .await?;
+        main.run(&format!(
+            "INSERT INTO people (uid, username, n) VALUES ({user}, 'u{user}', 0)"
+        ))
+        .await?;
     }
     main.equals_the_states(&stack).await?;
     Ok(stack)
@@ -81,7 +83,8 @@ async fn restored(mut main: Main) -> Result<()> {
 
     main.put_back().await?;
     // Fewer notes than were published since the backup: each has an id that has been.
-    main.run("UPDATE people SET n = 100 WHERE uid <= 10").await?;
+    main.run("UPDATE people SET n = 100 WHERE uid <= 10")
+        .await?;
     all_have(&stack, 1..=10, 100).await?;
     is_told(&stack).await?;
     // Nobody has said anything of these: they are as they were published, until all are.
@@ -93,7 +96,8 @@ async fn restored(mut main: Main) -> Result<()> {
     main.run("UPDATE people SET n = 101").await?;
     main.equals_the_states(&stack).await?;
     main.put_back().await?;
-    main.run("UPDATE people SET n = 102 WHERE uid <= 10").await?;
+    main.run("UPDATE people SET n = 102 WHERE uid <= 10")
+        .await?;
     all_have(&stack, 1..=10, 102).await
 }
 
