@@ -10,19 +10,20 @@ mod sides;
 mod table;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::Message;
+use futures_util::TryStreamExt as _;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     check::{Checked, Class, LeftOut, Report, Request, Stage},
     stored_state,
-    subjects::{self, GATEWAY_TARGET, USER_REPAIR},
+    subjects::{self, GATEWAY_TARGET, USER_DEAD, USER_REPAIR},
     target::TargetName,
     user_id::UserId,
 };
@@ -53,6 +54,8 @@ const CHUNK: usize = 512;
 const WAITING: usize = 50_000;
 /// How many of them another scheduler is told of: with those under repair they fit into a value of the bucket.
 const CARRIED: usize = 128;
+/// How long it may take to list dead letters.
+const LISTED: Duration = Duration::from_secs(60);
 /// How long a check waits before it looks at them again, at first and at most.
 const SOON: Duration = Duration::from_millis(200);
 const LATER: Duration = Duration::from_secs(3);
@@ -89,6 +92,8 @@ pub(crate) async fn run(
         mending,
         asked: BTreeMap::new(),
         brake: 0,
+        given_up: HashSet::new(),
+        excused: 0,
         reads_all: false,
         refused: LeftOut::default(),
     };
@@ -129,6 +134,10 @@ struct Check<'a> {
     asked: BTreeMap<UserId, Class>,
     /// How many users may be changed without asking.
     brake: u64,
+    /// Users who have a dead letter of the target: they differ in every check, and count nothing towards the brake.
+    given_up: HashSet<UserId>,
+    /// How many of them were repaired.
+    excused: u64,
     /// Whether all states are read, and not users one by one.
     reads_all: bool,
     /// Users who could not be compared when they were looked at.
@@ -142,6 +151,24 @@ fn against(scheduler: &Scheduler, name: &str) -> String {
     }
     let names: Vec<_> = scheduler.sources.keys().map(AsRef::as_ref).collect();
     names.join(", ")
+}
+
+/// Users who have a dead letter of a target.
+async fn given_up(scheduler: &Scheduler, name: &TargetName) -> anyhow::Result<HashSet<UserId>> {
+    let listing = async {
+        let letters = scheduler.jetstream.get_stream_no_info(USER_DEAD).await?;
+        let letters = letters.info_with_subjects(subjects::dead_letters_of(name));
+        let letters: Vec<(String, usize)> = letters.await?.try_collect().await?;
+        anyhow::Ok(letters)
+    };
+    let listed = tokio::time::timeout(LISTED, listing).await;
+    let letters = listed
+        .context("listing dead letters took too long")?
+        .context("listing dead letters")?;
+    let of_user = |(subject, _): &(String, usize)| {
+        subjects::of_dead_letter(subject).map(|(_, user)| user)
+    };
+    Ok(letters.iter().filter_map(of_user).collect())
 }
 
 impl Check<'_> {
@@ -196,6 +223,7 @@ impl Check<'_> {
             "the target is disabled, so nothing is delivered to it"
         );
         self.brake = config.check.brake(self.users().await?);
+        self.given_up = given_up(self.scheduler, &name).await?;
         let rule = Rule::compile(&config)?;
         let driver = usersync_targets::connect(&config, &self.scheduler.egress)?;
         let holdings = driver.holdings().await;

@@ -33,13 +33,18 @@ impl Check<'_> {
                 _ => None,
             })
             .collect();
-        let more = differing
+        let changed: Vec<&UserId> = differing
             .iter()
             .filter(|(_, class, remedy)| repairs(*class) && **remedy != Remedy::Impossible)
-            .count() as u64;
+            .map(|(user, ..)| *user)
+            .collect();
+        let excused = changed.iter().filter(|user| self.given_up.contains(user));
+        let excused = excused.count() as u64;
         let repaired: u64 = self.report.found.values().map(|found| found.repaired).sum();
+        let counted = (repaired + changed.len() as u64).saturating_sub(self.excused + excused);
         let most = self.brake;
-        let braked = !self.request.approved && repaired + more > most;
+        let braked = !self.request.approved && counted > most;
+        self.excused += excused;
         let (mended, noted): (Vec<_>, Vec<_>) =
             differing.into_iter().partition(|(_, class, remedy)| {
                 !braked && repairs(*class) && **remedy != Remedy::Impossible

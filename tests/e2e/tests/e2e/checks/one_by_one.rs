@@ -89,6 +89,42 @@ async fn differences_are_found_and_repaired() -> Result<()> {
     is_done(&check(&bus, "crm", json!({})).await?, USERS, [0; 4])
 }
 
+/// Users whom a service refuses for good differ in every check; else nobody would be repaired any more.
+#[tokio::test]
+async fn who_has_a_dead_letter_uses_up_no_brake() -> Result<()> {
+    let held = Held::default();
+    let service = service(&held).await?;
+    let lock = || held.lock().unwrap_or_else(PoisonError::into_inner);
+    lock().extend((1..=8).map(|user| (format!("/refused/{user}"), Value::Null)));
+    let settings = format!(
+        "read_url = \"{}/{{id}}\"\n{}",
+        service.url(),
+        UNTIMED.replace('}', ", brake_users = 5, brake_share = 0.0 }")
+    );
+    let entries = service.target("crm", &settings);
+    let stack = Stack::builder().examples(false).schedulers(1);
+    let stack = stack.targets_toml(move |_| entries).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish_all((1..=USERS).map(created)).await?;
+    bus.until_settled("crm").await?;
+    ensure!(bus.count("USER_DEAD").await? == 8);
+    let mallory = |users: std::ops::RangeInclusive<u64>| -> Result<()> {
+        for user in users {
+            let path = format!("/users/{user}");
+            lock().get_mut(&path).context("isn't there")?["email"] = json!("mallory");
+        }
+        Ok(())
+    };
+    mallory(9..=13)?;
+    let found = check(&bus, "crm", json!({})).await?;
+    is_done(&found, USERS, [8, 0, 5, 0])?;
+    bus.until_settled("crm").await?;
+    mallory(9..=14)?;
+    let braked = check(&bus, "crm", json!({})).await?;
+    ensure!(braked.stage == Stage::Braked, "{braked:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_state_that_is_none_keeps_nobody_else_from_being_checked() -> Result<()> {
     let held = Held::default();
