@@ -165,9 +165,8 @@ async fn given_up(scheduler: &Scheduler, name: &TargetName) -> anyhow::Result<Ha
     let letters = listed
         .context("listing dead letters took too long")?
         .context("listing dead letters")?;
-    let of_user = |(subject, _): &(String, usize)| {
-        subjects::of_dead_letter(subject).map(|(_, user)| user)
-    };
+    let of_user =
+        |(subject, _): &(String, usize)| subjects::of_dead_letter(subject).map(|(_, user)| user);
     Ok(letters.iter().filter_map(of_user).collect())
 }
 

@@ -1,7 +1,7 @@
 //! `usersync-faults`: breaks real servers and our own processes under load, one fault after the other, and has an
 //! independent checker judge what is left.
 //!
-//! `world` runs everything, NATS on a `disk` that can be filled, `load` writes and knows what was acknowledged, `list` breaks, `receiver` and `proxy` misbehave,
+//! `world` runs everything, NATS on a `disk` that can be filled, `load` writes and knows what was acknowledged, `list` breaks, `receiver`, `tls` and `proxy` misbehave,
 //! `merge` is the published contract written a second time, `checker` compares, `report` shows. Only `usersync-stack`, which
 //! starts processes, is shared with other tests.
 #![allow(
@@ -19,6 +19,7 @@ mod merge;
 mod proxy;
 mod receiver;
 mod report;
+mod tls;
 mod world;
 
 use std::{collections::BTreeSet, io::IsTerminal as _, process::ExitCode, time::Duration};

@@ -13,7 +13,7 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{Path, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{any, get},
 };
@@ -21,7 +21,9 @@ use futures_util::stream;
 use serde_json::Value;
 use tokio::net::TcpListener;
 
-use crate::merge::Person;
+use usersync_stack::Certificates;
+
+use crate::{merge::Person, tls::Tls};
 
 /// What a receiver does instead of answering well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,8 @@ struct Held {
 
 struct Book {
     guarded: bool,
+    /// What calls have to be signed with.
+    secret: Mutex<Option<String>>,
     manners: Mutex<Manners>,
     held: Mutex<BTreeMap<u64, Held>>,
     calls: Mutex<u64>,
@@ -86,11 +90,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Receiver {
-    pub(crate) async fn start(guarded: bool) -> Result<Self> {
+    /// One that takes whatever comes from whomever.
+    pub(crate) async fn plain() -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let (receiver, router) = Self::of(&listener, None)?;
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Ok(receiver)
+    }
+
+    /// One that refuses older versions, says so, speaks TLS only, and wants calls to be signed.
+    pub(crate) async fn guarded(certificates: &Certificates, secret: &str) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let (receiver, router) = Self::of(&listener, Some(secret.to_owned()))?;
+        let listener = Tls::serve(listener, certificates.dir().to_owned())?;
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Ok(receiver)
+    }
+
+    fn of(listener: &TcpListener, secret: Option<String>) -> Result<(Self, Router)> {
         let port = listener.local_addr()?.port();
         let book = Arc::new(Book {
-            guarded,
+            guarded: secret.is_some(),
+            secret: Mutex::new(secret),
             manners: Mutex::new(Manners::Good),
             held: Mutex::default(),
             calls: Mutex::default(),
@@ -99,8 +120,12 @@ impl Receiver {
             .route("/users", any(call))
             .route("/users/{user}", get(read))
             .with_state(Arc::clone(&book));
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        Ok(Self { port, book })
+        Ok((Self { port, book }, router))
+    }
+
+    /// From now on calls have to be signed with this.
+    pub(crate) fn takes(&self, secret: &str) {
+        *lock(&self.book.secret) = Some(secret.to_owned());
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -148,6 +173,15 @@ impl Receiver {
 }
 
 impl Book {
+    /// Whether a call has the signature that it should, if it should.
+    fn is_signed(&self, headers: &HeaderMap, body: &[u8]) -> bool {
+        let Some(secret) = lock(&self.secret).clone() else {
+            return true;
+        };
+        let webhook = standardwebhooks::Webhook::new(&secret);
+        webhook.is_ok_and(|webhook| webhook.verify(body, headers).is_ok())
+    }
+
     /// Takes what a call says.
     fn take(&self, body: Value) {
         let Some(user) = body["user_id"].as_u64() else {
@@ -182,7 +216,10 @@ async fn read(State(book): State<Arc<Book>>, Path(user): Path<u64>) -> Response 
     }
 }
 
-async fn call(State(book): State<Arc<Book>>, raw: Bytes) -> Response {
+async fn call(State(book): State<Arc<Book>>, headers: HeaderMap, raw: Bytes) -> Response {
+    if !book.is_signed(&headers, &raw) {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
     let manners = *lock(&book.manners);
     let number = {
         let mut calls = lock(&book.calls);

@@ -11,8 +11,8 @@ use async_nats::jetstream;
 use neo4rs::{ConfigBuilder, Graph, query};
 use sqlx::{MySqlPool, PgPool, mysql::MySqlPoolOptions, postgres::PgPoolOptions};
 use usersync_stack::{
-    ArcadeDbServer, Directory, Launch, MariaDbServer, NatsServer, PostgresServer, Routes, Service,
-    Stack, StackBuilder, tools,
+    ArcadeDbServer, Certificates, Directory, Launch, MariaDbServer, NatsServer, PostgresServer,
+    Routes, Service, Stack, StackBuilder, tools,
 };
 
 use crate::{disk::Disk, fault::Broker, proxy::Proxy, receiver::Receiver};
@@ -36,6 +36,11 @@ const WATCH: &str = "CREATE TABLE regressed (id BIGINT, was BIGINT, now BIGINT);
     CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN INSERT INTO regressed VALUES (OLD.id, OLD.sync_version, NEW.sync_version); RETURN NEW; END $$;
     CREATE TRIGGER watch BEFORE UPDATE ON users FOR EACH ROW WHEN (NEW.sync_version < OLD.sync_version) EXECUTE FUNCTION note();";
+/// What calls to `guarded` are signed with, first and later.
+pub(crate) const SECRETS: [&str; 2] = [
+    "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+    "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+];
 /// Users of one round: the first half by events, the other one in the main database.
 const PER_ROUND: u64 = 1_000;
 /// How long one thing may take to come back.
@@ -50,10 +55,13 @@ pub(crate) struct World {
     pub(crate) postgres: PostgresServer,
     pub(crate) mariadb: MariaDbServer,
     pub(crate) bolt: ArcadeDbServer,
-    /// Refuses older versions, and says so.
+    /// Refuses older versions, and says so; over TLS, and signed.
     pub(crate) guarded: Receiver,
     /// Takes whatever comes.
     pub(crate) plain: Receiver,
+    /// What it shows, and what others would.
+    pub(crate) certificates: Certificates,
+    pub(crate) strangers: Certificates,
     /// In front of both.
     pub(crate) guarded_line: Proxy,
     pub(crate) plain_line: Proxy,
@@ -79,7 +87,10 @@ impl World {
             MariaDbServer::start(dir),
             ArcadeDbServer::start(dir)
         )?;
-        let (guarded, plain) = (Receiver::start(true).await?, Receiver::start(false).await?);
+        let certificates = Certificates::make(&dir.join("tls"))?;
+        let strangers = Certificates::make(&dir.join("strangers"))?;
+        let guarded = Receiver::guarded(&certificates, SECRETS[0]).await?;
+        let plain = Receiver::plain().await?;
         let guarded_line = Proxy::start(guarded.port()).await?;
         let plain_line = Proxy::start(plain.port()).await?;
         let port = |url: &str| -> Result<u16> {
@@ -97,10 +108,15 @@ impl World {
             fs::write(&file, text)?;
             Ok(format!("secret = \"file:{}\"", file.display()))
         };
-        let http = |name: &str, line: &Proxy| {
-            let url = format!("http://127.0.0.1:{}/users", line.port());
-            format!("[{name}]\nurl = \"{url}\"\nread_url = \"{url}/{{id}}\"\n{HASTY}\n")
+        let http = |name: &str, line: &Proxy, scheme: &str, more: &str| {
+            let url = format!("{scheme}://127.0.0.1:{}/users", line.port());
+            format!("[{name}]\nurl = \"{url}\"\nread_url = \"{url}/{{id}}\"\n{more}\n{HASTY}\n")
         };
+        let secured = format!(
+            "{}\ntls = {{ ca = \"file:{}\" }}",
+            secret("guarded", SECRETS[0])?,
+            certificates.ca().display()
+        );
         let database = |name: &str, url: &str, secret: &str| {
             format!("[{name}]\nurl = \"{url}\"\n{secret}\n{COLUMNS}\n{HASTY}\n")
         };
@@ -111,8 +127,8 @@ impl World {
             &secret("bolt", ArcadeDbServer::PASSWORD)?,
         );
         let catalogue = [
-            http("guarded", &guarded_line),
-            http("plain", &plain_line),
+            http("guarded", &guarded_line, "https", &secured),
+            http("plain", &plain_line, "http", ""),
             format!("[redis-cache]\nrefill = true\n{HASTY}\n"),
             database("crm", &crm, &secret("crm", PostgresServer::PASSWORD)?),
             database("shop", &mariadb.url(), &in_mariadb),
@@ -165,6 +181,8 @@ impl World {
             bolt,
             guarded,
             plain,
+            certificates,
+            strangers,
             guarded_line,
             plain_line,
             postgres_line,
@@ -184,6 +202,11 @@ impl World {
     /// Whether the main database alone knows of a user.
     pub(crate) const fn is_of_main(user: u64) -> bool {
         (user - 1) % PER_ROUND >= PER_ROUND / 2
+    }
+
+    /// The file with the secret that calls to `guarded` are signed with.
+    pub(crate) fn secret(&self) -> PathBuf {
+        self.directory.path().join("guarded")
     }
 
     /// Does something with the main database by the scheduler, as an operator does.

@@ -1,14 +1,15 @@
 //! HTTP services: every way in which one answers badly, late, or not at all.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use usersync_stack::Certificates;
 
 use crate::{
     fault::{Fault, a_while},
     proxy::Line,
     receiver::Manners,
-    world::World,
+    world::{SECRETS, SOON, World},
 };
 
 const METADATA: &str = "http://169.254.169.254/latest/meta-data/";
@@ -81,6 +82,26 @@ pub(crate) const FAULTS: &[Fault] = &[
     Fault::new(81, "http-200-and-nothing", |world, dice| {
         Box::pin(ignored(world, dice))
     }),
+    Fault::new(82, "tls-expired", |world, dice| {
+        Box::pin(shown(world, dice, |ours, _| ours.show("expired")))
+    })
+    .told(&["breaker"]),
+    Fault::new(83, "tls-of-another-host", |world, dice| {
+        Box::pin(shown(world, dice, |ours, _| ours.show("wrong-host")))
+    })
+    .told(&["breaker"]),
+    Fault::new(84, "tls-of-strangers", |world, dice| {
+        Box::pin(shown(world, dice, |ours, strangers| {
+            fs::copy(strangers.key("server"), ours.key("server"))?;
+            fs::copy(strangers.cert("server"), ours.cert("server"))?;
+            Ok(())
+        }))
+    })
+    .told(&["breaker"]),
+    Fault::new(85, "secret-replaced", |world, dice| {
+        Box::pin(replaced(world, dice))
+    })
+    .told(&["breaker"]),
 ];
 
 const fn poisoned(mut fault: Fault) -> Fault {
@@ -124,6 +145,39 @@ async fn ignored(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
     badly(world, dice, Manners::Ignores).await?;
     for check in [r#"{"target":"guarded"}"#, r#"{"target":"plain"}"#] {
         world.ask("usersync.check.approve", check).await?;
+    }
+    Ok(())
+}
+
+/// The service over TLS shows another certificate, and then a good one again.
+async fn shown(
+    world: &mut World,
+    dice: &mut fastrand::Rng,
+    show: fn(&Certificates, &Certificates) -> Result<()>,
+) -> Result<()> {
+    show(&world.certificates, &world.strangers)?;
+    world.guarded_line.reset();
+    for _ in 0..3 {
+        a_while(dice).await;
+    }
+    world.certificates.renew("server")?;
+    world.guarded_line.reset();
+    Ok(())
+}
+
+/// The service takes calls that are signed with another secret alone; workers have it later.
+async fn replaced(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    let held = fs::read_to_string(world.secret())?;
+    let others = SECRETS.iter().find(|secret| **secret != held);
+    let other = others.context("there are two")?;
+    world.guarded.takes(other);
+    for _ in 0..3 {
+        a_while(dice).await;
+    }
+    fs::write(world.secret(), other)?;
+    for worker in world.workers("guarded") {
+        worker.stop(SOON).await?;
+        worker.restart().await?;
     }
     Ok(())
 }
