@@ -33,7 +33,7 @@ use crate::{
     memory::Memory,
     overtaken,
     pace::Pace,
-    parcel::{self, Carried},
+    parcel::{self, Carried, Later},
     presence::Crew,
     route::Route,
     share::Share,
@@ -49,6 +49,8 @@ const ALIVE: Duration = Duration::from_secs(1);
 const LEAST_QUEUED: usize = 1_024;
 /// The most: what is queued is kept alive, and handed back when the worker stops.
 const MOST_QUEUED: usize = 16_384;
+/// How long a replica may lag behind.
+const LAGGING: Duration = Duration::from_secs(10);
 /// How long calls under way may take to end on shutdown.
 const DRAIN: Duration = Duration::from_secs(7);
 /// One call in this many goes to live work first, however many repairs wait.
@@ -67,6 +69,8 @@ pub(crate) struct Courier {
     limits: Limits,
     lanes: Lanes<Task>,
     freshness: Freshness,
+    /// The server that counts what is handed out, in a cluster.
+    leader: Option<String>,
     crew: Crew,
     share: Share,
     memory: Memory,
@@ -102,6 +106,7 @@ impl Courier {
             shown: State::Closed,
             lanes: Lanes::default(),
             freshness: Freshness::default(),
+            leader: None,
             crew,
             share,
             memory,
@@ -191,7 +196,7 @@ impl Courier {
                     }
                     self.show();
                 }
-                (states, repairs) = &mut proof => self.prove(states, repairs),
+                handed_out = &mut proof => self.prove(handed_out),
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
                 message = repairs.next(repair_room) => self.repair(message).await,
                 message = live.next(room) => {
@@ -396,16 +401,32 @@ impl Courier {
     }
 
     /// The server says how far it has handed out states and repairs; unknown counts as further than we saw.
-    fn prove(&mut self, states: Option<u64>, repairs: Option<u64>) {
+    fn prove(&mut self, handed_out: HandedOut) {
         // Far beyond what was seen, and still a number to count on from.
         let unknown = u64::MAX - 1;
-        let (states, repairs) = (states.unwrap_or(unknown), repairs.unwrap_or(unknown));
+        let states = handed_out.states.unwrap_or(unknown);
+        let repairs = handed_out.repairs.unwrap_or(unknown);
+        let replicated = handed_out.leader.is_some();
+        if replicated && handed_out.leader != self.leader {
+            // It may have handed out numbers again that the one before had handed out and told nobody of.
+            self.freshness.not_alone();
+            self.leader = handed_out.leader;
+        }
         for Unproven {
             user_id, version, ..
         } in self.freshness.suspects(states, repairs)
         {
             // Every repair is followed by one: beside live states they would take the share of those.
-            self.recheck(user_id, version, 0);
+            self.recheck(user_id.clone(), version, 0);
+            if replicated && version != 0 {
+                // A replica that lags, as one that was stopped and goes on, may have answered.
+                self.memory.put_off(Later {
+                    at: Instant::now() + LAGGING,
+                    user_id,
+                    version,
+                    tries: 0,
+                });
+            }
         }
         self.route.set_alone_since(self.freshness.alone_since());
     }
@@ -506,14 +527,28 @@ async fn give_up(message: Message) {
     timeout(TICK, message.ack_with(AckKind::Term)).await.ok();
 }
 
-/// The last sequences the server handed out to any worker of this target: of states and of repairs.
-async fn handed_out(route: Arc<Route>) -> (Option<u64>, Option<u64>) {
+/// The last sequences the server handed out to any worker of this target; unknown where it can't be asked.
+struct HandedOut {
+    states: Option<u64>,
+    repairs: Option<u64>,
+    /// The server that counts those of states, in a cluster.
+    leader: Option<String>,
+}
+
+async fn handed_out(route: Arc<Route>) -> HandedOut {
     let last = async |stream: &str| {
         let stream = route.jetstream.get_stream_no_info(stream).await.ok()?;
         let info = stream.consumer_info(&route.config.name).await.ok()?;
-        Some(info.delivered.consumer_sequence)
+        let leader = info.cluster.and_then(|cluster| cluster.leader);
+        Some((info.delivered.consumer_sequence, leader))
     };
-    tokio::join!(last(subjects::USER_STATE), last(subjects::USER_REPAIR))
+    let (states, repairs) = tokio::join!(last(subjects::USER_STATE), last(subjects::USER_REPAIR));
+    let leader = states.as_ref().and_then(|(_, leader)| leader.clone());
+    HandedOut {
+        states: states.map(|(last, _)| last),
+        repairs: repairs.map(|(last, _)| last),
+        leader,
+    }
 }
 
 /// Asks whether a delivery may be tried; the error says why the target can't be used.

@@ -63,7 +63,7 @@ impl Freshness {
     }
 
     /// Another worker was handed something, nobody knows just when.
-    fn not_alone(&mut self) {
+    pub(crate) fn not_alone(&mut self) {
         self.last_gap = self.last_seq + 1;
     }
 

@@ -12,7 +12,7 @@ use neo4rs::{ConfigBuilder, Graph, query};
 use sqlx::{MySqlPool, PgPool, mysql::MySqlPoolOptions, postgres::PgPoolOptions};
 use usersync_stack::{
     ArcadeDbServer, Certificates, Directory, Launch, MariaDbServer, NatsServer, PostgresServer,
-    Routes, Service, Stack, StackBuilder, tools,
+    Routes, Service, Stack, StackBuilder, eventually, tools,
 };
 
 use crate::{disk::Disk, fault::Broker, proxy::Proxy, receiver::Receiver};
@@ -221,14 +221,17 @@ impl World {
         self.directory.path()
     }
 
-    /// The number of the server of NATS that leads a stream.
+    /// The number of the server of NATS that leads a stream, as soon as one does.
     pub(crate) async fn leader(&self, stream: &str) -> Result<usize> {
-        let stream = self.jetstream.get_stream(stream).await?;
-        let cluster = stream.cached_info().cluster.clone();
-        let leader = cluster.and_then(|cluster| cluster.leader);
-        let leader = leader.context("nobody leads")?;
-        let number = leader.rsplit('-').next().unwrap_or_default();
-        Ok(number.parse()?)
+        eventually(SOON, async || {
+            let stream = self.jetstream.get_stream(stream).await?;
+            let cluster = stream.cached_info().cluster.clone();
+            let leader = cluster.and_then(|cluster| cluster.leader);
+            let leader = leader.context("nobody leads")?;
+            let number = leader.rsplit('-').next().unwrap_or_default();
+            Ok(number.parse()?)
+        })
+        .await
     }
 
     /// A server of NATS by its number.

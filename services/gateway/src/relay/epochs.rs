@@ -48,12 +48,12 @@ impl Epochs {
         proven
     }
 
-    /// Makes an epoch of `outbox` the last one. Where nothing is known of any, states may know others that were forgotten:
-    /// none comes a second time.
+    /// Makes an epoch of `outbox` the last one. Where nothing is known of any, and rows were published already (`has_past`),
+    /// states may know others that were forgotten: none comes a second time.
     ///
     /// # Errors
     /// When another outbox came later.
-    fn begin(&mut self, outbox: &Key) -> anyhow::Result<()> {
+    fn begin(&mut self, outbox: &Key, has_past: bool) -> anyhow::Result<()> {
         match self.epochs.iter().rposition(|known| known.is_of(outbox)) {
             Some(at) if at + 1 == self.epochs.len() => Ok(()),
             Some(_) => anyhow::bail!(
@@ -62,9 +62,9 @@ impl Epochs {
                  `usersync-scheduler outbox install --new-epoch`, then `usersync-scheduler load`"
             ),
             None => {
-                let is_first = self.epochs.is_empty();
+                let forgotten = self.epochs.is_empty() && has_past;
                 self.epochs.push(outbox.clone());
-                self.epochs.extend(is_first.then(|| outbox.put_back()));
+                self.epochs.extend(forgotten.then(|| outbox.put_back()));
                 (self.last, self.put_back) = (None, None);
                 Ok(())
             }
@@ -123,11 +123,12 @@ impl Ledger {
         jetstream: &jetstream::Context,
         source: &str,
         outbox: Key,
+        has_past: bool,
     ) -> anyhow::Result<Self> {
         let bucket = bucket(jetstream).await?;
         let (epochs, revision) = Epochs::read(&bucket, source).await?;
         let mut wanted = epochs.clone();
-        wanted.begin(&outbox)?;
+        wanted.begin(&outbox, has_past)?;
         let mut ledger = Self {
             jetstream: jetstream.clone(),
             source: source.to_owned(),
@@ -289,20 +290,23 @@ mod tests {
             created_us: 1,
         };
         let mut epochs = Epochs::default();
-        epochs.begin(&one).unwrap();
+        epochs.begin(&one, false).unwrap();
+        assert_eq!(epochs.epochs, [one.clone()]);
+        epochs = Epochs::default();
+        epochs.begin(&one, true).unwrap();
         assert!(epochs.epochs[0] == one && epochs.epochs[1].is_of(&one));
         epochs.last = Some(last.clone());
-        epochs.begin(&one).unwrap();
+        epochs.begin(&one, true).unwrap();
         assert_eq!(epochs.last, Some(last));
         epochs.put_back(&one, Timestamp::UNIX_EPOCH);
         assert_eq!(epochs.last, None);
         let again = epochs.epochs[2].clone();
         assert!(again != epochs.epochs[1] && again.is_of(&one));
-        epochs.begin(&one).unwrap();
+        epochs.begin(&one, true).unwrap();
         assert_eq!(epochs.epochs.last(), Some(&again));
-        epochs.begin(&two).unwrap();
+        epochs.begin(&two, true).unwrap();
         assert_eq!((epochs.put_back, epochs.epochs.len()), (None, 4));
-        assert!(epochs.begin(&one).is_err());
+        assert!(epochs.begin(&one, true).is_err());
         assert_eq!(epochs.epochs.last(), Some(&two));
     }
 }

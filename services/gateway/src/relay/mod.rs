@@ -303,7 +303,9 @@ impl Relay {
 
     /// Writes down whose changes these are: intake takes none of an outbox that it hasn't heard of.
     async fn ledger(&self, database: &mut Database, outbox: Key) -> Result<Ledger, SourceError> {
-        let opening = Ledger::open(&self.jetstream, self.name.as_ref(), outbox);
+        let published = database.last_published().await?;
+        let has_past = published.is_some();
+        let opening = Ledger::open(&self.jetstream, self.name.as_ref(), outbox, has_past);
         let mut ledger = opening.await.map_err(unavailable)?;
         match ledger.last() {
             Some(last) => {
@@ -311,9 +313,11 @@ impl Relay {
                     self.put_back(&mut ledger).await?;
                 }
             }
+            // Ids come again: what was published before says nothing of this epoch.
+            None if ledger.was_put_back().is_some() => {}
             // A gateway of an older version has published it.
             None => {
-                if let Some(last) = database.last_published().await? {
+                if let Some(last) = published {
                     ledger.publishing(last).await.map_err(unavailable)?;
                 }
             }
@@ -395,7 +399,7 @@ impl Relay {
             if noted
                 .rows
                 .first()
-                .is_some_and(|first| last > Some(first.id))
+                .is_some_and(|first| last >= Some(first.id))
             {
                 self.goes_on(database, source, &noted.rows).await?;
             }
@@ -509,8 +513,9 @@ impl Relay {
             last: last.id,
             count: i64::from(WINDOW),
         });
-        let last = noted.rows.last().map(OutboxRow::stamp);
         let joined = source.failed.join(&mut noted.rows);
+        let last = noted.rows.iter().max_by_key(|row| row.id);
+        let last = last.map(OutboxRow::stamp);
         let plan = plan::plan(noted.rows, &mut noted.found, &source.held);
         self.brake(database, source, &plan).await?;
         // What came back has a note behind these: both are read anew, together.

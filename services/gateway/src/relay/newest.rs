@@ -70,11 +70,11 @@ impl Newest {
             sent: Default::default(),
             until: 0,
         };
-        let (last, merged) = newest.merged().await?;
-        if merged < last {
-            // Whoever relayed before may have published what isn't merged yet.
-            newest.sent[1].all = true;
-            newest.until = last;
+        // Whoever relayed before may have published what isn't merged yet.
+        match newest.merged().await {
+            Ok((last, merged)) if merged >= last => {}
+            Ok((last, _)) => (newest.sent[1].all, newest.until) = (true, last),
+            Err(_) => newest.sent[0].all = true,
         }
         Ok(newest)
     }

@@ -44,7 +44,6 @@ impl Check<'_> {
         let counted = (repaired + changed.len() as u64).saturating_sub(self.excused + excused);
         let most = self.brake;
         let braked = !self.request.approved && counted > most;
-        self.excused += excused;
         let (mended, noted): (Vec<_>, Vec<_>) =
             differing.into_iter().partition(|(_, class, remedy)| {
                 !braked && repairs(*class) && **remedy != Remedy::Impossible
@@ -85,6 +84,7 @@ impl Check<'_> {
             match mended {
                 true => {
                     self.report.note(*class, user, true);
+                    self.excused += u64::from(self.given_up.contains(*user));
                     if remedy.is_asked_for() && self.asked.len() < WAITING {
                         self.asked.insert((*user).clone(), *class);
                     }

@@ -35,6 +35,13 @@ async fn changes_after_the_outbox_was_emptied_count_in_postgres() -> Result<()> 
     emptied(Main::postgres().await?, statement).await
 }
 
+/// As after a failover by logical replication, which brings rows along and no sequences.
+#[tokio::test]
+async fn changes_after_a_sequence_was_lost_count_in_postgres() -> Result<()> {
+    let statement = "ALTER TABLE user_outbox ALTER COLUMN id RESTART WITH 1";
+    emptied(Main::postgres().await?, statement).await
+}
+
 /// What a relay of before has published isn't merged yet, so the state still says what the row says again: that isn't known.
 #[tokio::test]
 async fn a_row_that_went_there_and_back_across_a_restart_is_told() -> Result<()> {
