@@ -291,7 +291,7 @@ mod tests {
         };
         let mut epochs = Epochs::default();
         epochs.begin(&one, false).unwrap();
-        assert_eq!(epochs.epochs, [one.clone()]);
+        assert_eq!(epochs.epochs, std::slice::from_ref(&one));
         epochs = Epochs::default();
         epochs.begin(&one, true).unwrap();
         assert!(epochs.epochs[0] == one && epochs.epochs[1].is_of(&one));
