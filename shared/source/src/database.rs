@@ -24,9 +24,9 @@ const SCHEMA_PATIENCE: Duration = Duration::from_secs(60);
 /// The most notes that are read to learn who was deleted lately.
 const MOST_PASSED_ON: u32 = 500_000;
 
-/// Why a connection can't hold a lock.
+/// Why a connection isn't one to the server.
 const POOLED: &str = "a pooler (PgBouncer, RDS Proxy, ProxySQL …) answers for the server and gives its sessions to several clients; \
-     a relay's lock lives in a session of its own, so name the server itself in `url`";
+     the relay's lock and the settings that rows are read with live in a session, so name the server itself in `url`";
 
 /// Rows that were read and aren't marked yet: all that waited up to an id.
 #[derive(Clone, Copy, Debug)]
@@ -44,11 +44,28 @@ pub struct Database {
 }
 
 impl Database {
-    /// Connects.
+    /// Connects, and makes sure that the connection has a session of the server's for itself before anything is set in it:
+    /// that of a pooler is another client's in a moment.
     ///
     /// # Errors
-    /// When the settings can't work, or nobody answers in time.
+    /// When the settings can't work, nobody answers in time, or a pooler, a copy or a server that was fenced does.
     pub async fn connect(config: &SourceConfig) -> Result<Self, SourceError> {
+        let mut database = Self::open(config).await?;
+        let answering = database.session.answering();
+        if within(PATIENCE, "asking who answers", answering)
+            .await?
+            .is_some()
+        {
+            let mut beside = Self::open(config).await?;
+            let itself = database.is_its_own(&mut beside).await;
+            beside.close().await;
+            itself?;
+        }
+        database.begun().await
+    }
+
+    /// A connection in whose session nothing is set.
+    async fn open(config: &SourceConfig) -> Result<Self, SourceError> {
         let server = config.server()?;
         let connecting = async {
             Ok::<Box<dyn Session>, SourceError>(match server {
@@ -57,17 +74,20 @@ impl Database {
                 Server::Sqlite => Box::new(Sqlite::connect(config).await?),
             })
         };
-        let session = within(PATIENCE, "connecting", connecting).await?;
-        let mut database = Self {
-            session,
+        Ok(Self {
+            session: within(PATIENCE, "connecting", connecting).await?,
             config: config.clone(),
-        };
-        database.refuse_copy().await?;
-        Ok(database)
+        })
     }
 
-    /// Refuses a server that is a copy of another one, or has become one: it may show old rows, and whoever believes
-    /// them takes back what has changed since.
+    async fn begun(mut self) -> Result<Self, SourceError> {
+        within(PATIENCE, "setting up the session", self.session.begin()).await?;
+        self.refuse_copy().await?;
+        Ok(self)
+    }
+
+    /// Refuses a server that is a copy of another one or was fenced, also since it was asked last: it may show old rows, and
+    /// whoever believes them takes back what has changed since.
     async fn refuse_copy(&mut self) -> Result<(), SourceError> {
         let asking = self.session.read_only();
         match within(PATIENCE, "asking the server", asking).await? {
@@ -78,13 +98,13 @@ impl Database {
         }
     }
 
-    /// Another connection with the same settings.
+    /// Another connection with the same settings; that nobody is in between is known.
     ///
     /// # Errors
     /// As [`Self::connect`].
     pub fn again(&self) -> impl Future<Output = Result<Self, SourceError>> + Send + use<> {
         let config = self.config.clone();
-        async move { Self::connect(&config).await }
+        async move { Self::open(&config).await?.begun().await }
     }
 
     /// The mapping of the settings, as it fits the table; `all` also takes columns nobody named.

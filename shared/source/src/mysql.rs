@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 use sha1::{Digest, Sha1};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection, Row,
-    mysql::{MySqlArguments, MySqlConnectOptions, MySqlRow, MySqlSslMode},
+    mysql::{MySqlArguments, MySqlConnectOptions, MySqlDatabaseError, MySqlRow, MySqlSslMode},
     query::Query,
 };
 use usersync_core::auth::Pem;
@@ -34,6 +34,8 @@ const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED,
 const SESSION: &str = "SET SESSION innodb_lock_wait_timeout = 10, lock_wait_timeout = 10, time_zone = '+00:00', \
      sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', sql_select_limit = 18446744073709551615, \
      sql_safe_updates = 0, sql_big_selects = 1, completion_type = 0, autocommit = 1";
+/// What is said where the account is gone with whose rights something runs.
+const NO_SUCH_DEFINER: u16 = 1449;
 /// The most ranges of ids in one statement.
 const RANGES: usize = 1_000;
 
@@ -84,11 +86,8 @@ impl MySql {
         );
         let trouble = |error: sqlx::Error| SourceError::of(&place, &error);
         let options = options.disable_statement_logging();
-        let mut connection = options.connect().await.map_err(trouble)?;
-        connection.execute(ISOLATION).await.map_err(trouble)?;
-        connection.execute(SESSION).await.map_err(trouble)?;
         Ok(Self {
-            connection,
+            connection: options.connect().await.map_err(trouble)?,
             table: config.table.clone(),
             outbox: quoted(&config.table.beside(OUTBOX)),
             about: quoted(&config.table.beside(ABOUT)),
@@ -161,6 +160,13 @@ impl MySql {
 
 #[async_trait]
 impl Session for MySql {
+    async fn begin(&mut self) -> Result<(), SourceError> {
+        const DOING: &str = "setting up the session";
+        self.execute(DOING, ISOLATION.to_owned()).await?;
+        self.execute(DOING, SESSION.to_owned()).await?;
+        Ok(())
+    }
+
     async fn look(&mut self, table: &TableName) -> Result<Option<Live>, SourceError> {
         const DOING: &str = "looking at the table";
         let failed = |error| SourceError::of(DOING, &error);
@@ -334,6 +340,19 @@ impl Session for MySql {
             found.extend(told.map(|told| trigger(table, name, &told)));
         }
         Ok(Some(found))
+    }
+
+    /// The function that shows triggers was made by whoever made them, and tells it of itself.
+    async fn is_orphaned(&mut self, table: &TableName) -> Result<bool, SourceError> {
+        let asked = format!("SELECT CAST({}('') AS CHAR)", watch(table));
+        match self.connection.execute(AssertSqlSafe(asked)).await {
+            Ok(_) => Ok(false),
+            Err(sqlx::Error::Database(said)) => {
+                let said = said.try_downcast_ref::<MySqlDatabaseError>();
+                Ok(said.is_some_and(|said| said.number() == NO_SUCH_DEFINER))
+            }
+            Err(error) => Err(SourceError::of("looking for triggers", &error)),
+        }
     }
 
     async fn has_column(&mut self, table: &TableName, column: &str) -> Result<bool, SourceError> {

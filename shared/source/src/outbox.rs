@@ -15,6 +15,9 @@ use crate::{
 
 /// How long a look may take.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
+/// Why nothing can be written to a table with triggers.
+const ORPHANED: &str =
+    "the account that installed the outbox is gone, with whose rights its triggers run (1449)";
 /// Reasons shown of rows that can't be published.
 const REASONS: u32 = 10;
 /// The columns every outbox has.
@@ -125,6 +128,16 @@ impl Database {
             let script = self.session.new_epoch(&layout.table);
             self.run(&script).await?;
         }
+        if self.is_orphaned(&layout.table).await?
+            && let Some(script) = self.session.unwatch_script(&layout.table)
+        {
+            self.run(&script).await?;
+            plan.remarks.push(
+                "the function user_outbox_trigger was another account's, which is gone, and is made anew: GRANT EXECUTE on it to the \
+                 relay again"
+                    .to_owned(),
+            );
+        }
         if let Some(script) = self.session.watch_script(&layout.table)
             && let Err(error) = self.run(&script).await
         {
@@ -151,6 +164,12 @@ impl Database {
     pub async fn watch(&mut self) -> Result<Watched, SourceError> {
         let table = self.config.table.clone();
         let server = self.config.server()?;
+        if self.is_orphaned(&table).await? {
+            return Ok(Watched::Broken(format!(
+                "every write to `{table}` fails: {ORPHANED}; run `usersync-scheduler outbox install`, which makes them anew for the account \
+                 in its url (docs/OUTBOX.md)"
+            )));
+        }
         let triggers = self.session.triggers(&table);
         let triggers = within(PATIENCE, "looking for triggers", triggers).await?;
         let Some(triggers) = triggers else {
@@ -185,6 +204,11 @@ impl Database {
             Some(why) => Watched::Older(why),
             None => Watched::Good,
         })
+    }
+
+    async fn is_orphaned(&mut self, table: &TableName) -> Result<bool, SourceError> {
+        let asking = self.session.is_orphaned(table);
+        within(PATIENCE, "looking for triggers", asking).await
     }
 
     /// The script that removes triggers and outbox.
@@ -231,7 +255,10 @@ impl Database {
         let table = self.config.table.clone();
         let installed = self.installed(&table).await?;
         let server = self.config.server()?;
-        let missing = missing(server, &installed);
+        let mut missing = missing(server, &installed);
+        if self.is_orphaned(&table).await? {
+            missing.insert(0, ORPHANED.to_owned());
+        }
         let remark = match &installed.triggers {
             Some(triggers) => older(server, triggers),
             None => Some(UNSEEN.to_owned()),

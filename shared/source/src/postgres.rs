@@ -38,6 +38,16 @@ const SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVE
      SET bytea_output = 'hex'; SET row_security = off; \
      SELECT set_config('client_encoding', 'SQL_ASCII', false) WHERE getdatabaseencoding() = 'SQL_ASCII'";
 
+/// Whether the server is a standby, and whether it or the database was closed to writers. A user who may only read, by a setting
+/// of their own, says nothing of the server. What is set for the database is not in sessions that began before.
+const WRITTEN_TO: &str = "SELECT pg_is_in_recovery(), \
+     EXISTS (SELECT FROM pg_settings WHERE name = 'default_transaction_read_only' AND setting = 'on' \
+       AND source NOT IN ('user', 'database user', 'client', 'session')) \
+     OR EXISTS (SELECT FROM pg_db_role_setting s, unnest(s.setconfig) AS told \
+       WHERE s.setrole = 0 AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) \
+       AND lower(told) IN ('default_transaction_read_only=on', 'default_transaction_read_only=true', \
+         'default_transaction_read_only=yes', 'default_transaction_read_only=1'))";
+
 /// The number of the relay's lock, of the outbox's name.
 const LOCK: &str = "hashtextextended('usersync ' || COALESCE(to_regclass($1)::oid::text, $1), 0)";
 
@@ -88,10 +98,8 @@ impl Postgres {
             .disable_statement_logging();
         let trouble = |error: sqlx::Error| SourceError::of(&place, &error);
         let began = Instant::now();
-        let mut connection = options.connect().await.map_err(trouble)?;
-        connection.execute(SESSION).await.map_err(trouble)?;
         Ok(Self {
-            connection,
+            connection: options.connect().await.map_err(trouble)?,
             options,
             began,
             ears: None,
@@ -156,6 +164,12 @@ impl Postgres {
 
 #[async_trait]
 impl Session for Postgres {
+    async fn begin(&mut self) -> Result<(), SourceError> {
+        let set = self.connection.execute(SESSION).await;
+        set.map(drop)
+            .map_err(|error| SourceError::of("setting up the session", &error))
+    }
+
     async fn look(&mut self, table: &TableName) -> Result<Option<Live>, SourceError> {
         let failed = |error| SourceError::of("looking at the table", &error);
         let name = quoted(table);
@@ -395,12 +409,17 @@ impl Session for Postgres {
     }
 
     async fn read_only(&mut self) -> Result<Option<&'static str>, SourceError> {
-        let standby = sqlx::query_scalar("SELECT pg_is_in_recovery()");
-        let standby: bool = standby
+        let (standby, fenced): (bool, bool) = sqlx::query_as(WRITTEN_TO)
             .fetch_one(&mut self.connection)
             .await
             .map_err(|error| SourceError::of("asking whether it may be written to", &error))?;
-        Ok(standby.then_some("it is a standby (pg_is_in_recovery)"))
+        Ok(match (standby, fenced) {
+            (true, _) => Some("it is a standby (pg_is_in_recovery)"),
+            (_, true) => Some(
+                "nobody may write to it (default_transaction_read_only), as to a primary that was replaced",
+            ),
+            _ => None,
+        })
     }
 
     async fn about(&mut self) -> Result<Option<About>, SourceError> {

@@ -249,6 +249,10 @@ pub(crate) struct Answering {
 /// One connection. Every method but `wait` may take as long as the server does; callers set the limit.
 #[async_trait]
 pub(crate) trait Session: Send {
+    /// Sets what rows are to be read and written with.
+    async fn begin(&mut self) -> Result<(), SourceError> {
+        Ok(())
+    }
     /// The table as the server describes it, `None` when it isn't there.
     async fn look(&mut self, table: &TableName) -> Result<Option<Live>, SourceError>;
     /// Runs a script of [`Session::script`].
@@ -267,6 +271,10 @@ pub(crate) trait Session: Send {
     }
     /// Our triggers; none when they can't be seen.
     async fn triggers(&mut self, table: &TableName) -> Result<Option<Vec<Trigger>>, SourceError>;
+    /// Whether the account that made the triggers is gone, with whose rights they run: then every write to the table fails.
+    async fn is_orphaned(&mut self, _: &TableName) -> Result<bool, SourceError> {
+        Ok(false)
+    }
     /// Whether the table has a column of this name; asked where notes depend on it.
     async fn has_column(&mut self, _: &TableName, _column: &str) -> Result<bool, SourceError> {
         Ok(true)
@@ -309,7 +317,7 @@ pub(crate) trait Session: Send {
         layout: &Layout,
         ids: &[String],
     ) -> Result<Vec<String>, SourceError>;
-    /// Why this server is a copy of another one, if so: it may show old rows, and nobody can write to it.
+    /// Why this server is a copy of another one or was fenced, if so: it may show old rows, and nobody can write to it.
     async fn read_only(&mut self) -> Result<Option<&'static str>, SourceError>;
     /// Which outbox it is; none of an older version.
     async fn about(&mut self) -> Result<Option<About>, SourceError>;

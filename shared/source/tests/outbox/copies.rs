@@ -1,5 +1,7 @@
 //! What isn't the main database itself, or shows only some of it, is refused: who believes it takes changes back.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use usersync_source::{Database, SourceConfig, SourceError};
 use usersync_stack::{Directory, MySqlServer, PostgresServer};
@@ -7,6 +9,7 @@ use usersync_stack::{Directory, MySqlServer, PostgresServer};
 use crate::place::Place;
 
 const COLUMNS: [(&str, &str); 1] = [("username", "username")];
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What connecting is refused for.
 async fn refused(config: &SourceConfig) -> Result<String> {
@@ -33,6 +36,67 @@ async fn a_standby_of_postgres_is_refused() -> Result<()> {
     );
     config.url = primary.url().parse()?;
     Database::connect(&config).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_postgres_that_was_closed_to_writers_is_refused_also_while_it_is_read() -> Result<()> {
+    let place = Place::postgres().await?;
+    let mut client = place.client().await?;
+    client
+        .run(
+            "CREATE TABLE people (id bigint PRIMARY KEY, username text); INSERT INTO people VALUES (1, 'ann'); \
+             CREATE ROLE reader LOGIN PASSWORD 'of-a-test'; GRANT SELECT ON people TO reader; \
+             ALTER ROLE reader SET default_transaction_read_only = on",
+        )
+        .await?;
+    let config = place.config("people", "id", &COLUMNS)?;
+    let mut database = Database::connect(&config).await?;
+    let layout = database.layout(false).await?;
+    let ids = ["1".to_owned()];
+
+    for (close, open) in [
+        (
+            "ALTER DATABASE postgres SET default_transaction_read_only = true",
+            "ALTER DATABASE postgres RESET default_transaction_read_only",
+        ),
+        (
+            "ALTER SYSTEM SET default_transaction_read_only = on",
+            "ALTER SYSTEM RESET default_transaction_read_only",
+        ),
+    ] {
+        client.run(close).await?;
+        client.run("SELECT pg_reload_conf()").await?;
+        usersync_stack::eventually(PATIENCE, async || {
+            let error = database.users(&layout, &ids).await.err();
+            let error = error.context("it is believed")?.to_string();
+            ensure!(error.contains("default_transaction_read_only"), "{error}");
+            Ok(())
+        })
+        .await?;
+        let reason = refused(&config).await?;
+        ensure!(
+            reason.contains("default_transaction_read_only") && reason.contains("`url`"),
+            "{close}: {reason}"
+        );
+        client
+            .run("SET default_transaction_read_only = off")
+            .await?;
+        client.run(open).await?;
+        client.run("SELECT pg_reload_conf()").await?;
+        usersync_stack::eventually(PATIENCE, async || {
+            ensure!(database.users(&layout, &ids).await?.len() == 1);
+            Ok(())
+        })
+        .await?;
+    }
+
+    // Who may only read, by a setting of their own, reads a server that others write to.
+    let mut reader = config.clone();
+    let named = reader.url.set_username("reader");
+    named.map_err(|()| anyhow::anyhow!("no user in the url"))?;
+    let mut database = Database::connect(&reader).await?;
+    ensure!(database.users(&layout, &ids).await?.len() == 1);
     Ok(())
 }
 

@@ -1,20 +1,14 @@
 //! A pooler in front of a main database, which gives a server's sessions to several clients, is found out.
 
 use anyhow::{Context as _, Result, ensure};
-use usersync_source::{Database, SourceConfig, SourceError};
+use sqlx::{ConnectOptions as _, Connection as _, Row as _, postgres::PgConnectOptions};
+use usersync_source::Database;
 use usersync_stack::PgBouncerServer;
 
 use crate::place::Place;
 
-/// What a relay does before it takes the lock.
-async fn tried(config: &SourceConfig) -> Result<(), SourceError> {
-    let mut holder = Database::connect(config).await?;
-    let mut beside = holder.again().await?;
-    holder.is_its_own(&mut beside).await
-}
-
 #[tokio::test]
-async fn a_pooler_is_refused_by_name() -> Result<()> {
+async fn a_pooler_is_refused_by_name_and_its_sessions_are_left_alone() -> Result<()> {
     if PgBouncerServer::is_left_out()? {
         return Ok(());
     }
@@ -25,7 +19,7 @@ async fn a_pooler_is_refused_by_name() -> Result<()> {
         .run("CREATE TABLE people (uid BIGINT PRIMARY KEY, username TEXT)")
         .await?;
     let mut config = place.config("people", "uid", &[])?;
-    tried(&config).await?;
+    Database::connect(&config).await?;
     let ignored = "ignore_startup_parameters = extra_float_digits";
     let cases: [&[&str]; 4] = [
         &[],
@@ -45,7 +39,7 @@ async fn a_pooler_is_refused_by_name() -> Result<()> {
         let moved = config.url.set_port(Some(pooler.port()));
         moved.map_err(|()| anyhow::anyhow!("no port"))?;
         for _ in 0..3 {
-            let said = tried(&config).await.err();
+            let said = Database::connect(&config).await.err();
             let said = said
                 .with_context(|| format!("{more:?} is taken"))?
                 .to_string();
@@ -54,6 +48,15 @@ async fn a_pooler_is_refused_by_name() -> Result<()> {
                 "{more:?}: {said}"
             );
         }
+        let mut other = config.url.clone();
+        let password = other.set_password(Some(usersync_stack::PostgresServer::PASSWORD));
+        password.map_err(|()| anyhow::anyhow!("no password"))?;
+        let options: PgConnectOptions = other.as_str().parse()?;
+        let mut other = options.extra_float_digits(None).connect().await?;
+        let set = sqlx::raw_sql("SELECT current_setting('row_security')");
+        let set: String = set.fetch_one(&mut other).await?.try_get(0)?;
+        ensure!(set == "on", "{more:?}: row_security is {set} for others");
+        other.close().await?;
     }
     Ok(())
 }

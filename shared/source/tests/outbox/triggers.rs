@@ -90,6 +90,52 @@ async fn a_renewal_that_the_server_refuses_leaves_the_triggers_that_are_there() 
 }
 
 #[tokio::test]
+async fn an_account_that_is_gone_is_seen_to_make_writes_fail_and_another_takes_over() -> Result<()>
+{
+    for place in mysql_and_mariadb().await? {
+        let mut root = place.root().await?;
+        root.run(
+            "SET GLOBAL log_bin_trust_function_creators = 1; \
+             CREATE USER 'installer'@'%' IDENTIFIED BY 'of-a-test'; GRANT ALL ON users.* TO 'installer'@'%'; \
+             CREATE USER 'relay'@'%' IDENTIFIED BY 'of-a-test'",
+        )
+        .await?;
+        let mut client = place.client().await?;
+        client.run(PEOPLE).await?;
+        let config = place.config("people", "uid", COLUMNS)?;
+        let mut installer = Database::connect(&seen_by(&config, "installer")?).await?;
+        installer.install(false).await?;
+        const RIGHTS: &str = "GRANT SELECT, UPDATE, DELETE ON users.user_outbox TO 'relay'@'%'; \
+             GRANT SELECT ON users.user_outbox_about TO 'relay'@'%'; GRANT SELECT ON users.people TO 'relay'@'%'; \
+             GRANT EXECUTE ON FUNCTION users.user_outbox_trigger TO 'relay'@'%'";
+        root.run(RIGHTS).await?;
+        let mut relay = Database::connect(&seen_by(&config, "relay")?).await?;
+        let mut database = Database::connect(&config).await?;
+        is_good(&mut relay).await?;
+
+        root.run("DROP USER 'installer'@'%'").await?;
+        let refused = client.run("INSERT INTO people VALUES (1, 'a')").await.err();
+        refused.context("the server lets it pass")?;
+        for database in [&mut relay, &mut database] {
+            is_broken(database, "every write to `people` fails").await?;
+            ensure!(!database.standing().await?.installed);
+        }
+        let plan = database.install(false).await?;
+        let remark = plan
+            .remarks
+            .iter()
+            .any(|said| said.contains("GRANT EXECUTE"));
+        ensure!(remark, "{:?}", plan.remarks);
+        client.run("INSERT INTO people VALUES (1, 'a')").await?;
+        ensure!(shown(&noted(&mut database).await?) == ["I 1"]);
+        root.run(RIGHTS).await?;
+        is_good(&mut relay).await?;
+        is_good(&mut database).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn whoever_relays_sees_how_triggers_are_with_the_least_rights() -> Result<()> {
     for place in mysql_and_mariadb().await? {
         let (config, mut database) = people(&place).await?;
