@@ -83,14 +83,15 @@ fn blame(number: u16, state: Option<&str>) -> Blame {
         1022 | 1062 | 1169 | 1586 | 1859 => Blame::Conflict,
         1205 => Blame::Busy,
         1213 | 1020 => Blame::Collision,
-        // Read-only since a failover.
-        1290 | 1792 | 1836 => Blame::Demoted,
-        // Too many connections; no room; interrupted.
-        1021 | 1040 | 1114 | 1203 | 1226 | 1317 | 1969 | 3024 => Blame::Busy,
+        // Read-only since a failover, in each of the ways there are; offline.
+        1036 | 1290 | 1792 | 1836 | 1874 | 1881 | 3032 => Blame::Demoted,
+        // Too many connections; interrupted.
+        1040 | 1203 | 1226 | 1317 | 1969 | 3024 => Blame::Busy,
         // The columns, their number, their defaults.
         1054 | 1136 | 1146 | 1364 => Blame::Table,
-        1044 | 1045 | 1049 | 1053 | 1130 | 1142 | 1143 | 1193 | 1227 | 1251 | 1698 | 1862
-        | 1927 | 3118 | 3159 | 4151 => Blame::Server,
+        // No room; not let in; on its way down.
+        1021 | 1114 | 1044 | 1045 | 1049 | 1053 | 1129 | 1130 | 1142 | 1143 | 1193 | 1227
+        | 1251 | 1698 | 1820 | 1862 | 1927 | 3118 | 3159 | 4151 => Blame::Server,
         1048 | 1153 | 1264 | 1265 | 1292 | 1366 | 1406 | 1452 | 3140 | 3819 | 4025 => Blame::Row,
         _ if matches!(class, "22" | "23" | "44" | "45") => Blame::Row,
         _ if matches!(class, "08" | "28") => Blame::Server,
@@ -115,6 +116,13 @@ mod tests {
             (1205, "HY000", Blame::Busy),
             (1040, "08004", Blame::Busy),
             (1290, "HY000", Blame::Demoted),
+            (1036, "HY000", Blame::Demoted),
+            (1874, "HY000", Blame::Demoted),
+            (1881, "HY000", Blame::Demoted),
+            (3032, "HY000", Blame::Demoted),
+            (1114, "HY000", Blame::Server),
+            (1129, "HY000", Blame::Server),
+            (1820, "HY000", Blame::Server),
             (1045, "28000", Blame::Server),
             (1049, "42000", Blame::Server),
             (1054, "42S22", Blame::Table),

@@ -26,6 +26,8 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
     let policy = error.code() == "42501" && error.routine() == Some("ExecWithCheckOptions");
     let blame = if policy {
         Blame::Row
+    } else if error.code() == "54000" && error.message().contains("not accepting commands") {
+        Blame::Server
     } else {
         blame(error.code())
     };
@@ -43,6 +45,10 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
         }
         Blame::Server if error.code() == "3D000" => {
             "there is no such database: look at the end of the url"
+        }
+        Blame::Server if error.code() == "53100" => "it has no room left on its disk",
+        Blame::Server if error.code() == "54000" => {
+            "it has run out of transaction ids and takes nothing until it is vacuumed"
         }
         Blame::Server => "the server can't be used",
         Blame::Demoted => READ_ONLY,
@@ -93,7 +99,9 @@ fn blame(code: &str) -> Blame {
         // Read-only since a failover.
         "25006" => Blame::Demoted,
         "55P03" | "57014" => Blame::Busy,
-        "42501" => Blame::Server,
+        "42501" | "53100" => Blame::Server,
+        // Such as an update that a publication can't tell of.
+        "55000" => Blame::Table,
         "54000" | "P0001" => Blame::Row,
         _ => match code.get(..2).unwrap_or_default() {
             "22" | "23" | "44" => Blame::Row,
@@ -118,6 +126,8 @@ mod tests {
             ("40P01", Blame::Collision),
             ("55P03", Blame::Busy),
             ("53300", Blame::Busy),
+            ("53100", Blame::Server),
+            ("55000", Blame::Table),
             ("25006", Blame::Demoted),
             ("28P01", Blame::Server),
             ("42501", Blame::Server),

@@ -72,14 +72,17 @@ fn is_passing(code: Option<&str>) -> bool {
 pub(super) fn is_fault(code: &str) -> bool {
     matches!(
         code,
-        "NOAUTH" | "WRONGPASS" | "NOPERM" | "CROSSSLOT" | "MOVED" | "ASK"
+        "NOAUTH" | "WRONGPASS" | "NOPERM" | "CROSSSLOT" | "MOVED" | "ASK" | "OOM"
     )
 }
 
-/// What a server says that takes no writes at all: a replica, one that still loads its data. Another one may soon be at
-/// its address.
+/// What a server says that takes no writes at all: a replica, one that still loads its data, one that has lost its replicas or
+/// can't save. Another one may soon be at its address.
 pub(super) fn is_down(code: &str) -> bool {
-    matches!(code, "READONLY" | "MASTERDOWN" | "LOADING")
+    matches!(
+        code,
+        "READONLY" | "MASTERDOWN" | "LOADING" | "NOREPLICAS" | "MISCONF"
+    )
 }
 
 /// What Redis and Valkey say where a script does what the user may not do, beside the code of all other errors.
@@ -168,6 +171,15 @@ fn refused(code: &str, said: &str, what: &str) -> String {
         "READONLY" => {
             format!("{what}: READONLY: it is a replica; the url has to lead to the primary")
         }
+        "OOM" => {
+            format!("{what}: OOM: its memory is full: raise `maxmemory`, or let it hold fewer keys")
+        }
+        "MISCONF" => format!("{what}: MISCONF: it can't save its data: look at its disk"),
+        "NOREPLICAS" => {
+            format!(
+                "{what}: NOREPLICAS: fewer replicas follow it than `min-replicas-to-write` says"
+            )
+        }
         "CROSSSLOT" | "MOVED" | "ASK" => {
             format!(
                 "{what}: {code}: a cluster is behind the url, and what is between doesn't let us see that"
@@ -204,11 +216,9 @@ mod tests {
             text("WRONGTYPE Operation against a key"),
             Outcome::Permanent(_)
         ));
-        assert!(matches!(
-            text("OOM command not allowed"),
-            Outcome::Transient(_)
-        ));
+        assert!(matches!(text("BUSY a script runs"), Outcome::Transient(_)));
         for code in [
+            "OOM command not allowed",
             "NOPERM ACL failure in script",
             "ERR ACL failure in script: User sync has no permissions to run the 'set' command",
             "ERR The user executing the script can't run this command or subcommand",
@@ -220,6 +230,8 @@ mod tests {
             "ERR Error running script: READONLY You can't write",
             "MASTERDOWN Link with MASTER is down",
             "LOADING Redis is loading",
+            "NOREPLICAS Not enough good replicas to write.",
+            "MISCONF Redis is configured to save RDB snapshots",
         ] {
             assert!(matches!(text(code), Outcome::Down(_)), "{code}");
         }

@@ -14,6 +14,7 @@ use crate::{
     peer::{Can, Held, Peer, connect},
 };
 
+const SOON: std::time::Duration = std::time::Duration::from_secs(15);
 const RIGHT: &str = "a p@ss/word";
 /// The same as the server's settings say it.
 const PASSWORD: &str = ">a p@ss/word";
@@ -30,7 +31,7 @@ pub(crate) enum Server {
 
 /// What is in it survives a restart; the user `sync` has the password in the file `right`. The rights are those that
 /// docs/TARGETS.md names.
-const ARGS: &str = "--appendonly yes --appendfsync no";
+const ARGS: &str = "--appendonly yes --appendfsync no --enable-protected-configs yes";
 const USER: &str = "--user sync on ~user:*";
 const RIGHTS: &str = "+@read +@write +@scripting";
 const CLUSTER_RIGHTS: &str = "+cluster|slots";
@@ -342,6 +343,72 @@ async fn a_right_that_was_not_needed_yet_is_missed_by_the_test_of_the_connection
             ensure!(said.contains(&format!("`{command}")), "{said}");
             ensure!(fine.is_ok(), "{lost}: {fine:?}");
             set(&["+script", "+scan"]).exec_async(&mut client).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_is_a_matter_of_no_user() -> Result<()> {
+    for redis in [Redis::start().await?, Redis::valkey().await?] {
+        let target = connect(&redis, "ours", json!({}))?;
+        let delivered = Outcome::Delivered { guarded: true };
+        ensure!(one(&*target, user("1", 5, "ann")).await == delivered);
+        let mut client = redis.client().await?;
+        let gone = redis.dir.path().join("gone");
+        std::fs::create_dir(&gone)?;
+        let gone = gone.to_str().context("no text")?;
+        let home = redis.dir.path().to_str().context("no text")?;
+        // Words that end it, words that let it go on, and what is said.
+        let cases: [(&[&str], &[&str], &str); 3] = [
+            (
+                &["min-replicas-to-write", "1"],
+                &["min-replicas-to-write", "0"],
+                "min-replicas-to-write",
+            ),
+            (
+                &["maxmemory", "1", "maxmemory-policy", "noeviction"],
+                &["maxmemory", "0"],
+                "maxmemory",
+            ),
+            (
+                &["save", "3600 1", "dir", gone],
+                &["dir", home],
+                "can't save",
+            ),
+        ];
+        for (ends, mends, said) in cases {
+            let set = |words: &[&str]| {
+                let mut set = redis::cmd("CONFIG");
+                set.arg("SET").arg(words);
+                set
+            };
+            set(ends).exec_async(&mut client).await?;
+            if ends.contains(&gone) {
+                std::fs::remove_dir(gone)?;
+                redis::cmd("BGSAVE").exec_async(&mut client).await?;
+            }
+            let refused = usersync_stack::eventually(SOON, async || {
+                match one(&*target, user("1", 6, "anna")).await {
+                    Outcome::Down(failure) | Outcome::Fault(failure) => Ok(failure),
+                    other => bail!("{said}: {other:?}"),
+                }
+            });
+            ensure!(refused.await?.reason.contains(said));
+            let probed = target.probe().await.err().context("it is well")?;
+            ensure!(probed.to_string().contains(said), "{probed}");
+            set(mends).exec_async(&mut client).await?;
+            if ends.contains(&gone) {
+                redis::cmd("BGSAVE").exec_async(&mut client).await?;
+            }
+            usersync_stack::eventually(SOON, async || {
+                let outcome = one(&*target, user("1", 6, "anna")).await;
+                ensure!(outcome == delivered, "{said}: {outcome:?}");
+                Ok(())
+            })
+            .await?;
+            // The next one is another version.
+            redis.client().await?.del("user:1").await?;
         }
     }
     Ok(())
