@@ -40,6 +40,10 @@ impl Kind {
                 (_, Some(text)) => integer(text).ok_or("an integer"),
                 _ => Err("an integer"),
             },
+            // What PostgreSQL has that is no number, and no other server takes.
+            Self::Number if matches!(text, Some("NaN" | "Infinity" | "-Infinity")) => {
+                Ok(text.unwrap_or_default().to_owned())
+            }
             Self::Number => {
                 let number = text.map_or_else(|| value.as_f64(), |text| text.trim().parse().ok());
                 let finite = number.is_some_and(f64::is_finite);
@@ -149,7 +153,10 @@ mod tests {
             (Kind::Integer, json!([]), None),
             (Kind::Number, json!(1.5), Some("1.5")),
             (Kind::Number, json!("1.50"), Some("1.50")),
-            (Kind::Number, json!("NaN"), None),
+            (Kind::Number, json!("NaN"), Some("NaN")),
+            (Kind::Number, json!("-Infinity"), Some("-Infinity")),
+            (Kind::Number, json!("nan"), None),
+            (Kind::Number, json!("1e999"), None),
             (Kind::Boolean, json!(false), Some("false")),
             (Kind::Boolean, json!(1), Some("true")),
             (Kind::Boolean, json!("yes"), None),

@@ -58,8 +58,10 @@ pub(super) fn text(column: &str, stored: Stored, form: Form) -> Option<String> {
         ) if single == held => {
             let send = if single { "float4send" } else { "float8send" };
             let zero = if single { "0::float4" } else { "0" };
-            // Minus zero plus zero is zero.
-            format!("'x' || encode({send}({column} + {zero}), 'hex')")
+            // Minus zero plus zero is zero. What is no number is as the server shows it.
+            format!(
+                "CASE WHEN {column} - {column} = 0 THEN 'x' || encode({send}({column} + {zero}), 'hex') ELSE {column}::text END"
+            )
         }
         (Form::Instant { digits, rounding }, Stored::Instant { digits: held, .. }) => {
             instant(column, digits, held, rounding)

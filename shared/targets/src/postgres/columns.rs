@@ -22,9 +22,8 @@ pub(super) fn column(row: &PgRow) -> Result<(LiveColumn, bool), sqlx::Error> {
         "json" | "jsonb" => Kind::Json,
         "timestamp" | "timestamptz" => Kind::Instant,
         "date" => Kind::Day,
-        "uuid" | "inet" | "cidr" | "macaddr" | "macaddr8" | "time" | "timetz" | "interval" => {
-            Kind::Verbatim
-        }
+        "uuid" | "inet" | "cidr" | "macaddr" | "macaddr8" | "time" | "timetz" | "interval"
+        | "bit" | "varbit" => Kind::Verbatim,
         // Enumerations, and domains over domains over texts.
         _ if sort == "e" || (sort == "d" && category == "S") => Kind::Verbatim,
         _ => Kind::Other,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use usersync_targets::{Delivery, Standing, Target};
+use usersync_targets::{Delivery, Outcome, Standing, Target};
 
 use crate::{
     checks::differing,
@@ -127,6 +127,54 @@ async fn deliver(target: &dyn Target, batch: &[Delivery]) -> Result<()> {
     for part in batch.chunks(target.limits().batch) {
         for (delivery, outcome) in part.iter().zip(target.deliver(part).await) {
             is_delivered(&outcome).with_context(|| format!("user {}", delivery.user_id))?;
+        }
+    }
+    Ok(())
+}
+
+/// As sources tell them of PostgreSQL.
+#[tokio::test]
+async fn what_is_no_number_is_kept_by_postgres_and_fails_alone_elsewhere() -> Result<()> {
+    let table = json!({"name": "odd", "columns": {"d": "data.d", "n": "data.n", "b": "data.b"}});
+    let batch: Vec<_> = ["NaN", "Infinity", "-Infinity", "1.5"]
+        .iter()
+        .enumerate()
+        .map(|(place, odd)| {
+            let told = json!({"d": odd, "n": odd, "b": "101"});
+            data(user(&place.to_string(), 5, "ann"), told)
+        })
+        .collect();
+    for peer in Postgres::all().await? {
+        peer.run(&format!(
+            "CREATE TABLE odd (id bigint PRIMARY KEY, d float8, n numeric, b bit(3), {SYNC})"
+        ))
+        .await?;
+        let target = connect(&peer, "odd", json!({"verify": true, "table": table}))?;
+        deliver(&*target, &batch).await?;
+        let found = differing(&*target, &batch).await?;
+        ensure!(found.is_empty(), "{found:?}");
+        let rows = sqlx::query_scalar("SELECT concat_ws(' ', id, d, n, b) FROM odd ORDER BY id");
+        let held: Vec<String> = rows.fetch_all(&peer.client().await?).await?;
+        let told = [
+            "0 NaN NaN 101",
+            "1 Infinity Infinity 101",
+            "2 -Infinity -Infinity 101",
+            "3 1.5 1.5 101",
+        ];
+        ensure!(held == told, "{held:?}");
+    }
+    for peer in MySql::all().await? {
+        peer.run(&format!(
+            "CREATE TABLE odd (id bigint PRIMARY KEY, d double, n decimal(9, 3), b text, {SYNC})"
+        ))
+        .await?;
+        let target = connect(&peer, "odd", json!({"table": table}))?;
+        let outcomes = target.deliver(&batch).await;
+        let (fine, odd) = outcomes.split_last().context("nobody")?;
+        is_delivered(fine)?;
+        for outcome in odd {
+            let named = matches!(outcome, Outcome::Permanent(why) if why.reason.contains("`d`"));
+            ensure!(named, "{outcome:?}");
         }
     }
     Ok(())

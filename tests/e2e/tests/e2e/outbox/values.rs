@@ -32,6 +32,8 @@ fn columns(main: &Main) -> Vec<Column> {
         Server::Postgres(..) => vec![
             ("REAL", "0.1", json!(0.1)),
             ("NUMERIC", "'NaN'", json!("NaN")),
+            ("DOUBLE PRECISION", "'NaN'", json!("NaN")),
+            ("REAL", "'-Infinity'", json!("-Infinity")),
             ("TIMESTAMPTZ", "'infinity'", json!("infinity")),
             (
                 "TIMESTAMPTZ",
