@@ -348,7 +348,7 @@ const UNSEEN: &str = "whether the triggers are there can't be seen: `usersync-sc
 
 /// Our triggers, as far as they note nothing.
 fn idle(server: Server, triggers: &[Trigger]) -> Vec<String> {
-    let (wanted, _) = names(server);
+    let (wanted, later) = names(server);
     let why = |name: &&str| {
         let Some(found) = triggers.iter().find(|trigger| trigger.name == **name) else {
             return Some(format!("there is no trigger {name}"));
@@ -361,7 +361,13 @@ fn idle(server: Server, triggers: &[Trigger]) -> Vec<String> {
         let disabled = found.disabled.as_ref()?;
         Some(format!("the trigger {name}: {disabled}"))
     };
-    wanted.iter().filter_map(why).collect()
+    // One that an older version doesn't have is no matter, but one that somebody has switched off is.
+    let switched_off = |name: &&&str| {
+        let found = triggers.iter().find(|trigger| trigger.name == ***name);
+        found.is_some_and(|trigger| trigger.disabled.is_some())
+    };
+    let off = later.iter().filter(switched_off);
+    wanted.iter().chain(off).filter_map(why).collect()
 }
 
 /// Why the triggers are those of an older version, if so.

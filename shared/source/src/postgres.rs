@@ -190,6 +190,21 @@ impl Session for Postgres {
         if !matches!(kind.as_str(), "r" | "p") {
             live.problem = Some("it is no ordinary table; name the table behind it".to_owned());
         }
+        let heirs = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = to_regclass($1) ORDER BY 1";
+        let heirs = sqlx::query_scalar(heirs).bind(&name);
+        let heirs: Vec<String> = heirs
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        if kind == "r" {
+            let remark = |heir: String| {
+                format!(
+                    "`{heir}` inherits from it: its rows are read with this table's and no trigger notes their changes; only a check \
+                     finds them (sources.NAME.check)"
+                )
+            };
+            live.remarks = heirs.into_iter().map(remark).collect();
+        }
         // A domain is read as what it is a domain over; a list as what its items are.
         let columns = "WITH RECURSIVE base AS ( \
                SELECT attnum, attname, format_type(atttypid, atttypmod) AS shown, atttypid AS type FROM pg_attribute \

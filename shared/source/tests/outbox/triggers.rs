@@ -398,7 +398,16 @@ async fn partitions_have_one_outbox(place: &Place) -> Result<()> {
             .to_string()
             .contains("no unique key of its own")
     );
-    client.run("DROP TABLE people").await
+    client
+        .run("DROP TABLE people; CREATE TABLE people (uid BIGINT PRIMARY KEY, login TEXT); CREATE TABLE vips () INHERITS (people)")
+        .await?;
+    let plan = Database::connect(&config).await?.install(false).await?;
+    let told = plan
+        .remarks
+        .iter()
+        .any(|said| said.starts_with("`vips` inherits"));
+    ensure!(told, "{:?}", plan.remarks);
+    client.run("DROP TABLE people CASCADE").await
 }
 
 #[tokio::test]
@@ -417,6 +426,11 @@ async fn triggers_that_are_off_are_seen(place: &Place) -> Result<()> {
             "ALTER TABLE people DISABLE TRIGGER USER",
             "ALTER TABLE people ENABLE TRIGGER USER",
             "it is disabled on `people`",
+        ),
+        (
+            "ALTER TABLE people DISABLE TRIGGER user_outbox_truncate",
+            "ALTER TABLE people ENABLE TRIGGER user_outbox_truncate",
+            "the trigger user_outbox_truncate: it is disabled on `people`",
         ),
         (
             "ALTER TABLE people ENABLE REPLICA TRIGGER user_outbox",

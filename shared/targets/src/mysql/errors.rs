@@ -14,10 +14,20 @@ use crate::{
 pub(super) const READ_ONLY: &str =
     "the server is read-only: it is a replica, or set so; the url has to lead to the primary";
 
+/// What to do when MySQL wants the password and nothing hides it on the way.
+const SHA2: &str = "the user's password is checked by caching_sha2_password (or sha256_password), which takes it over TLS only, and \
+     this connection has none: set `tls = { ca = \"file:PATH\" }`, or take `ssl-mode=disabled` out of the url";
+
 /// What went wrong, by its number: the server's message may hold values.
 pub(super) fn trouble(error: sqlx::Error) -> Trouble {
     let Some(error) = database(&error) else {
-        return broken(&error, SERVER);
+        // sqlx would need another crate to encrypt a password itself.
+        return match &error {
+            sqlx::Error::Configuration(said) if said.to_string().contains("RSA") => {
+                Trouble::unreachable(Failure::new(format!("{SERVER}: {SHA2}")))
+            }
+            error => broken(error, SERVER),
+        };
     };
     let blame = blame(error.number(), error.code());
     let reason = match blame {

@@ -72,7 +72,7 @@ fn is_passing(code: Option<&str>) -> bool {
 pub(super) fn is_fault(code: &str) -> bool {
     matches!(
         code,
-        "NOAUTH" | "WRONGPASS" | "NOPERM" | "CROSSSLOT" | "MOVED" | "ASK" | "OOM"
+        "NOAUTH" | "WRONGPASS" | "NOPERM" | "NOCOMMAND" | "CROSSSLOT" | "MOVED" | "ASK" | "OOM"
     )
 }
 
@@ -92,6 +92,9 @@ const NOT_ALLOWED: [&str; 2] = ["ACL failure in script", "user executing the scr
 fn coded<'a>(code: &'a str, said: &str) -> &'a str {
     match code {
         "ERR" if NOT_ALLOWED.iter().any(|text| said.contains(text)) => "NOPERM",
+        "ERR" if said.contains("unknown command") || said.contains("Unknown Redis command") => {
+            "NOCOMMAND"
+        }
         // Redis 6 says it only within the text of a script's error.
         "ERR" if said.contains("READONLY ") => "READONLY",
         _ => code,
@@ -171,6 +174,9 @@ fn refused(code: &str, said: &str, what: &str) -> String {
         "READONLY" => {
             format!("{what}: READONLY: it is a replica; the url has to lead to the primary")
         }
+        "NOCOMMAND" => format!(
+            "{what}: it doesn't know a command that we need (`rename-command`, or another server than Redis or Valkey); we need {RIGHTS}"
+        ),
         "OOM" => {
             format!("{what}: OOM: its memory is full: raise `maxmemory`, or let it hold fewer keys")
         }
@@ -219,6 +225,7 @@ mod tests {
         assert!(matches!(text("BUSY a script runs"), Outcome::Transient(_)));
         for code in [
             "OOM command not allowed",
+            "ERR unknown command 'EVALSHA', with args beginning with: ",
             "NOPERM ACL failure in script",
             "ERR ACL failure in script: User sync has no permissions to run the 'set' command",
             "ERR The user executing the script can't run this command or subcommand",

@@ -5,14 +5,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use async_trait::async_trait;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, MySqlPool, Row as _, mysql::MySqlPoolOptions};
+use sqlx::{
+    AssertSqlSafe, MySqlPool, Row as _,
+    mysql::{MySqlConnectOptions, MySqlPoolOptions},
+};
 use usersync_stack::{Directory, MariaDbServer, MySqlServer, Process, Signal};
-use usersync_targets::{Delivery, Standing};
+use usersync_targets::{Delivery, Outcome, Standing};
 
 use crate::{
-    clauses::is_delivered,
+    clauses::{is_delivered, one},
     deliveries::user,
-    peer::{Can, Held, Peer, connect},
+    peer::{Can, Held, Peer, connect, open},
 };
 
 pub(crate) struct MySql {
@@ -241,6 +244,50 @@ async fn what_is_delivered_is_there_whatever_the_defaults_of_the_server() -> Res
             standings.iter().all(|one| *one == Standing::Same),
             "{standings:?}"
         );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_password_that_takes_tls_is_said_to_and_an_offline_server_is_down() -> Result<()> {
+    if MySqlServer::is_left_out()? {
+        return Ok(());
+    }
+    let peer = MySql::itself().await?;
+    let mut entry = peer.entry("users", true);
+    entry["url"] = format!("{}?ssl-mode=DISABLED", peer.server.url()).into();
+    let bare = open(entry, json!({}))?;
+    match one(&*bare, user("1", 5, "ann")).await {
+        Outcome::Fault(failure) => ensure!(
+            failure.reason.contains("caching_sha2_password") && failure.reason.contains("`tls ="),
+            "{failure}"
+        ),
+        other => anyhow::bail!("{other:?}"),
+    }
+    let socket = peer.dir.path().join("mysql/socket");
+    let root = MySqlConnectOptions::new().socket(socket).username("root");
+    let root = MySqlPoolOptions::new().connect_with(root).await?;
+    sqlx::raw_sql("REVOKE SUPER, CONNECTION_ADMIN ON *.* FROM 'usersync'@'%'")
+        .execute(&root)
+        .await?;
+    let target = connect(&peer, "users", json!({}))?;
+    target.init().await?;
+    is_delivered(&one(&*target, user("1", 5, "ann")).await)?;
+    for (set, is_down) in [("ON", true), ("OFF", false)] {
+        sqlx::raw_sql(AssertSqlSafe(format!("SET GLOBAL offline_mode = {set}")))
+            .execute(&root)
+            .await?;
+        usersync_stack::eventually(Duration::from_secs(10), async || {
+            let outcome = one(&*target, user("1", 6, "anna")).await;
+            let said = matches!(&outcome, Outcome::Down(failure) if failure.code.is_some());
+            ensure!(said == is_down, "{set}: {outcome:?}");
+            ensure!(
+                is_down || is_delivered(&outcome).is_ok(),
+                "{set}: {outcome:?}"
+            );
+            Ok(())
+        })
+        .await?;
     }
     Ok(())
 }
