@@ -35,7 +35,7 @@ const CHANNEL: &str = "user_outbox";
 /// holds some that are no text.
 const SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
      SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC'; SET extra_float_digits = 1; \
-     SET bytea_output = 'hex'; SET row_security = off; \
+     SET bytea_output = 'hex'; SET row_security = off; SET client_min_messages = warning; \
      SELECT set_config('client_encoding', 'SQL_ASCII', false) WHERE getdatabaseencoding() = 'SQL_ASCII'";
 
 /// Whether the server is a standby, and whether it or the database was closed to writers. A user who may only read, by a setting
