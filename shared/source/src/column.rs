@@ -29,6 +29,8 @@ pub enum Kind {
     Day,
     /// The server's own text of it: UUIDs, enumerations, addresses.
     Verbatim,
+    /// A text that may be JSON: the server doesn't show us which.
+    Veiled,
     /// Nothing that JSON has.
     Unsupported,
 }

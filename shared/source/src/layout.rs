@@ -171,7 +171,16 @@ impl Layout {
                     column.name, column.shown
                 ));
             }
-            if member.is_whole() && !matches!(column.kind, Kind::Json | Kind::Unsupported) {
+            if column.kind == Kind::Veiled {
+                problems.push(format!(
+                    "column `{}` of `{table}` may be JSON or a text, which are read differently, and the server doesn't show this user \
+                     which: GRANT SELECT ON the whole table, or GRANT SHOW VIEW ON its database",
+                    column.name
+                ));
+            }
+            if member.is_whole()
+                && !matches!(column.kind, Kind::Json | Kind::Veiled | Kind::Unsupported)
+            {
                 problems.push(format!(
                     "column `{0}` of `{table}` is {1}, but `data` as a whole is an object of JSON; map it to a member: {0}=data.{0}",
                     column.name, column.shown

@@ -24,7 +24,9 @@ use crate::{
         user_row,
     },
 };
-use sql::{ALL, SPENT, STANDIN, VERSION, name_quoted, quoted, ranges, select, statements, watch};
+use sql::{
+    ALL, SPENT, STANDIN, VERSION, WATCH, name_quoted, quoted, ranges, select, statements, watch,
+};
 pub(crate) use sql::{LATER, RANDOM, TRIGGERS, script, watch_script};
 
 /// Marking a range must not lock the gap behind it, where writers add rows.
@@ -94,6 +96,83 @@ impl MySql {
             old: false,
             follows: config.follows,
         })
+    }
+
+    /// MariaDB keeps JSON in text columns with a check; only the check tells. Who has no right to the database sees it where the
+    /// table is shown as a whole, which takes a right to all of it.
+    async fn tell_json(
+        &mut self,
+        table: &TableName,
+        columns: &mut [LiveColumn],
+    ) -> Result<(), SourceError> {
+        let failed = |error| SourceError::of("looking at the table", &error);
+        let version = sqlx::query_scalar("SELECT VERSION()");
+        let version: String = version
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        if !version.contains("MariaDB") {
+            return Ok(());
+        }
+        let seen = "SELECT (SELECT COUNT(*) FROM information_schema.user_privileges WHERE privilege_type = 'SHOW VIEW') \
+             + (SELECT COUNT(*) FROM information_schema.schema_privileges \
+                WHERE privilege_type IN ('SELECT', 'INSERT', 'REFERENCES', 'TRIGGER', 'SHOW VIEW') \
+                  AND COALESCE(?, DATABASE()) LIKE table_schema) > 0";
+        let seen = sqlx::query_scalar(seen).bind(&table.schema);
+        let seen: bool = seen.fetch_one(&mut self.connection).await.map_err(failed)?;
+        let checks: Option<Vec<String>> = match seen {
+            true => {
+                let checks = "SELECT CAST(check_clause AS CHAR) FROM information_schema.check_constraints \
+                     WHERE constraint_schema = COALESCE(?, DATABASE()) AND table_name = ?";
+                let checks = sqlx::query_scalar(checks)
+                    .bind(&table.schema)
+                    .bind(&table.name);
+                Some(
+                    checks
+                        .fetch_all(&mut self.connection)
+                        .await
+                        .map_err(failed)?,
+                )
+            }
+            false => {
+                let shown = format!("SHOW CREATE TABLE {}", quoted(table));
+                match self.connection.fetch_one(AssertSqlSafe(shown)).await {
+                    Ok(row) => Some(vec![row.try_get(1).map_err(failed)?]),
+                    Err(sqlx::Error::Database(_)) => None,
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+        };
+        for column in columns {
+            let check = format!("json_valid({})", name_quoted(&column.name));
+            match &checks {
+                Some(checks)
+                    if checks.iter().any(|told| {
+                        *told == check || told.contains(&format!("CHECK ({check})"))
+                    }) =>
+                {
+                    column.kind = Kind::Json;
+                }
+                // What JSON is made of.
+                None if column.shown == "longtext" && column.kind == Kind::Text => {
+                    let collation = "SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = COALESCE(?, DATABASE()) \
+                         AND table_name = ? AND column_name = ? AND collation_name = 'utf8mb4_bin'";
+                    let collation = sqlx::query_scalar(collation)
+                        .bind(&table.schema)
+                        .bind(&table.name)
+                        .bind(&column.name);
+                    let of_json: i64 = collation
+                        .fetch_one(&mut self.connection)
+                        .await
+                        .map_err(failed)?;
+                    if of_json > 0 {
+                        column.kind = Kind::Veiled;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The name of the relay's lock.
@@ -201,26 +280,7 @@ impl Session for MySql {
         for row in rows.fetch_all(&mut self.connection).await.map_err(failed)? {
             live.columns.push(column(&row).map_err(failed)?);
         }
-        // MariaDB keeps JSON in text columns with a check; only the check tells.
-        let version: String = sqlx::query_scalar("SELECT VERSION()")
-            .fetch_one(&mut self.connection)
-            .await
-            .map_err(failed)?;
-        if version.contains("MariaDB") {
-            let checks = "SELECT CAST(check_clause AS CHAR) FROM information_schema.check_constraints \
-                 WHERE constraint_schema = COALESCE(?, DATABASE()) AND table_name = ?";
-            let checks = sqlx::query_scalar(checks).bind(schema).bind(name);
-            let checks: Vec<String> = checks
-                .fetch_all(&mut self.connection)
-                .await
-                .map_err(failed)?;
-            for column in &mut live.columns {
-                let check = format!("json_valid({})", name_quoted(&column.name));
-                if checks.contains(&check) {
-                    column.kind = Kind::Json;
-                }
-            }
-        }
+        self.tell_json(table, &mut live.columns).await?;
         // A part of a key that is an expression has no name; the end of a row's time, in MariaDB, is part of every key.
         let keys = "SELECT CAST(MIN(column_name) AS CHAR) FROM information_schema.statistics s \
              WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND non_unique = 0 \
@@ -340,6 +400,14 @@ impl Session for MySql {
             found.extend(told.map(|told| trigger(table, name, &told)));
         }
         Ok(Some(found))
+    }
+
+    async fn is_watched_by_another(&mut self, table: &TableName) -> Result<bool, SourceError> {
+        let others = "SELECT COUNT(*) > 0 FROM information_schema.routines \
+             WHERE routine_schema = COALESCE(?, DATABASE()) AND routine_name = ? AND definer <> CURRENT_USER()";
+        let others = sqlx::query_scalar(others).bind(&table.schema).bind(WATCH);
+        let others = others.fetch_one(&mut self.connection).await;
+        others.map_err(|error| SourceError::of("looking for triggers", &error))
     }
 
     /// The function that shows triggers was made by whoever made them, and tells it of itself.

@@ -128,19 +128,26 @@ impl Database {
             let script = self.session.new_epoch(&layout.table);
             self.run(&script).await?;
         }
-        if self.is_orphaned(&layout.table).await?
-            && let Some(script) = self.session.unwatch_script(&layout.table)
-        {
-            self.run(&script).await?;
-            plan.remarks.push(
-                "the function user_outbox_trigger was another account's, which is gone, and is made anew: GRANT EXECUTE on it to the \
-                 relay again"
-                    .to_owned(),
-            );
+        let mut watching = self.make_watchable(&layout.table).await;
+        // Whoever has asked for it may see and remove it from then on, in another session.
+        let mut beside = self.again().await?;
+        if watching.is_ok() && beside.is_watched_by_another(&layout.table).await? {
+            let removal = beside.session.unwatch_script(&layout.table);
+            plan.remarks.push(match beside.run(&removal.unwrap_or_default()).await {
+                Ok(()) => {
+                    watching = beside.make_watchable(&layout.table).await;
+                    "the function user_outbox_trigger was another account's and is made anew, for the triggers are this one's now: \
+                     GRANT EXECUTE on it to the relay again"
+                        .to_owned()
+                }
+                Err(error) => format!(
+                    "the function user_outbox_trigger is another account's, and the triggers are this one's now: DROP FUNCTION it with \
+                     an account that may, and install again ({error})"
+                ),
+            });
         }
-        if let Some(script) = self.session.watch_script(&layout.table)
-            && let Err(error) = self.run(&script).await
-        {
+        beside.close().await;
+        if let Err(error) = watching {
             plan.remarks
                 .push(format!("relays can't watch the triggers: {error}"));
         }
@@ -204,6 +211,19 @@ impl Database {
             Some(why) => Watched::Older(why),
             None => Watched::Good,
         })
+    }
+
+    async fn is_watched_by_another(&mut self, table: &TableName) -> Result<bool, SourceError> {
+        let asking = self.session.is_watched_by_another(table);
+        within(PATIENCE, "looking for triggers", asking).await
+    }
+
+    /// Makes what lets a relay see how triggers are, where there is none.
+    async fn make_watchable(&mut self, table: &TableName) -> Result<(), SourceError> {
+        match self.session.watch_script(table) {
+            Some(script) => self.run(&script).await,
+            None => Ok(()),
+        }
     }
 
     async fn is_orphaned(&mut self, table: &TableName) -> Result<bool, SourceError> {

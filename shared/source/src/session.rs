@@ -271,6 +271,10 @@ pub(crate) trait Session: Send {
     }
     /// Our triggers; none when they can't be seen.
     async fn triggers(&mut self, table: &TableName) -> Result<Option<Vec<Trigger>>, SourceError>;
+    /// Whether what lets a relay see the triggers runs with the rights of another account than ours.
+    async fn is_watched_by_another(&mut self, _: &TableName) -> Result<bool, SourceError> {
+        Ok(false)
+    }
     /// Whether the account that made the triggers is gone, with whose rights they run: then every write to the table fails.
     async fn is_orphaned(&mut self, _: &TableName) -> Result<bool, SourceError> {
         Ok(false)

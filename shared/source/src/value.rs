@@ -53,7 +53,7 @@ impl Form {
             Kind::Json | Kind::Decimals => Self::Json,
             Kind::Instant | Kind::Local => Self::Instant { fraction },
             Kind::Day => Self::Day,
-            Kind::Text | Kind::Verbatim | Kind::Unsupported => Self::Text,
+            Kind::Text | Kind::Veiled | Kind::Verbatim | Kind::Unsupported => Self::Text,
         }
     }
 

@@ -28,7 +28,7 @@ pub(super) const VERSION: &str = "usersync_4";
 /// The table that takes ids which sessions have asked for.
 pub(super) const SPENT: &str = "user_outbox_spent";
 /// The function that tells how triggers are.
-const WATCH: &str = "user_outbox_trigger";
+pub(super) const WATCH: &str = "user_outbox_trigger";
 
 const TEMPLATE: &str = include_str!("outbox.sql");
 const TRIGGER_TEMPLATE: &str = include_str!("triggers.sql");

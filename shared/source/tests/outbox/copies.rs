@@ -195,3 +195,47 @@ async fn rows_that_policies_hide_are_an_error() -> Result<()> {
     ensure!(database.page(&layout, None, 10).await?.len() == 2);
     Ok(())
 }
+
+/// In MariaDB JSON is a text with a check, and who may see little sees no checks.
+#[tokio::test]
+async fn a_column_that_may_be_json_is_refused_until_it_is_shown() -> Result<()> {
+    let place = Place::mariadb().await?;
+    let mut client = place.client().await?;
+    client
+        .run("CREATE TABLE people (id bigint PRIMARY KEY, username varchar(50), prefs JSON, note longtext); \
+              INSERT INTO people VALUES (1, 'ann', '{\"a\": null, \"b\": [1]}', '[2]')")
+        .await?;
+    let columns = [("prefs", "data.prefs"), ("note", "data.note")];
+    let mut config = place.config("people", "id", &columns)?;
+    let mut root = place.root().await?;
+    root.run("CREATE USER 'relay'@'%' IDENTIFIED BY 'of-a-test'; GRANT SELECT (id, username, prefs, note) ON users.people TO 'relay'@'%'")
+        .await?;
+    let named = config.url.set_username("relay");
+    named.map_err(|()| anyhow::anyhow!("no user in the url"))?;
+    let mut database = Database::connect(&config).await?;
+    let refused = database.layout(false).await.err().context("it is read")?;
+    let said = refused.to_string();
+    ensure!(
+        said.contains("`prefs`") && said.contains("SHOW VIEW"),
+        "{said}"
+    );
+    ensure!(!said.contains("`note`"), "{said}");
+    for (grant, revoke) in [
+        (
+            "GRANT SELECT ON users.people TO 'relay'@'%'",
+            "REVOKE SELECT ON users.people FROM 'relay'@'%'; GRANT SELECT (id, username, prefs, note) ON users.people TO 'relay'@'%'",
+        ),
+        ("GRANT SHOW VIEW ON users.* TO 'relay'@'%'", "SELECT 1"),
+    ] {
+        root.run(grant).await?;
+        let mut database = Database::connect(&config).await?;
+        let layout = database.layout(false).await?;
+        let read = database.users(&layout, &["1".to_owned()]).await?;
+        let document = read[0].document.clone().map_err(anyhow::Error::msg)?;
+        let document: serde_json::Value = serde_json::from_slice(&document)?;
+        let data = serde_json::json!({"prefs": {"a": null, "b": [1]}, "note": "[2]"});
+        ensure!(document["data"] == data, "{grant}: {document}");
+        root.run(revoke).await?;
+    }
+    Ok(())
+}

@@ -291,3 +291,36 @@ async fn a_password_that_takes_tls_is_said_to_and_an_offline_server_is_down() ->
     }
     Ok(())
 }
+
+/// In MariaDB JSON is a text with a check, and who has a right to the table alone sees no list of checks.
+#[tokio::test]
+async fn json_is_json_for_who_has_a_right_to_the_table_alone() -> Result<()> {
+    for peer in MySql::all().await? {
+        let setup = [
+            "CREATE TABLE people (id varchar(64) COLLATE utf8mb4_bin PRIMARY KEY, username text, data JSON, \
+             sync_version bigint NOT NULL DEFAULT 0, sync_deleted boolean NOT NULL DEFAULT false)",
+            "CREATE USER 'worker'@'%' IDENTIFIED BY 'of-a-test'",
+            "GRANT SELECT, INSERT, UPDATE ON users.people TO 'worker'@'%'",
+        ];
+        for statement in setup {
+            peer.run(statement).await?;
+        }
+        let mut entry = peer.entry("people", true);
+        entry["url"] = peer.server.url().replace("usersync@", "worker@").into();
+        entry["table"]["columns"] = json!({"username": "username", "data": "data"});
+        let target = open(entry, json!({"verify": true}))?;
+        is_delivered(&one(&*target, user("1", 5, "ann")).await)?;
+        let held = sqlx::query_scalar("SELECT JSON_TYPE(data) FROM people");
+        let held: String = held.fetch_one(&peer.client().await?).await?;
+        ensure!(held == "OBJECT", "{held}");
+        // A member that is patched: the column is merged into, which only JSON is.
+        let mut part = user("1", 6, "ann");
+        part.partial = true;
+        part.members.data = usersync_core::event::Change::Set(json!({"more": 1}));
+        is_delivered(&one(&*target, part).await)?;
+        let held = sqlx::query_scalar("SELECT CAST(JSON_LENGTH(data) AS SIGNED) FROM people");
+        let held: i64 = held.fetch_one(&peer.client().await?).await?;
+        ensure!(held == 3, "{held} members");
+    }
+    Ok(())
+}
