@@ -250,7 +250,7 @@ impl Event {
             Change::Set(text) => text.parse().map_err(|_| {
                 InvalidEvent::new(
                     "/timestamp",
-                    "must be an RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z",
+                    "must be an RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z, before 9999-12-30T22:00:00Z",
                 )
             })?,
             Change::Keep | Change::Clear => envelope
@@ -286,7 +286,7 @@ fn read(payload: &[u8], beyond: Beyond) -> Result<Value, InvalidEvent> {
         return Err(InvalidEvent::new("", reason));
     }
     let payload = json::unmarked(payload);
-    let value = json::read(payload).map_err(|error| not_json(&error))?;
+    let value = json::value(payload).map_err(|error| not_json(&error))?;
     check_integers(payload, &value, beyond)?;
     Ok(value)
 }
@@ -311,12 +311,12 @@ pub fn not_json(error: &serde_json::Error) -> InvalidEvent {
     if error.to_string().starts_with("recursion limit exceeded") {
         return too_deep();
     }
-    let place = format!(
-        "is not JSON: line {} column {}",
-        error.line(),
-        error.column()
-    );
-    InvalidEvent::new("", place)
+    let what = match error.to_string().starts_with("number out of range") {
+        true => "has a number beyond what a double holds",
+        false => "is not JSON",
+    };
+    let (line, column) = (error.line(), error.column());
+    InvalidEvent::new("", format!("{what}: line {line} column {column}"))
 }
 
 fn too_deep() -> InvalidEvent {
@@ -339,9 +339,20 @@ fn within_limits(value: &Value, level: usize) -> Result<(), InvalidEvent> {
         Value::Array(items) => items
             .iter()
             .try_for_each(|item| within_limits(item, level + 1)),
-        Value::Object(members) => members
-            .values()
-            .try_for_each(|item| within_limits(item, level + 1)),
+        Value::Object(members) => {
+            members
+                .iter()
+                .try_for_each(|(name, item)| match name.starts_with(json::RESERVED) {
+                    true => Err(InvalidEvent::new(
+                        "",
+                        format!(
+                            "no member may have a name that begins with {}",
+                            json::RESERVED
+                        ),
+                    )),
+                    false => within_limits(item, level + 1),
+                })
+        }
         _ => Ok(()),
     }
 }

@@ -56,7 +56,7 @@ fn document(text: &[u8], large: StatusCode) -> Result<Value, Problem> {
         let detail = format!("the event has {bytes} bytes; at most {MAX_EVENT_BYTES} are taken");
         return Err(Problem::new(large, detail));
     }
-    let value = serde_json::from_slice(text).map_err(|error| not_json(&error))?;
+    let value = json::value(text).map_err(|error| not_json(&error))?;
     event::check_integers(text, &value, Beyond::All)?;
     Ok(value)
 }

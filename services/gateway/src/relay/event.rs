@@ -1,10 +1,12 @@
 //! A row of an outbox, or of its users, as an event. Pure.
 
+use async_nats::{HeaderMap, Subject, header::NATS_MESSAGE_ID};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Map, Number, Value};
 use usersync_core::{
     event::{Envelope, Event, EventType, MAX_EVENT_BYTES, check_integers, not_json},
+    json,
     member::Member,
     number::Beyond,
     outbox::Outbox,
@@ -23,6 +25,15 @@ pub(super) struct Ready {
     /// The same whenever the row is published: what makes it count once.
     pub id: String,
     pub body: Bytes,
+}
+
+impl Ready {
+    /// As it is published.
+    pub(super) fn message(&self) -> (Subject, HeaderMap, Bytes) {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, self.id.as_str());
+        (self.kind.as_str().into(), headers, self.body.clone())
+    }
 }
 
 /// Whose events are made, of which outbox.
@@ -108,7 +119,7 @@ pub(super) fn written(event: &Event) -> Result<Ready, String> {
 }
 
 fn parse(text: &[u8]) -> Result<Value, String> {
-    let value = serde_json::from_slice(text).map_err(|error| not_json(&error).to_string())?;
+    let value = json::value(text).map_err(|error| not_json(&error).to_string())?;
     let checked = check_integers(text, &value, Beyond::AllButDoubles);
     checked.map_err(|invalid| invalid.to_string())?;
     Ok(value)
@@ -125,7 +136,7 @@ fn payload(row: &OutboxRow) -> Result<(EventType, Value), String> {
     };
     let mut members = parse(payload)?;
     if let Some(previous) = &row.previous
-        && let Ok(previous) = serde_json::from_slice(previous)
+        && let Ok(previous) = json::value(previous)
     {
         mark_removed(&previous, &mut members);
     }

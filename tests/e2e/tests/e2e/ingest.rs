@@ -320,3 +320,34 @@ async fn what_can_not_be_shown_is_a_problem_document() {
     let answer = Answer::to(intake.request(Method::DELETE, "/v1/users/42")).await;
     answer.is_problem(405, "", "another method");
 }
+
+/// serde_json takes an object whose first member is named so for something else.
+#[tokio::test]
+async fn a_member_named_as_the_parser_names_its_own_is_refused_and_changes_nobody() {
+    const NAME: &str = "$serde_json::private::RawValue";
+    let intake = Intake::start().await;
+    intake.post(&ann()).await;
+    let before = intake.state("42").await;
+    let hostile = [
+        json!({"x": {NAME: "3"}}),
+        json!({"x": {"a": 1, NAME: "3"}}),
+        json!({"x": [{NAME: "{\"a\": 1}"}]}),
+        json!({NAME: 5}),
+        json!({"$serde_json::private::Number": "1"}),
+    ];
+    for (at, data) in hostile.iter().enumerate() {
+        let event = json!({"type": "user.updated", "user_id": 42, "data": data});
+        let answer = intake.post(&event).await;
+        answer.is_problem(422, "", &data.to_string());
+        let detail = answer.body["detail"].as_str().unwrap();
+        assert!(detail.contains("$serde_json::private::"), "{detail}");
+        let answer = intake.post(&json!([event])).await;
+        assert_eq!(answer.body["results"][0]["status"], 422, "{answer:?}");
+        let spelled = event.to_string().replace("$serde", "\\u0024serde");
+        let seq = intake.publish("user.updated", spelled).await;
+        assert_eq!(seq, 2 + at as u64);
+    }
+    intake.all_taken_in().await;
+    assert_eq!(intake.dead_letters().await.len(), hostile.len());
+    assert_eq!(intake.state("42").await, before);
+}
