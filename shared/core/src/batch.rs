@@ -25,6 +25,8 @@ use crate::nats::REQUEST_TIMEOUT;
 const FLOW: u64 = 500;
 /// Such answers that may be outstanding.
 const OUTSTANDING: u64 = 4;
+/// What the server says to a batch while it has as many of them under way as it takes at a time, whoever began them.
+const TOO_MANY_BATCHES: u64 = 10211;
 
 /// What the server does behind a message that it refuses, or that was lost on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,7 @@ pub struct Batches {
     batch: Batch,
     outcomes: VecDeque<Outcome>,
     trouble: Option<String>,
+    crowded: bool,
 }
 
 /// The batch under way.
@@ -126,6 +129,7 @@ impl Batches {
             inbox,
             outcomes: VecDeque::new(),
             trouble: None,
+            crowded: false,
         })
     }
 
@@ -204,6 +208,26 @@ impl Batches {
         self.trouble.take()
     }
 
+    /// Whether the server took no batch because others have too many of them under way, once.
+    pub fn is_crowded(&mut self) -> bool {
+        mem::take(&mut self.crowded)
+    }
+
+    /// Publishes a message that belongs to no batch, and waits for its PubAck.
+    pub async fn alone(&mut self, subject: Subject, headers: HeaderMap, payload: Bytes) -> Outcome {
+        let jetstream = jetstream::new(self.client.clone());
+        let publishing = async {
+            let acknowledged = jetstream.publish_with_headers(subject, headers, payload);
+            acknowledged.await?.await
+        };
+        match timeout(REQUEST_TIMEOUT, publishing).await {
+            Ok(Ok(_)) => return Outcome::Stored,
+            Ok(Err(error)) => self.trouble = Some(error.to_string()),
+            Err(_) => self.late(),
+        }
+        Outcome::Doubtful
+    }
+
     /// Waits for an answer, not for ever.
     async fn hear(&mut self) {
         match timeout(REQUEST_TIMEOUT, self.answers.next()).await {
@@ -254,6 +278,7 @@ impl Batches {
                 if outcome != Outcome::Outdated {
                     self.trouble = Some(error.to_string());
                 }
+                self.crowded |= error.error_code() == ErrorCode(TOO_MANY_BATCHES);
                 // The only message of a batch, or there is none.
                 batch.ended |= kind.is_none();
             }

@@ -50,7 +50,8 @@ impl Refusals {
     pub(crate) fn saw(&self, error: &ServerError) {
         tracing::error!(%error, "NATS refused something");
         let text = error.to_string();
-        if !text.contains("Permissions Violation") {
+        // Of an answer, whoever asked has named an inbox that isn't theirs.
+        if !text.contains("Permissions Violation") || text.contains("Publish to \"_INBOX") {
             return;
         }
         let watch = &self.0;

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_nats::jetstream::{message::StreamMessage, stream::DirectGetErrorKind};
+use axum::http::StatusCode;
 use bytes::Bytes;
 use futures_util::{TryStreamExt, future::join_all};
 use jiff::Timestamp;
@@ -132,7 +133,13 @@ pub(crate) async fn state(control: &Control, by: &ById) -> Result<StreamMessage,
     let stream = control.stream(USER_STATE).await?;
     let subject = subjects::state(&by.user_id);
     match stream.direct_get_last_for_subject(subject).await {
-        Ok(message) => Ok(message),
+        Ok(message) => match stored_state::read(&by.user_id, &message.payload) {
+            Ok(_) => Ok(message),
+            Err(error) => Err(Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("what USER_STATE holds of this user can't be read: {error}"),
+            )),
+        },
         Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
             Err(Problem::not_found("no event has named this user"))
         }

@@ -1,7 +1,6 @@
 //! Publishing many rows at once, in their order: behind a row that isn't stored, none is. So two rows of one user
 //! never change places, although nobody waits for the first one's answer.
 
-use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use tokio_util::sync::CancellationToken;
 use usersync_core::batch::{Batches, NotSent, Outcome};
 use usersync_source::Failure;
@@ -41,27 +40,36 @@ pub(super) async fn publish(
 ) -> Window {
     let mut window = Window::default();
     let mut sent = Vec::with_capacity(events.len());
-    for Sending {
-        blamed,
-        settles,
-        event,
-    } in events
-    {
+    let mut events = events.into_iter();
+    let mut unsent = None;
+    for sending in events.by_ref() {
         if shutdown.is_cancelled() {
             break;
         }
-        let mut headers = HeaderMap::new();
-        headers.insert(NATS_MESSAGE_ID, event.id);
-        let added = batches.add(event.kind.as_str().into(), headers, event.body);
-        match added.await {
-            Ok(()) => sent.push((blamed, settles)),
-            Err(NotSent::Ended) => break,
-            Err(never @ NotSent::TooLarge) => window.fail(blamed, &settles, never.to_string()),
+        let (subject, headers, body) = sending.event.message();
+        match batches.add(subject, headers, body).await {
+            Ok(()) => sent.push(sending),
+            Err(NotSent::Ended) => {
+                unsent = Some(sending);
+                break;
+            }
+            Err(never @ NotSent::TooLarge) => {
+                window.fail(sending.blamed, &sending.settles, never.to_string());
+            }
         }
     }
     batches.commit().await;
-    let mut all = true;
-    for ((blamed, settles), outcome) in sent.into_iter().zip(batches.outcomes()) {
+    let mut outcomes: Vec<Outcome> = batches.outcomes().collect();
+    if batches.is_crowded() {
+        sent.extend(unsent.take().into_iter().chain(events));
+        outcomes.resize(sent.len(), Outcome::Doubtful);
+        one_by_one(batches, &sent, &mut outcomes, shutdown).await;
+    }
+    let mut all = unsent.is_none();
+    for (sending, outcome) in sent.into_iter().zip(outcomes) {
+        let Sending {
+            blamed, settles, ..
+        } = sending;
         match outcome {
             Outcome::Stored => {
                 let (ids, created): (Vec<_>, Vec<_>) = settles.into_iter().unzip();
@@ -75,9 +83,30 @@ pub(super) async fn publish(
             Outcome::Outdated | Outcome::Doubtful => all = false,
         }
     }
-    let unexplained = || (!all).then(|| "not all events were stored".to_owned());
-    window.trouble = batches.trouble().or_else(unexplained);
+    let trouble = batches.trouble();
+    let unexplained = || "not all events were stored".to_owned();
+    window.trouble = (!all).then(|| trouble.unwrap_or_else(unexplained));
     window
+}
+
+/// The same for what isn't stored because others have as many batches under way as the server takes: any publisher may.
+async fn one_by_one(
+    batches: &mut Batches,
+    sent: &[Sending],
+    outcomes: &mut [Outcome],
+    shutdown: &CancellationToken,
+) {
+    let rest = sent.iter().zip(outcomes);
+    for (sending, outcome) in rest.skip_while(|(_, outcome)| **outcome == Outcome::Stored) {
+        if shutdown.is_cancelled() {
+            return;
+        }
+        let (subject, headers, body) = sending.event.message();
+        *outcome = batches.alone(subject, headers, body).await;
+        if *outcome != Outcome::Stored {
+            return;
+        }
+    }
 }
 
 impl Window {

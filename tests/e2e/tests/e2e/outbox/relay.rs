@@ -4,7 +4,10 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use futures_util::future::{join, try_join_all};
+use futures_util::{
+    StreamExt as _,
+    future::{join, try_join_all},
+};
 use serde_json::json;
 use usersync_stack::{Service, eventually, http};
 
@@ -22,6 +25,68 @@ async fn changes_in_mariadb_become_states() -> Result<()> {
 #[tokio::test]
 async fn changes_in_postgres_become_states() -> Result<()> {
     changes_become_states(Main::postgres().await?).await
+}
+
+/// Every publisher may, and the server takes a thousand of them at a time.
+#[tokio::test]
+async fn many_batches_of_others_hold_no_outbox_up() -> Result<()> {
+    const BATCHES: u32 = 1_100;
+    let main = Main::postgres().await?;
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    let bus = Bus::connect(&stack).await?;
+    let client = bus.jetstream.client();
+    let crowd = async |number: u32| {
+        for batch in 0..BATCHES {
+            let operation = u8::from(number > 1);
+            let reply = format!("_INBOX.crowd.b{batch}.1.ok.{number}.{operation}.$FI");
+            let event =
+                json!({"user_id": 7_000_000 + u64::from(batch), "id": format!("{batch}.{number}")});
+            let event = event.to_string().into();
+            client
+                .publish_with_reply("user.updated", reply, event)
+                .await?;
+        }
+        client.flush().await?;
+        anyhow::Ok(())
+    };
+    let mut answers = client.subscribe("_INBOX.crowd.>").await?;
+    crowd(1).await?;
+    let refused = async {
+        while let Some(answer) = answers.next().await {
+            if answer.payload.windows(5).any(|bytes| bytes == b"10211") {
+                return true;
+            }
+        }
+        false
+    };
+    ensure!(
+        tokio::time::timeout(SOON, refused).await?,
+        "the server took all of them"
+    );
+    // The server forgets a batch that is left alone for 10 s.
+    let keep_open = async {
+        for number in 2.. {
+            crowd(number).await?;
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
+        anyhow::Ok(())
+    };
+    let rows = async {
+        for uid in 1..=5_u64 {
+            main.run(&format!(
+                "INSERT INTO people (uid, username) VALUES ({uid}, 'ann'), ({uid}0, 'ben')"
+            ))
+            .await?;
+            main.until_published().await?;
+            ensure!(bus.state_after_intake(10 * uid).await?["username"] == "ben");
+        }
+        Ok(())
+    };
+    tokio::select! {
+        kept = keep_open => kept,
+        published = rows => published,
+    }
 }
 
 async fn changes_become_states(main: Main) -> Result<()> {
