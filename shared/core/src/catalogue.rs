@@ -280,7 +280,7 @@ fn expected(key: &str) -> &'static str {
             "expected a reference, `env:NAME` or `file:PATH`, never the secret itself"
         }
         _ => {
-            "is no key of a target; expected one of url, allow_networks, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, ids, fields, table, verify, read_url, unique, suppress_unchanged, results, headers, secret, previous_secret, auth, tls, note"
+            "is no key of a target; expected one of url, allow_networks, method, enabled, timeout, concurrency, batch, linger, rate_limit, retry, breaker, filter, on_out_of_scope, on_delete, ids, fields, table, verify, check, refill, read_url, unique, suppress_unchanged, results, headers, secret, previous_secret, auth, tls, note"
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::Context as _;
 use async_nats::jetstream::{
     self, ErrorCode,
-    consumer::{AckPolicy, DeliverPolicy, PriorityPolicy, pull},
+    consumer::{self, AckPolicy, DeliverPolicy, Info, PriorityPolicy, pull},
     context::{ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind},
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
 };
@@ -511,7 +511,35 @@ pub async fn ensure_target_consumers(
     jetstream: &jetstream::Context,
     target: &TargetConfig,
 ) -> anyhow::Result<()> {
-    ensure_each(jetstream, target_consumers(target)).await
+    for (stream, config) in target_consumers(target) {
+        let found = jetstream.get_stream_no_info(stream).await?;
+        if let Ok(info) = found.consumer_info(&target.name).await {
+            remove_narrowed(&found, &info, &config).await?;
+        }
+        ensure_each(jetstream, [(stream, config)]).await?;
+    }
+    Ok(())
+}
+
+/// Removes a consumer that somebody has told to look at other subjects: what it has passed by since it would never deliver.
+/// One that is made anew begins with everybody's newest state.
+async fn remove_narrowed(
+    stream: &Stream<()>,
+    found: &consumer::Info,
+    wanted: &pull::Config,
+) -> anyhow::Result<bool> {
+    let Info { name, config, .. } = found;
+    if config.filter_subject == wanted.filter_subject && config.filter_subjects.is_empty() {
+        return Ok(false);
+    }
+    tracing::error!(
+        stream = found.stream_name,
+        consumer = name,
+        "somebody has changed the subjects of the consumer; it is made anew, and everybody's newest state is delivered"
+    );
+    let removing = stream.delete_consumer(name).await;
+    removing.with_context(|| format!("removing consumer {name}"))?;
+    Ok(true)
 }
 
 /// Updates the consumers of one target that are there and differ from what they are to be.
@@ -527,7 +555,9 @@ pub async fn renew_target_consumers(
         let Ok(info) = found.consumer_info(&target.name).await else {
             continue;
         };
-        if info.config.ack_wait != config.ack_wait || info.config.max_deliver != config.max_deliver
+        if remove_narrowed(&found, &info, &config).await?
+            || info.config.ack_wait != config.ack_wait
+            || info.config.max_deliver != config.max_deliver
         {
             ensure_each(jetstream, [(stream, config)]).await?;
         }

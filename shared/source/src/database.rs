@@ -408,6 +408,7 @@ impl Database {
             read => {
                 // Afterwards: what was read from a primary is true, whatever it has become since.
                 self.refuse_copy().await?;
+                self.refuse_change(layout).await?;
                 return read;
             }
         }
@@ -455,7 +456,31 @@ impl Database {
             }
         }
         self.refuse_copy().await?;
+        self.refuse_change(layout).await?;
         Ok(found)
+    }
+
+    /// Refuses what was read of columns that aren't any more as the layout has them: of another type, a value is read as what it
+    /// isn't.
+    async fn refuse_change(&mut self, layout: &Layout) -> Result<(), SourceError> {
+        let asking = self.session.columns(&layout.table);
+        let now = within(PATIENCE, "looking at the table", asking).await?;
+        let mapped = layout
+            .columns
+            .iter()
+            .map(|column| (&column.name, &column.shown));
+        let mut mapped = mapped.chain([(&layout.id.name, &layout.id.shown)]);
+        let is_there = |(name, shown): &(&String, &String)| {
+            now.iter()
+                .any(|live| live.name == **name && live.shown == **shown)
+        };
+        match mapped.find(|column| !is_there(column)) {
+            None => Ok(()),
+            Some((name, shown)) => Err(SourceError::Refused(format!(
+                "column `{name}` of `{}` isn't {shown} any more: the table was changed, and is looked at anew",
+                layout.table
+            ))),
+        }
     }
 
     /// Which column of a user the server can't tell, and why.

@@ -273,13 +273,7 @@ impl Session for MySql {
                 "its engine is {engine}, which knows no transactions; ALTER TABLE … ENGINE = InnoDB"
             ));
         }
-        let columns = "SELECT CAST(column_name AS CHAR), CAST(data_type AS CHAR), CAST(column_type AS CHAR) \
-             FROM information_schema.columns \
-             WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? ORDER BY ordinal_position";
-        let rows = sqlx::query(columns).bind(schema).bind(name);
-        for row in rows.fetch_all(&mut self.connection).await.map_err(failed)? {
-            live.columns.push(column(&row).map_err(failed)?);
-        }
+        live.columns = self.columns(table).await?;
         self.tell_json(table, &mut live.columns).await?;
         // A part of a key that is an expression has no name; the end of a row's time, in MariaDB, is part of every key.
         let keys = "SELECT CAST(MIN(column_name) AS CHAR) FROM information_schema.statistics s \
@@ -308,6 +302,19 @@ impl Session for MySql {
         };
         live.remarks = cascades.into_iter().map(remark).collect();
         Ok(Some(live))
+    }
+
+    async fn columns(&mut self, table: &TableName) -> Result<Vec<LiveColumn>, SourceError> {
+        let failed = |error| SourceError::of("looking at the table", &error);
+        let columns = "SELECT CAST(column_name AS CHAR), CAST(data_type AS CHAR), CAST(column_type AS CHAR) \
+             FROM information_schema.columns \
+             WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? ORDER BY ordinal_position";
+        let mut all = Vec::new();
+        let rows = sqlx::query(columns).bind(&table.schema).bind(&table.name);
+        for row in rows.fetch_all(&mut self.connection).await.map_err(failed)? {
+            all.push(column(&row).map_err(failed)?);
+        }
+        Ok(all)
     }
 
     async fn run(&mut self, script: &str) -> Result<(), SourceError> {
@@ -377,11 +384,13 @@ impl Session for MySql {
             .bind(&table.name)
             .bind(&table.schema)
             .fetch_all(&mut self.connection);
-        let seen: Vec<(String, String)> = seen
+        // Who may change rows and make no triggers sees their names alone.
+        let seen: Vec<(String, Option<String>)> = seen
             .await
             .map_err(|error| SourceError::of("looking for triggers", &error))?;
-        let ours = |(name, told): (String, String)| {
-            names.contains(&name).then(|| trigger(table, name, &told))
+        let ours = |(name, told): (String, Option<String>)| {
+            told.filter(|_| names.contains(&name))
+                .map(|told| trigger(table, name, &told))
         };
         let seen: Vec<Trigger> = seen.into_iter().filter_map(ours).collect();
         if !seen.is_empty() || self.may_see_triggers(table).await? {

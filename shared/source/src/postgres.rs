@@ -205,6 +205,18 @@ impl Session for Postgres {
             };
             live.remarks = heirs.into_iter().map(remark).collect();
         }
+        live.columns = self.columns(table).await?;
+        let keys = "SELECT a.attname::text FROM pg_index i \
+               JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+             WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL";
+        let keys = sqlx::query_scalar(keys).bind(&name);
+        let keys: Vec<String> = keys.fetch_all(&mut self.connection).await.map_err(failed)?;
+        live.unique = keys.into_iter().collect();
+        Ok(Some(live))
+    }
+
+    async fn columns(&mut self, table: &TableName) -> Result<Vec<LiveColumn>, SourceError> {
+        let failed = |error| SourceError::of("looking at the table", &error);
         // A domain is read as what it is a domain over; a list as what its items are.
         let columns = "WITH RECURSIVE base AS ( \
                SELECT attnum, attname, format_type(atttypid, atttypmod) AS shown, atttypid AS type FROM pg_attribute \
@@ -217,17 +229,12 @@ impl Session for Postgres {
              LEFT JOIN pg_type e ON e.oid = t.typelem AND t.typcategory = 'A' \
              LEFT JOIN pg_type d ON d.oid = e.typbasetype \
              ORDER BY b.attnum";
-        let rows = sqlx::query(columns).bind(&name);
+        let mut all = Vec::new();
+        let rows = sqlx::query(columns).bind(quoted(table));
         for row in rows.fetch_all(&mut self.connection).await.map_err(failed)? {
-            live.columns.push(column(&row).map_err(failed)?);
+            all.push(column(&row).map_err(failed)?);
         }
-        let keys = "SELECT a.attname::text FROM pg_index i \
-               JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
-             WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL";
-        let keys = sqlx::query_scalar(keys).bind(&name);
-        let keys: Vec<String> = keys.fetch_all(&mut self.connection).await.map_err(failed)?;
-        live.unique = keys.into_iter().collect();
-        Ok(Some(live))
+        Ok(all)
     }
 
     async fn run(&mut self, script: &str) -> Result<(), SourceError> {

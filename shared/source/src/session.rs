@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use futures_util::{Stream, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
-use crate::{Kind, Layout, Live, SourceError, TableName, document::Blank, value::unpadded};
+use crate::{
+    Kind, Layout, Live, LiveColumn, SourceError, TableName, document::Blank, value::unpadded,
+};
 
 /// A row of the outbox that waits to be published: a note of who changed, or the payload of an event.
 #[derive(Clone, Debug)]
@@ -255,6 +257,8 @@ pub(crate) trait Session: Send {
     }
     /// The table as the server describes it, `None` when it isn't there.
     async fn look(&mut self, table: &TableName) -> Result<Option<Live>, SourceError>;
+    /// The table's columns as they are now.
+    async fn columns(&mut self, table: &TableName) -> Result<Vec<LiveColumn>, SourceError>;
     /// Runs a script of [`Session::script`].
     async fn run(&mut self, script: &str) -> Result<(), SourceError>;
     /// What of an outbox is there for this table.

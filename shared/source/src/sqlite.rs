@@ -139,6 +139,16 @@ impl Session for Sqlite {
         Ok(Some(live))
     }
 
+    async fn columns(&mut self, table: &TableName) -> Result<Vec<LiveColumn>, SourceError> {
+        let columns = sqlx::query_as("SELECT name, type FROM pragma_table_xinfo(?)");
+        let columns = columns.bind(&table.name).fetch_all(&mut self.connection);
+        let columns: Vec<(String, String)> = columns
+            .await
+            .map_err(|error| SourceError::of("looking at the table", &error))?;
+        let column = |(name, shown)| column(name, shown);
+        Ok(columns.into_iter().map(column).collect())
+    }
+
     async fn run(&mut self, script: &str) -> Result<(), SourceError> {
         let ran = sqlx::raw_sql(AssertSqlSafe(script.to_owned()));
         let ran = ran.execute(&mut self.connection).await;

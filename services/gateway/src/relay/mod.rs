@@ -40,7 +40,7 @@ use usersync_core::{
     event::{Event, EventType},
 };
 use usersync_source::{
-    About, Database, Lag, Layout, OutboxRow, RowsUnderWay, SourceConfig, SourceError, SourceName,
+    About, Database, Layout, OutboxRow, RowsUnderWay, SourceConfig, SourceError, SourceName,
     Watched,
 };
 
@@ -217,9 +217,10 @@ impl Relay {
             let mut source = self.source(&mut database).await?;
             tracing::info!(source = %self.name, "relaying the outbox");
             self.meters.active();
+            let lag = database.lag().await?;
+            self.meters.lag(lag);
             let put_back = source.was_put_back();
-            self.board
-                .relaying(&self.name, Lag::default(), None, put_back);
+            self.board.relaying(&self.name, lag, None, put_back);
             self.relay(&mut database, &mut source).await
         };
         let relayed = tokio::select! {

@@ -47,7 +47,10 @@ pub(crate) async fn begin(control: &Control) -> anyhow::Result<()> {
                     );
                 }
             }
-            (None, problem) => tracing::warn!(target = name, ?problem, "the entry can't be used"),
+            (None, problem) => {
+                let problem = problem.as_deref().unwrap_or_default();
+                tracing::warn!(target = name, problem, "the entry can't be used");
+            }
         }
     }
     Ok(())

@@ -162,6 +162,11 @@ async fn whoever_relays_sees_how_triggers_are_with_the_least_rights() -> Result<
             relay.standing().await?.installed,
             "it isn't known to be broken"
         );
+        // As the service's own account, which may write to the table.
+        root.run("GRANT SELECT, INSERT, UPDATE, DELETE ON users.* TO 'relay'@'%'")
+            .await?;
+        let mut relay = Database::connect(&seen_by(&config, "relay")?).await?;
+        ensure!(matches!(relay.watch().await?, Watched::Unknown(_)));
         root.run("GRANT EXECUTE ON FUNCTION users.user_outbox_trigger TO 'relay'@'%'")
             .await?;
         is_good(&mut relay).await?;

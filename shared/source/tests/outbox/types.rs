@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use usersync_core::event::{Envelope, Event, EventType};
-use usersync_source::{Database, UserRow};
+use usersync_source::{Database, Server, UserRow};
 
 use crate::place::Place;
 
@@ -519,6 +519,54 @@ async fn bytes_that_are_no_text_fail_their_row_alone() -> Result<()> {
                 && said[0].contains("`login` (text) holds bytes that are no text"),
             "{rows:?}"
         );
+    }
+    Ok(())
+}
+
+/// A value that is read as what it isn't any more is garbage, or an error that blames the row.
+#[tokio::test]
+async fn a_column_of_another_type_is_never_read_as_it_was() -> Result<()> {
+    let mut places = vec![Place::mariadb().await?, Place::postgres().await?];
+    if !usersync_stack::MySqlServer::is_left_out()? {
+        places.push(Place::mysql().await?);
+    }
+    for place in places {
+        let mut client = place.client().await?;
+        client
+            .run("CREATE TABLE people (id bigint PRIMARY KEY, phone varchar(40)); INSERT INTO people VALUES (1, '825373492')")
+            .await?;
+        let config = place.config("people", "id", &[("phone", "data.phone")])?;
+        let mut database = Database::connect(&config).await?;
+        let layout = database.layout(false).await?;
+        let ids = ["1".to_owned()];
+        client
+            .run("ALTER TABLE people ADD COLUMN other int")
+            .await?;
+        ensure!(database.users(&layout, &ids).await?.len() == 1);
+
+        let change = match place.server() {
+            Server::Postgres => "ALTER TABLE people ALTER phone TYPE int USING phone::int",
+            _ => "ALTER TABLE people MODIFY phone int",
+        };
+        client.run(change).await?;
+        for read in [
+            database.users(&layout, &ids).await,
+            database.page(&layout, None, 10).await,
+        ] {
+            let said = read.err().context("it is read as a text")?.to_string();
+            ensure!(
+                said.contains("`phone`") && said.contains("any more"),
+                "{said}"
+            );
+        }
+        let layout = database.layout(false).await?;
+        let read = database.users(&layout, &ids).await?;
+        let document = read[0].document.clone().map_err(anyhow::Error::msg)?;
+        let document: Value = serde_json::from_slice(&document)?;
+        ensure!(document["data"]["phone"] == 825_373_492, "{document}");
+        client.run("ALTER TABLE people DROP COLUMN phone").await?;
+        let read = database.users(&layout, &ids).await;
+        ensure!(read.is_err(), "{read:?}");
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use async_nats::jetstream::consumer::pull;
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -366,6 +367,40 @@ async fn a_worker_names_its_consumer_that_is_deleted() -> Result<()> {
     assert_eq!(wrong(&said), [part.as_str()], "{said}");
     stack.gateways[0].restart().await?;
     worker.until_well().await
+}
+
+#[tokio::test]
+async fn a_consumer_whose_subjects_somebody_has_changed_misses_nobody() -> Result<()> {
+    let audit = Recorder::start(async |_| answer(200)).await?;
+    let mut stack = three(&audit).await?;
+    let bus = Bus::connect(&stack).await?;
+    worker(&stack, "audit").until_well().await?;
+    let states = bus.jetstream().get_stream(USER_STATE).await?;
+    let found = states.consumer_info("audit").await?;
+    let narrowed = pull::Config {
+        durable_name: Some("audit".to_owned()),
+        filter_subject: "user.state.nobody".to_owned(),
+        ack_wait: found.config.ack_wait,
+        max_deliver: found.config.max_deliver,
+        max_ack_pending: found.config.max_ack_pending,
+        ..pull::Config::default()
+    };
+    states.update_consumer(narrowed).await?;
+    bus.publish("user.created", json!({"user_id": 7, "username": "zaphod"}))
+        .await?;
+    bus.until_taken_in().await?;
+    // A gateway looks every minute, and when it starts.
+    stack.gateways[0].restart().await?;
+    eventually(SOON, async || {
+        let calls = audit.calls();
+        ensure!(
+            calls.iter().any(|call| call.body["user_id"] == 7),
+            "{} calls",
+            calls.len()
+        );
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]

@@ -27,6 +27,79 @@ async fn changes_in_postgres_become_states() -> Result<()> {
     changes_become_states(Main::postgres().await?).await
 }
 
+#[tokio::test]
+async fn a_column_of_another_type_in_mariadb_is_read_anew() -> Result<()> {
+    a_column_is_read_anew(Main::mariadb().await?, "ALTER TABLE people MODIFY city INT").await
+}
+
+#[tokio::test]
+async fn a_column_of_another_type_in_postgres_is_read_anew() -> Result<()> {
+    a_column_is_read_anew(
+        Main::postgres().await?,
+        "ALTER TABLE people ALTER city TYPE INT USING city::int",
+    )
+    .await
+}
+
+async fn a_column_is_read_anew(main: Main, change: &str) -> Result<()> {
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    let bus = Bus::connect(&stack).await?;
+    main.run(
+        "INSERT INTO people (uid, username, city) VALUES (1, 'ann', '825373492'), (2, 'ben', '5')",
+    )
+    .await?;
+    main.until_published().await?;
+    ensure!(bus.state_after_intake(1).await?["data"]["city"] == "825373492");
+    main.run(change).await?;
+    main.run("UPDATE people SET username = 'other'").await?;
+    main.until_published().await?;
+    for (user, city) in [(1_u64, 825_373_492), (2, 5)] {
+        let state = bus.state_after_intake(user).await?;
+        ensure!(state["data"]["city"] == city, "{state}");
+    }
+    ensure!(
+        main.number("SELECT COUNT(*) FROM user_outbox WHERE state = 2")
+            .await?
+            == 0
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_table_that_nobody_may_read_shows_how_long_its_changes_wait() -> Result<()> {
+    let main = Main::postgres().await?;
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    main.run("INSERT INTO people (uid, username) VALUES (1, 'ann')")
+        .await?;
+    main.until_published().await?;
+    let locked =
+        main.run("BEGIN; LOCK TABLE people IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(80); COMMIT");
+    let noted = async {
+        // The lock is there first, so that the note can't be published.
+        eventually(SOON, async || {
+            let locks = "SELECT COUNT(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted AND relation = 'people'::regclass";
+            ensure!(main.number(locks).await? > 0);
+            Ok(())
+        })
+        .await?;
+        main.run("INSERT INTO user_outbox (user_id, event) VALUES ('1', 'U')")
+            .await?;
+        eventually(Duration::from_secs(60), async || {
+            let metrics = stack.gateway_metrics().await?;
+            let oldest = metrics.sum("usersync_outbox_oldest_seconds", &[("source", "main")]);
+            ensure!(oldest > 14.0, "{oldest} s");
+            Ok(())
+        })
+        .await
+    };
+    tokio::select! {
+        ran = locked => ran.and(anyhow::Ok(())),
+        noted = noted => noted,
+    }
+}
+
 /// Every publisher may, and the server takes a thousand of them at a time.
 #[tokio::test]
 async fn many_batches_of_others_hold_no_outbox_up() -> Result<()> {
