@@ -215,6 +215,9 @@ impl Batches {
 
     /// Publishes a message that belongs to no batch, and waits for its PubAck.
     pub async fn alone(&mut self, subject: Subject, headers: HeaderMap, payload: Bytes) -> Outcome {
+        if size(&headers) + payload.len() > self.client.max_payload() {
+            return Outcome::TooLarge;
+        }
         let jetstream = jetstream::new(self.client.clone());
         let publishing = async {
             let acknowledged = jetstream.publish_with_headers(subject, headers, payload);
@@ -223,7 +226,7 @@ impl Batches {
         match timeout(REQUEST_TIMEOUT, publishing).await {
             Ok(Ok(_)) => return Outcome::Stored,
             Ok(Err(error)) => self.trouble = Some(error.to_string()),
-            Err(_) => self.late(),
+            Err(_) => self.trouble = Some(late()),
         }
         Outcome::Doubtful
     }
@@ -305,13 +308,17 @@ impl Batches {
     }
 
     fn late(&mut self) {
-        self.end(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()));
+        self.end(late());
     }
 
     fn end(&mut self, why: String) {
         self.trouble = Some(why);
         self.batch.ended = true;
     }
+}
+
+fn late() -> String {
+    format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())
 }
 
 impl Batch {

@@ -23,7 +23,10 @@ pub fn unmarked(document: &[u8]) -> &[u8] {
 /// # Errors
 /// When it isn't JSON, or says something else.
 pub fn read<T: DeserializeOwned>(payload: &[u8]) -> serde_json::Result<T> {
-    let payload = unmarked(payload);
+    parse(unmarked(payload))
+}
+
+fn parse<T: DeserializeOwned>(payload: &[u8]) -> serde_json::Result<T> {
     match std::str::from_utf8(payload) {
         Ok(text) => serde_json::from_str(text),
         Err(_) => serde_json::from_slice(payload),
@@ -34,12 +37,12 @@ pub fn read<T: DeserializeOwned>(payload: &[u8]) -> serde_json::Result<T> {
 /// member holds for JSON to be read.
 pub const RESERVED: &str = "$serde_json::private::";
 
-/// The document itself, whatever its members are named: a [`Value`] that serde_json reads isn't always what was written.
+/// A document without a mark, whatever its members are named: a [`Value`] that serde_json reads isn't always what was written.
 ///
 /// # Errors
 /// When it isn't JSON.
 pub fn value(document: &[u8]) -> serde_json::Result<Value> {
-    read(document).map(|Plain(value)| value)
+    parse(document).map(|Plain(value)| value)
 }
 
 /// A value, read as it is written.
@@ -123,7 +126,7 @@ mod tests {
             let written = text.replace("\\u0024", "$");
             assert_eq!(read.to_string(), written);
         }
-        for wrong in ["", "[1", "{\"a\"}", "1e999", "[1] 2"] {
+        for wrong in ["", "[1", "{\"a\"}", "1e999", "[1] 2", "\u{feff}[1]"] {
             assert!(value(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }

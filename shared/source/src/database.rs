@@ -8,8 +8,8 @@ use std::{
 use tokio::time::timeout;
 
 use crate::{
-    About, Failure, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, Stamp, TableName,
-    UserRow,
+    About, Failure, Kind, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, Stamp,
+    TableName, UserRow,
     mysql::MySql,
     postgres::Postgres,
     session::{Answering, FORMAT, MOST_COUNTED, Session},
@@ -468,15 +468,17 @@ impl Database {
         let mapped = layout
             .columns
             .iter()
-            .map(|column| (&column.name, &column.shown));
-        let mut mapped = mapped.chain([(&layout.id.name, &layout.id.shown)]);
-        let is_there = |(name, shown): &(&String, &String)| {
-            now.iter()
-                .any(|live| live.name == **name && live.shown == **shown)
+            .map(|column| (&column.name, column.kind, &column.shown));
+        let id = &layout.id;
+        let mut mapped = mapped.chain([(&id.name, id.kind, &id.shown)]);
+        let is_there = |(name, kind, shown): &(&String, Kind, &String)| {
+            now.iter().any(|live| {
+                live.name == **name && live.kind == *kind && sort(&live.shown) == sort(shown)
+            })
         };
         match mapped.find(|column| !is_there(column)) {
             None => Ok(()),
-            Some((name, shown)) => Err(SourceError::Refused(format!(
+            Some((name, _, shown)) => Err(SourceError::Refused(format!(
                 "column `{name}` of `{}` isn't {shown} any more: the table was changed, and is looked at anew",
                 layout.table
             ))),
@@ -518,6 +520,14 @@ impl Database {
     pub async fn close(self) {
         // The server notices an end without good order, too.
         let _ = timeout(Duration::from_secs(1), self.session.close()).await;
+    }
+}
+
+/// A type without its length or labels, with which nothing is read in another way.
+fn sort(shown: &str) -> String {
+    match (shown.find('('), shown.rfind(')')) {
+        (Some(from), Some(to)) if from < to => format!("{}{}", &shown[..from], &shown[to + 1..]),
+        _ => shown.to_owned(),
     }
 }
 

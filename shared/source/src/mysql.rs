@@ -114,10 +114,12 @@ impl MySql {
         if !version.contains("MariaDB") {
             return Ok(());
         }
-        let seen = "SELECT (SELECT COUNT(*) FROM information_schema.user_privileges WHERE privilege_type = 'SHOW VIEW') \
+        let seen = "SELECT (SELECT COUNT(*) FROM information_schema.user_privileges \
+                WHERE privilege_type = 'SHOW VIEW' AND grantee = me.name) \
              + (SELECT COUNT(*) FROM information_schema.schema_privileges \
-                WHERE privilege_type IN ('SELECT', 'INSERT', 'REFERENCES', 'TRIGGER', 'SHOW VIEW') \
-                  AND COALESCE(?, DATABASE()) LIKE table_schema) > 0";
+                WHERE privilege_type IN ('SELECT', 'INSERT', 'REFERENCES', 'TRIGGER', 'SHOW VIEW') AND grantee = me.name \
+                  AND COALESCE(?, DATABASE()) LIKE table_schema) > 0 \
+             FROM (SELECT CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''') AS name) me";
         let seen = sqlx::query_scalar(seen).bind(&table.schema);
         let seen: bool = seen.fetch_one(&mut self.connection).await.map_err(failed)?;
         let checks: Option<Vec<String>> = match seen {
@@ -274,7 +276,6 @@ impl Session for MySql {
             ));
         }
         live.columns = self.columns(table).await?;
-        self.tell_json(table, &mut live.columns).await?;
         // A part of a key that is an expression has no name; the end of a row's time, in MariaDB, is part of every key.
         let keys = "SELECT CAST(MIN(column_name) AS CHAR) FROM information_schema.statistics s \
              WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND non_unique = 0 \
@@ -313,6 +314,10 @@ impl Session for MySql {
         let rows = sqlx::query(columns).bind(&table.schema).bind(&table.name);
         for row in rows.fetch_all(&mut self.connection).await.map_err(failed)? {
             all.push(column(&row).map_err(failed)?);
+        }
+        // What JSON is made of.
+        if all.iter().any(|column| column.shown == "longtext") {
+            self.tell_json(table, &mut all).await?;
         }
         Ok(all)
     }

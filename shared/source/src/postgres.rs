@@ -41,12 +41,15 @@ const SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVE
 /// Whether the server is a standby, and whether it or the database was closed to writers. A user who may only read, by a setting
 /// of their own, says nothing of the server. What is set for the database is not in sessions that began before.
 const WRITTEN_TO: &str = "SELECT pg_is_in_recovery(), \
-     EXISTS (SELECT FROM pg_settings WHERE name = 'default_transaction_read_only' AND setting = 'on' \
-       AND source NOT IN ('user', 'database user', 'client', 'session')) \
-     OR EXISTS (SELECT FROM pg_db_role_setting s, unnest(s.setconfig) AS told \
+     CASE WHEN current_setting('default_transaction_read_only')::boolean THEN \
+       EXISTS (SELECT FROM pg_settings WHERE name = 'default_transaction_read_only' \
+         AND source NOT IN ('user', 'database user', 'client', 'session')) \
+     ELSE EXISTS (SELECT FROM pg_db_role_setting s, unnest(s.setconfig) AS told \
        WHERE s.setrole = 0 AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) \
        AND lower(told) IN ('default_transaction_read_only=on', 'default_transaction_read_only=true', \
-         'default_transaction_read_only=yes', 'default_transaction_read_only=1'))";
+         'default_transaction_read_only=yes', 'default_transaction_read_only=1')) \
+       AND NOT EXISTS (SELECT FROM pg_db_role_setting s, unnest(s.setconfig) AS told \
+         WHERE s.setrole = current_user::regrole AND told LIKE 'default_transaction_read_only=%') END";
 
 /// The number of the relay's lock, of the outbox's name.
 const LOCK: &str = "hashtextextended('usersync ' || COALESCE(to_regclass($1)::oid::text, $1), 0)";

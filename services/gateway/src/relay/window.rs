@@ -103,7 +103,8 @@ async fn one_by_one(
         }
         let (subject, headers, body) = sending.event.message();
         *outcome = batches.alone(subject, headers, body).await;
-        if *outcome != Outcome::Stored {
+        // What never can be stored holds nobody up.
+        if !matches!(outcome, Outcome::Stored | Outcome::TooLarge) {
             return;
         }
     }

@@ -26,10 +26,8 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
     let policy = error.code() == "42501" && error.routine() == Some("ExecWithCheckOptions");
     let blame = if policy {
         Blame::Row
-    } else if error.code() == "54000" && error.message().contains("not accepting commands") {
-        Blame::Server
     } else {
-        blame(error.code())
+        by_routine(error.routine()).unwrap_or_else(|| blame(error.code()))
     };
     let what = match blame {
         Blame::Row if policy => "a policy for rows (row-level security) keeps the user out",
@@ -47,7 +45,7 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
             "there is no such database: look at the end of the url"
         }
         Blame::Server if error.code() == "53100" => "it has no room left on its disk",
-        Blame::Server if error.code() == "54000" => {
+        Blame::Server if error.code().starts_with("5400") => {
             "it has run out of transaction ids and takes nothing until it is vacuumed"
         }
         Blame::Server => "the server can't be used",
@@ -91,6 +89,17 @@ pub(super) fn row_trouble(error: sqlx::Error, layout: &Layout) -> Trouble {
     trouble
 }
 
+/// What a code of many meanings says of the server or the table, by where in the server it comes from: its words are in the
+/// server's language.
+fn by_routine(routine: Option<&str>) -> Option<Blame> {
+    match routine? {
+        "GetNewTransactionId" | "GetNewMultiXactId" => Some(Blame::Server),
+        // An update that a publication can't tell of.
+        "CheckCmdReplicaIdentity" => Some(Blame::Table),
+        _ => None,
+    }
+}
+
 /// The table of docs/TARGETS.md, "PostgreSQL".
 fn blame(code: &str) -> Blame {
     match code {
@@ -100,8 +109,6 @@ fn blame(code: &str) -> Blame {
         "25006" => Blame::Demoted,
         "55P03" | "57014" => Blame::Busy,
         "42501" | "53100" => Blame::Server,
-        // Such as an update that a publication can't tell of.
-        "55000" => Blame::Table,
         "54000" | "P0001" => Blame::Row,
         _ => match code.get(..2).unwrap_or_default() {
             "22" | "23" | "44" => Blame::Row,
@@ -117,6 +124,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_code_alone_does_not_tell_is_told_by_its_place() {
+        assert_eq!(by_routine(Some("GetNewTransactionId")), Some(Blame::Server));
+        assert_eq!(
+            by_routine(Some("CheckCmdReplicaIdentity")),
+            Some(Blame::Table)
+        );
+        for other in [None, Some("currval_oid")] {
+            assert_eq!(by_routine(other), None);
+        }
+    }
+
+    #[test]
     fn errors_are_classified_as_documented() {
         let rows = [
             ("23505", Blame::Conflict),
@@ -127,7 +146,6 @@ mod tests {
             ("55P03", Blame::Busy),
             ("53300", Blame::Busy),
             ("53100", Blame::Server),
-            ("55000", Blame::Table),
             ("25006", Blame::Demoted),
             ("28P01", Blame::Server),
             ("42501", Blame::Server),
