@@ -27,7 +27,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::{self, Health},
-    buckets, nats, streams, subjects, telemetry,
+    buckets,
+    grant::Grants,
+    nats,
+    registry::Registry,
+    streams, subjects, telemetry,
 };
 
 use usersync_source::Database;
@@ -210,7 +214,14 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
     if let Some(tls) = &settings.https {
         tls.check().map_err(anyhow::Error::msg)?;
     }
-    check_sources(settings).await?;
+    tell_ungranted(&jetstream, &settings.common.egress.secrets).await?;
+    let failed = check_sources(settings).await;
+    anyhow::ensure!(
+        failed.is_empty(),
+        "{} of the sources can't be used:\n  {}",
+        failed.len(),
+        failed.join("\n  ")
+    );
     tracing::info!(
         targets = settings.common.catalogue.len(),
         sources = settings.sources.len(),
@@ -241,8 +252,31 @@ async fn tell_cost_of_ids(
     Ok(())
 }
 
-/// Looks whether the outbox of every source is there, and whether the rows can be read that it is about.
-async fn check_sources(settings: &Settings) -> anyhow::Result<()> {
+/// Says which targets name secrets that processes with these settings don't grant to them.
+async fn tell_ungranted(jetstream: &jetstream::Context, grants: &Grants) -> anyhow::Result<()> {
+    // Before the first start there is no bucket, and no target.
+    let Ok(registry) = Registry::open(jetstream, usersync_targets::check).await else {
+        return Ok(());
+    };
+    for (name, entry) in registry.entries().await? {
+        let refused = entry
+            .config
+            .and_then(|config| grants.check_all(&config).err());
+        if let Some((key, refused)) = refused {
+            tracing::warn!(
+                target = name,
+                key,
+                "the target would get nothing: {refused}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Looks whether the outbox of every source is there, and whether the rows can be read that it is about; what is wrong
+/// with those where something is.
+async fn check_sources(settings: &Settings) -> Vec<String> {
+    let mut failed = Vec::new();
     for (name, config) in settings.sources.iter().filter(|(_, config)| config.outbox) {
         let look = async {
             let mut database = Database::connect(config).await?;
@@ -250,18 +284,20 @@ async fn check_sources(settings: &Settings) -> anyhow::Result<()> {
             database.page(&layout, None, 1).await?;
             database.standing().await
         };
-        let standing = look.await.with_context(|| format!("source {name}"))?;
-        if standing.is_older() {
-            tracing::warn!(source = %name, "an older version has made the outbox; renew it with `usersync-scheduler outbox install`");
-            continue;
+        match look.await {
+            Ok(standing) if standing.is_older() => {
+                tracing::warn!(source = %name, "an older version has made the outbox; renew it with `usersync-scheduler outbox install`");
+            }
+            Ok(standing) if standing.installed => {
+                tracing::info!(source = %name, unpublished = standing.unpublished, "the outbox is there");
+            }
+            Ok(_) => failed.push(format!(
+                "source {name}: its outbox isn't there; make it with `usersync-scheduler outbox install --source {name}`"
+            )),
+            Err(error) => failed.push(format!("source {name}: {:#}", anyhow::Error::new(error))),
         }
-        anyhow::ensure!(
-            standing.installed,
-            "source {name}: its outbox isn't there; make it with `usersync-scheduler outbox install --source {name}`"
-        );
-        tracing::info!(source = %name, unpublished = standing.unpublished, "the outbox is there");
     }
-    Ok(())
+    failed
 }
 
 /// Prints the streams as JSON: all as an array, or the one named as an object.

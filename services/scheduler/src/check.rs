@@ -223,8 +223,9 @@ impl Check<'_> {
         );
         self.brake = config.check.brake(self.users().await?);
         self.given_up = given_up(self.scheduler, &name).await?;
-        let rule = Rule::compile(&config)?;
-        let driver = usersync_targets::connect(&config, &self.scheduler.egress)?;
+        let egress = &self.scheduler.egress;
+        let rule = Rule::compile(&config, &egress.secrets)?;
+        let driver = usersync_targets::connect(&config, egress)?;
         let holdings = driver.holdings().await;
         let client = self.scheduler.jetstream.client();
         let copy = Copy {

@@ -289,7 +289,7 @@ async fn hand_over(route: &Route, memory: &Memory) {
 }
 
 fn set_up(config: &TargetConfig, egress: &Egress) -> Result<(Rule, Box<dyn Target>), String> {
-    let rule = Rule::compile(config).map_err(|error| error.to_string())?;
+    let rule = Rule::compile(config, &egress.secrets).map_err(|error| error.to_string())?;
     let driver = usersync_targets::connect(config, egress).map_err(|error| error.to_string())?;
     Ok((rule, driver))
 }

@@ -141,7 +141,7 @@ impl Tls {
     /// When a reference leads nowhere, or to something else.
     pub fn pem(&self) -> Result<Pem, PemError> {
         let read = |key, reference: &Option<SecretRef>| {
-            let read = reference.as_ref().map(SecretRef::resolve).transpose();
+            let read = reference.as_ref().map(SecretRef::resolve_pem).transpose();
             let read = read.map_err(|error| PemError::Secret(key, error))?;
             Ok(read.map(|pem| pem.expose_secret().as_bytes().to_vec()))
         };
@@ -166,8 +166,8 @@ impl Tls {
         let (Some(cert), Some(key)) = (&self.cert, &self.key) else {
             return Ok(None);
         };
-        let cert = cert.resolve().map_err(|error| ("tls.cert", error))?;
-        let key = key.resolve().map_err(|error| ("tls.key", error))?;
+        let cert = cert.resolve_pem().map_err(|error| ("tls.cert", error))?;
+        let key = key.resolve_pem().map_err(|error| ("tls.key", error))?;
         let (cert, key) = (cert.expose_secret(), key.expose_secret());
         Ok(Some(format!("{cert}\n{key}\n")))
     }

@@ -1,24 +1,26 @@
-//! Where this process lets targets be: what every target may reach, and what an entry may add for itself.
+//! Where this process lets targets be, and what it lets them be told: what every target may reach, what an entry may add
+//! for itself, and which secrets it may name.
 //!
 //! Entries are written by more people than settings are, so they never get more than the settings say (ADR 25).
 
 use std::net::IpAddr;
 
-use serde::Deserialize;
-
 use crate::{
-    network::{InvalidNetwork, Kind, Network},
+    grant::Grants,
+    network::{Kind, Network},
     settings::Reader,
     target::TargetConfig,
 };
 
-/// The settings `egress.allow` and `egress.limit`.
+/// The settings `egress.allow`, `egress.limit` and `egress.secrets`.
 #[derive(Clone, Debug)]
 pub struct Egress {
     /// What every target may reach.
     pub allow: Vec<Network>,
     /// The most that an entry may add by `allow_networks`.
     pub limit: Vec<Network>,
+    /// Which secrets entries may name.
+    pub secrets: Grants,
 }
 
 impl Default for Egress {
@@ -29,33 +31,7 @@ impl Default for Egress {
                 Network::Named(Kind::Loopback),
                 Network::Named(Kind::Private),
             ],
-        }
-    }
-}
-
-/// Networks as a list, or in one text separated by commas, as an environment variable has them.
-#[derive(Deserialize)]
-#[serde(try_from = "OneOrMany")]
-struct Networks(Vec<Network>);
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<Network>),
-}
-
-impl TryFrom<OneOrMany> for Networks {
-    type Error = InvalidNetwork;
-
-    fn try_from(networks: OneOrMany) -> Result<Self, InvalidNetwork> {
-        match networks {
-            OneOrMany::Many(networks) => Ok(Self(networks)),
-            OneOrMany::One(text) => {
-                let parts = text.split(',').map(str::trim);
-                let parts = parts.filter(|part| !part.is_empty());
-                parts.map(str::parse).collect::<Result<_, _>>().map(Self)
-            }
+            secrets: Grants::default(),
         }
     }
 }
@@ -65,10 +41,11 @@ impl Egress {
     pub fn read(reader: &mut Reader) -> Self {
         let default = Self::default();
         let expected = "a list of public, loopback, private, link-local, shared, addresses and ranges such as 10.0.0.0/8";
-        let mut networks = |key, default| reader.get(key, Networks(default), expected).0;
+        let mut networks = |key, default| reader.list(key, expected).unwrap_or(default);
         Self {
             allow: networks("egress.allow", default.allow),
             limit: networks("egress.limit", default.limit),
+            secrets: Grants::read(reader),
         }
     }
 
@@ -127,8 +104,8 @@ mod tests {
     use serde_json::json;
 
     fn networks(text: &str) -> Vec<Network> {
-        let read: Networks = serde_json::from_value(json!(text)).unwrap();
-        read.0
+        let parts = text.split(',').filter(|part| !part.is_empty());
+        parts.map(|part| part.parse().unwrap()).collect()
     }
 
     fn may(egress: &Egress, asked: &str, address: &str) -> Result<(), String> {

@@ -18,6 +18,7 @@ pub mod event_key;
 pub mod feed;
 pub mod fields;
 pub mod follow;
+pub mod grant;
 pub mod header_text;
 pub mod json;
 pub mod lanes;

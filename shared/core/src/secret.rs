@@ -1,7 +1,8 @@
 //! References to secrets: settings and catalogues name where a secret is, never the secret.
 
 use std::{
-    fmt, fs, io,
+    fmt, fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -9,11 +10,13 @@ use std::{
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-/// The largest file that is read, in bytes.
-const MOST: u64 = 1 << 20;
+/// The largest secret that is read from a file, in bytes.
+const MOST: u64 = 64 << 10;
+/// The largest certificate or key, or bundle of such, in bytes.
+const MOST_PEM: u64 = 1 << 20;
 
 /// `env:NAME` or `file:PATH`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum SecretRef {
     /// An environment variable.
@@ -47,11 +50,23 @@ impl SecretRef {
     /// # Errors
     /// When the variable is not set or the file can't be read.
     pub fn resolve(&self) -> Result<SecretString, SecretError> {
+        self.within(MOST)
+    }
+
+    /// Fetches what is PEM, of which there may be more.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn resolve_pem(&self) -> Result<SecretString, SecretError> {
+        self.within(MOST_PEM)
+    }
+
+    fn within(&self, most: u64) -> Result<SecretString, SecretError> {
         match self {
             Self::Env(name) => std::env::var(name)
                 .map(SecretString::from)
                 .map_err(|_| SecretError::Unset(name.clone())),
-            Self::File(path) => read(path)
+            Self::File(path) => read(path, most)
                 .map(|text| SecretString::from(text.trim().to_owned()))
                 .map_err(|source| SecretError::Unreadable {
                     path: path.clone(),
@@ -62,16 +77,20 @@ impl SecretRef {
 }
 
 /// Reads a regular file: what else a path may name, a pipe say, could keep its reader waiting for ever.
-fn read(path: &Path) -> io::Result<String> {
-    let wrong = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-    let found = fs::metadata(path)?;
-    if !found.is_file() {
-        return wrong("it is no regular file");
+fn read(path: &Path, most: u64) -> io::Result<String> {
+    let wrong = |what: String| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    // Asked before it is opened, which waits for the other end of a pipe.
+    if !fs::metadata(path)?.is_file() {
+        return wrong("it is no regular file".to_owned());
     }
-    if found.len() > MOST {
-        return wrong("it is larger than 1 MiB");
+    let mut text = String::new();
+    fs::File::open(path)?
+        .take(most + 1)
+        .read_to_string(&mut text)?;
+    match text.len() as u64 > most {
+        true => wrong(format!("it is larger than {} KiB", most >> 10)),
+        false => Ok(text),
     }
-    fs::read_to_string(path)
 }
 
 impl FromStr for SecretRef {
@@ -149,5 +168,10 @@ mod tests {
             let said = reference.resolve().unwrap_err().to_string();
             assert!(said.contains("no regular file"), "{said}");
         }
+        // What lies about its size, as those of /proc do, is as bounded.
+        std::fs::write(&path, "x".repeat((64 << 10) + 1)).unwrap();
+        let said = reference.resolve().unwrap_err().to_string();
+        assert!(said.contains("larger than 64 KiB"), "{said}");
+        assert!(reference.resolve_pem().is_ok());
     }
 }

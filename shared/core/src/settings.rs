@@ -3,14 +3,16 @@
 //! Every problem is collected, so that one run reports all of them, each with where the value
 //! came from, its key and what is expected.
 
-use std::{collections::BTreeSet, fmt, path::Path};
+use std::{collections::BTreeSet, fmt, path::Path, str::FromStr};
 
 use figment::{
     Figment, Provider,
     providers::{Env, Format, Json, Toml, Yaml},
     value::{Dict, Value},
 };
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::secret::SecretRef;
 
 /// `USERSYNC_NATS__URL` sets `nats.url`.
 const ENV_PREFIX: &str = "USERSYNC_";
@@ -119,6 +121,35 @@ impl Reader {
         }
     }
 
+    /// A list, or one text with commas between its members, as an environment variable has it; `None` where no layer has one.
+    pub fn list<T: DeserializeOwned + FromStr>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+    ) -> Option<Vec<T>> {
+        match self.optional(key, expected)? {
+            List::Members(members) => Some(members),
+            List::Text(text) => {
+                let parts = text.split(',').map(str::trim);
+                let parts = parts.filter(|part| !part.is_empty());
+                let members: Result<_, _> = parts.map(str::parse).collect();
+                if members.is_err() {
+                    self.problem(key, expected);
+                }
+                members.ok()
+            }
+        }
+    }
+
+    /// All that these settings refer to as secrets or name as a path, whichever key does, but for what the value of `but` says.
+    pub fn references(&self, but: &str) -> BTreeSet<SecretRef> {
+        let mut found = BTreeSet::new();
+        if let Ok(all) = self.figment.find_value("") {
+            references(&all, "", but, &mut found);
+        }
+        found
+    }
+
     /// Records that the value of `key` isn't what is `expected`.
     pub fn problem(&mut self, key: &str, expected: &str) {
         let origin = self.origin(key);
@@ -215,6 +246,32 @@ fn layer<F: Format>(
     }
 }
 
+fn references(value: &Value, key: &str, but: &str, found: &mut BTreeSet<SecretRef>) {
+    match value {
+        _ if key == but => {}
+        // Some settings are paths of secrets by themselves.
+        Value::String(_, text) if text.starts_with('/') => {
+            found.insert(SecretRef::File(text.into()));
+        }
+        Value::String(_, text) => found.extend(text.parse::<SecretRef>()),
+        Value::Array(_, members) => {
+            for member in members {
+                references(member, key, but, found);
+            }
+        }
+        Value::Dict(_, members) => {
+            for (name, member) in members {
+                let key = match key {
+                    "" => name.clone(),
+                    _ => format!("{key}.{name}"),
+                };
+                references(member, &key, but, found);
+            }
+        }
+        _ => {}
+    }
+}
+
 fn unknown_keys(
     members: &Dict,
     prefix: &str,
@@ -238,6 +295,14 @@ fn unknown_keys(
             _ => found.push(key),
         }
     }
+}
+
+/// How a list may be written.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum List<T> {
+    Text(String),
+    Members(Vec<T>),
 }
 
 /// A flag as a layer of its own, so that a problem names the flag.

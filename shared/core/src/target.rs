@@ -303,6 +303,45 @@ impl Default for Table {
 }
 
 impl TargetConfig {
+    /// Everything it refers to as a secret: the key, and where the secret is.
+    pub fn references(&self) -> Vec<(String, SecretRef)> {
+        let tls = self.tls.as_ref();
+        let named = [
+            ("secret", self.secret.as_ref()),
+            ("previous_secret", self.previous_secret.as_ref()),
+            ("tls.ca", tls.and_then(|tls| tls.ca.as_ref())),
+            ("tls.cert", tls.and_then(|tls| tls.cert.as_ref())),
+            ("tls.key", tls.and_then(|tls| tls.key.as_ref())),
+            ("fields.mask_key", self.fields.mask_key.as_ref()),
+        ];
+        let named = named
+            .into_iter()
+            .filter_map(|(key, reference)| Some((key.to_owned(), reference?.clone())));
+        let auth = self.auth.iter().map(|auth| match auth {
+            Auth::Bearer(token) => ("auth.bearer".to_owned(), token.clone()),
+            Auth::Basic(basic) => ("auth.basic.password".to_owned(), basic.password.clone()),
+            Auth::OAuth2(client) => (
+                "auth.oauth2.client_secret".to_owned(),
+                client.client_secret.clone(),
+            ),
+        });
+        let headers = self.headers.iter().filter_map(|(name, text)| match text {
+            HeaderText::Secret(reference) => Some((format!("headers.{name}"), reference.clone())),
+            HeaderText::Plain(_) => None,
+        });
+        // What drivers of databases read by themselves.
+        let files = self.url.query_pairs().filter(|(key, value)| {
+            let key = key.replace('-', "").to_ascii_lowercase();
+            let names_file = matches!(key.as_str(), "sslrootcert" | "sslca" | "sslcert" | "sslkey");
+            names_file && !value.starts_with("-----BEGIN")
+        });
+        let files = files.map(|(key, path)| {
+            let file = SecretRef::File(path.into_owned().into());
+            (format!("url ({key})"), file)
+        });
+        named.chain(auth).chain(headers).chain(files).collect()
+    }
+
     /// What is wrong with this entry beyond its types: one sentence per problem, naming the key.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();

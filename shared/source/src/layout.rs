@@ -108,7 +108,7 @@ impl Layout {
         let refuse = |text: String| Err(SourceError::Refused(text));
         let Some(live) = live else {
             return refuse(format!(
-                "there is no table `{table}`; --table (setting `table`) names the table with the users"
+                "there is no table `{table}` that this login can see; --table (setting `table`) names the table with the users"
             ));
         };
         if let Some(problem) = &live.problem {
@@ -122,7 +122,7 @@ impl Layout {
         let key = live.column(id);
         match key {
             None => problems.push(format!(
-                "table `{table}` has no column `{id}` (the id); it has {}",
+                "table `{table}` has no column `{id}` (the id) that this login can see; it has {}",
                 known()
             )),
             Some(key) if !live.unique.contains(&key.name) => problems.push(format!(
@@ -160,7 +160,7 @@ impl Layout {
         for (name, member) in wanted {
             let Some(column) = live.column(&name) else {
                 problems.push(format!(
-                    "table `{table}` has no column `{name}`; it has {}",
+                    "table `{table}` has no column `{name}` that this login can see; it has {}",
                     known()
                 ));
                 continue;
@@ -415,7 +415,7 @@ mod tests {
             (
                 "uid",
                 &[("email", "email")],
-                "no column `uid` (the id); it has id, email",
+                "no column `uid` (the id) that this login can see; it has id, email",
             ),
             (
                 "email",

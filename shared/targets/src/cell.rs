@@ -3,6 +3,7 @@
 
 use jiff::{Timestamp, civil, fmt::temporal::DateTimePrinter, tz::TimeZone};
 use serde_json::Value;
+use usersync_core::json;
 use usersync_digest::{Form, Stored, canonical};
 
 /// What kind of values a column holds.
@@ -91,9 +92,9 @@ pub(crate) fn is_alike(
     merged: bool,
 ) -> bool {
     let form = stored.form();
-    let json = |text: &str| serde_json::from_str::<Value>(text).ok();
+    let read = |text: &str| json::value(text.as_bytes()).ok();
     if let (true, Form::Json, Some(held), Some(told)) = (merged, form, held, told) {
-        let both = json(held).zip(json(told));
+        let both = read(held).zip(read(told));
         return both.is_some_and(|(held, told)| contains(&held, &told));
     }
     form.is_alike(held, told)

@@ -33,7 +33,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use usersync_core::{
-    egress::Egress, refill::Mark, secret::SecretError, target::TargetConfig, user_id::UserId,
+    egress::Egress, grant::NotGranted, refill::Mark, secret::SecretError, target::TargetConfig,
+    user_id::UserId,
 };
 
 use self::way::{System, Way};
@@ -203,6 +204,14 @@ pub enum ConfigError {
         "read_url: a user and password in it are refused, all who see the target would see them; set headers.Authorization to a reference instead, `env:NAME` or `file:PATH`"
     )]
     ReadUrlUser,
+    /// The entry names a secret that no target gets here.
+    #[error("{key}: {refused}")]
+    NotGranted {
+        /// The key that names it.
+        key: String,
+        /// Why.
+        refused: NotGranted,
+    },
     /// A secret is not to be had.
     #[error("{key}: {error}")]
     Secret {
@@ -251,7 +260,8 @@ pub fn check(config: &TargetConfig) -> Result<(), String> {
                 secret,
                 ..config.clone()
             };
-            connect(&bare, &Egress::default()).map(|_| ())
+            let way = Way::new(Egress::default().of(config), Arc::new(System));
+            make(&bare, way).map(drop)
         }
     };
     fits.map_err(|error| error.to_string())
@@ -275,7 +285,13 @@ pub fn connect_by(
     egress: &Egress,
     names: Arc<dyn Names>,
 ) -> Result<Box<dyn Target>, ConfigError> {
-    let way = Way::new(egress.of(config), names);
+    if let Err((key, refused)) = egress.secrets.check_all(config) {
+        return Err(ConfigError::NotGranted { key, refused });
+    }
+    make(config, Way::new(egress.of(config), names))
+}
+
+fn make(config: &TargetConfig, way: Way) -> Result<Box<dyn Target>, ConfigError> {
     match config.url.scheme() {
         "http" | "https" => Ok(Box::new(http::HttpTarget::new(config, way)?)),
         "redis" | "rediss" => Ok(Box::new(redis::RedisTarget::new(config, way)?)),

@@ -80,9 +80,9 @@ pub(crate) fn server(
             "it names no database; {expected}"
         )));
     }
-    if let Some(password) = password {
-        options = options.password(password.expose_secret());
-    }
+    // Else the driver would take PGPASSWORD or ~/.pgpass, which are this process's own.
+    let password = password.as_ref().map(SecretString::expose_secret);
+    options = options.password(password.unwrap_or_default());
     if peer.tls().is_some() {
         options = options.ssl_mode(PgSslMode::VerifyFull);
     }

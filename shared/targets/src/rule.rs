@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use usersync_core::{
     event::Change,
     fields::{Fields, Members},
+    grant::Grants,
     state::State,
     subjects,
     target::{Removal, TargetConfig, TargetName},
@@ -91,13 +92,15 @@ impl Rule {
     /// Makes the rule of `config`, with the key of its masks.
     ///
     /// # Errors
-    /// Everything that is wrong with it, also a key that isn't to be had here.
-    pub fn compile(config: &TargetConfig) -> Result<Self, RuleError> {
+    /// Everything that is wrong with it, also a key that isn't to be had here or isn't among `grants`.
+    pub fn compile(config: &TargetConfig, grants: &Grants) -> Result<Self, RuleError> {
         let (rule, mut problems) = Self::read(config);
         let Some(mut rule) = rule else {
             return Err(RuleError { problems });
         };
-        let keyed = rule.masks.fetch_key(config.fields.mask_key.as_ref());
+        let keyed = rule
+            .masks
+            .fetch_key(config.fields.mask_key.as_ref(), grants);
         problems.extend(keyed.err());
         match problems.is_empty() {
             true => Ok(rule),

@@ -105,7 +105,10 @@ impl<D: Dialect> SqlTarget<D> {
         }
         let live = self.look().await?;
         let layout = match &live {
-            None => Err(format!("there is no table `{}`; {}", self.name, self.hint)),
+            None => Err(format!(
+                "there is no table `{}` that this login can see; {}",
+                self.name, self.hint
+            )),
             Some(live) => Layout::of(&self.table, &self.name, live, self.deletes),
         };
         match layout {

@@ -51,6 +51,8 @@ pub(crate) struct KeyColumn {
     pub(crate) nullable: bool,
     /// The largest integer it holds, where it holds integers.
     pub(crate) largest: i64,
+    /// Everything it may hold, where that is an enumeration.
+    pub(crate) labels: Vec<String>,
 }
 
 /// What a user is to have, and another row has.
@@ -77,7 +79,9 @@ pub(crate) struct Parked {
 pub(crate) enum Form {
     /// Nothing, where the column takes that.
     Null,
-    /// Something made up that looks like what it held.
+    /// Something made up that begins and ends like what it held, where a column has a rule for that.
+    Near,
+    /// Something made up that only has the form of what it held, of which there is more.
     Made,
 }
 
@@ -146,8 +150,9 @@ impl Keys {
                 (Form::Null, true) => cells.push((at, None)),
                 _ => {
                     let held = held.get(at).and_then(Option::as_deref);
-                    let largest = known.map_or(0, |known| known.largest);
-                    let made = held.and_then(|held| made_up(column.kind, largest, held));
+                    let made = known
+                        .zip(held)
+                        .and_then(|(known, held)| known.made_up(column.kind, form, held));
                     cells.extend(made.map(|made| (at, Some(made))));
                 }
             }
@@ -190,23 +195,77 @@ fn names(text: &str, column: &str) -> bool {
     })
 }
 
-/// Something of the same form as `held` that nobody else has: other letters where there are letters, other digits where
-/// there are digits, so that it suits what suited the former. `None` where a column of this `kind` hasn't enough of them.
-fn made_up(kind: Kind, largest: i64, held: &str) -> Option<String> {
-    match kind {
-        Kind::Text | Kind::Verbatim if is_uuid(held) => Some(uuid()),
-        // What is compared in another form says nothing of its own.
-        Kind::Number if held.parse::<f64>().is_err() => None,
-        Kind::Text | Kind::Verbatim | Kind::Number => {
-            let mut made = (0..TRIES).map(|_| alike(held));
+impl KeyColumn {
+    /// Something of the same form as `held` that nobody else has: other letters where there are letters, other digits
+    /// where there are digits, so that it suits what suited the former. `None` where a column of this `kind` hasn't
+    /// enough of them.
+    fn made_up(&self, kind: Kind, form: Form, held: &str) -> Option<String> {
+        let other = |make: &dyn Fn() -> String| {
+            let mut made = (0..TRIES).map(|_| make());
             made.find(|made| made != held)
+        };
+        let alike = || match form {
+            Form::Near => {
+                let (before, changed, behind) = middle(held);
+                format!("{before}{}{behind}", alike(changed))
+            }
+            Form::Null | Form::Made => alike(held),
+        };
+        match kind {
+            _ if !self.labels.is_empty() => {
+                let others = self.labels.iter().filter(|label| *label != held);
+                fastrand::choice(others.collect::<Vec<_>>()).cloned()
+            }
+            Kind::Verbatim => match made_for(&self.kind) {
+                Some(make) => other(&make),
+                None => other(&alike),
+            },
+            Kind::Text if is_uuid(held) => Some(uuid()),
+            // What is compared in another form says nothing of its own.
+            Kind::Number if held.parse::<f64>().is_err() => None,
+            Kind::Text | Kind::Number => other(&alike),
+            Kind::Integer => {
+                let near = (form == Form::Near).then(|| other(&alike)).flatten();
+                let near = near.and_then(|near| near.parse().ok());
+                let near = near.filter(|near: &i64| *near <= self.largest);
+                let made = near.unwrap_or_else(|| fastrand::i64(self.largest / 2..=self.largest));
+                Some(made.to_string())
+            }
+            Kind::Year => Some(fastrand::i64(1901..=2155).to_string()),
+            Kind::Day => Some(day()),
+            Kind::Instant => Some(instant()),
+            Kind::Boolean | Kind::Json | Kind::Other => None,
         }
-        Kind::Integer => Some(fastrand::i64(largest / 2..=largest).to_string()),
-        Kind::Year => Some(fastrand::i64(1901..=2155).to_string()),
-        Kind::Day => Some(day()),
-        Kind::Instant => Some(instant()),
-        Kind::Boolean | Kind::Json | Kind::Other => None,
     }
+}
+
+/// What makes up a value of a type that has a form of its own, in a server's words for it.
+fn made_for(kind: &str) -> Option<fn() -> String> {
+    let word = kind.split(['(', ' ']).next().unwrap_or_default();
+    match word.trim_start_matches("pg_catalog.").trim_matches('"') {
+        "UUID" | "uuid" => Some(uuid),
+        "TIME" | "time" | "timetz" => Some(time_of_day),
+        "interval" => Some(|| format!("{} seconds", below(1 << 30))),
+        "INET4" | "inet" => Some(|| format!("10.{}.{}.{}", below(256), below(256), below(256))),
+        "INET6" => Some(|| format!("fd00::{:x}:{:x}", below(1 << 16), below(1 << 16))),
+        "cidr" => Some(|| format!("10.{}.{}.{}/32", below(256), below(256), below(256))),
+        "macaddr" => Some(|| {
+            let bytes = [below(256), below(256), below(256), below(256)];
+            let [a, b, c, d] = bytes;
+            format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+        }),
+        _ => None,
+    }
+}
+
+/// `text` in three parts, of which the one in the middle may change while the whole begins and ends as before: an
+/// address keeps its domain.
+fn middle(text: &str) -> (&str, &str, &str) {
+    let end = text.rfind('@').filter(|end| *end > 0).unwrap_or(text.len());
+    let symbols = text[..end].char_indices().map(|(at, _)| at);
+    let half = text[..end].chars().count() / 2;
+    let start = symbols.skip(half).next().unwrap_or_default();
+    (&text[..start], &text[start..end], &text[end..])
 }
 
 /// The first digit of a number is none that others don't show.
@@ -253,8 +312,12 @@ fn day() -> String {
 /// Within what every server takes: TIMESTAMP begins in 1970, and ends in 2038.
 fn instant() -> String {
     let (year, month, day) = (1971 + below(66), 1 + below(12), 1 + below(28));
+    format!("{year:04}-{month:02}-{day:02} {}", time_of_day())
+}
+
+fn time_of_day() -> String {
     let (hour, minute, second) = (below(24), below(60), below(60));
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+    format!("{hour:02}:{minute:02}:{second:02}")
 }
 
 fn below(most: u32) -> u32 {
@@ -283,10 +346,25 @@ mod tests {
         }
     }
 
+    fn column(kind: &str) -> KeyColumn {
+        KeyColumn {
+            name: "it".to_owned(),
+            kind: kind.to_owned(),
+            collation: String::new(),
+            default: None,
+            generated: None,
+            nullable: false,
+            largest: i16::MAX.into(),
+            labels: Vec::new(),
+        }
+    }
+
     #[test]
     fn what_is_made_up_has_the_form_of_what_was_held() {
+        let text = column("utf8mb4");
         for held in ["Ann.Lee+1@example.com", "7", "-90210", "12.50", "ä@b.c"] {
-            let made = made_up(Kind::Text, 0, held).expect("something else");
+            let made = text.made_up(Kind::Text, Form::Made, held);
+            let made = made.expect("something else");
             assert_ne!(made, held);
             assert_eq!(made.chars().count(), held.chars().count());
             for (made, held) in made.chars().zip(held.chars()) {
@@ -302,8 +380,50 @@ mod tests {
                 );
             }
         }
-        assert_eq!(made_up(Kind::Text, 0, "---"), None);
-        assert_eq!(made_up(Kind::Boolean, 0, "true"), None);
-        assert!(is_uuid(&made_up(Kind::Verbatim, 0, &uuid()).unwrap()));
+        assert_eq!(text.made_up(Kind::Text, Form::Made, "---"), None);
+        assert_eq!(text.made_up(Kind::Boolean, Form::Made, "true"), None);
+        let uuids = text.made_up(Kind::Verbatim, Form::Made, &uuid());
+        assert_eq!(uuids.map(|made| made.len()), Some(36));
+    }
+
+    #[test]
+    fn what_is_near_begins_and_ends_as_before() {
+        let text = column("utf8mb4");
+        for (held, begins, ends) in [
+            ("ann.lee@example.com", "ann", "@example.com"),
+            ("a@b.c", "", "@b.c"),
+            ("EMP-0042", "EMP-", ""),
+            ("@handle", "@ha", ""),
+            ("äöü@b.c", "ä", "@b.c"),
+            ("7", "", ""),
+        ] {
+            let made = text.made_up(Kind::Text, Form::Near, held);
+            let made = made.expect("something else");
+            assert_ne!(made, held);
+            assert!(
+                made.starts_with(begins) && made.ends_with(ends),
+                "{made} for {held}"
+            );
+        }
+        let made = text.made_up(Kind::Integer, Form::Near, "42").unwrap();
+        assert!((10..=99).contains(&made.parse().unwrap()), "{made}");
+        let made = text.made_up(Kind::Integer, Form::Near, "32000").unwrap();
+        assert!((10_000..=32_767).contains(&made.parse().unwrap()), "{made}");
+    }
+
+    #[test]
+    fn what_has_a_form_of_its_own_keeps_it() {
+        let clock = column("TIME(3)").made_up(Kind::Verbatim, Form::Near, "08:00:00");
+        assert!(clock.unwrap().parse::<jiff::civil::Time>().is_ok());
+        for kind in ["INET4", "pg_catalog.inet"] {
+            let address = column(kind).made_up(Kind::Verbatim, Form::Made, "192.168.0.1");
+            assert!(address.unwrap().parse::<std::net::Ipv4Addr>().is_ok());
+        }
+        let sizes = KeyColumn {
+            labels: ["s", "m", "l"].map(str::to_owned).to_vec(),
+            ..column("utf8mb4")
+        };
+        let size = sizes.made_up(Kind::Verbatim, Form::Near, "m").unwrap();
+        assert!(["s", "l"].contains(&size.as_str()), "{size}");
     }
 }

@@ -62,7 +62,7 @@ fn client(settings: &Settings) -> anyhow::Result<Client> {
         .timeout(TIMEOUT);
     if let Some(tls) = &settings.tls {
         if let Some(ca) = &tls.ca {
-            let pem = ca.resolve().context("traces.tls.ca")?;
+            let pem = ca.resolve_pem().context("traces.tls.ca")?;
             let authorities = Certificate::from_pem_bundle(pem.expose_secret().as_bytes())
                 .ok()
                 .filter(|authorities| !authorities.is_empty())

@@ -112,7 +112,7 @@ pub(crate) fn target(url: &str, secret: Option<&str>) -> Result<Box<dyn Target>>
 }
 
 /// The environment variable that holds the target's password.
-pub(crate) const SECRET: &str = "BENCH_TARGET_PASSWORD";
+pub(crate) const SECRET: &str = "USERSYNC_TARGET_BENCH";
 
 async fn walk(args: &CheckArgs) -> Result<(u64, u64)> {
     let columns = COLUMNS.map(|(column, path)| (column.to_owned(), path.to_owned()));

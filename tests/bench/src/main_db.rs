@@ -105,9 +105,15 @@ impl MainDb {
         &self.bare_url
     }
 
-    /// Where the password is, as settings name it.
-    pub(crate) fn secret(&self) -> &str {
-        &self.secret
+    /// A reference of its own to the same password: what a source names no target gets.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(crate) fn secret_of_a_target(&self) -> Result<String> {
+        let own = self.secret.trim_start_matches("file:");
+        let copy = format!("{own}-of-a-target");
+        std::fs::copy(own, &copy).context("copying the password")?;
+        Ok(format!("file:{copy}"))
     }
 
     /// Runs a statement.

@@ -12,7 +12,7 @@ use crate::{Endpoints, secret};
 
 /// Where a stack keeps the secret that signs calls to `target`; `file:PATH` refers to it.
 pub(crate) fn secret_file(dir: &Path, target: &str) -> PathBuf {
-    dir.join("secrets").join(target)
+    dir.join("secrets").join("targets").join(target)
 }
 
 /// Writes the catalogue directory: the shipped targets, then `toml`, then the user's own `file`. The names

@@ -9,7 +9,9 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
 
-use crate::{NatsServer, Process, tools};
+use usersync_core::grant::Grant;
+
+use crate::{NatsServer, Process, egress, tools};
 
 /// `setpriv` from util-linux has the kernel kill a child whose parent dies, even by SIGKILL. Where it is
 /// missing (other systems than Linux, very small containers) a killed parent leaves its children behind.
@@ -22,6 +24,9 @@ static SETPRIV: LazyLock<bool> = LazyLock::new(|| {
         .status()
         .is_ok_and(|status| status.success())
 });
+
+/// Which secrets the entries of targets may name.
+const GRANTS: &str = "USERSYNC_EGRESS__SECRETS";
 
 /// The recipe of a process; can be started again and again.
 #[derive(Clone, Debug)]
@@ -98,11 +103,13 @@ impl Launch {
     /// Has one of our binaries connect to `server` as a role of `nats.conf`.
     #[must_use]
     pub fn nats(self, server: &NatsServer, role: &str) -> Self {
-        let password = format!("file:{}", server.password_file(role).display());
+        let password_file = server.password_file(role);
+        let password = format!("file:{}", password_file.display());
         let launch = self
             .env("USERSYNC_NATS__URL", server.url())
             .env("USERSYNC_NATS__USER", role)
-            .env("USERSYNC_NATS__PASSWORD", password);
+            .env("USERSYNC_NATS__PASSWORD", password)
+            .granting(&password_file);
         let Some(certificates) = server.certificates() else {
             return launch;
         };
@@ -110,6 +117,18 @@ impl Launch {
             .env("USERSYNC_NATS__CA", certificates.ca())
             .env("USERSYNC_NATS__CERT", certificates.cert("client"))
             .env("USERSYNC_NATS__KEY", certificates.key("client"))
+    }
+
+    /// Has entries name the secrets of targets beside `password_file`, where that is kept for more than a test.
+    fn granting(self, password_file: &Path) -> Self {
+        if password_file.starts_with(env::temp_dir()) {
+            return self;
+        }
+        let secrets = password_file.ancestors().nth(2);
+        let targets = secrets.map(|secrets| Grant::Directory(secrets.join("targets")));
+        let mut grants = egress::secrets();
+        grants.splice(1.., targets);
+        self.env(GRANTS, listed(&grants))
     }
 
     /// Runs it in another working directory.
@@ -174,6 +193,7 @@ impl Launch {
         }
         command
             .args(&self.args)
+            .env(GRANTS, listed(&egress::secrets()))
             .envs(self.env.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("sharing the log file")?)
@@ -181,4 +201,9 @@ impl Launch {
             .process_group(0);
         Ok(command)
     }
+}
+
+fn listed(grants: &[Grant]) -> String {
+    let grants: Vec<_> = grants.iter().map(Grant::to_string).collect();
+    grants.join(",")
 }

@@ -18,7 +18,7 @@ use usersync_core::{
     target::{TargetConfig, TargetName},
 };
 
-use super::{Control, aside, breakers, fits, nats, no_target, targets::probe};
+use super::{Control, breakers, fits, nats, no_target, targets::probe};
 use crate::{problem::Problem, upkeep::seed};
 
 /// How often a write is tried when others write the same entry.
@@ -112,7 +112,7 @@ pub(crate) struct Switch {
 
 pub(crate) async fn put(control: &Control, put: Put) -> Result<Saved, Problem> {
     let Put { name, entry, .. } = put;
-    let (config, mut warnings) = check(&name, entry.clone()).await?;
+    let (config, mut warnings) = check(control, &name, entry.clone()).await?;
     if put.test {
         let tested = probe(control, &config).await?;
         if !tested.reachable {
@@ -278,12 +278,12 @@ async fn turn(control: &Control, switch: Switch, enabled: bool) -> Result<Saved,
 
 /// Reads an entry, and has its rule and kind look at it; with warnings.
 pub(super) async fn check(
+    control: &Control,
     name: &TargetName,
     entry: Value,
 ) -> Result<(Arc<TargetConfig>, Vec<String>), Problem> {
     let config = Arc::new(read(name, entry)?);
-    let looked = config.clone();
-    let fits = aside(move || fits(&looked)).await.and_then(|fits| fits);
+    let fits = fits(&config, &control.egress.secrets);
     let warnings = fits.map_err(|problem| wrong_key(&problem))?;
     Ok((config, warnings))
 }

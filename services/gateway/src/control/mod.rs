@@ -28,11 +28,7 @@ pub(crate) mod targets;
 pub(crate) mod users;
 mod workers;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::{self, stream::Stream};
 use serde::{Deserialize, Serialize};
@@ -40,10 +36,10 @@ use tokio::sync::OnceCell;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use usersync_core::{
     egress::Egress,
+    grant::Grants,
     registry::{Entry, Registry},
     target::{TargetConfig, TargetName},
 };
-use usersync_targets::{ConfigError, Rule};
 use usersync_traces::Traces;
 
 use crate::{problem::Problem, upkeep::Files};
@@ -59,11 +55,9 @@ pub(crate) struct Control {
     pub traces: Traces,
     /// How the catalogue files stand.
     pub files: Files,
-    /// Where targets may be, for connection tests.
+    /// Where targets may be and what they may be told, for connection tests and previews.
     egress: Egress,
     registry: OnceCell<Registry>,
-    /// What the kinds say of each entry, by name: the revision it was said of, and the problem.
-    verdicts: Mutex<HashMap<String, (u64, Option<String>)>>,
     letters: letters::Counted,
     jobs: TaskTracker,
     shutdown: CancellationToken,
@@ -99,7 +93,6 @@ impl Control {
             files,
             egress,
             registry: OnceCell::new(),
-            verdicts: Mutex::default(),
             letters: letters::Counted::default(),
             jobs: TaskTracker::new(),
             shutdown,
@@ -144,26 +137,6 @@ impl Control {
         }
     }
 
-    /// What is wrong with an entry, its kind asked too.
-    pub(crate) async fn problem_of(&self, name: &str, entry: &Entry) -> Option<String> {
-        if entry.problem.is_some() {
-            return entry.problem.clone();
-        }
-        let config = entry.config.clone()?;
-        let verdicts = || self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((revision, problem)) = verdicts().get(name)
-            && *revision == entry.revision
-        {
-            return problem.clone();
-        }
-        let problem = aside(move || fits(&config))
-            .await
-            .and_then(|fits| fits)
-            .err();
-        verdicts().insert(name.to_owned(), (entry.revision, problem.clone()));
-        problem
-    }
-
     /// Waits for jobs under way to end: they stop with the shutdown token.
     pub(crate) async fn drained(&self) {
         self.jobs.close();
@@ -176,21 +149,13 @@ impl Control {
     }
 }
 
-/// Has an entry's rule and kind look at it, beyond what every entry has; answers what this gateway
-/// can't know. A secret that it can't read is no problem: only workers need it.
-///
-/// Takes a while, for certificates are read: done aside, where anything else is to go on.
-pub(crate) fn fits(config: &TargetConfig) -> Result<Vec<String>, String> {
-    Rule::check(config).map_err(|error| error.to_string())?;
-    // Nothing is connected to here, so where the target may be doesn't matter.
-    match usersync_targets::connect(config, &Egress::default()) {
-        Ok(_) => Ok(Vec::new()),
-        Err(ConfigError::Secret { key, error }) => {
-            let warning = format!("{key}: this gateway can't read it, workers must: {error}");
-            Ok(vec![warning])
-        }
-        Err(error) => Err(error.to_string()),
-    }
+/// Has an entry's rule and kind look at it, beyond what every entry has; answers what else its owner should know. No
+/// secret of it is read: workers do, and a test of the connection.
+pub(crate) fn fits(config: &TargetConfig, grants: &Grants) -> Result<Vec<String>, String> {
+    usersync_targets::check(config)?;
+    let refused = grants.check_all(config).err();
+    let warning = refused.map(|(key, refused)| format!("{key}: {refused}"));
+    Ok(warning.into_iter().collect())
 }
 
 /// Does something that takes a while beside everything else.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use usersync_core::{
     event::{Envelope, Event, EventType},
     fields::Members,
+    grant::Grants,
     state::State,
     target::{TargetConfig, TargetName},
     user_id::UserId,
@@ -66,7 +67,7 @@ pub(crate) async fn preview(control: &Control, preview: Preview) -> Result<Previ
     let name = preview.name;
     let name = name.ok_or_else(|| Problem::unprocessable("name: expected a target's name"))?;
     let (config, problem) = match preview.entry {
-        Some(entry) => (changes::check(&name, entry).await?.0, None),
+        Some(entry) => (changes::check(control, &name, entry).await?.0, None),
         None => control.running(&name).await?,
     };
     let state = match (preview.user_id, preview.user) {
@@ -79,7 +80,8 @@ pub(crate) async fn preview(control: &Control, preview: Preview) -> Result<Previ
         _ => return Err(Problem::unprocessable("expected one of user_id and user")),
     };
     // The key of masks is read from a file.
-    let outcome = aside(move || outcome(&config, state)).await;
+    let grants = control.egress.secrets.clone();
+    let outcome = aside(move || outcome(&config, &grants, state)).await;
     let outcome = outcome.unwrap_or_else(|problem| Err(Problem::unprocessable(problem)))?;
     Ok(Previewed { problem, ..outcome })
 }
@@ -113,8 +115,13 @@ fn read(document: Value) -> Result<State, Problem> {
 }
 
 /// What the rule of `config` makes of `state`.
-fn outcome(config: &Arc<TargetConfig>, state: State) -> Result<Previewed, Problem> {
-    let rule = Rule::compile(config).map_err(|error| Problem::unprocessable(error.to_string()))?;
+fn outcome(
+    config: &Arc<TargetConfig>,
+    grants: &Grants,
+    state: State,
+) -> Result<Previewed, Problem> {
+    let rule =
+        Rule::compile(config, grants).map_err(|error| Problem::unprocessable(error.to_string()))?;
     let mut previewed = Previewed {
         target: config.name.clone(),
         user_id: state.user_id.clone(),

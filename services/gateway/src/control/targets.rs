@@ -80,7 +80,7 @@ pub(crate) async fn list(control: &Control) -> Result<Views, Problem> {
     let standing = Standing::of_all(control, entries.keys()).await?;
     let mut targets = Vec::with_capacity(entries.len());
     for (name, entry) in entries {
-        targets.push(view(control, name, entry, &standing).await);
+        targets.push(view(name, entry, &standing));
     }
     Ok(Views { targets, files })
 }
@@ -91,17 +91,17 @@ pub(crate) async fn show(control: &Control, named: Named) -> Result<View, Proble
     let entry = control.entry(&name).await?;
     let entry = entry.ok_or_else(|| no_target(&name))?;
     let standing = Standing::of(control, &name).await?;
-    let mut view = view(control, name.to_string(), entry, &standing).await;
+    let mut view = view(name.to_string(), entry, &standing);
     let stored = registry.stored(name.as_ref()).await?;
     view.from_file = stored.map(|stored| stored.file.is_some());
     Ok(view)
 }
 
-async fn view(control: &Control, name: String, entry: Entry, standing: &Standing) -> View {
+fn view(name: String, entry: Entry, standing: &Standing) -> View {
     View {
         revision: entry.revision,
         enabled: entry.config.as_ref().is_some_and(|config| config.enabled),
-        problem: control.problem_of(&name, &entry).await,
+        problem: entry.problem.clone(),
         from_file: None,
         live: standing.live(&name),
         repairs: standing.repairs(&name),

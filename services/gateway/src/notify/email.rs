@@ -94,7 +94,7 @@ impl Email {
         }
         let mut parameters = TlsParameters::builder(self.host.clone());
         if let Some(ca) = &self.ca {
-            let pem = ca.resolve();
+            let pem = ca.resolve_pem();
             let pem = pem.map_err(|error| format!("notify.email.ca: {error}"))?;
             let pem = pem.expose_secret();
             let authorities = Certificate::from_pem(pem.as_bytes()).ok();

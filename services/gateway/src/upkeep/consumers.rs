@@ -75,7 +75,7 @@ async fn take(control: &Control, entries: &Entries, done: &mut Done) -> bool {
     done.configs.retain(|name, _| entries.contains_key(name));
     let mut complete = true;
     for (name, entry) in entries {
-        if let Some(problem) = control.problem_of(name, entry).await
+        if let Some(problem) = &entry.problem
             && done.problems.insert(name.clone(), entry.revision) != Some(entry.revision)
         {
             let revision = entry.revision;

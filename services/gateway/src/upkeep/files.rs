@@ -15,7 +15,7 @@ use usersync_core::{
 };
 
 use super::seed::{self, FileEntry, Step};
-use crate::control::{self, Control};
+use crate::control::Control;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -222,7 +222,7 @@ fn load(path: Option<&Path>) -> Result<BTreeMap<String, FileEntry>, Vec<String>>
     let catalogue = catalogue::load(path)?;
     let mut problems = Vec::new();
     for config in catalogue.values().filter(|config| config.enabled) {
-        if let Err(problem) = control::fits(config) {
+        if let Err(problem) = usersync_targets::check(config) {
             let origin = path.map_or("shipped targets".into(), Path::to_string_lossy);
             problems.push(format!("{origin}: {}.{problem}", config.name));
         }

@@ -451,7 +451,7 @@ async fn what_stands_in_the_way_is_named(place: &Place) -> Result<()> {
             "people",
             "id",
             COLUMNS,
-            "has no column `id` (the id); it has uid, login, twice",
+            "has no column `id` (the id) that this login can see; it has uid, login, twice",
         ),
         (
             "people",

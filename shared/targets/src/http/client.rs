@@ -174,7 +174,7 @@ fn authorities(tls: Option<&Tls>) -> Result<Option<Vec<Certificate>>, ConfigErro
     let Some(ca) = tls.and_then(|tls| tls.ca.as_ref()) else {
         return Ok(None);
     };
-    let pem = resolved("tls.ca", ca.resolve())?;
+    let pem = resolved("tls.ca", ca.resolve_pem())?;
     let authorities = Certificate::from_pem_bundle(pem.expose_secret().as_bytes());
     let authorities = authorities
         .ok()

@@ -81,12 +81,14 @@ impl HttpTarget {
             };
         }
         match (answer::classify(status, &headers), body) {
-            (Outcome::Delivered { .. }, Body::Whole(body)) => match json::read(&body) {
-                Ok(document @ Value::Object(_)) => {
-                    shown::compare(&document, delivery, &shown::HTTP)
+            (Outcome::Delivered { .. }, Body::Whole(body)) => {
+                match json::value(json::unmarked(&body)) {
+                    Ok(document @ Value::Object(_)) => {
+                        shown::compare(&document, delivery, &shown::HTTP)
+                    }
+                    _ => unreadable("the target shows no JSON object"),
                 }
-                _ => unreadable("the target shows no JSON object"),
-            },
+            }
             (Outcome::Delivered { .. }, Body::TooLong) => {
                 unreadable("what the target shows is too long")
             }

@@ -66,7 +66,8 @@ pub(super) async fn read(
     let columns = "SELECT CAST(column_name AS CHAR), CAST(data_type AS CHAR), column_type LIKE '%unsigned%', \
          CAST(COALESCE(datetime_precision, 0) AS SIGNED), CAST(character_set_name AS CHAR), CAST(collation_name AS CHAR), \
          column_default IS NOT NULL AND extra NOT LIKE '%DEFAULT_GENERATED%' AND column_default NOT LIKE '%(%', \
-         CAST(generation_expression AS CHAR), is_nullable = 'YES' FROM information_schema.columns \
+         CAST(generation_expression AS CHAR), is_nullable = 'YES', \
+         CAST(numeric_precision AS SIGNED), CAST(numeric_scale AS SIGNED), CAST(column_type AS CHAR) FROM information_schema.columns \
          WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? ORDER BY ordinal_position";
     let columns = sqlx::query(columns).bind(schema).bind(name);
     for row in columns.fetch_all(connection).await.map_err(trouble)? {
@@ -92,7 +93,11 @@ fn column(row: &sqlx::mysql::MySqlRow) -> Result<KeyColumn, sqlx::Error> {
         }
         "tinyint" | "smallint" | "mediumint" | "int" | "bigint" => "SIGNED".to_owned(),
         "year" => "UNSIGNED".to_owned(),
-        "decimal" => "DECIMAL(65, 30)".to_owned(),
+        // As it is rounded.
+        "decimal" => {
+            let (digits, behind): (i64, i64) = (row.try_get(9)?, row.try_get(10)?);
+            format!("DECIMAL({digits}, {behind})")
+        }
         "float" | "double" => "DOUBLE".to_owned(),
         "datetime" | "timestamp" => format!("DATETIME({digits})"),
         "time" => format!("TIME({digits})"),
@@ -108,7 +113,16 @@ fn column(row: &sqlx::mysql::MySqlRow) -> Result<KeyColumn, sqlx::Error> {
         generated: generated.filter(|made| !made.is_empty()),
         nullable: row.try_get(8)?,
         largest: i64::try_from(most(&data_type, unsigned)).unwrap_or(i64::MAX),
+        labels: labels(row.try_get(11)?),
     })
+}
+
+/// The members of `enum('a','it''s')`.
+fn labels(column_type: &str) -> Vec<String> {
+    let inner = column_type.strip_prefix("enum('");
+    let inner = inner.and_then(|inner| inner.strip_suffix("')"));
+    let labels = inner.into_iter().flat_map(|inner| inner.split("','"));
+    labels.map(|label| label.replace("''", "'")).collect()
 }
 
 /// MySQL shows an expression as it would stand within a text.

@@ -27,12 +27,16 @@ const PARTS: &str = "SELECT c.relname::text, pg_get_indexdef(i.indexrelid, k.n, 
      LEFT JOIN pg_collation co ON co.oid = i.indcollation[k.n - 1] LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace \
      WHERE i.indrelid = to_regclass($1) AND (i.indisunique OR i.indisexclusion) ORDER BY c.relname, k.n";
 
-/// Defaults that count on are no value that anybody has already.
-const COLUMNS: &str = "SELECT a.attname::text, quote_ident(n.nspname) || '.' || quote_ident(t.typname), \
+/// What a column rounds is compared as it is rounded. Defaults that count on are no value that anybody has already.
+const COLUMNS: &str = "SELECT a.attname::text, \
+     CASE WHEN n.nspname = 'pg_catalog' AND t.typname IN ('numeric', 'timestamp', 'timestamptz', 'time', 'timetz') \
+          THEN format_type(t.oid, a.atttypmod) \
+          ELSE quote_ident(n.nspname) || '.' || quote_ident(t.typname) END, \
      'COLLATE ' || quote_ident(cn.nspname) || '.' || quote_ident(co.collname), \
      CASE WHEN a.attgenerated = '' AND pg_get_expr(d.adbin, d.adrelid) NOT LIKE '%nextval(%' \
           THEN pg_get_expr(d.adbin, d.adrelid) END, \
-     CASE WHEN a.attgenerated <> '' THEN pg_get_expr(d.adbin, d.adrelid) END, NOT a.attnotnull \
+     CASE WHEN a.attgenerated <> '' THEN pg_get_expr(d.adbin, d.adrelid) END, NOT a.attnotnull, \
+     ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid) \
      FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace \
      LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
      LEFT JOIN pg_collation co ON co.oid = a.attcollation LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace \
@@ -79,6 +83,7 @@ pub(super) async fn read(connection: &mut PgConnection, name: &str) -> Result<Ke
             default: row.try_get(3).map_err(trouble)?,
             generated: row.try_get(4).map_err(trouble)?,
             nullable: row.try_get(5).map_err(trouble)?,
+            labels: row.try_get(6).map_err(trouble)?,
         });
     }
     Ok(found)

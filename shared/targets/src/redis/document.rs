@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use usersync_core::{
     event::Change,
     fields::Members,
+    json,
     user_id::{Ids, JsonId, UserId},
 };
 use usersync_digest::{Row, canonical};
@@ -40,7 +41,7 @@ pub(super) fn written(delivery: &Delivery, ids: Ids) -> serde_json::Result<Vec<u
 /// The version of a stored document, 0 where it has none, and the document with what `delivery` tells
 /// set in it; `None` where what is stored is no document.
 pub(super) fn changed(held: &[u8], delivery: &Delivery) -> Option<(u64, Vec<u8>)> {
-    let Ok(Value::Object(mut document)) = serde_json::from_slice(held) else {
+    let Ok(Value::Object(mut document)) = json::value(held) else {
         return None;
     };
     let version = document.remove("version");
@@ -122,7 +123,7 @@ fn told<'a>(document: &'a [u8], id: &str) -> Option<&'a [u8]> {
 /// Whether a document is what [`written`] makes of `delivery`, whatever order and spelling of numbers it is in.
 pub(super) fn is_written(held: Value, delivery: &Delivery, ids: Ids) -> bool {
     let id = delivery.user_id.to_string();
-    let written = written(delivery, ids).and_then(|text| serde_json::from_slice(&text));
+    let written = written(delivery, ids).and_then(|text| json::value(&text));
     let canonical_of = |document| match document {
         Value::Object(members) => canonical(&Value::Object(told_members(members, &id))),
         other => canonical(&other),
@@ -145,7 +146,7 @@ fn told_members(mut members: Map<String, Value>, id: &str) -> Map<String, Value>
 
 /// The members of any other document, as [`written`] would have made them; what is no document is as it is.
 fn rewritten(document: &[u8], id: &str) -> Vec<u8> {
-    let Ok(Value::Object(members)) = serde_json::from_slice(document) else {
+    let Ok(Value::Object(members)) = json::value(document) else {
         return document.to_vec();
     };
     let mut members = told_members(members, id);

@@ -24,6 +24,7 @@ use redis::{
     Cmd, ErrorKind, RedisError, Script, ServerErrorKind, Value, aio::MultiplexedConnection,
 };
 use usersync_core::{
+    json,
     refill::Mark,
     target::TargetConfig,
     user_id::{Ids, UserId},
@@ -529,7 +530,7 @@ impl Target for RedisTarget {
 fn compare(document: Option<&[u8]>, delivery: &Delivery, ids: Ids) -> Standing {
     let id = delivery.user_id.to_string();
     let document = document.filter(|held| !key::is_former_tombstone(&id, held));
-    match (document.map(serde_json::from_slice), delivery.action) {
+    match (document.map(json::value), delivery.action) {
         (None, Action::Delete | Action::Disable) => Standing::Same,
         (None, Action::Upsert) => Standing::Missing,
         (Some(Ok(document)), action) => {

@@ -6,6 +6,7 @@ use serde_json::Value;
 use sha2::Sha256;
 use usersync_core::{
     fields::{Fields, Mask},
+    grant::Grants,
     secret::SecretRef,
 };
 
@@ -45,14 +46,19 @@ impl Masks {
     ///
     /// # Errors
     /// When it isn't to be had or too short: one sentence that names `fields.mask_key`.
-    pub(super) fn fetch_key(&mut self, reference: Option<&SecretRef>) -> Result<(), String> {
+    pub(super) fn fetch_key(
+        &mut self,
+        reference: Option<&SecretRef>,
+        grants: &Grants,
+    ) -> Result<(), String> {
         let hashed = self.paths.iter().any(|(_, mask)| *mask == Mask::Hash);
         // That the reference is missing is a problem of `Fields`.
         let (true, Some(reference)) = (hashed, reference) else {
             return Ok(());
         };
-        let key = reference.resolve();
-        let key = key.map_err(|error| format!("fields.mask_key: {error}"))?;
+        let wrong = |error: &dyn std::fmt::Display| format!("fields.mask_key: {error}");
+        grants.check(reference).map_err(|error| wrong(&error))?;
+        let key = reference.resolve().map_err(|error| wrong(&error))?;
         let key = key.expose_secret().as_bytes();
         let long = format!("fields.mask_key: expected at least {LEAST_KEY} bytes");
         if key.len() < LEAST_KEY {
@@ -181,7 +187,12 @@ mod tests {
         let fields = json!({"mask": {"email": "hash"}, "mask_key": format!("file:{}", file.path().display())});
         let fields: Fields = serde_json::from_value(fields).unwrap();
         let mut masks = Masks::without_key(&fields);
-        masks.fetch_key(fields.mask_key.as_ref()).unwrap();
+        let grants = Grants::of(vec![
+            format!("file:{}", file.path().display()).parse().unwrap(),
+        ]);
+        let none = masks.fetch_key(fields.mask_key.as_ref(), &Grants::default());
+        assert!(none.unwrap_err().contains("egress.secrets"));
+        masks.fetch_key(fields.mask_key.as_ref(), &grants).unwrap();
         let hash = |value| masks.apply(Mask::Hash, value);
         assert_eq!(
             hash(json!("ann@example.com")),
@@ -193,7 +204,9 @@ mod tests {
             hash(json!("{\"a\":{\"c\":\"x\",\"d\":[]},\"b\":1}"))
         );
         std::fs::write(file.path(), "short").unwrap();
-        let problem = masks.fetch_key(fields.mask_key.as_ref()).unwrap_err();
+        let problem = masks
+            .fetch_key(fields.mask_key.as_ref(), &grants)
+            .unwrap_err();
         assert_eq!(problem, "fields.mask_key: expected at least 16 bytes");
     }
 }

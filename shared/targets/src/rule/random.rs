@@ -145,7 +145,9 @@ fn no_user_and_no_rule_break_it() {
         // Compiling costs far more than applying.
         if case % 10 == 0 {
             let config = config(&mut random, &key);
-            rule = Rule::compile(&config).ok().map(|rule| (rule, config));
+            rule = super::tests::compile(&config)
+                .ok()
+                .map(|rule| (rule, config));
         }
         let Some((rule, config)) = &rule else {
             unusable += 1;

@@ -14,6 +14,13 @@ fn config(mut keys: Value) -> TargetConfig {
     serde_json::from_value(keys).unwrap()
 }
 
+/// The rule of `config`, which may have what it refers to.
+pub(super) fn compile(config: &TargetConfig) -> Result<Rule, RuleError> {
+    let references = config.references().into_iter();
+    let granted = references.map(|(_, reference)| reference.to_string().parse().unwrap());
+    Rule::compile(config, &Grants::of(granted.collect()))
+}
+
 /// The state one event leads to; `created` unless it names a type.
 pub(super) fn state(mut user: Value) -> State {
     user["user_id"] = json!(42);
@@ -29,7 +36,7 @@ pub(super) fn state(mut user: Value) -> State {
 
 /// What `rule` makes of `user`: `[action, members]`, the reason for a skip, or the refusal.
 fn verdict(rule: &Value, user: &Value) -> Value {
-    let compiled = Rule::compile(&config(rule.clone()));
+    let compiled = compile(&config(rule.clone()));
     let rule = compiled.unwrap_or_else(|error| panic!("{rule}: {error}"));
     match rule.apply(state(user.clone())) {
         Verdict::Send(delivery) => json!([delivery.action, delivery.members]),
@@ -396,7 +403,7 @@ fn the_deepest_expression_fits_an_ordinary_stack() {
         let list = format!("size({}1{}) == 1", "[".repeat(21), "]".repeat(21));
         let negated = format!("{}true{}", "!(".repeat(22), ")".repeat(22));
         for filter in [sum, conditional, list, negated] {
-            let compiled = Rule::compile(&config(json!({"filter": filter})));
+            let compiled = compile(&config(json!({"filter": filter})));
             let rule = compiled.unwrap_or_else(|error| panic!("{filter}: {error}"));
             let verdict = rule.apply(state(ann()));
             assert!(matches!(verdict, Verdict::Send(_)), "{filter}: {verdict:?}");
@@ -501,7 +508,7 @@ fn a_rule_that_cannot_work_is_refused_with_key_and_place() {
         ),
     ];
     for (rule, expected) in rows {
-        let error = Rule::compile(&config(rule.clone())).unwrap_err();
+        let error = compile(&config(rule.clone())).unwrap_err();
         let text = error.to_string();
         assert!(
             error.problems.len() == 1 && text.contains(expected),
@@ -510,7 +517,7 @@ fn a_rule_that_cannot_work_is_refused_with_key_and_place() {
     }
     let all = json!({"filter": "a == b", "on_delete": "disable",
                      "fields": {"include": ["email"], "compute": {"data.x": "c"}, "mask": {"phone": "redact"}}});
-    assert_eq!(Rule::compile(&config(all)).unwrap_err().problems.len(), 5);
+    assert_eq!(compile(&config(all)).unwrap_err().problems.len(), 5);
     let elsewhere =
         json!({"fields": {"mask": {"email": "hash"}, "mask_key": "env:USERSYNC_TEST_NO_SUCH_KEY"}});
     assert_eq!(Rule::check(&config(elsewhere)), Ok(()));
@@ -519,7 +526,7 @@ fn a_rule_that_cannot_work_is_refused_with_key_and_place() {
 #[test]
 fn a_verdict_can_be_shown() {
     let show = |rule: Value, user: Value| {
-        let rule = Rule::compile(&config(rule)).unwrap();
+        let rule = compile(&config(rule)).unwrap();
         serde_json::to_value(rule.apply(state(user))).unwrap()
     };
     let sent = show(json!({"fields": {"include": ["email"]}}), ann());
@@ -544,7 +551,7 @@ fn a_verdict_can_be_shown() {
 #[test]
 fn the_hash_is_of_what_the_target_sees() {
     let delivery = |rule: Value, user: Value, version: u64| {
-        let rule = Rule::compile(&config(rule)).unwrap();
+        let rule = compile(&config(rule)).unwrap();
         let mut state = state(user);
         (state.version, state.event.id) = (version, version.to_string());
         match rule.apply(state) {

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use usersync_core::user_id::UserId;
 
 use self::plan::{Plan, Stuck};
-use super::{How, NOTED, SqlTarget, TURNS, outcome};
+use super::{How, NOTED, SqlTarget, outcome};
 use crate::{
     Action, Conflict, Failure, Meant, Others, Outcome, Skip,
     dialect::{Against, Dialect, Fate, Held},
@@ -25,6 +25,15 @@ use crate::{
 
 /// The most users who are moved for the sake of one batch.
 const MOST: usize = 5_000;
+/// What is set aside becomes in turn: what refuses to be nothing may take something made up.
+const FORMS: [Form; 6] = [
+    Form::Null,
+    Form::Null,
+    Form::Near,
+    Form::Near,
+    Form::Made,
+    Form::Made,
+];
 /// How many are looked for in one statement.
 const AT_ONCE: usize = 256;
 
@@ -64,7 +73,7 @@ impl<D: Dialect> SqlTarget<D> {
         outcomes: &mut [Option<Outcome>],
     ) -> Result<(), Trouble> {
         let mut last = HashMap::new();
-        for turn in 0..TURNS {
+        for (turn, form) in FORMS.into_iter().enumerate() {
             if taken.is_empty() {
                 return Ok(());
             }
@@ -96,8 +105,6 @@ impl<D: Dialect> SqlTarget<D> {
                 0 => vec![plan.all(&taken)],
                 _ => plan.groups(&taken),
             };
-            // What refuses to be nothing may take something made up.
-            let form = if turn < 2 { Form::Null } else { Form::Made };
             for group in groups {
                 match self.exchange(layout, &plan, &group, form).await? {
                     Ok(fates) => {

@@ -475,6 +475,103 @@ async fn columns_that_cannot_be_null_and_other_types_change_hands() -> Result<()
     Ok(())
 }
 
+/// What is written meanwhile has to suit the rules of the column too.
+#[tokio::test]
+async fn columns_with_rules_change_hands() -> Result<()> {
+    for database in Database::all().await? {
+        let postgres = database.is_postgres();
+        if postgres {
+            let label = "CREATE TYPE size AS ENUM ('xs', 's', 'm', 'l', 'it''s')";
+            database.run(label).await?;
+        }
+        let (size, address) = match postgres {
+            true => ("size", "inet"),
+            false => ("enum('xs', 's', 'm', 'l', 'it''s')", "varchar(40)"),
+        };
+        for (column, kind, ours, theirs) in [
+            (
+                "work",
+                "varchar(40) NOT NULL UNIQUE CHECK (work LIKE '%@example.com')",
+                json!("ann.lee@example.com"),
+                json!("bob.may@example.com"),
+            ),
+            (
+                "code",
+                "char(8) NOT NULL UNIQUE CHECK (code LIKE 'EMP-%')",
+                json!("EMP-0042"),
+                json!("EMP-1234"),
+            ),
+            (
+                "place",
+                "integer NOT NULL UNIQUE CHECK (place BETWEEN 10 AND 99)",
+                json!(10),
+                json!(42),
+            ),
+            (
+                "shift",
+                "time NOT NULL UNIQUE",
+                json!("08:00:00"),
+                json!("16:30:00"),
+            ),
+            (
+                "size",
+                &format!("{size} NOT NULL UNIQUE"),
+                json!("it's"),
+                json!("m"),
+            ),
+            (
+                "address",
+                &format!("{address} NOT NULL UNIQUE"),
+                json!("192.168.0.1"),
+                json!("192.168.0.254"),
+            ),
+            // What is told is rounded as it is written, and so it has to be looked for.
+            (
+                "balance",
+                "decimal(8, 2) NOT NULL UNIQUE",
+                json!(1.004),
+                json!(7.499),
+            ),
+            (
+                "seen",
+                "timestamp(3) NOT NULL UNIQUE",
+                json!("2026-01-01T12:00:00.0001Z"),
+                json!("2026-01-02T12:00:00.0004Z"),
+            ),
+        ] {
+            let table = format!("ruled_{column}");
+            database
+                .run(&format!(
+                    "CREATE TABLE {table} (id bigint PRIMARY KEY, {column} {kind}, {SYNC})"
+                ))
+                .await?;
+            let columns = json!({column: format!("data.{column}")});
+            let target = database.target(&table, columns, json!({"on_delete": "ignore"}))?;
+            let with = |id: u64, version, value: &Value| {
+                data(with_email_of(id, version, id), json!({column: value}))
+            };
+            let said = || format!("{column} of {}", database.name());
+            let before = [with(1, 5, &ours), with(2, 5, &theirs)];
+            all_delivered(&*target, &before, &States::default())
+                .await
+                .with_context(said)?;
+            let held = database.held(&table, column).await?;
+            let after = [with(1, 6, &theirs), with(2, 6, &ours)];
+            let states = States::of(&after);
+            all_delivered(&*target, &after[..1], &states)
+                .await
+                .with_context(said)?;
+            let now = database.held(&table, column).await?;
+            ensure!(
+                now["1"] == held["2"] && now["2"] == held["1"],
+                "{}: {now:?}",
+                said()
+            );
+        }
+    }
+    Ok(())
+}
+
 /// The reason of a conflict that lasts, and who is in the way.
 fn stuck(outcome: &Outcome) -> Result<(String, Vec<u64>)> {
     let Outcome::Conflict(conflict) = outcome else {

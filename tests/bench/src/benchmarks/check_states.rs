@@ -53,7 +53,7 @@ pub(super) async fn run(options: &Options, name: &str) -> Result<Vec<Row>> {
     let columns = COLUMNS.map(|(column, path)| (column.to_owned(), json!(path)));
     let columns: serde_json::Map<_, _> = columns.into_iter().collect();
     let entry = json!({
-        "secret": main.secret(),
+        "secret": main.secret_of_a_target()?,
         "timeout": "60s",
         "table": { "name": COPY, "columns": columns },
         "check": { "load": 1.0 },

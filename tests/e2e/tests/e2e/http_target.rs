@@ -141,11 +141,11 @@ async fn the_trace_context_of_the_publisher_is_passed_through() -> Result<()> {
 #[tokio::test]
 async fn calls_are_signed_and_carry_the_configured_headers() -> Result<()> {
     let recorder = recorder().await?;
-    let settings = "secret = \"env:AUDIT_SECRET\"\nmethod = \"PUT\"\n\
-        headers = { x-tenant = \"acme\", authorization = \"env:AUDIT_BEARER\" }";
+    let settings = "secret = \"env:USERSYNC_TARGET_AUDIT_SECRET\"\nmethod = \"PUT\"\n\
+        headers = { x-tenant = \"acme\", authorization = \"env:USERSYNC_TARGET_AUDIT_BEARER\" }";
     let stack = only(recorder.target("audit", settings))
-        .env("AUDIT_SECRET", SECRET)
-        .env("AUDIT_BEARER", "Bearer t")
+        .env("USERSYNC_TARGET_AUDIT_SECRET", SECRET)
+        .env("USERSYNC_TARGET_AUDIT_BEARER", "Bearer t")
         .start()
         .await?;
     let bus = Bus::connect(&stack).await?;
@@ -166,7 +166,10 @@ async fn calls_are_signed_and_carry_the_configured_headers() -> Result<()> {
     assert_eq!(call.header("authorization"), "Bearer t");
     let stored = bus.kv_get(TARGETS_BUCKET, "audit").await?;
     let stored = stored.unwrap_or_default();
-    assert_eq!(stored["headers"]["authorization"], "env:AUDIT_BEARER");
+    assert_eq!(
+        stored["headers"]["authorization"],
+        "env:USERSYNC_TARGET_AUDIT_BEARER"
+    );
     assert_eq!(stored["headers"]["x-tenant"], "acme");
     assert_eq!(call.header("content-type"), "application/json");
     Ok(())
@@ -180,9 +183,9 @@ async fn a_redelivery_is_the_same_task() -> Result<()> {
         async move { answer(if first { 503 } else { 200 }) }
     })
     .await?;
-    let settings = format!("secret = \"env:AUDIT_SECRET\"\n{QUICK}");
+    let settings = format!("secret = \"env:USERSYNC_TARGET_AUDIT_SECRET\"\n{QUICK}");
     let stack = only(recorder.target("audit", &settings))
-        .env("AUDIT_SECRET", SECRET)
+        .env("USERSYNC_TARGET_AUDIT_SECRET", SECRET)
         .start()
         .await?;
     let bus = Bus::connect(&stack).await?;

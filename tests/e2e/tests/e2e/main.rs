@@ -33,6 +33,7 @@ mod readiness;
 mod redis_target;
 mod refusals;
 mod rules;
+mod secrets;
 mod services;
 mod settings;
 mod signed;
