@@ -1,4 +1,4 @@
--- usersync: the outbox of users, for MySQL 8 and MariaDB 10.6 or newer.
+-- usersync: the outbox of users, for MySQL 8.
 --
 -- Every change of a user leaves a note in user_outbox, in the transaction that makes it: who changed, and how. usersync-gateway
 -- reads the note, then the row, and publishes it. Run this again to renew the triggers; `usersync-scheduler outbox install`
@@ -186,12 +186,13 @@ DELIMITER ;
 UNLOCK TABLES;
 
 -- How the triggers are that note changes, for whoever may execute this and nothing else: a server shows triggers to those
--- who may make some. NULL where there is none of this name. One that is there stays: with it would go the rights to execute it.
+-- who may make some. The same for the procedure that they call. NULL where there is none of this name. One that is there stays: with it would go the rights to execute it.
 DELIMITER //
 
 CREATE FUNCTION IF NOT EXISTS `user_outbox_trigger`(named VARCHAR(64)) RETURNS LONGTEXT CHARACTER SET utf8mb4
 READS SQL DATA SQL SECURITY DEFINER
-RETURN (SELECT CONCAT(event_object_table, CHAR(10 USING utf8mb4), action_statement) FROM information_schema.triggers
-  WHERE trigger_schema = DATABASE() AND trigger_name = named) //
+RETURN COALESCE((SELECT CONCAT(event_object_table, CHAR(10 USING utf8mb4), action_statement) FROM information_schema.triggers
+  WHERE trigger_schema = DATABASE() AND trigger_name = named), (SELECT CONCAT(CHAR(10 USING utf8mb4), routine_name)
+  FROM information_schema.routines WHERE routine_schema = DATABASE() AND routine_name = named AND routine_type = 'PROCEDURE')) //
 
 DELIMITER ;

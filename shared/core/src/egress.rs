@@ -141,6 +141,7 @@ mod tests {
         let egress = Egress {
             allow: networks("10.1.0.0/16, loopback"),
             limit: networks(""),
+            ..Egress::default()
         };
         assert_eq!(may(&egress, "", "10.1.2.3"), Ok(()));
         assert_eq!(may(&egress, "", "127.0.0.1"), Ok(()));

@@ -25,9 +25,9 @@ use crate::{
     },
 };
 use sql::{
-    ALL, SPENT, STANDIN, VERSION, WATCH, name_quoted, quoted, ranges, select, statements, watch,
+    ALL, NOTE, SPENT, STANDIN, WATCH, name_quoted, quoted, ranges, select, statements, watch,
 };
-pub(crate) use sql::{LATER, RANDOM, TRIGGERS, script, watch_script};
+pub(crate) use sql::{Flavour, LATER, RANDOM, TRIGGERS, script, watch_script};
 
 /// Marking a range must not lock the gap behind it, where writers add rows.
 const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
@@ -44,6 +44,7 @@ const RANGES: usize = 1_000;
 /// One connection.
 pub(crate) struct MySql {
     connection: MySqlConnection,
+    flavour: Flavour,
     table: TableName,
     outbox: String,
     about: String,
@@ -88,8 +89,12 @@ impl MySql {
         );
         let trouble = |error: sqlx::Error| SourceError::of(&place, &error);
         let options = options.disable_statement_logging();
+        let mut connection = options.connect().await.map_err(trouble)?;
+        let version = sqlx::query_scalar("SELECT VERSION()").fetch_one(&mut connection);
+        let version: String = version.await.map_err(trouble)?;
         Ok(Self {
-            connection: options.connect().await.map_err(trouble)?,
+            connection,
+            flavour: Flavour::of(&version),
             table: config.table.clone(),
             outbox: quoted(&config.table.beside(OUTBOX)),
             about: quoted(&config.table.beside(ABOUT)),
@@ -106,12 +111,7 @@ impl MySql {
         columns: &mut [LiveColumn],
     ) -> Result<(), SourceError> {
         let failed = |error| SourceError::of("looking at the table", &error);
-        let version = sqlx::query_scalar("SELECT VERSION()");
-        let version: String = version
-            .fetch_one(&mut self.connection)
-            .await
-            .map_err(failed)?;
-        if !version.contains("MariaDB") {
+        if self.flavour == Flavour::MySql {
             return Ok(());
         }
         let seen = "SELECT (SELECT COUNT(*) FROM information_schema.user_privileges \
@@ -208,6 +208,40 @@ impl MySql {
             let drop = format!("DROP TRIGGER IF EXISTS {}", standin(table, name));
             let _ = self.connection.execute(AssertSqlSafe(drop)).await;
         }
+    }
+
+    /// The triggers, which note nothing where the procedure is gone that they call; `None` where that can't be seen.
+    async fn with_their_procedure(
+        &mut self,
+        table: &TableName,
+        mut triggers: Vec<Trigger>,
+    ) -> Result<Option<Vec<Trigger>>, SourceError> {
+        let call_it =
+            self.flavour == Flavour::MariaDb && triggers.iter().any(|found| found.current);
+        if !call_it {
+            return Ok(Some(triggers));
+        }
+        let failed = |error| SourceError::of("looking for triggers", &error);
+        let seen = "SELECT COUNT(*) > 0 FROM information_schema.routines \
+             WHERE routine_schema = COALESCE(?, DATABASE()) AND routine_name = ? AND routine_type = 'PROCEDURE'";
+        let seen = sqlx::query_scalar(seen).bind(&table.schema).bind(NOTE);
+        let seen: bool = seen.fetch_one(&mut self.connection).await.map_err(failed)?;
+        if seen {
+            return Ok(Some(triggers));
+        }
+        let told = format!("SELECT CAST({}(?) AS CHAR)", watch(table));
+        let told = sqlx::query_scalar(AssertSqlSafe(told)).bind(NOTE);
+        let told: Option<String> = match told.fetch_one(&mut self.connection).await {
+            Ok(told) => told,
+            Err(sqlx::Error::Database(_)) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        if told.is_none() {
+            for trigger in &mut triggers {
+                trigger.disabled = Some(format!("there is no procedure {NOTE}, which it calls"));
+            }
+        }
+        Ok(Some(triggers))
     }
 
     /// The first `most` rows that fulfil a condition on an id.
@@ -395,11 +429,11 @@ impl Session for MySql {
             .map_err(|error| SourceError::of("looking for triggers", &error))?;
         let ours = |(name, told): (String, Option<String>)| {
             told.filter(|_| names.contains(&name))
-                .map(|told| trigger(table, name, &told))
+                .map(|told| trigger(table, name, &told, self.flavour))
         };
         let seen: Vec<Trigger> = seen.into_iter().filter_map(ours).collect();
         if !seen.is_empty() || self.may_see_triggers(table).await? {
-            return Ok(Some(seen));
+            return self.with_their_procedure(table, seen).await;
         }
         let mut found = Vec::new();
         for name in names {
@@ -411,9 +445,9 @@ impl Session for MySql {
                 Err(sqlx::Error::Database(_)) => return Ok(None),
                 Err(error) => return Err(SourceError::of("looking for triggers", &error)),
             };
-            found.extend(told.map(|told| trigger(table, name, &told)));
+            found.extend(told.map(|told| trigger(table, name, &told, self.flavour)));
         }
-        Ok(Some(found))
+        self.with_their_procedure(table, found).await
     }
 
     async fn is_watched_by_another(&mut self, table: &TableName) -> Result<bool, SourceError> {
@@ -453,7 +487,7 @@ impl Session for MySql {
 
     fn script(&self, layout: &Layout) -> String {
         let epoch = uuid::Uuid::now_v7().simple().to_string();
-        script(layout, &format!("'{epoch}'"))
+        script(layout, &format!("'{epoch}'"), self.flavour)
     }
 
     fn new_epoch(&self, _: &TableName) -> String {
@@ -472,8 +506,13 @@ impl Session for MySql {
         let drops: String = names
             .map(|name| format!("DROP TRIGGER IF EXISTS {name};\n"))
             .collect();
+        let note = quoted(&table.beside(NOTE));
+        let note = match self.flavour {
+            Flavour::MySql => String::new(),
+            Flavour::MariaDb => format!("DROP PROCEDURE IF EXISTS {note};\n"),
+        };
         format!(
-            "{drops}DROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\n",
+            "{drops}{note}DROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\nDROP TABLE IF EXISTS {};\n",
             self.outbox,
             self.about,
             quoted(&table.beside(SPENT))
@@ -831,14 +870,14 @@ fn standin(table: &TableName, name: &str) -> String {
 }
 
 /// A trigger, of the table it is on, unless that is the users', and what it does.
-fn trigger(table: &TableName, name: String, told: &str) -> Trigger {
+fn trigger(table: &TableName, name: String, told: &str, flavour: Flavour) -> Trigger {
     let (on, statement) = told.split_once('\n').unwrap_or((told, ""));
     let is_there = on.is_empty() || on == table.name;
     Trigger {
         name,
         elsewhere: (!is_there).then(|| on.to_owned()),
         disabled: None,
-        current: statement.trim_start().starts_with(VERSION),
+        current: statement.trim_start().starts_with(flavour.version()),
     }
 }
 

@@ -422,9 +422,9 @@ fn missing(server: Server, installed: &Installed) -> Vec<String> {
     missing
 }
 
-/// The file in `deploy/sql` for a server: the outbox of a table `users` with the columns `id`,
-/// `username`, `email` and `status`.
-pub fn shipped(server: Server) -> String {
+/// The files in `deploy/sql`, each with its folder: the outbox of a table `users` with the columns `id`, `username`, `email` and
+/// `status`.
+pub fn shipped() -> [(&'static str, String); 4] {
     let text = |name: &str| crate::LiveColumn {
         name: name.to_owned(),
         kind: crate::Kind::Text,
@@ -441,9 +441,9 @@ pub fn shipped(server: Server) -> String {
         ("email", Member::Email),
         ("status", Member::Status),
     ];
-    let layout = Layout {
+    let layout = |schema: Option<&str>| Layout {
         table: TableName {
-            schema: (server == Server::Postgres).then(|| "public".to_owned()),
+            schema: schema.map(str::to_owned),
             name: "users".to_owned(),
         },
         id: crate::LiveColumn {
@@ -451,15 +451,18 @@ pub fn shipped(server: Server) -> String {
             shown: "bigint".to_owned(),
             ..text("id")
         },
-        columns: columns.map(column).into(),
+        columns: columns.clone().map(column).into(),
         remarks: Vec::new(),
     };
-    match server {
-        Server::MySql => {
-            let watch = mysql::watch_script(&layout.table);
-            format!("{}\n{watch}", mysql::script(&layout, mysql::RANDOM))
-        }
-        Server::Postgres => postgres::script(&layout),
-        Server::Sqlite => sqlite::script(&layout),
-    }
+    let users = layout(None);
+    let mysql = |flavour| {
+        let watch = mysql::watch_script(&users.table);
+        format!("{}\n{watch}", mysql::script(&users, mysql::RANDOM, flavour))
+    };
+    [
+        ("mysql", mysql(mysql::Flavour::MySql)),
+        ("mariadb", mysql(mysql::Flavour::MariaDb)),
+        ("postgres", postgres::script(&layout(Some("public")))),
+        ("sqlite", sqlite::script(&users)),
+    ]
 }

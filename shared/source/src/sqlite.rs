@@ -261,12 +261,21 @@ impl Session for Sqlite {
                CAST((julianday('now') - julianday(published_at)) * 86400 AS INTEGER) FROM user_outbox \
              WHERE state = 1 AND id > ? AND event IN ('I', 'D') \
                AND published_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?) ORDER BY id DESC LIMIT ?";
-        let notes = sqlx::query_as(statement)
+        let notes = sqlx::query(statement)
             .bind(after)
             .bind(format!("-{} seconds", span.as_secs_f64()))
             .bind(most);
-        let notes = notes.fetch_all(&mut self.connection).await;
-        notes.map_err(|error| SourceError::of("reading the outbox", &error))
+        let failed = |error| SourceError::of("reading the outbox", &error);
+        let notes = notes
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(failed)?;
+        let note = |row| Ok((text(row, 0)?, text(row, 1)?, row.try_get(2)?));
+        notes
+            .iter()
+            .map(note)
+            .collect::<Result<_, _>>()
+            .map_err(failed)
     }
 
     async fn unpublished_until(&mut self, last: i64) -> Result<i64, SourceError> {
@@ -439,7 +448,12 @@ impl Session for Sqlite {
             query = bind_id(query, layout, after);
         }
         let rows = query.fetch(&mut self.connection);
-        until_much(rows, "reading users", user_row, UserRow::bytes).await
+        let page = until_much(rows, "reading users", user_row, UserRow::bytes).await?;
+        // Ids that are no texts are behind all others, and nothing is behind what they are told as: there are only such left.
+        let ends = page
+            .last()
+            .is_some_and(|last| Some(last.id.as_str()) == after);
+        Ok(if ends { Vec::new() } else { page })
     }
 
     async fn users(
@@ -496,13 +510,19 @@ fn bind_id<'q>(
 fn outbox_row(row: &SqliteRow) -> Result<OutboxRow, sqlx::Error> {
     Ok(OutboxRow {
         id: row.try_get(0)?,
-        user: row.try_get(1)?,
-        event: row.try_get(2)?,
+        user: text(row, 1)?,
+        event: text(row, 2)?,
         payload: Payload::of(row.try_get(3)?, row.try_get(4)?),
         previous: row.try_get(5)?,
         created_us: row.try_get(6)?,
         tx: row.try_get(7)?,
     })
+}
+
+/// What a column holds that should be a text, and may be any bytes: whose row it is fails alone.
+fn text(row: &SqliteRow, at: usize) -> Result<String, sqlx::Error> {
+    let held: Vec<u8> = row.try_get_unchecked(at)?;
+    Ok(String::from_utf8_lossy(&held).into_owned())
 }
 
 fn user_row(row: &SqliteRow) -> Result<UserRow, sqlx::Error> {
@@ -515,7 +535,7 @@ fn user_row(row: &SqliteRow) -> Result<UserRow, sqlx::Error> {
         None => document.ok_or_else(|| "SQLite can't write it as JSON".to_owned()),
     };
     Ok(UserRow {
-        id: row.try_get(0)?,
+        id: text(row, 0)?,
         document,
     })
 }

@@ -2,7 +2,7 @@
 //! type, and what it holds can be compared with that text.
 
 use jiff::{Timestamp, civil, fmt::temporal::DateTimePrinter, tz::TimeZone};
-use serde_json::Value;
+use serde_json::{Number, Value};
 use usersync_core::json;
 use usersync_digest::{Form, Stored, canonical};
 
@@ -38,6 +38,7 @@ impl Kind {
             Self::Integer => match (value, text) {
                 (Value::Bool(flag), _) => Ok(u8::from(*flag).to_string()),
                 (Value::Number(number), _) if !number.is_f64() => Ok(number.to_string()),
+                (Value::Number(number), _) => whole(number).ok_or("an integer"),
                 (_, Some(text)) => integer(text).ok_or("an integer"),
                 _ => Err("an integer"),
             },
@@ -119,6 +120,15 @@ fn integer(text: &str) -> Option<String> {
     Some(number.to_string())
 }
 
+/// A number with a point that is whole all the same, as sources with floating-point columns have: 7.0 and -0.0.
+fn whole(number: &Number) -> Option<String> {
+    /// 2^53: above it neighbours are the same number.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let number = number.as_f64()?;
+    let is_whole = number.fract() == 0.0 && number.abs() <= EXACT;
+    is_whole.then(|| (number as i64).to_string())
+}
+
 /// In UTC, and so it is without an offset. A `Timestamp` ends hours before the year 9999 does.
 fn instant(text: &str) -> Option<civil::DateTime> {
     let utc = |time: Timestamp| time.to_zoned(TimeZone::UTC).datetime();
@@ -149,6 +159,9 @@ mod tests {
             (Kind::Integer, json!(-7), Some("-7")),
             (Kind::Integer, json!("007"), Some("7")),
             (Kind::Integer, json!(true), Some("1")),
+            (Kind::Integer, json!(7.0), Some("7")),
+            (Kind::Integer, json!(-0.0), Some("0")),
+            (Kind::Integer, json!(1e300), None),
             (Kind::Integer, json!(1.5), None),
             (Kind::Integer, json!("x"), None),
             (Kind::Integer, json!([]), None),

@@ -134,6 +134,10 @@ fn remark(source: &SourceStatus) -> (Style, String) {
             BAD,
             "stopped: no gateway publishes it, changes there reach nobody".to_owned(),
         ),
+        Relayed::Unnoted => {
+            let why = source.problem.as_deref().unwrap_or("changes aren't noted");
+            (BAD, format!("unnoted: {why}"))
+        }
         Relayed::Behind => (
             POOR,
             format!(
@@ -353,8 +357,10 @@ mod tests {
             source("billing", "stopped", 0.0, 0),
             source("main", "behind", 90.0, 2),
             source("shop", "ok", 0.0, 1),
+            source("users", "unnoted", 0.0, 0),
         ]))
         .unwrap();
+        status.sources[3].problem = Some("there is no trigger user_outbox_insert".to_owned());
         status.targets[1].problem = Some("url: expected a URL".to_owned());
         status
     }
@@ -384,11 +390,12 @@ crm     no-worker    0        0s      0        0.0     -       -                
     #[test]
     fn a_screen_tells_of_outboxes_and_of_entries_that_cannot_be_used() {
         let screen = table(Some(&with_sources()), None, Room::default());
-        let lines: Vec<_> = screen.lines().skip(1).take(5).collect();
+        let lines: Vec<_> = screen.lines().skip(1).take(6).collect();
         let expected = [
             "outbox billing: stopped: no gateway publishes it, changes there reach nobody",
             "outbox main: behind: its oldest change waits for 90s, 2 rows make no event",
             "outbox shop: published, 1 row makes no event",
+            "outbox users: unnoted: there is no trigger user_outbox_insert",
             "entry crm: its newest value can't be used: url: expected a URL",
             "",
         ];

@@ -48,6 +48,9 @@ pub(crate) struct SourceStatus {
     pub source: String,
     /// All of it in a word.
     pub state: Relayed,
+    /// Why changes aren't noted, where they aren't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// For how long the oldest change has been waiting, in seconds, when it was looked at last; 0 where nobody looks.
     pub oldest_seconds: f64,
     /// Rows of the outbox that make no event.
@@ -60,6 +63,8 @@ pub(crate) struct SourceStatus {
 pub(crate) enum Relayed {
     /// No gateway publishes it: changes there reach nobody.
     Stopped,
+    /// Changes leave no notes, or not all of them do: they reach nobody.
+    Unnoted,
     /// A change has been waiting for more than a minute.
     Behind,
     /// Nothing is wrong.
@@ -205,9 +210,11 @@ impl SourceStatus {
             source: source.to_owned(),
             state: match relaying {
                 None => Relayed::Stopped,
+                Some(notice) if notice.broken.is_some() => Relayed::Unnoted,
                 Some(_) if waiting > BEHIND => Relayed::Behind,
                 Some(_) => Relayed::Ok,
             },
+            problem: relaying.and_then(|notice| notice.broken.clone()),
             oldest_seconds: relaying.map_or(0.0, |notice| notice.oldest_seconds),
             failed: relaying.map_or(0, |notice| notice.failed),
         }

@@ -22,8 +22,8 @@ use super::{
 #[derive(Debug)]
 pub(super) struct Ready {
     pub kind: EventType,
-    /// The same whenever the row is published: what makes it count once.
-    pub id: String,
+    /// The `Nats-Msg-Id`: the same whenever the row is published, and nobody else's, whatever id a payload names.
+    pub message_id: String,
     pub body: Bytes,
 }
 
@@ -31,7 +31,7 @@ impl Ready {
     /// As it is published.
     pub(super) fn message(&self) -> (Subject, HeaderMap, Bytes) {
         let mut headers = HeaderMap::new();
-        headers.insert(NATS_MESSAGE_ID, self.id.as_str());
+        headers.insert(NATS_MESSAGE_ID, self.message_id.as_str());
         (self.kind.as_str().into(), headers, self.body.clone())
     }
 }
@@ -49,7 +49,8 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// The id of the event of a row: an older version has given another one to what it has written.
+    /// The id of a row: its event's, unless a payload names another, and always the `Nats-Msg-Id`, so that nobody can have
+    /// used it before. An older version has given another one to what it has written.
     pub(super) fn id(&self, row: i64) -> String {
         let source = &self.source;
         match (&self.about, &self.key) {
@@ -103,7 +104,7 @@ impl Origin {
 }
 
 /// An event as it is sent, or why it can't be.
-pub(super) fn written(event: &Event) -> Result<Ready, String> {
+pub(super) fn written(event: &Event, message_id: String) -> Result<Ready, String> {
     let body = serde_json::to_vec(event).map_err(|error| error.to_string())?;
     if body.len() > MAX_EVENT_BYTES {
         return Err(format!(
@@ -113,7 +114,7 @@ pub(super) fn written(event: &Event) -> Result<Ready, String> {
     }
     Ok(Ready {
         kind: event.kind,
-        id: event.id.clone(),
+        message_id,
         body: body.into(),
     })
 }
@@ -208,7 +209,8 @@ mod tests {
             what,
         };
         let event = origin().event(&step, Kind::Integer)?;
-        let ready = written(&event)?;
+        let ready = written(&event, origin().id(step.row.id))?;
+        assert_eq!(origin().row(&ready.message_id), Some(step.row.id));
         Ok(serde_json::from_slice(&ready.body).unwrap())
     }
 
@@ -244,6 +246,16 @@ mod tests {
             "data": {"phone": "1", "status": "active"}, "timestamp": "1970-01-01T00:00:01.5Z",
         });
         assert_eq!(event, expected);
+    }
+
+    #[test]
+    fn an_id_in_a_payload_is_the_events_and_no_message_id() {
+        let payload = json!({"user_id": 42, "id": "1", "source": "other"});
+        let event = made(row("user.updated", Some(payload)), What::Payload).unwrap();
+        assert_eq!(
+            (&event["id"], &event["source"]),
+            (&json!("1"), &json!("main"))
+        );
     }
 
     #[test]

@@ -697,6 +697,7 @@ async fn noted_of(
 /// An event of a step.
 struct Telling {
     event: Event,
+    message_id: String,
     settles: Vec<(i64, i64)>,
     blamed: i64,
     /// Nobody can have published it before.
@@ -728,6 +729,7 @@ async fn told(source: &mut Source, plan: Plan) -> (Vec<Sending>, Window) {
                 let fresh = first.is_some_and(|first| first > source.fence);
                 events.push(Telling {
                     event,
+                    message_id: source.origin.id(step.row.id),
                     settles,
                     blamed,
                     fresh,
@@ -757,11 +759,12 @@ async fn told(source: &mut Source, plan: Plan) -> (Vec<Sending>, Window) {
         }
         let Telling {
             event,
+            message_id,
             settles,
             blamed,
             ..
         } = telling;
-        match event::written(&event) {
+        match event::written(&event, message_id) {
             Ok(ready) => {
                 let note = event.outbox.as_ref().map(|outbox| outbox.note);
                 source.newest.sent(event.user_id, note);

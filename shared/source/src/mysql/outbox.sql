@@ -1,4 +1,4 @@
--- usersync: the outbox of {table_shown}, for MySQL 8 and MariaDB 10.6 or newer.
+-- usersync: the outbox of {table_shown}, for {server}.
 --
 -- Every change of a user leaves a note in user_outbox, in the transaction that makes it: who changed, and how. usersync-gateway
 -- reads the note, then the row, and publishes it. Run this again to renew the triggers; `usersync-scheduler outbox install`
@@ -50,7 +50,7 @@ INSERT INTO {about} (epoch, first)
 -- It takes the ids that sessions have asked for (SET insert_id), so that no note gets one. It is always empty.
 CREATE TABLE IF NOT EXISTS {spent} (id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY) ENGINE = InnoDB;
 
--- No change slips through between the old triggers and the new, and none is lost where the server refuses a new one: others
+{note_script}-- No change slips through between the old triggers and the new, and none is lost where the server refuses a new one: others
 -- of another name are made first, and go when the new ones are there. Nobody writes meanwhile.
 LOCK TABLES {table} WRITE;
 DELIMITER //

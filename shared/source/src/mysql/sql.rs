@@ -23,26 +23,61 @@ pub(super) const ALL: [&str; 4] = [
 ];
 /// What the names of triggers end with that stand in while others are made anew.
 pub(super) const STANDIN: &str = "_new";
-/// The label in every trigger, which says how it was made; a comment would be left out by some clients.
-pub(super) const VERSION: &str = "usersync_4";
+/// The procedure that writes notes in MariaDB.
+pub(super) const NOTE: &str = "user_outbox_note";
 /// The table that takes ids which sessions have asked for.
 pub(super) const SPENT: &str = "user_outbox_spent";
 /// The function that tells how triggers are.
 pub(super) const WATCH: &str = "user_outbox_trigger";
 
 const TEMPLATE: &str = include_str!("outbox.sql");
+const NOTE_TEMPLATE: &str = include_str!("note.sql");
 const TRIGGER_TEMPLATE: &str = include_str!("triggers.sql");
 const WATCH_TEMPLATE: &str = include_str!("watch.sql");
 
+/// Which of the two servers it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flavour {
+    MySql,
+    MariaDb,
+}
+
+impl Flavour {
+    /// By what the server says of its version.
+    pub(super) fn of(version: &str) -> Self {
+        match version.contains("MariaDB") {
+            true => Self::MariaDb,
+            false => Self::MySql,
+        }
+    }
+
+    /// The label in every trigger, which says how it was made; a comment would be left out by some clients.
+    pub(super) fn version(self) -> &'static str {
+        match self {
+            Self::MySql => "usersync_4",
+            Self::MariaDb => "usersync_5",
+        }
+    }
+}
+
 /// The outbox of `layout`, for the server's own client too; `epoch` is an expression that makes a random text.
-pub(crate) fn script(layout: &Layout, epoch: &str) -> String {
+pub(crate) fn script(layout: &Layout, epoch: &str, flavour: Flavour) -> String {
     let table = &layout.table;
+    let (server, note) = match flavour {
+        Flavour::MySql => ("MySQL 8", String::new()),
+        Flavour::MariaDb => (
+            "MariaDB 10.6 or newer",
+            format!("{}\n", note_script(layout)),
+        ),
+    };
     let drop = |suffix: &str| -> String {
         let names = ALL.map(|name| quoted(&table.beside(&format!("{name}{suffix}"))));
         let drops = names.map(|name| format!("DROP TRIGGER IF EXISTS {name} //\n"));
         drops.concat()
     };
     let places = [
+        ("server", server.to_owned()),
+        ("note_script", note),
         ("table_shown", table.to_string()),
         ("table", quoted(table)),
         ("outbox", quoted(&layout.outbox())),
@@ -55,15 +90,35 @@ pub(crate) fn script(layout: &Layout, epoch: &str) -> String {
         ("schema", schema(table)),
         ("epoch", epoch.to_owned()),
         ("drop_standins", drop(STANDIN)),
-        ("standins", triggers(layout, STANDIN)),
+        ("standins", triggers(layout, STANDIN, flavour)),
         ("drop_triggers", drop("")),
-        ("triggers", triggers(layout, "")),
+        ("triggers", triggers(layout, "", flavour)),
     ];
     filled(TEMPLATE, &places)
 }
 
+/// The script that makes the procedure of notes.
+fn note_script(layout: &Layout) -> String {
+    let places = [
+        ("note", quoted(&layout.table.beside(NOTE))),
+        ("version", Flavour::MariaDb.version().to_owned()),
+        ("own_ids", own_ids(&layout.table)),
+        ("outbox", quoted(&layout.outbox())),
+    ];
+    filled(NOTE_TEMPLATE, &places)
+}
+
+/// What uses up the id that a session has asked for (`SET insert_id`), which was meant for the application's table, elsewhere.
+fn own_ids(table: &TableName) -> String {
+    let spent = quoted(&table.beside(SPENT));
+    format!(
+        "IF @@insert_id > 0 THEN\n      INSERT IGNORE INTO {spent} () VALUES ();\n      \
+         DELETE FROM {spent} WHERE id = LAST_INSERT_ID();\n    END IF;"
+    )
+}
+
 /// The statements that make the triggers, under names that end with `suffix`.
-fn triggers(layout: &Layout, suffix: &str) -> String {
+fn triggers(layout: &Layout, suffix: &str, flavour: Flavour) -> String {
     let table = &layout.table;
     let id = name_quoted(&layout.id.name);
     let outbox = quoted(&layout.outbox());
@@ -80,30 +135,39 @@ fn triggers(layout: &Layout, suffix: &str) -> String {
         // Byte by byte, whatever the column's collation takes for equal.
         _ => format!("CAST(OLD.{id} AS BINARY) = CAST(NEW.{id} AS BINARY)"),
     };
+    let note = quoted(&table.beside(NOTE));
     let noted = |event: &str, of: &str| {
         let id = kept(of);
-        format!("INSERT INTO {outbox} (user_id, event) VALUES ({id}, '{event}');")
+        match flavour {
+            Flavour::MySql => {
+                format!("INSERT INTO {outbox} (user_id, event) VALUES ({id}, '{event}');")
+            }
+            Flavour::MariaDb => format!("CALL {note}({id}, '{event}', NULL);"),
+        }
     };
     let noted_in_row = |event: &str, of: &str| {
         let id = kept(of);
-        format!(
-            "INSERT INTO {outbox} (user_id, event, tx) VALUES ({id}, '{event}', @usersync_row);"
-        )
+        match flavour {
+            Flavour::MySql => format!(
+                "INSERT INTO {outbox} (user_id, event, tx) VALUES ({id}, '{event}', @usersync_row);"
+            ),
+            Flavour::MariaDb => format!("CALL {note}({id}, '{event}', @usersync_row);"),
+        }
     };
-    // The id that a session has asked for (`SET insert_id`) was meant for the application's table: it is used up elsewhere.
-    let spent = quoted(&table.beside(SPENT));
-    let own_ids = format!(
-        "IF @@insert_id > 0 THEN\n      INSERT IGNORE INTO {spent} () VALUES ();\n      \
-         DELETE FROM {spent} WHERE id = LAST_INSERT_ID();\n    END IF;"
-    );
+    let (own_ids, unnoted) = match flavour {
+        Flavour::MySql => (format!("\n    {}", own_ids(table)), "1054"),
+        // The procedure does it. A dump may leave it out.
+        Flavour::MariaDb => (String::new(), "1054, 1305"),
+    };
     let places = [
         ("table", quoted(table)),
         ("before_trigger", trigger(ALL[0])),
         ("insert_trigger", trigger(ALL[1])),
         ("update_trigger", trigger(ALL[2])),
         ("delete_trigger", trigger(ALL[3])),
-        ("version", VERSION.to_owned()),
+        ("version", flavour.version().to_owned()),
         ("own_ids", own_ids),
+        ("unnoted", unnoted.to_owned()),
         ("noted_insert", noted_in_row("I", "NEW")),
         ("noted_old", noted("D", "OLD")),
         ("noted_new", noted("I", "NEW")),

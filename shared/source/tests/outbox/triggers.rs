@@ -123,7 +123,7 @@ async fn an_account_that_is_gone_is_seen_to_make_writes_fail_and_another_takes_o
         // As OUTBOX.md has the rights.
         root.run(
             "CREATE USER 'second'@'%' IDENTIFIED BY 'of-a-test'; GRANT CREATE, DROP, ALTER, TRIGGER, LOCK TABLES, SELECT, INSERT, DELETE, \
-             CREATE ROUTINE, ALTER ROUTINE ON users.* TO 'second'@'%'",
+             CREATE ROUTINE, ALTER ROUTINE, EXECUTE ON users.* TO 'second'@'%'",
         )
         .await?;
         let mut second = Database::connect(&seen_by(&config, "second")?).await?;
@@ -198,6 +198,97 @@ async fn whoever_relays_sees_how_triggers_are_with_the_least_rights() -> Result<
         database.install(false).await?;
         is_good(&mut database).await?;
         place.clean(&config).await?;
+    }
+    Ok(())
+}
+
+/// As the restore of a dump does, and many a tool.
+#[tokio::test]
+async fn whoever_has_locked_the_table_writes() -> Result<()> {
+    for place in mysql_and_mariadb().await? {
+        let (_, mut database) = people(&place).await?;
+        let mut client = place.client().await?;
+        client
+            .run("INSERT INTO people (uid, login) VALUES (1, 'a'), (2, 'b'), (3, 'c')")
+            .await?;
+        ensure!(shown(&noted(&mut database).await?) == ["I 1", "I 2", "I 3"]);
+        for (write, notes) in [
+            (
+                "INSERT INTO people (uid, login) VALUES (4, 'd')",
+                vec!["I 4"],
+            ),
+            (
+                "REPLACE INTO people (uid, login) VALUES (4, 'e')",
+                vec!["D 4", "I 4"],
+            ),
+            (
+                "INSERT INTO people (uid, login) VALUES (4, 'f') ON DUPLICATE KEY UPDATE login = 'g'",
+                vec!["U 4"],
+            ),
+            (
+                "UPDATE people SET login = 'h' WHERE uid < 3",
+                vec!["U 1", "U 2"],
+            ),
+            (
+                "UPDATE people SET uid = 5 WHERE uid = 4",
+                vec!["D 4", "I 5"],
+            ),
+            ("DELETE FROM people WHERE uid = 5", vec!["D 5"]),
+            (
+                "INSERT INTO people (uid, login) SELECT uid + 10, login FROM (SELECT 1 uid, 'x' login) one",
+                vec!["I 11"],
+            ),
+        ] {
+            // So many open instances of the table are in the server's cache.
+            let all: Vec<_> = (0..8).map(|n| format!("user_outbox o{n}")).collect();
+            client
+                .run(&format!("SELECT * FROM {} LIMIT 1", all.join(", ")))
+                .await?;
+            let mut locked = place.client().await?;
+            locked.run("LOCK TABLES people WRITE").await?;
+            locked.run(write).await.with_context(|| write.to_owned())?;
+            locked.run("UNLOCK TABLES").await?;
+            let noted = shown(&noted(&mut database).await?);
+            ensure!(noted == notes, "{write}: {noted:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A dump leaves procedures out unless it is told not to.
+#[tokio::test]
+async fn a_procedure_that_is_gone_is_seen_and_no_write_fails() -> Result<()> {
+    for place in mysql_and_mariadb().await? {
+        let (config, mut database) = people(&place).await?;
+        let mut root = place.root().await?;
+        // MySQL has none.
+        if root.number("SELECT VERSION() NOT LIKE '%MariaDB%'").await? == 1 {
+            continue;
+        }
+        root.run(
+            "CREATE USER 'relay'@'%' IDENTIFIED BY 'of-a-test'; \
+             GRANT SELECT, UPDATE, DELETE ON users.user_outbox TO 'relay'@'%'; \
+             GRANT SELECT ON users.user_outbox_about TO 'relay'@'%'; GRANT SELECT ON users.people TO 'relay'@'%'; \
+             GRANT EXECUTE ON FUNCTION users.user_outbox_trigger TO 'relay'@'%'",
+        )
+        .await?;
+        let mut relay = Database::connect(&seen_by(&config, "relay")?).await?;
+        is_good(&mut relay).await?;
+        root.run("DROP PROCEDURE users.user_outbox_note").await?;
+        let mut client = place.client().await?;
+        client
+            .run("INSERT INTO people (uid, login) VALUES (1, 'a')")
+            .await?;
+        for database in [&mut relay, &mut database] {
+            is_broken(database, "there is no procedure user_outbox_note").await?;
+            ensure!(!database.standing().await?.installed);
+        }
+        database.install(false).await?;
+        is_good(&mut relay).await?;
+        client
+            .run("INSERT INTO people (uid, login) VALUES (2, 'b')")
+            .await?;
+        ensure!(shown(&noted(&mut database).await?) == ["I 2"]);
     }
     Ok(())
 }

@@ -474,6 +474,53 @@ async fn values_of_the_newest_postgres_are_carried_or_named() -> Result<()> {
     are_carried(&Place::newest_postgres().await?, of_postgres()).await
 }
 
+/// SQLite takes any bytes anywhere.
+#[tokio::test]
+async fn ids_that_are_no_text_hold_nobody_up_in_sqlite() -> Result<()> {
+    let place = Place::sqlite()?;
+    let mut client = place.client().await?;
+    client
+        .run("CREATE TABLE people (uid TEXT PRIMARY KEY, login TEXT)")
+        .await?;
+    let config = place.config("people", "uid", &[("login", "username")])?;
+    let mut database = Database::connect(&config).await?;
+    database.install(false).await?;
+    client
+        .run(
+            "INSERT INTO people VALUES ('a', 'x'), (x'8f01c0de', 'x'), (x'ff00', 'x'), (CAST(x'ff' AS TEXT), 'x'), ('z', 'x'); \
+             INSERT INTO user_outbox (user_id, event, payload) VALUES ('b', CAST(x'ff' AS TEXT), '{}'); \
+             DELETE FROM people WHERE uid = x'ff00'",
+        )
+        .await?;
+    let layout = database.layout(false).await?;
+    let notes = database.unpublished(10).await?;
+    let known: Vec<_> = notes
+        .iter()
+        .filter(|note| note.payload.is_none() && layout.can_hold(&note.user))
+        .map(|note| note.user.as_str())
+        .collect();
+    ensure!(notes.len() == 7 && known == ["a", "z"], "{notes:?}");
+    let ids: Vec<i64> = notes.iter().map(|note| note.id).collect();
+    database.mark_published(&ids).await?;
+    let gone = database
+        .gone_within(std::time::Duration::from_secs(60), 0)
+        .await?;
+    ensure!(gone.len() == 1, "{gone:?}");
+    // However small the pages are, everybody is read, and there is an end.
+    for most in [1, 2, 100] {
+        let (mut read, mut after) = (Vec::new(), None);
+        for _ in 0..20 {
+            let page = database.page(&layout, after.as_deref(), most).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.id.clone());
+            read.extend(page.into_iter().map(|row| row.id));
+        }
+        let texts: Vec<_> = read.iter().filter(|id| id.is_ascii()).collect();
+        ensure!(texts == ["a", "z"] && read.len() < 20, "{most}: {read:?}");
+    }
+    Ok(())
+}
+
 /// A database of SQL_ASCII takes any bytes, also those that are no text.
 #[tokio::test]
 async fn bytes_that_are_no_text_fail_their_row_alone() -> Result<()> {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use usersync_core::target::{Removal, TargetConfig};
 
-use super::{Rule, Verdict, tests::state};
+use super::{Verdict, tests::state};
 use crate::Action;
 
 const CASES: usize = 20_000;

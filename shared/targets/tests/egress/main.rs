@@ -204,6 +204,7 @@ async fn rebind(scheme: &str, at_once: bool) -> Result<()> {
     let egress = Egress {
         allow: vec![Network::Range(allowed.into())],
         limit: Vec::new(),
+        ..Egress::default()
     };
     let url = database(scheme, "rebinding.attacker.test", decoy.port);
     let url = url.replace("http://u@", "http://");

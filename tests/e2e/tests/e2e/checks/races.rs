@@ -59,7 +59,7 @@ async fn all_alike(main: &Main) -> Result<(Stack, Bus)> {
     let crm = format!(
         "[crm]\n{}\ntable = {{ name = \"crm\", columns = {{ username = \"username\", email = \"email\", \
          state = \"status\", city = \"data.city\", n = \"data.n\" }} }}\n[crm.check]\n{CHECK}\n",
-        main.access()
+        main.access_of_a_target()?
     );
     let settings = main.settings();
     let stack = only(crm)

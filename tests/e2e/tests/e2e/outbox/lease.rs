@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use usersync_stack::{Service, eventually, http};
 
 use super::{Main, Server};
-use crate::support::SOON;
+use crate::support::{Api, SOON};
 
 /// Within so long another gateway takes over from one that is silent.
 const TAKEN_OVER: Duration = Duration::from_secs(15);
@@ -197,6 +197,18 @@ async fn triggers_that_are_gone_are_told_of(main: Main) -> Result<()> {
     })
     .await?;
     is_unready(stack.gateway(), "changes of `people` aren't noted").await?;
+    let api = Api::of(&stack).await?;
+    eventually(SOON, async || {
+        let status = api.get("/v1/status").await?;
+        let source = &status["sources"][0];
+        let why = source["problem"].as_str().unwrap_or_default();
+        ensure!(
+            source["state"] == "unnoted" && why.contains("aren't noted"),
+            "{source}"
+        );
+        Ok(())
+    })
+    .await?;
     let said = main
         .scheduler("again", None, &["outbox", "install"])
         .await?;

@@ -145,6 +145,15 @@ impl Main {
         )
     }
 
+    /// The same for a target, with a reference of its own: what a source names no target gets.
+    pub(crate) fn access_of_a_target(&self) -> Result<String> {
+        let password = self.dir.path().join("password");
+        let copy = self.dir.path().join("password-of-a-target");
+        std::fs::copy(&password, &copy)?;
+        let [password, copy] = [password, copy].map(|path| path.display().to_string());
+        Ok(self.access().replace(&password, &copy))
+    }
+
     pub(crate) fn settings(&self) -> PathBuf {
         self.dir.path().join("usersync.toml")
     }

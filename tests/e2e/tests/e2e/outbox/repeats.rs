@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use serde_json::{Value, json};
-use usersync_core::subjects::USER_EVENTS;
+use usersync_core::{event_key::EventKey, subjects::USER_EVENTS, user_id::UserId};
 use usersync_stack::eventually;
 
 use super::Main;
@@ -33,6 +33,54 @@ async fn rows_stored_long_ago_are_marked_and_not_stored_again_in_mariadb() -> Re
 #[tokio::test]
 async fn rows_stored_long_ago_are_marked_and_not_stored_again_in_postgres() -> Result<()> {
     stored_rows_are_marked(Main::postgres().await?).await
+}
+
+/// Whatever a service writes into its rows, nobody can have used the id before under which they are published.
+#[tokio::test]
+async fn an_id_in_a_payload_takes_nobody_elses_event_away() -> Result<()> {
+    let main = Main::mariadb().await?;
+    main.install().await?;
+    let stack = main.stack(1).await?;
+    let bus = Bus::connect(&stack).await?;
+    let write = async |user: &str, id: &str| {
+        let payload = json!({"user_id": user, "id": id, "username": user});
+        main.run(&format!(
+            "INSERT INTO user_outbox (user_id, event, payload) VALUES ('{user}', 'user.created', '{payload}')"
+        ))
+        .await
+    };
+    let publish = async |user: &str, id: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, id);
+        let event = json!({"user_id": user, "source": "shop", "id": "order-1", "username": user});
+        bus.publish_with("user.created", headers, event).await
+    };
+    // Who may publish has taken it before, and the other way round.
+    publish("first", "taken").await?;
+    write("a", "taken").await?;
+    let of_shop = EventKey::new(Some("shop"), "order-1").message_id();
+    write("b", &of_shop).await?;
+    main.until_published().await?;
+    publish("second", &of_shop).await?;
+    bus.until_taken_in().await?;
+    for user in ["first", "a", "b", "second"] {
+        let state = bus.state(user.parse::<UserId>()?).await?;
+        ensure!(state["username"] == user, "{state}");
+    }
+    // The same id of the same source and user is the same event still.
+    let twice = r#"{"user_id": "c", "id": "once", "data": {"n": NUMBER}}"#;
+    for number in ["1", "2"] {
+        let payload = twice.replace("NUMBER", number);
+        main.run(&format!(
+            "INSERT INTO user_outbox (user_id, event, payload) VALUES ('c', 'user.updated', '{payload}')"
+        ))
+        .await?;
+    }
+    main.until_published().await?;
+    bus.until_taken_in().await?;
+    let state = bus.state("c".parse::<UserId>()?).await?;
+    ensure!(state["data"]["n"] == 1, "{state}");
+    Ok(())
 }
 
 /// What intake knows by itself.
