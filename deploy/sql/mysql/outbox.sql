@@ -61,13 +61,13 @@ DROP TRIGGER IF EXISTS `user_outbox_update_new` //
 DROP TRIGGER IF EXISTS `user_outbox_delete_new` //
 
 CREATE TRIGGER `user_outbox_before_new` BEFORE INSERT ON `users` FOR EACH ROW
-usersync_4: BEGIN
+usersync_5: BEGIN
   -- Which row is under way: what REPLACE deletes comes back by the same one.
   SET @usersync_row = IF(CAST(@usersync_row AS CHAR) REGEXP '^[0-9]{1,18}$', @usersync_row, CONNECTION_ID() << 24) + 1;
 END //
 
 CREATE TRIGGER `user_outbox_insert_new` AFTER INSERT ON `users` FOR EACH ROW
-usersync_4: BEGIN
+usersync_5: BEGIN
   -- Whoever renames the id's column goes on writing; the relay sees that nothing is noted.
   DECLARE EXIT HANDLER FOR 1054 BEGIN END;
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
@@ -76,11 +76,14 @@ usersync_4: BEGIN
       DELETE FROM `user_outbox_spent` WHERE id = LAST_INSERT_ID();
     END IF;
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row);
+  -- It would write over what the application has changed and nobody has heard of yet.
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+    SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //
 
 CREATE TRIGGER `user_outbox_update_new` AFTER UPDATE ON `users` FOR EACH ROW
-usersync_4: BEGIN
+usersync_5: BEGIN
   DECLARE EXIT HANDLER FOR 1054 BEGIN END;
   -- What happens most often comes first, in one condition: each takes up to a tenth of the time of an insert.
   IF OLD.`id` = NEW.`id` AND @usersync_apply IS NULL AND @@insert_id = 0 THEN
@@ -101,11 +104,13 @@ usersync_4: BEGIN
         INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'I');
       END IF;
     END IF;
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+    SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //
 
 CREATE TRIGGER `user_outbox_delete_new` AFTER DELETE ON `users` FOR EACH ROW
-usersync_4: BEGIN
+usersync_5: BEGIN
   DECLARE EXIT HANDLER FOR 1054 BEGIN END;
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.`id` IS NOT NULL THEN
     IF @@insert_id > 0 THEN
@@ -122,13 +127,13 @@ DROP TRIGGER IF EXISTS `user_outbox_update` //
 DROP TRIGGER IF EXISTS `user_outbox_delete` //
 
 CREATE TRIGGER `user_outbox_before` BEFORE INSERT ON `users` FOR EACH ROW
-usersync_4: BEGIN
+usersync_5: BEGIN
   -- Which row is under way: what REPLACE deletes comes back by the same one.
   SET @usersync_row = IF(CAST(@usersync_row AS CHAR) REGEXP '^[0-9]{1,18}$', @usersync_row, CONNECTION_ID() << 24) + 1;
 END //
 
 CREATE TRIGGER `user_outbox_insert` AFTER INSERT ON `users` FOR EACH ROW
-usersync_4: BEGIN
+usersync_5: BEGIN
   -- Whoever renames the id's column goes on writing; the relay sees that nothing is noted.
   DECLARE EXIT HANDLER FOR 1054 BEGIN END;
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
@@ -137,11 +142,14 @@ usersync_4: BEGIN
       DELETE FROM `user_outbox_spent` WHERE id = LAST_INSERT_ID();
     END IF;
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row);
+  -- It would write over what the application has changed and nobody has heard of yet.
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+    SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //
 
 CREATE TRIGGER `user_outbox_update` AFTER UPDATE ON `users` FOR EACH ROW
-usersync_4: BEGIN
+usersync_5: BEGIN
   DECLARE EXIT HANDLER FOR 1054 BEGIN END;
   -- What happens most often comes first, in one condition: each takes up to a tenth of the time of an insert.
   IF OLD.`id` = NEW.`id` AND @usersync_apply IS NULL AND @@insert_id = 0 THEN
@@ -162,11 +170,13 @@ usersync_4: BEGIN
         INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'I');
       END IF;
     END IF;
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+    SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //
 
 CREATE TRIGGER `user_outbox_delete` AFTER DELETE ON `users` FOR EACH ROW
-usersync_4: BEGIN
+usersync_5: BEGIN
   DECLARE EXIT HANDLER FOR 1054 BEGIN END;
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND OLD.`id` IS NOT NULL THEN
     IF @@insert_id > 0 THEN

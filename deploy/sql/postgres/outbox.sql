@@ -54,12 +54,16 @@ $usersync$;
 -- search_path matters; to set one here would cost each row a fifth more. No change of the table makes a write fail here: where
 -- the id's column was renamed, or has another type than this session knew, it is found by its key.
 CREATE OR REPLACE FUNCTION "public"."user_outbox_capture"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $usersync$
-<<usersync_3>>
+<<usersync_4>>
 DECLARE
   old_id pg_catalog.text;
   new_id pg_catalog.text;
   named pg_catalog.text;
 BEGIN
+  -- It would write over what the application has changed and nobody has heard of yet.
+  IF pg_catalog.current_setting('usersync.apply', true) OPERATOR(pg_catalog.=) 'blind' THEN
+    RAISE EXCEPTION USING ERRCODE = '42U99', MESSAGE = 'a worker writes here that doesn''t see user_outbox';
+  END IF;
   BEGIN
     IF TG_OP OPERATOR(pg_catalog.<>) 'INSERT' THEN
       old_id := OLD."id"::pg_catalog.text;
@@ -94,7 +98,7 @@ $usersync$;
 
 -- TRUNCATE deletes everybody.
 CREATE OR REPLACE FUNCTION "public"."user_outbox_truncate"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $usersync$
-<<usersync_3>>
+<<usersync_4>>
 DECLARE
   named pg_catalog.text := (SELECT a.attname FROM pg_catalog.pg_index i
     JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid AND a.attnum OPERATOR(pg_catalog.=) i.indkey[0]

@@ -290,9 +290,16 @@ async fn check_sources(settings: &Settings) -> Vec<String> {
             }
             Ok(standing) if standing.installed => {
                 tracing::info!(source = %name, unpublished = standing.unpublished, "the outbox is there");
+                for remark in standing.remarks {
+                    tracing::warn!(source = %name, "{remark}");
+                }
             }
+            Ok(standing) if standing.is_there => failed.push(format!(
+                "source {name}: changes aren't noted: {}; `usersync-scheduler outbox install` renews the outbox, by an account that may",
+                standing.missing.join(", ")
+            )),
             Ok(_) => failed.push(format!(
-                "source {name}: its outbox isn't there; make it with `usersync-scheduler outbox install --source {name}`"
+                "source {name}: its outbox isn't there; `usersync-scheduler outbox install` makes it, by an account that may"
             )),
             Err(error) => failed.push(format!("source {name}: {:#}", anyhow::Error::new(error))),
         }

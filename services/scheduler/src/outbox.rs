@@ -23,7 +23,8 @@ pub(crate) async fn run(work: OutboxWork) -> anyhow::Result<()> {
                 for remark in &plan.remarks {
                     writeln!(out, "-- Note: {remark}")?;
                 }
-                write!(out, "{}", plan.script)?;
+                let watching = plan.watching.unwrap_or_default();
+                write!(out, "{}\n{watching}", plan.script)?;
                 return Ok(());
             }
             let plan = database.install_with(all, new_epoch).await?;

@@ -104,7 +104,10 @@ mod tests {
     use serde_json::json;
 
     fn networks(text: &str) -> Vec<Network> {
-        let parts = text.split(',').filter(|part| !part.is_empty());
+        let parts = text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty());
         parts.map(|part| part.parse().unwrap()).collect()
     }
 

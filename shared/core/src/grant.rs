@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeSet,
     fmt,
+    os::unix::fs::MetadataExt as _,
     path::{Component, Path, PathBuf},
     str::FromStr,
 };
@@ -62,6 +63,9 @@ pub enum NotGranted {
     /// It is a secret of this process.
     #[error("{0} is a secret of this process, which no target gets")]
     Own(SecretRef),
+    /// The file is somewhere else.
+    #[error("{0} is a link that leads out of what is granted to targets (setting egress.secrets)")]
+    LeadsOut(SecretRef),
 }
 
 impl Default for Grants {
@@ -113,15 +117,47 @@ impl Grants {
         })
     }
 
-    /// The first reference of `target` that may not be resolved: its key, and why.
+    /// The same of the file that it leads to, right before it is read: one file has many names.
+    ///
+    /// # Errors
+    /// As [`Self::check`], and when the file is one of the process's own, or not where it is granted.
+    pub fn admit(&self, reference: &SecretRef) -> Result<(), NotGranted> {
+        self.check(reference)?;
+        let SecretRef::File(path) = reference else {
+            return Ok(());
+        };
+        // That there is none is said where it is read.
+        let (Some(file), Ok(place)) = (identity(path), path.canonicalize()) else {
+            return Ok(());
+        };
+        let own = self.own.iter().filter_map(|own| match own {
+            SecretRef::File(path) => identity(path),
+            SecretRef::Env(_) => None,
+        });
+        if own.into_iter().any(|own| own == file) {
+            return Err(NotGranted::Own(reference.clone()));
+        }
+        let mut places = self.granted.iter().filter(|grant| grant.covers(reference));
+        match places.any(|grant| grant.holds(&place)) {
+            true => Ok(()),
+            false => Err(NotGranted::LeadsOut(reference.clone())),
+        }
+    }
+
+    /// The first reference of `target` that may not be resolved, by what it says alone: its key, and why.
     ///
     /// # Errors
     /// When there is one.
     pub fn check_all(&self, target: &TargetConfig) -> Result<(), (String, NotGranted)> {
-        let references = target.references().into_iter();
-        let mut refused =
-            references.filter_map(|(key, reference)| Some((key, self.check(&reference).err()?)));
-        refused.next().map_or(Ok(()), Err)
+        first(target, |reference| self.check(reference))
+    }
+
+    /// The same by the files that references lead to.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn admit_all(&self, target: &TargetConfig) -> Result<(), (String, NotGranted)> {
+        first(target, |reference| self.admit(reference))
     }
 }
 
@@ -147,6 +183,35 @@ impl Grant {
             _ => false,
         }
     }
+
+    /// Whether a file that is there, without links on the way, is where this grants it.
+    fn holds(&self, place: &Path) -> bool {
+        match self {
+            // It was named itself: where it leads to is its owner's matter.
+            Self::File(_) => true,
+            Self::Directory(path) => path
+                .canonicalize()
+                .is_ok_and(|directory| place.starts_with(directory)),
+            Self::Variable(_) | Self::Variables(_) => false,
+        }
+    }
+}
+
+/// The first reference of `target` that is refused, with its key.
+fn first(
+    target: &TargetConfig,
+    check: impl Fn(&SecretRef) -> Result<(), NotGranted>,
+) -> Result<(), (String, NotGranted)> {
+    let references = target.references().into_iter();
+    let mut refused =
+        references.filter_map(|(key, reference)| Some((key, check(&reference).err()?)));
+    refused.next().map_or(Ok(()), Err)
+}
+
+/// What tells a file from others, whatever it is called: device and number.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = path.metadata().ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// Whether a path is absolute and leads nowhere but down.
@@ -173,9 +238,13 @@ impl FromStr for Grant {
         let fits = match &grant {
             // Everything is what nobody means to grant.
             Self::Variable(name) | Self::Variables(name) => {
-                !name.is_empty() && !name.contains(['*', '=', '\0'])
+                let odd = |symbol: char| symbol.is_whitespace() || "*=\0".contains(symbol);
+                !name.is_empty() && !name.contains(odd)
             }
-            Self::File(path) | Self::Directory(path) => is_plain(path),
+            // A wildcard would be a name like any other.
+            Self::File(path) | Self::Directory(path) => {
+                is_plain(path) && !path.to_string_lossy().contains('*')
+            }
         };
         fits.then_some(grant).ok_or(InvalidGrant)
     }
@@ -255,6 +324,8 @@ mod tests {
             "file:/",
             "file:x/",
             "file:/a/../b",
+            "file:/a/*",
+            "env: A",
             "CRM",
         ] {
             assert_eq!(refused.parse::<Grant>(), Err(InvalidGrant), "{refused}");
@@ -285,6 +356,41 @@ mod tests {
             assert!(matches!(refused, NotGranted::Own(_)), "{refused}");
         }
         assert!(may(&grants, "env:ONE") && may(&grants, "env:USERSYNC_TARGET_OTHER"));
+    }
+
+    /// As Kubernetes lays a volume of secrets out.
+    #[test]
+    fn a_file_is_the_same_by_any_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, at(name)).unwrap();
+        std::fs::create_dir_all(at("secrets/..2026")).unwrap();
+        for name in ["secrets/..2026/nats", "secrets/..2026/crm", "elsewhere"] {
+            std::fs::write(at(name), name).unwrap();
+        }
+        link("..2026", "secrets/..data");
+        link("..data/nats", "secrets/nats");
+        link("..data/crm", "secrets/crm");
+        link("../elsewhere", "secrets/out");
+        std::fs::hard_link(at("secrets/..2026/nats"), at("secrets/hard")).unwrap();
+        let secrets = at("secrets");
+        let path = at("settings.toml");
+        let text = format!(
+            "nats.password = \"file:{0}/nats\"\negress.secrets = [\"file:{0}/\"]",
+            secrets.display()
+        );
+        std::fs::write(&path, text).unwrap();
+        let grants = Grants::read(&mut Reader::of_file(Some(&path)));
+        let admit = |name: &str| grants.admit(&SecretRef::File(secrets.join(name)));
+        for own in ["nats", "..data/nats", "..2026/nats", "hard"] {
+            let refused = admit(own).unwrap_err();
+            assert!(matches!(refused, NotGranted::Own(_)), "{own}: {refused}");
+        }
+        let out = admit("out").unwrap_err();
+        assert!(matches!(out, NotGranted::LeadsOut(_)), "{out}");
+        for granted in ["crm", "..data/crm", "..2026/crm", "missing"] {
+            assert_eq!(admit(granted), Ok(()), "{granted}");
+        }
     }
 
     #[test]

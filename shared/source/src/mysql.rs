@@ -31,11 +31,11 @@ pub(crate) use sql::{Flavour, LATER, RANDOM, TRIGGERS, script, watch_script};
 
 /// Marking a range must not lock the gap behind it, where writers add rows.
 const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE";
-/// Whatever the server's defaults are: times are told in UTC, texts without blanks behind them, all rows are read, and what
-/// is written is written at once.
+/// Whatever the server's defaults are: times are told in UTC, texts without blanks behind them, all rows are read, names are shown in
+/// quotes, and what is written is written at once.
 const SESSION: &str = "SET SESSION innodb_lock_wait_timeout = 10, lock_wait_timeout = 10, time_zone = '+00:00', \
      sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', sql_select_limit = 18446744073709551615, \
-     sql_safe_updates = 0, sql_big_selects = 1, completion_type = 0, autocommit = 1";
+     sql_safe_updates = 0, sql_big_selects = 1, completion_type = 0, autocommit = 1, sql_quote_show_create = 1";
 /// What is said where the account is gone with whose rights something runs.
 const NO_SUCH_DEFINER: u16 = 1449;
 /// The most ranges of ids in one statement.

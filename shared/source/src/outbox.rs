@@ -36,8 +36,10 @@ const COLUMNS: [&str; 9] = [
 /// What an installation would do.
 #[derive(Clone, Debug)]
 pub struct InstallPlan {
-    /// The SQL, all of it.
+    /// The SQL that notes changes.
     pub script: String,
+    /// The SQL that lets relays see whether they are noted, where that takes some; changes are noted without it, too.
+    pub watching: Option<String>,
     /// What is mapped, `column=member` each.
     pub mapped: Vec<String>,
     /// Whether there is an outbox already, whose triggers are renewed.
@@ -96,6 +98,7 @@ impl Database {
         let mapped = mapped.map(|column| format!("{}={}", column.name, column.member));
         let plan = InstallPlan {
             script: self.session.script(&layout),
+            watching: self.session.watch_script(&layout.table),
             mapped: mapped.collect(),
             again: !installed.outbox.is_empty(),
             remarks: layout.remarks.clone(),

@@ -282,13 +282,16 @@ impl Session for Postgres {
                p.prosrc LIKE '%' || $2 || '%' \
              FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid \
              WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgname = ANY($3) \
-               AND c.relnamespace = COALESCE(to_regnamespace($4), to_regnamespace(quote_ident(current_schema())))";
+               AND c.relnamespace = COALESCE(to_regnamespace($4), \
+                 (SELECT relnamespace FROM pg_class WHERE oid = to_regclass($1)), \
+                 (SELECT relnamespace FROM pg_class WHERE oid = to_regclass($5)), to_regnamespace(quote_ident(current_schema())))";
         let names: Vec<&str> = TRIGGERS.iter().chain(&LATER).copied().collect();
         let triggers = sqlx::query_as(triggers)
             .bind(quoted(table))
             .bind(VERSION)
             .bind(names)
-            .bind(table.schema.as_deref().map(name_quoted));
+            .bind(table.schema.as_deref().map(name_quoted))
+            .bind(&self.outbox);
         let triggers: Vec<(String, String, bool, String, bool)> = triggers
             .fetch_all(&mut self.connection)
             .await

@@ -17,11 +17,18 @@ pub(crate) trait Dialect: Send + Sync {
     type Connection: Send;
     /// Whose SQL digests are asked for in.
     const FLAVOUR: Flavour;
-    /// Begins a transaction whose every statement sees what was committed before it.
-    const BEGIN: &str;
+    /// Ends a transaction.
+    const COMMIT: &str = "COMMIT";
+    /// Undoes one.
+    const ROLLBACK: &str = "ROLLBACK";
 
     /// The code of an error about a value that must be unique.
     const DUPLICATE: &str;
+
+    /// Begins a transaction whose every statement sees what was committed before it. It says whether it writes beside an
+    /// outbox that it looks at: the triggers of one that it knows nothing of refuse it, for it would undo what the
+    /// application has done and the outbox hasn't told of.
+    fn begin(layout: &Layout) -> &'static str;
 
     /// Opens a connection.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, Trouble>> + Send;

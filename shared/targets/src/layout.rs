@@ -82,6 +82,8 @@ pub(crate) struct Live {
     pub(crate) altered: bool,
     /// The outbox that its changes are noted in, as a statement names it.
     pub(crate) outbox: Option<String>,
+    /// We may not read it.
+    pub(crate) outbox_is_hidden: bool,
 }
 
 /// A mapping that fits the table.
@@ -176,6 +178,12 @@ impl Layout {
         deletes: bool,
     ) -> Result<Self, String> {
         let mut problems = Vec::new();
+        if let (Some(outbox), true) = (&live.outbox, live.outbox_is_hidden) {
+            problems.push(format!(
+                "the table has an outbox that this login may not read, so that what the application has changed could be written over; \
+                 GRANT SELECT ON {outbox} to it"
+            ));
+        }
         let find = |name: &str| live.columns.iter().find(|column| column.name == name);
         let missing =
             |name: &str, expected: &str| format!("column `{name}` is missing; expected {expected}");

@@ -285,7 +285,7 @@ pub fn connect_by(
     egress: &Egress,
     names: Arc<dyn Names>,
 ) -> Result<Box<dyn Target>, ConfigError> {
-    if let Err((key, refused)) = egress.secrets.check_all(config) {
+    if let Err((key, refused)) = egress.secrets.admit_all(config) {
         return Err(ConfigError::NotGranted { key, refused });
     }
     make(config, Way::new(egress.of(config), names))

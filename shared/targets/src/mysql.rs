@@ -52,8 +52,16 @@ impl Dialect for MySql {
     type Connection = MySqlConnection;
     const FLAVOUR: Flavour = Flavour::MySql;
     // The session is at READ COMMITTED.
-    const BEGIN: &str = "BEGIN";
+    const COMMIT: &str = "COMMIT; SET @usersync_apply = 'blind'";
+    const ROLLBACK: &str = "ROLLBACK; SET @usersync_apply = 'blind'";
     const DUPLICATE: &str = "23000";
+
+    fn begin(layout: &Layout) -> &'static str {
+        match layout.outbox {
+            Some(_) => "SET @usersync_apply = 1; BEGIN",
+            None => "BEGIN",
+        }
+    }
 
     async fn connect(&self) -> Result<MySqlConnection, Trouble> {
         self.open().await
@@ -282,7 +290,19 @@ impl Dialect for MySql {
         let name = quoted(&layout.name);
         let statement = format!("UPDATE {name} SET {kept} = 0 WHERE {key} = ? AND {kept} = ?");
         let query = bind_id(sqlx::query(AssertSqlSafe(statement)), layout, id).bind(version);
-        query.execute(connection).await.map(drop).map_err(trouble)
+        self.run(connection, Self::begin(layout)).await?;
+        let done = query
+            .execute(&mut *connection)
+            .await
+            .map(drop)
+            .map_err(trouble);
+        let end = if done.is_ok() {
+            Self::COMMIT
+        } else {
+            Self::ROLLBACK
+        };
+        self.run(connection, end).await?;
+        done
     }
 
     async fn read(

@@ -192,8 +192,14 @@ impl Postgres {
 impl Dialect for Postgres {
     type Connection = PgConnection;
     const FLAVOUR: Flavour = Flavour::Postgres;
-    const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
     const DUPLICATE: &str = "23505";
+
+    fn begin(layout: &Layout) -> &'static str {
+        match layout.outbox {
+            Some(_) => "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL usersync.apply = 'on'",
+            None => "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL usersync.apply = 'blind'",
+        }
+    }
 
     async fn connect(&self) -> Result<PgConnection, Trouble> {
         self.open().await
@@ -255,22 +261,23 @@ impl Dialect for Postgres {
              JOIN pg_namespace n ON n.oid = b.typnamespace \
              LEFT JOIN pg_collation c ON c.oid = a.attcollation \
              WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
-        let outbox = "SELECT quote_ident(n.nspname) || '.user_outbox' FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid \
+        let outbox = "SELECT quote_ident(n.nspname) || '.user_outbox', has_table_privilege(o.oid, 'SELECT') FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid \
              JOIN pg_namespace n ON n.oid = c.relnamespace \
              JOIN pg_class o ON o.relnamespace = c.relnamespace AND o.relname = 'user_outbox' \
-             WHERE t.tgrelid = to_regclass($1) AND t.tgname = 'user_outbox' AND has_table_privilege(o.oid, 'SELECT')";
+             WHERE t.tgrelid = to_regclass($1) AND t.tgname = 'user_outbox'";
         let looking = async |connection: &mut PgConnection| {
             let rows = self.query(columns).bind(quoted(name));
             let rows = rows.fetch_all(&mut *connection).await.map_err(trouble)?;
             if rows.is_empty() {
                 return Ok(None);
             }
-            let outbox = self.scalar(outbox).bind(quoted(name));
+            let outbox = self.query(outbox).bind(quoted(name));
             let outbox = outbox.fetch_optional(&mut *connection).await;
-            let mut live = Live {
-                outbox: outbox.map_err(trouble)?,
-                ..Live::default()
-            };
+            let mut live = Live::default();
+            if let Some(row) = outbox.map_err(trouble)? {
+                live.outbox = Some(row.try_get(0).map_err(trouble)?);
+                live.outbox_is_hidden = !row.try_get::<bool, _>(1).map_err(trouble)?;
+            }
             for row in &rows {
                 let (column, unique) = column(row).map_err(trouble)?;
                 if unique {
@@ -376,7 +383,6 @@ impl Dialect for Postgres {
             ..
         } = &layout.table;
         let (id, version, deleted) = (quoted(id), quoted(version), quoted(deleted));
-        self.run(connection, APPLY).await?;
         let mut written = HashSet::new();
         for row in rows {
             let told = layout.told(&row.shape()).into_iter().enumerate();
@@ -464,7 +470,7 @@ impl Dialect for Postgres {
             quoted(&layout.name),
             layout.id_cast
         );
-        let begin = "BEGIN; SET LOCAL usersync.apply = 'on'";
+        let begin = Self::begin(layout);
         let mut transaction = connection.begin_with(begin).await.map_err(trouble)?;
         let query = self.query(AssertSqlSafe(statement)).bind(id).bind(version);
         query.execute(&mut *transaction).await.map_err(trouble)?;
@@ -488,7 +494,6 @@ impl Dialect for Postgres {
         layout: &Layout,
         ids: &[String],
     ) -> Result<HashMap<String, Held>, Trouble> {
-        self.run(connection, APPLY).await?;
         // In the order that batches are written in.
         let id = quoted(&layout.table.id);
         let locked = format!("ORDER BY {id}::text COLLATE \"C\" FOR UPDATE");
@@ -617,8 +622,6 @@ impl Dialect for Postgres {
     }
 }
 
-/// What a transaction writes is no change of the table's own.
-const APPLY: &str = "SET LOCAL usersync.apply = 'on'";
 const DELETED: &str = "boolean NOT NULL DEFAULT false";
 const VERSION: &str = "bigint NOT NULL DEFAULT 0";
 
@@ -650,15 +653,20 @@ fn upsert(layout: &Layout, shape: &Shape) -> String {
         };
     }
     format!(
-        "INSERT INTO {} AS held ({id}, {names}{deleted}, {version}) \
+        "INSERT INTO {} AS held ({id}, {names}{deleted}, {version}) OVERRIDING SYSTEM VALUE \
          SELECT told.i::{}, {values}told.d, told.v \
-         FROM set_config('usersync.apply', 'on', true), \
+         FROM set_config('usersync.apply', '{}', true), \
               unnest($1::text[], $2::bool[], $3::int8[]{parameters}) AS told(i, d, v{aliases}) \
          ON CONFLICT ({id}) DO UPDATE SET {assignments}{deleted} = EXCLUDED.{deleted}, {version} = EXCLUDED.{version} \
          WHERE COALESCE(held.{version}, 0) <= EXCLUDED.{version} \
          RETURNING held.{id}::text, held.{version}",
         quoted(&layout.name),
-        layout.id_cast
+        layout.id_cast,
+        if layout.outbox.is_some() {
+            "on"
+        } else {
+            "blind"
+        },
     )
 }
 

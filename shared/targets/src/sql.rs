@@ -215,7 +215,7 @@ impl<D: Dialect> SqlTarget<D> {
         rows: &[Row],
         how: How,
     ) -> Result<Vec<Fate>, Trouble> {
-        self.dialect.run(connection, D::BEGIN).await?;
+        self.dialect.run(connection, D::begin(layout)).await?;
         let writing = async {
             let fates = self.apply(connection, layout, rows, how).await?;
             let noted = match &layout.outbox {
@@ -229,11 +229,11 @@ impl<D: Dialect> SqlTarget<D> {
         };
         match writing.await {
             Ok((fates, false)) => {
-                self.dialect.run(connection, "COMMIT").await?;
+                self.dialect.run(connection, D::COMMIT).await?;
                 Ok(fates)
             }
             Ok((_, true)) => {
-                self.dialect.run(connection, "ROLLBACK").await?;
+                self.dialect.run(connection, D::ROLLBACK).await?;
                 match rows {
                     [_] => Ok(vec![Fate::Noted]),
                     // Halves are tried, until it is alone.
@@ -247,7 +247,7 @@ impl<D: Dialect> SqlTarget<D> {
             }
             Err(trouble) => {
                 if !trouble.lost {
-                    self.dialect.run(connection, "ROLLBACK").await?;
+                    self.dialect.run(connection, D::ROLLBACK).await?;
                 }
                 Err(trouble)
             }

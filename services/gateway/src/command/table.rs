@@ -130,10 +130,12 @@ fn remarks(status: &Status, room: Room) -> Vec<String> {
 
 fn remark(source: &SourceStatus) -> (Style, String) {
     let (style, state) = match source.state {
-        Relayed::Stopped => (
-            BAD,
-            "stopped: no gateway publishes it, changes there reach nobody".to_owned(),
-        ),
+        Relayed::Stopped => {
+            let why = source.problem.as_deref();
+            let why = why.map_or_else(String::new, |why| format!(": {why}"));
+            let stopped = "stopped: no gateway publishes it, changes there reach nobody";
+            (BAD, format!("{stopped}{why}"))
+        }
         Relayed::Unnoted => {
             let why = source.problem.as_deref().unwrap_or("changes aren't noted");
             (BAD, format!("unnoted: {why}"))

@@ -48,10 +48,10 @@ pub(crate) struct SourceStatus {
     pub source: String,
     /// All of it in a word.
     pub state: Relayed,
-    /// Why changes aren't noted, where they aren't.
+    /// Why changes aren't noted, or not published, where that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-    /// For how long the oldest change has been waiting, in seconds, when it was looked at last; 0 where nobody looks.
+    /// For how long the oldest change has been waiting, in seconds, when it was looked at last; 0 where nobody has.
     pub oldest_seconds: f64,
     /// Rows of the outbox that make no event.
     pub failed: u64,
@@ -205,6 +205,8 @@ impl SourceStatus {
     fn of(source: &str, notices: &[Notice], now: Timestamp) -> Self {
         let mut relaying = notices.iter();
         let relaying = relaying.find(|notice| notice.state == State::Relaying);
+        // Where nobody relays, whoever looked last knows best.
+        let known = relaying.or_else(|| notices.iter().max_by_key(|notice| notice.looked));
         let waiting = relaying.map_or(Duration::ZERO, |notice| notice.waiting(now));
         Self {
             source: source.to_owned(),
@@ -214,9 +216,9 @@ impl SourceStatus {
                 Some(_) if waiting > BEHIND => Relayed::Behind,
                 Some(_) => Relayed::Ok,
             },
-            problem: relaying.and_then(|notice| notice.broken.clone()),
-            oldest_seconds: relaying.map_or(0.0, |notice| notice.oldest_seconds),
-            failed: relaying.map_or(0, |notice| notice.failed),
+            problem: known.and_then(|notice| notice.broken.clone()),
+            oldest_seconds: known.map_or(0.0, |notice| notice.oldest_seconds),
+            failed: known.map_or(0, |notice| notice.failed),
         }
     }
 }

@@ -49,7 +49,7 @@ pub(crate) struct Notice {
     pub failed: u64,
     /// When it looked last.
     pub looked: Timestamp,
-    /// Why changes aren't noted there, if so.
+    /// Why changes aren't noted there, if so; or why it can't relay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broken: Option<String>,
     /// When its database was put back to an earlier time, if ever.
@@ -86,9 +86,26 @@ impl Board {
         }
     }
 
-    /// This gateway doesn't relay the outbox.
-    pub(super) fn idle(&self, source: &SourceName, state: State) {
-        self.show(source, state, Lag::default(), None, None);
+    /// Another gateway relays the outbox, and knows how it is.
+    pub(super) fn standby(&self, source: &SourceName) {
+        self.show(source, State::Standby, Lag::default(), None, None);
+    }
+
+    /// This gateway can't relay the outbox: what it has seen last is all that is known, if nobody else can.
+    pub(super) fn down(&self, source: &SourceName, why: &str) {
+        let broken = Some(why.to_owned());
+        let last = self.lock().get(source.as_ref()).cloned();
+        match last {
+            Some(last) => self.put(
+                source,
+                Notice {
+                    state: State::Down,
+                    broken,
+                    ..last
+                },
+            ),
+            None => self.show(source, State::Down, Lag::default(), broken, None),
+        }
     }
 
     /// It does, and this is how far it is behind, why changes aren't noted, if so, and when the database was put back.
@@ -118,6 +135,11 @@ impl Board {
             broken,
             put_back,
         };
+        self.put(source, notice);
+    }
+
+    fn put(&self, source: &SourceName, notice: Notice) {
+        let state = notice.state;
         let before = self.lock().insert(source.to_string(), notice);
         if before.is_none_or(|before| before.state != state) {
             self.changed.notify_one();

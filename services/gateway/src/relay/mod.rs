@@ -183,12 +183,12 @@ impl Relay {
                 break;
             };
             self.meters.idle();
-            self.board.idle(&self.name, State::Down);
             if began.elapsed() > PAUSES.1 {
                 pause = PAUSES.0;
                 said.clear();
             }
             let reason = error.to_string();
+            self.board.down(&self.name, &reason);
             if reason != said {
                 tracing::warn!(source = %self.name, error = reason, "can't relay the outbox; trying again");
             }
@@ -240,7 +240,7 @@ impl Relay {
         while !holder.try_lock().await? {
             if tries == 0 {
                 tracing::info!(source = %self.name, "another gateway relays the outbox; standing by");
-                self.board.idle(&self.name, State::Standby);
+                self.board.standby(&self.name);
             }
             if tries % ASK_EVERY == 0 {
                 // Whoever holds it says how the database is.

@@ -54,8 +54,8 @@ impl Flavour {
     /// The label in every trigger, which says how it was made; a comment would be left out by some clients.
     pub(super) fn version(self) -> &'static str {
         match self {
-            Self::MySql => "usersync_4",
-            Self::MariaDb => "usersync_5",
+            Self::MySql => "usersync_5",
+            Self::MariaDb => "usersync_5_call",
         }
     }
 }

@@ -19,7 +19,7 @@ pub(super) const FUNCTIONS: [&str; 3] = [
     "user_outbox_notify",
 ];
 /// The label in every function, which says how it was made.
-pub(super) const VERSION: &str = "usersync_3";
+pub(super) const VERSION: &str = "usersync_4";
 
 const TEMPLATE: &str = include_str!("outbox.sql");
 

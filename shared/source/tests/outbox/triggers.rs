@@ -564,6 +564,16 @@ async fn triggers_that_are_off_are_seen(place: &Place) -> Result<()> {
         }
         ensure!(database.watch().await? == Watched::Good, "{on}");
     }
+    // Where the tables are isn't what comes first.
+    client
+        .run("ALTER DATABASE postgres SET search_path = pg_catalog, public")
+        .await?;
+    let mut elsewhere = Database::connect(&config).await?;
+    ensure!(elsewhere.watch().await? == Watched::Good);
+    ensure!(elsewhere.standing().await?.installed);
+    client
+        .run("ALTER DATABASE postgres RESET search_path")
+        .await?;
     client
         .run("ALTER TABLE people RENAME TO old; CREATE TABLE people (LIKE old INCLUDING ALL)")
         .await?;

@@ -146,7 +146,7 @@ fn of_mysql(place: &Place) -> Types<'_> {
         unmapped,
         writing: "SET SESSION sql_mode = 'ALLOW_INVALID_DATES', time_zone = '+00:00'",
         hostile: "SET GLOBAL sql_mode = 'ANSI_QUOTES,PAD_CHAR_TO_FULL_LENGTH,NO_BACKSLASH_ESCAPES'; \
-                  SET GLOBAL time_zone = '+09:00'; SET GLOBAL sql_select_limit = 2; SET GLOBAL lc_time_names = 'de_DE'",
+                  SET GLOBAL time_zone = '+09:00'; SET GLOBAL sql_select_limit = 2; SET GLOBAL lc_time_names = 'de_DE'; SET GLOBAL sql_quote_show_create = 0",
     }
 }
 

@@ -14,6 +14,12 @@ use crate::{
 pub(super) const READ_ONLY: &str =
     "the server is read-only: it is a replica, or set so; the url has to lead to the primary";
 
+/// What triggers of an outbox say to a session that knows nothing of them; no user is to blame.
+const UNSEEN: &str = "42S99";
+/// What to do then.
+const HIDDEN: &str = "the table has an outbox that this login doesn't see, so that what the application has changed could be written over; \
+     GRANT SELECT ON user_outbox and TRIGGER ON the table to it";
+
 /// What to do when MySQL wants the password and nothing hides it on the way.
 const SHA2: &str = "the user's password is checked by caching_sha2_password (or sha256_password), which takes it over TLS only, and \
      this connection has none: set `tls = { ca = \"file:PATH\" }`, or take `ssl-mode=disabled` out of the url";
@@ -43,6 +49,7 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
         }
         Blame::Server => "the server can't be used",
         Blame::Demoted => READ_ONLY,
+        Blame::Table if error.code() == Some(UNSEEN) => HIDDEN,
         Blame::Table => "the table isn't as it was",
     };
     Trouble {
@@ -97,6 +104,8 @@ fn blame(number: u16, state: Option<&str>) -> Blame {
         1036 | 1290 | 1792 | 1836 | 1874 | 1881 | 3032 => Blame::Demoted,
         // Too many connections; interrupted.
         1040 | 1203 | 1226 | 1317 | 1969 | 3024 => Blame::Busy,
+        // Triggers of an outbox that we know nothing of.
+        1644 if state == Some(UNSEEN) => Blame::Table,
         // The columns, their number, their defaults.
         1054 | 1136 | 1146 | 1364 => Blame::Table,
         // No room; not let in; on its way down.
@@ -122,6 +131,7 @@ mod tests {
             (1406, "22001", Blame::Row),
             (4025, "23000", Blame::Row),
             (1644, "45000", Blame::Row),
+            (1644, UNSEEN, Blame::Table),
             (1213, "40001", Blame::Collision),
             (1205, "HY000", Blame::Busy),
             (1040, "08004", Blame::Busy),

@@ -21,7 +21,7 @@ use crate::{
 /// What is written is no change of the table's own, should it have an outbox. Values that don't fit are errors,
 /// whatever the server's own mode; what is written is committed, and what is read is read whole. Locks are held on the
 /// rows written only: gap locks, which the stricter default takes, make batches collide.
-const SESSION: &str = "SET @usersync_apply = 1, SESSION sql_mode = 'STRICT_ALL_TABLES,\
+const SESSION: &str = "SET @usersync_apply = 'blind', SESSION sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,\
     ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION', \
     SESSION autocommit = 1, SESSION completion_type = 0, SESSION sql_safe_updates = 0, SESSION sql_big_selects = 1, \
     SESSION sql_select_limit = 18446744073709551615, SESSION unique_checks = 1, SESSION foreign_key_checks = 1, \

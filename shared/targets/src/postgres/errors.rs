@@ -14,6 +14,9 @@ use crate::{
 pub(super) const READ_ONLY: &str =
     "the server is read-only: it is a standby, or set so; the url has to lead to the primary";
 
+/// What triggers of an outbox say to a session that knows nothing of them, for it was made a moment ago.
+const UNSEEN: &str = "42U99";
+
 /// What went wrong, by its code: message and detail may hold values.
 pub(super) fn trouble(error: sqlx::Error) -> Trouble {
     let Some(error) = error
@@ -50,6 +53,9 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
         }
         Blame::Server => "the server can't be used",
         Blame::Demoted => READ_ONLY,
+        Blame::Table if error.code() == UNSEEN => {
+            "the table has an outbox that isn't looked at, so that what the application has changed could be written over"
+        }
         Blame::Table => "the table isn't as it was",
     };
     let mut reason = format!("{SERVER}: {what} ({})", error.code());

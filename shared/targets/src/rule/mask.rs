@@ -57,7 +57,7 @@ impl Masks {
             return Ok(());
         };
         let wrong = |error: &dyn std::fmt::Display| format!("fields.mask_key: {error}");
-        grants.check(reference).map_err(|error| wrong(&error))?;
+        grants.admit(reference).map_err(|error| wrong(&error))?;
         let key = reference.resolve().map_err(|error| wrong(&error))?;
         let key = key.expose_secret().as_bytes();
         let long = format!("fields.mask_key: expected at least {LEAST_KEY} bytes");

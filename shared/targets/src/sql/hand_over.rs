@@ -311,14 +311,14 @@ impl<D: Dialect> SqlTarget<D> {
         }
         let lease = self.connections.lease().await;
         let mut connection = self.connection(&lease).await?;
-        self.dialect.run(&mut connection, D::BEGIN).await?;
+        self.dialect.run(&mut connection, D::begin(layout)).await?;
         let written = self
             .write_all(&mut connection, layout, plan, group, form)
             .await;
         let done = match written {
             Ok(fates) => self
                 .dialect
-                .run(&mut connection, "COMMIT")
+                .run(&mut connection, D::COMMIT)
                 .await
                 .map(|()| fates)
                 .map_err(Failed::Refused),
@@ -328,7 +328,7 @@ impl<D: Dialect> SqlTarget<D> {
             if failed.lost() {
                 drop(connection);
             } else {
-                self.dialect.run(&mut connection, "ROLLBACK").await?;
+                self.dialect.run(&mut connection, D::ROLLBACK).await?;
                 lease.keep(connection);
             }
         } else {

@@ -234,7 +234,7 @@ async fn tokens_are_fetched_where_the_target_may_be_and_nowhere_else() -> Result
             &Egress {
                 allow: vec!["192.0.2.1".parse()?],
                 limit: Vec::new(),
-                ..Egress::default()
+                ..usersync_stack::egress()
             },
         )?;
         let reason = fault(&told(&*target, 1).await?)?;

@@ -572,6 +572,42 @@ async fn columns_with_rules_change_hands() -> Result<()> {
     Ok(())
 }
 
+/// A server that makes up ids takes those it is told, 0 too, which may mean "make one up".
+#[tokio::test]
+async fn ids_that_a_server_would_make_up_are_taken_as_they_are_told() -> Result<()> {
+    for database in Database::all().await? {
+        let made_up = match database.is_postgres() {
+            true => "GENERATED ALWAYS AS IDENTITY",
+            false => "AUTO_INCREMENT",
+        };
+        database
+            .run(&format!(
+                "CREATE TABLE made_up (id bigint {made_up} PRIMARY KEY, email varchar(100) UNIQUE, {SYNC})"
+            ))
+            .await?;
+        let target = database.target("made_up", json!({"email": "email"}), json!({}))?;
+        for version in [5, 6] {
+            let batch = [0, 1, 7].map(|id| with_email_of(id, version, id));
+            all_delivered(&*target, &batch, &States::default())
+                .await
+                .context(database.name())?;
+        }
+        emails_are(&database, "made_up", &[(0, 0), (1, 1), (7, 7)]).await?;
+        // As those who wait for each other's values are written, too.
+        let swapped = [with_email_of(0, 7, 1), with_email_of(1, 7, 0)];
+        all_delivered(&*target, &swapped[..1], &States::of(&swapped)).await?;
+        emails_are(&database, "made_up", &[(0, 1), (1, 0), (7, 7)]).await?;
+        all_delivered(&*target, &[deleted("0", 8)], &States::default()).await?;
+        emails_are(&database, "made_up", &[(1, 0), (7, 7)]).await?;
+        database
+            .run("UPDATE made_up SET sync_deleted = false WHERE id = 0")
+            .await?;
+        let all = database.held("made_up", "email").await?;
+        ensure!(all.len() == 3 && all["0"].is_none(), "{all:?}");
+    }
+    Ok(())
+}
+
 /// The reason of a conflict that lasts, and who is in the way.
 fn stuck(outcome: &Outcome) -> Result<(String, Vec<u64>)> {
     let Outcome::Conflict(conflict) = outcome else {

@@ -221,7 +221,11 @@ async fn a_name_is_proven_at_the_address_that_was_looked_at() -> Result<()> {
     let found = connect_by(&config, &egress(), Arc::new(Here))?;
     is_told(&*found).await?;
     // Where the address may not be connected to, its certificate doesn't help.
-    let nowhere = connect_by(&config, &Egress::default(), Arc::new(Here))?;
+    let nowhere = Egress {
+        secrets: egress().secrets,
+        ..Egress::default()
+    };
+    let nowhere = connect_by(&config, &nowhere, Arc::new(Here))?;
     is_refused(&*nowhere, "").await
 }
 

@@ -142,15 +142,14 @@ impl Settings {
         let Some(notice) = relaying.find(|notice| notice.state == State::Relaying) else {
             return vec![stuck];
         };
-        // Of changes that leave no note nobody would hear otherwise.
-        if let Some(broken) = &notice.broken {
-            let broken = Finding::new(Kind::Outbox, source, Duration::ZERO, broken.clone());
-            return vec![broken];
-        }
         let mut found = Vec::new();
         // A relay that can't look any more doesn't say so.
         let waiting = notice.waiting(now);
-        if waiting > self.outbox.max(BLIND) {
+        // Of changes that leave no note nobody would hear otherwise.
+        if let Some(broken) = &notice.broken {
+            let broken = Finding::new(Kind::Outbox, source, Duration::ZERO, broken.clone());
+            found.push(broken);
+        } else if waiting > self.outbox.max(BLIND) {
             found.push(stuck.since(before(now, waiting)));
         } else if let Some(at) = notice.put_back.filter(|at| age(now, *at) < TOLD) {
             let summary = format!(
@@ -293,7 +292,12 @@ pub(super) fn is_over(
         Kind::Streams | Kind::Refill => age(Timestamp::now(), alert.since) > TOLD,
         Kind::Outbox | Kind::Rows => {
             let now = Timestamp::now();
-            let spoken = look.relays.contains_key(&alert.target);
+            let mut notices = look.relays.get(&alert.target).into_iter().flatten();
+            // Whoever can't read the outbox doesn't know whether rows in it are mended.
+            let spoken = match alert.kind {
+                Kind::Rows => notices.any(|notice| notice.state == State::Relaying),
+                _ => notices.next().is_some(),
+            };
             let last = sources.entry(alert.target.clone()).or_insert(now);
             if spoken {
                 *last = now;

@@ -1,11 +1,17 @@
 //! A main database that is a target too: what usersync writes there is no change of its own.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use futures_util::TryStreamExt as _;
+use jiff::Timestamp;
 use serde_json::json;
+use usersync_core::subjects::BREAKERS_BUCKET;
 use usersync_stack::{Signal, Stack, eventually};
 
-use super::Main;
-use crate::support::{Bus, SOON, only};
+use super::{Main, Server};
+use crate::{
+    readiness::Asked,
+    support::{Bus, SOON, only},
+};
 
 #[tokio::test]
 async fn what_is_delivered_to_mariadb_does_not_come_back() -> Result<()> {
@@ -163,20 +169,96 @@ async fn who_came_again_is_not_disabled(main: Main) -> Result<()> {
     Ok(())
 }
 
-/// The table `people` as source and target of a stack.
-async fn both_ways(main: &Main) -> Result<Stack> {
-    main.run("ALTER TABLE people ADD sync_version BIGINT NOT NULL DEFAULT 0, ADD sync_deleted BOOLEAN NOT NULL DEFAULT FALSE")
+#[tokio::test]
+async fn whoever_does_not_see_the_outbox_in_mariadb_writes_over_nothing() -> Result<()> {
+    nothing_is_written_over_unseen(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn whoever_does_not_see_the_outbox_in_postgres_writes_over_nothing() -> Result<()> {
+    nothing_is_written_over_unseen(Main::postgres().await?).await
+}
+
+/// A login that may write to the table and knows nothing of the outbox that it gets.
+async fn nothing_is_written_over_unseen(main: Main) -> Result<()> {
+    let (make, see) = match main.server {
+        Server::MariaDb(..) => (
+            "CREATE USER 'back'@'%' IDENTIFIED BY 'of-a-test'; GRANT SELECT, INSERT, UPDATE ON people TO 'back'@'%'",
+            "GRANT SELECT ON user_outbox TO 'back'@'%'; GRANT TRIGGER ON people TO 'back'@'%'",
+        ),
+        Server::Postgres(..) => (
+            "CREATE ROLE back LOGIN PASSWORD 'of-a-test'; GRANT SELECT, INSERT, UPDATE ON people TO back",
+            "GRANT SELECT ON user_outbox TO back",
+        ),
+    };
+    main.run(SYNC).await?;
+    for statement in make.split("; ") {
+        main.run(statement).await?;
+    }
+    let password = main.dir.path().join("back");
+    std::fs::write(&password, "of-a-test")?;
+    let access = main.access();
+    let url = access.split('"').nth(1).context("a url")?;
+    let mut url: reqwest::Url = url.parse()?;
+    url.set_username("back")
+        .map_err(|()| anyhow::anyhow!("no user"))?;
+    let access = format!("url = \"{url}\"\nsecret = \"file:{}\"", password.display());
+    let stack = only(people(&access)).start().await?;
+    let (bus, began) = (Bus::connect(&stack).await?, Timestamp::now());
+    bus.publish("user.created", json!({"user_id": 1, "email": "old"}))
         .await?;
+    delivered(&main, &bus, "uid = 1 AND email = 'old'").await?;
+
     main.install().await?;
-    let target = format!(
-        "[people]\n{}\non_delete = \"disable\"\n\
+    main.run("UPDATE people SET email = 'new' WHERE uid = 1")
+        .await?;
+    bus.publish("user.updated", json!({"user_id": 1, "data": {"n": 5}}))
+        .await?;
+    let worker = Asked::of(&stack.workers["people"][0]);
+    worker
+        .until_wrong(200, "people", "nothing is delivered", began)
+        .await?;
+    eventually(SOON, async || {
+        let breakers = bus.jetstream().get_key_value(BREAKERS_BUCKET).await?;
+        let keys: Vec<String> = breakers.keys().await?.try_collect().await?;
+        let key = keys.first().context("no breaker is open")?;
+        let notice = breakers.get(key).await?.context("it is closed again")?;
+        let said = String::from_utf8_lossy(&notice).into_owned();
+        ensure!(said.contains("GRANT SELECT ON"), "{said}");
+        Ok(())
+    })
+    .await?;
+    let kept = "SELECT COUNT(*) FROM people WHERE uid = 1 AND email = 'new' AND n IS NULL";
+    ensure!(main.number(kept).await? == 1, "it was written over");
+
+    for statement in see.split("; ") {
+        main.run(statement).await?;
+    }
+    worker.until_well().await?;
+    ensure!(main.number(kept).await? == 1, "it was written over");
+    // Nobody relays here: as if it had been.
+    main.run("UPDATE user_outbox SET state = 1").await?;
+    delivered(&main, &bus, "uid = 1 AND email = 'old' AND n = 5").await
+}
+
+const SYNC: &str = "ALTER TABLE people ADD sync_version BIGINT NOT NULL DEFAULT 0, ADD sync_deleted BOOLEAN NOT NULL DEFAULT FALSE";
+
+/// The entry of the table as a target.
+fn people(access: &str) -> String {
+    format!(
+        "[people]\n{access}\non_delete = \"disable\"\n\
          breaker = {{ probe = \"100ms\", probe_cap = \"200ms\" }}\n\
          table = {{ name = \"people\", id = \"uid\", columns = {{ username = \"username\", email = \"email\", \
-         state = \"status\", city = \"data.city\", n = \"data.n\" }} }}\n",
-        main.access()
-    );
+         state = \"status\", city = \"data.city\", n = \"data.n\" }} }}\n"
+    )
+}
+
+/// The table `people` as source and target of a stack.
+async fn both_ways(main: &Main) -> Result<Stack> {
+    main.run(SYNC).await?;
+    main.install().await?;
     let settings = main.settings();
-    only(target)
+    only(people(&main.access()))
         .gateway_args(["--config".as_ref(), settings.as_os_str()])
         .start()
         .await
