@@ -262,9 +262,9 @@ fn made_for(kind: &str) -> Option<fn() -> String> {
 /// address keeps its domain.
 fn middle(text: &str) -> (&str, &str, &str) {
     let end = text.rfind('@').filter(|end| *end > 0).unwrap_or(text.len());
-    let symbols = text[..end].char_indices().map(|(at, _)| at);
+    let mut symbols = text[..end].char_indices().map(|(at, _)| at);
     let half = text[..end].chars().count() / 2;
-    let start = symbols.skip(half).next().unwrap_or_default();
+    let start = symbols.nth(half).unwrap_or_default();
     (&text[..start], &text[start..end], &text[end..])
 }
 
