@@ -263,6 +263,11 @@ fn show(stack: &Stack) {
         "  {:<28} export USERSYNC_NATS__URL={nats} USERSYNC_NATS__USER=operator USERSYNC_NATS__PASSWORD=file:{password}",
         "for our own commands"
     );
+    println!(
+        "  {:<28} USERSYNC_EGRESS__SECRETS={} lets them read the targets' secrets",
+        "for a worker of your own",
+        stack.granted()
+    );
     println!("  {:<28} {}", "data and logs", stack.dir().display());
     println!("  {:<28} {}", "targets", stack.catalogue().display());
     println!("Ctrl-C stops it.");

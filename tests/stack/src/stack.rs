@@ -111,6 +111,13 @@ impl Stack {
         catalogue::secret_file(self.dir(), target)
     }
 
+    /// What lets a process read the secrets of the shipped targets (setting `egress.secrets`).
+    #[must_use]
+    pub fn granted(&self) -> String {
+        let secrets = self.secret_file("");
+        format!("file:{}", secrets.display())
+    }
+
     /// The first gateway.
     ///
     /// # Panics

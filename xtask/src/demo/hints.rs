@@ -41,9 +41,10 @@ pub(super) fn print(stack: &Stack) {
         (
             "one more worker, which shares the load with the one that runs:",
             vec![format!(
-                "USERSYNC_NATS__USER=worker USERSYNC_NATS__PASSWORD=file:{} cargo run -p usersync-worker -- \
+                "USERSYNC_NATS__USER=worker USERSYNC_NATS__PASSWORD=file:{} USERSYNC_EGRESS__SECRETS={} cargo run -p usersync-worker -- \
                  --target unified-auth --nats-url {} --targets {}",
                 stack.nats.password_file("worker").display(),
+                stack.granted(),
                 stack.nats.url(),
                 stack.catalogue().display()
             )],
