@@ -93,7 +93,7 @@ usersync_5_call: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
     CALL `user_outbox_note`(NEW.`id`, 'I', @usersync_row);
   -- It would write over what the application has changed and nobody has heard of yet.
-  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind users' THEN
     SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //
@@ -116,7 +116,7 @@ usersync_5_call: BEGIN
         CALL `user_outbox_note`(NEW.`id`, 'I', NULL);
       END IF;
     END IF;
-  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind users' THEN
     SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //
@@ -147,7 +147,7 @@ usersync_5_call: BEGIN
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.`id` IS NOT NULL THEN
     CALL `user_outbox_note`(NEW.`id`, 'I', @usersync_row);
   -- It would write over what the application has changed and nobody has heard of yet.
-  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind users' THEN
     SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //
@@ -170,7 +170,7 @@ usersync_5_call: BEGIN
         CALL `user_outbox_note`(NEW.`id`, 'I', NULL);
       END IF;
     END IF;
-  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind users' THEN
     SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //

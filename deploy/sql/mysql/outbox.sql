@@ -77,7 +77,7 @@ usersync_5: BEGIN
     END IF;
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row);
   -- It would write over what the application has changed and nobody has heard of yet.
-  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind users' THEN
     SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //
@@ -104,7 +104,7 @@ usersync_5: BEGIN
         INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'I');
       END IF;
     END IF;
-  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind users' THEN
     SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //
@@ -143,7 +143,7 @@ usersync_5: BEGIN
     END IF;
     INSERT INTO `user_outbox` (user_id, event, tx) VALUES (NEW.`id`, 'I', @usersync_row);
   -- It would write over what the application has changed and nobody has heard of yet.
-  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind users' THEN
     SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //
@@ -170,7 +170,7 @@ usersync_5: BEGIN
         INSERT INTO `user_outbox` (user_id, event) VALUES (NEW.`id`, 'I');
       END IF;
     END IF;
-  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind users' THEN
     SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //

@@ -23,7 +23,7 @@ pub struct CommonFlags {
     /// Address for HTTP: health, metrics and, on the gateway, the API [setting listen, USERSYNC_LISTEN]
     #[arg(long, global = true, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// Target catalogue: a file, or a directory of *.toml, *.yaml and *.json merged by name [setting targets, USERSYNC_TARGETS; default: the three targets of the original system]
+    /// Target catalogue: a file, or a directory of *.toml, *.yaml and *.json merged by name [setting targets, USERSYNC_TARGETS; without it targets are changed in KV and over HTTP alone]
     #[arg(long, global = true, value_name = "PATH")]
     pub targets: Option<PathBuf>,
     /// What is logged, as a tracing filter such as `info,usersync_worker=debug` [setting log.filter, USERSYNC_LOG__FILTER]
@@ -44,9 +44,9 @@ pub struct Common {
     pub nats: nats::Settings,
     /// Where to serve HTTP.
     pub listen: SocketAddr,
-    /// Where the catalogue files are; the targets that ship without one.
+    /// Where the catalogue files are, if there are any.
     pub targets: Option<PathBuf>,
-    /// Every target that is known.
+    /// Every target in them.
     pub catalogue: Catalogue,
     /// Where targets may be.
     pub egress: Egress,
@@ -78,7 +78,9 @@ impl Common {
         let runbook = Runbook::read(reader);
         let path: Option<PathBuf> =
             reader.optional("targets", "the path of a catalogue file or directory");
-        let catalogue = catalogue::load(path.as_deref()).unwrap_or_else(|problems| {
+        let load = |path: &PathBuf| catalogue::load(Some(path));
+        let catalogue = path.as_ref().map_or_else(|| Ok(Catalogue::new()), load);
+        let catalogue = catalogue.unwrap_or_else(|problems| {
             problems
                 .into_iter()
                 .for_each(|problem| reader.report(problem));

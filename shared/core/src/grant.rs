@@ -342,6 +342,8 @@ mod tests {
         let text = r#"
             nats.password = "file:/etc/usersync/secrets/nats"
             nats.credentials = "/etc/usersync/secrets/nats.creds"
+            sources.main.url = "postgres://u@h/d?sslkey=/etc/usersync/secrets/main.key"
+            traces.tls.ca = "file:/etc/usersync/secrets/ca.pem"
             sources.main.secret = "env:USERSYNC_TARGET_SHARED"
             egress.secrets = ["env:USERSYNC_TARGET_*", "file:/etc/usersync/secrets/", "env:ONE"]
         "#;
@@ -350,11 +352,13 @@ mod tests {
         for own in [
             "file:/etc/usersync/secrets/nats",
             "file:/etc/usersync/secrets/nats.creds",
+            "file:/etc/usersync/secrets/main.key",
             "env:USERSYNC_TARGET_SHARED",
         ] {
             let refused = grants.check(&own.parse().unwrap()).unwrap_err();
             assert!(matches!(refused, NotGranted::Own(_)), "{refused}");
         }
+        assert!(may(&grants, "file:/etc/usersync/secrets/ca.pem"));
         assert!(may(&grants, "env:ONE") && may(&grants, "env:USERSYNC_TARGET_OTHER"));
     }
 

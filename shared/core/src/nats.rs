@@ -210,10 +210,22 @@ pub async fn connect(settings: &Settings, name: &str, health: &Health) -> anyhow
 /// When the server can't be reached, refuses us, or has no JetStream.
 pub async fn check(settings: &Settings, name: &str) -> anyhow::Result<jetstream::Context> {
     let url = redacted(&settings.url);
+    // What a login may not do answers no call.
+    let refused = Arc::new(OnceLock::new());
+    let seen = refused.clone();
     let options = settings
         .options(name)
         .await?
-        .connection_timeout(REQUEST_TIMEOUT);
+        .connection_timeout(REQUEST_TIMEOUT)
+        .event_callback(move |event| {
+            let seen = seen.clone();
+            async move {
+                if let Event::ServerError(error) = event {
+                    // The first says enough.
+                    let _ = seen.set(error.to_string());
+                }
+            }
+        });
     let client = options.connect(settings.servers()).await;
     let client = client.map_err(|error| {
         let hint = match error.kind() {
@@ -229,10 +241,14 @@ pub async fn check(settings: &Settings, name: &str) -> anyhow::Result<jetstream:
     servers::supported(&client)?;
     let jetstream = jetstream::new(client);
     let account = jetstream.query_account().await;
-    account.with_context(|| {
-        format!(
+    account.with_context(|| match refused.get() {
+        Some(refused) => format!(
+            "NATS at {url} refuses what {name} needs ({refused}): nats.user has to be the role of this program, see nats.conf and \
+             docs/SECURITY.md"
+        ),
+        None => format!(
             "NATS at {url} answers, but JetStream doesn't; start it with this project's nats.conf"
-        )
+        ),
     })?;
     Ok(jetstream)
 }

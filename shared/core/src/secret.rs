@@ -9,6 +9,7 @@ use std::{
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 /// The largest secret that is read from a file, in bytes.
 const MOST: u64 = 64 << 10;
@@ -74,6 +75,19 @@ impl SecretRef {
                 }),
         }
     }
+}
+
+/// The files that the URL of a database names, which drivers read by themselves, with the option of each.
+pub(crate) fn files_of(url: &Url) -> Vec<(String, SecretRef)> {
+    let named = url.query_pairs().filter(|(key, value)| {
+        let key = key.replace('-', "").to_ascii_lowercase();
+        let names_file = matches!(key.as_str(), "sslrootcert" | "sslca" | "sslcert" | "sslkey");
+        names_file && !value.starts_with("-----BEGIN")
+    });
+    let file = |path: &str| SecretRef::File(path.into());
+    named
+        .map(|(key, path)| (key.into_owned(), file(&path)))
+        .collect()
 }
 
 /// Reads a regular file: what else a path may name, a pipe say, could keep its reader waiting for ever.

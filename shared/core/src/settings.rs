@@ -12,7 +12,9 @@ use figment::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::secret::SecretRef;
+use url::Url;
+
+use crate::secret::{self, SecretRef};
 
 /// `USERSYNC_NATS__URL` sets `nats.url`.
 const ENV_PREFIX: &str = "USERSYNC_";
@@ -249,11 +251,15 @@ fn layer<F: Format>(
 fn references(value: &Value, key: &str, but: &str, found: &mut BTreeSet<SecretRef>) {
     match value {
         _ if key == but => {}
-        // Some settings are paths of secrets by themselves.
-        Value::String(_, text) if text.starts_with('/') => {
-            found.insert(SecretRef::File(text.into()));
+        // Whom to trust is no secret, and often the same for all.
+        _ if matches!(key.rsplit('.').next(), Some("ca" | "client_ca")) => {}
+        Value::String(_, text) => {
+            found.extend(text.parse::<SecretRef>());
+            // Some settings are paths of secrets by themselves, or have some in a URL.
+            found.extend(std::path::absolute(text).map(SecretRef::File));
+            let url = text.parse::<Url>().ok();
+            found.extend(url.iter().flat_map(secret::files_of).map(|(_, file)| file));
         }
-        Value::String(_, text) => found.extend(text.parse::<SecretRef>()),
         Value::Array(_, members) => {
             for member in members {
                 references(member, key, but, found);

@@ -14,6 +14,9 @@ const MIN_SECRET_BYTES: usize = 24;
 /// The most signatures looked at in one request: more than that no sender has reason to make.
 const MOST_SIGNATURES: usize = 16;
 
+/// The latest time of a signature, in unix seconds: far from now, and from what a sum overflows at.
+const MOST_SECONDS: i64 = 1 << 40;
+
 /// The headers of a signed request.
 pub mod header {
     /// What the sender calls the message; the same whenever it is sent again.
@@ -86,6 +89,12 @@ impl Signatures {
             if headers.get_all(name).iter().count() != 1 {
                 return Err(Unproven::Header(name));
             }
+        }
+        // The library computes with any number.
+        let timestamp = headers.get(header::TIMESTAMP);
+        let timestamp = timestamp.and_then(|value| value.to_str().ok()?.parse::<i64>().ok());
+        if !timestamp.is_some_and(|seconds| (0..=MOST_SECONDS).contains(&seconds)) {
+            return Err(Unproven::Header(header::TIMESTAMP));
         }
         let signatures = headers.get(header::SIGNATURE).map(|value| value.as_bytes());
         let spaces = signatures
@@ -169,6 +178,25 @@ mod tests {
         headers.insert(header::TIMESTAMP, HeaderValue::from(at));
         headers.insert(header::SIGNATURE, signatures.parse().unwrap());
         headers
+    }
+
+    #[test]
+    fn a_time_that_is_none_is_refused_and_computed_with_nowhere() {
+        let signatures = Signatures::new(&[SECRET.into()]).unwrap();
+        for time in [
+            "-9223372036854775808",
+            "9223372036854775807",
+            "9223372036854775808",
+            "-1",
+            "1e3",
+            "",
+            "now",
+        ] {
+            let mut headers = signed(&[SECRET], 0, b"x");
+            headers.insert(header::TIMESTAMP, HeaderValue::from_str(time).unwrap());
+            let refused = signatures.verify(b"x", &headers).unwrap_err();
+            assert_eq!(refused, Unproven::Header(header::TIMESTAMP), "{time}");
+        }
     }
 
     #[test]

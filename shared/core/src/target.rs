@@ -14,7 +14,7 @@ use crate::{
     header_text::{self, HeaderText},
     network::Network,
     retry::{Breaker, Retry},
-    secret::SecretRef,
+    secret::{self, SecretRef},
     subjects::GATEWAY_TARGET,
     user_id::Ids,
 };
@@ -329,16 +329,8 @@ impl TargetConfig {
             HeaderText::Secret(reference) => Some((format!("headers.{name}"), reference.clone())),
             HeaderText::Plain(_) => None,
         });
-        // What drivers of databases read by themselves.
-        let files = self.url.query_pairs().filter(|(key, value)| {
-            let key = key.replace('-', "").to_ascii_lowercase();
-            let names_file = matches!(key.as_str(), "sslrootcert" | "sslca" | "sslcert" | "sslkey");
-            names_file && !value.starts_with("-----BEGIN")
-        });
-        let files = files.map(|(key, path)| {
-            let file = SecretRef::File(path.into_owned().into());
-            (format!("url ({key})"), file)
-        });
+        let files = secret::files_of(&self.url).into_iter();
+        let files = files.map(|(key, file)| (format!("url ({key})"), file));
         named.chain(auth).chain(headers).chain(files).collect()
     }
 

@@ -38,6 +38,8 @@ const SESSION: &str = "SET SESSION innodb_lock_wait_timeout = 10, lock_wait_time
      sql_safe_updates = 0, sql_big_selects = 1, completion_type = 0, autocommit = 1, sql_quote_show_create = 1";
 /// What is said where the account is gone with whose rights something runs.
 const NO_SUCH_DEFINER: u16 = 1449;
+/// What is said of a function or procedure that isn't there.
+const NO_SUCH_ROUTINE: u16 = 1305;
 /// The most ranges of ids in one statement.
 const RANGES: usize = 1_000;
 
@@ -233,6 +235,8 @@ impl MySql {
         let told = sqlx::query_scalar(AssertSqlSafe(told)).bind(NOTE);
         let told: Option<String> = match told.fetch_one(&mut self.connection).await {
             Ok(told) => told,
+            // Both came from the same installation, and are gone together.
+            Err(error) if is_routine_gone(&error) => None,
             Err(sqlx::Error::Database(_)) => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
@@ -441,6 +445,10 @@ impl Session for MySql {
             let told = sqlx::query_scalar(AssertSqlSafe(told)).bind(&name);
             let told: Option<String> = match told.fetch_one(&mut self.connection).await {
                 Ok(told) => told,
+                // A dump has left it out, and with it what the triggers call: that they are there doesn't help.
+                Err(error) if self.flavour == Flavour::MariaDb && is_routine_gone(&error) => {
+                    return Ok(Some(Vec::new()));
+                }
                 // There is no such function, or not for us: of an older version, or nobody may see anything.
                 Err(sqlx::Error::Database(_)) => return Ok(None),
                 Err(error) => return Err(SourceError::of("looking for triggers", &error)),
@@ -886,6 +894,15 @@ fn lock_name(schema: &str) -> String {
     let hash = Sha1::digest(schema.as_bytes());
     let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("usersync_outbox.{hash}")
+}
+
+/// Whether there is no such function or procedure.
+fn is_routine_gone(error: &sqlx::Error) -> bool {
+    let said = match error {
+        sqlx::Error::Database(said) => said.try_downcast_ref::<MySqlDatabaseError>(),
+        _ => None,
+    };
+    said.is_some_and(|said| said.number() == NO_SUCH_ROUTINE)
 }
 
 /// Whether there is no such table.

@@ -35,6 +35,8 @@ const BUSY: Duration = Duration::from_secs(5);
 /// One connection.
 pub(crate) struct Sqlite {
     connection: SqliteConnection,
+    /// The last id that a page had.
+    last: Option<Last>,
     path: PathBuf,
     /// Device and number of the file.
     file: (u64, u64),
@@ -59,6 +61,7 @@ impl Sqlite {
         let connection = options.connect().await;
         Ok(Self {
             connection: connection.map_err(|error| SourceError::of(&opening, &error))?,
+            last: None,
             path,
             file,
             lock: None,
@@ -85,6 +88,19 @@ impl Sqlite {
         let query = sqlx::query(AssertSqlSafe(statement));
         let rows = query.bind(id).bind(most).fetch(&mut self.connection);
         until_much(rows, "reading the outbox", outbox_row, OutboxRow::bytes).await
+    }
+}
+
+/// The last id of a page, as it is.
+struct Last {
+    told: String,
+    raw: Vec<u8>,
+    is_blob: bool,
+}
+
+impl Last {
+    fn is_odd(&self) -> bool {
+        self.is_blob || str::from_utf8(&self.raw).is_err()
     }
 }
 
@@ -441,19 +457,36 @@ impl Session for Sqlite {
         most: u32,
     ) -> Result<Vec<UserRow>, SourceError> {
         let id = name_quoted(&layout.id.name);
-        let behind = after.map_or_else(String::new, |_| format!("WHERE u.{id} > ? "));
+        // Of an id that is no text, what it is told as says too little.
+        let odd = self.last.take();
+        let odd = odd.filter(|last| Some(last.told.as_str()) == after && last.is_odd());
+        let behind = match (after, &odd) {
+            (None, _) => String::new(),
+            (Some(_), Some(last)) if !last.is_blob => format!("WHERE u.{id} > CAST(? AS TEXT) "),
+            (Some(_), _) => format!("WHERE u.{id} > ? "),
+        };
         let statement = format!("{} {behind}ORDER BY u.{id} LIMIT {most}", select(layout));
         let mut query = sqlx::query(AssertSqlSafe(statement));
         if let Some(after) = after {
-            query = bind_id(query, layout, after);
+            query = match odd {
+                Some(last) => query.bind(last.raw),
+                None => bind_id(query, layout, after),
+            };
         }
+        let read = |row: &SqliteRow| {
+            let user = user_row(row)?;
+            let last = Last {
+                told: user.id.clone(),
+                raw: row.try_get_unchecked(0)?,
+                is_blob: row.try_get(3)?,
+            };
+            Ok((user, last))
+        };
         let rows = query.fetch(&mut self.connection);
-        let page = until_much(rows, "reading users", user_row, UserRow::bytes).await?;
-        // Ids that are no texts are behind all others, and nothing is behind what they are told as: there are only such left.
-        let ends = page
-            .last()
-            .is_some_and(|last| Some(last.id.as_str()) == after);
-        Ok(if ends { Vec::new() } else { page })
+        let page = until_much(rows, "reading users", read, |(user, _)| user.bytes()).await?;
+        let (users, mut lasts): (Vec<_>, Vec<_>) = page.into_iter().unzip();
+        self.last = lasts.pop();
+        Ok(users)
     }
 
     async fn users(

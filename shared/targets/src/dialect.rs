@@ -1,6 +1,6 @@
 //! The seam between SQL targets and the servers they speak to: one file per server.
 
-use std::{collections::HashMap, future::Future, time::Duration};
+use std::{borrow::Cow, collections::HashMap, future::Future, time::Duration};
 
 use usersync_core::target::Table;
 use usersync_digest::sql::Flavour;
@@ -17,10 +17,6 @@ pub(crate) trait Dialect: Send + Sync {
     type Connection: Send;
     /// Whose SQL digests are asked for in.
     const FLAVOUR: Flavour;
-    /// Ends a transaction.
-    const COMMIT: &str = "COMMIT";
-    /// Undoes one.
-    const ROLLBACK: &str = "ROLLBACK";
 
     /// The code of an error about a value that must be unique.
     const DUPLICATE: &str;
@@ -28,7 +24,17 @@ pub(crate) trait Dialect: Send + Sync {
     /// Begins a transaction whose every statement sees what was committed before it. It says whether it writes beside an
     /// outbox that it looks at: the triggers of one that it knows nothing of refuse it, for it would undo what the
     /// application has done and the outbox hasn't told of.
-    fn begin(layout: &Layout) -> &'static str;
+    fn begin(&self, layout: &Layout) -> Cow<'_, str>;
+
+    /// Ends a transaction.
+    fn commit(&self) -> Cow<'_, str> {
+        "COMMIT".into()
+    }
+
+    /// Undoes one.
+    fn rollback(&self) -> Cow<'_, str> {
+        "ROLLBACK".into()
+    }
 
     /// Opens a connection.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, Trouble>> + Send;

@@ -8,7 +8,7 @@ mod errors;
 mod keys;
 mod server;
 
-use std::{collections::HashMap, time::Duration};
+use std::{borrow::Cow, collections::HashMap, time::Duration};
 
 use sqlx::{
     AssertSqlSafe, Connection, Executor, MySqlConnection, Row as _,
@@ -29,7 +29,7 @@ use crate::{
     dialect::{Against, Dialect, Fate, Held, by_id},
     layout::{Ids, Layout, Live, Row, Shape},
     password, rows,
-    sql::SqlTarget,
+    sql::{SqlTarget, TABLE},
     tls::Peer,
     trouble::Trouble,
     unique::{Claim, Parked},
@@ -42,25 +42,33 @@ const REFUSED: u64 = i64::MAX as u64;
 /// A target that is a table in MySQL or MariaDB.
 pub(crate) fn target(config: &TargetConfig, way: Way) -> Result<SqlTarget<MySql>, ConfigError> {
     let password = password::of(config)?;
-    SqlTarget::new(
-        config,
-        server(&config.url, password, config.timeout, Peer::of(config), way)?,
-    )
+    let server = server(&config.url, password, config.timeout, Peer::of(config), way)?;
+    let name = config
+        .table
+        .as_ref()
+        .and_then(|table| table.name.as_deref());
+    SqlTarget::new(config, server.writing_to(name.unwrap_or(TABLE)))
 }
 
 impl Dialect for MySql {
     type Connection = MySqlConnection;
     const FLAVOUR: Flavour = Flavour::MySql;
-    // The session is at READ COMMITTED.
-    const COMMIT: &str = "COMMIT; SET @usersync_apply = 'blind'";
-    const ROLLBACK: &str = "ROLLBACK; SET @usersync_apply = 'blind'";
     const DUPLICATE: &str = "23000";
 
-    fn begin(layout: &Layout) -> &'static str {
+    // The session is at READ COMMITTED.
+    fn begin(&self, layout: &Layout) -> Cow<'_, str> {
         match layout.outbox {
-            Some(_) => "SET @usersync_apply = 1; BEGIN",
-            None => "BEGIN",
+            Some(_) => "SET @usersync_apply = 1; BEGIN".into(),
+            None => "BEGIN".into(),
         }
+    }
+
+    fn commit(&self) -> Cow<'_, str> {
+        format!("COMMIT; {}", self.blind).into()
+    }
+
+    fn rollback(&self) -> Cow<'_, str> {
+        format!("ROLLBACK; {}", self.blind).into()
     }
 
     async fn connect(&self) -> Result<MySqlConnection, Trouble> {
@@ -290,18 +298,14 @@ impl Dialect for MySql {
         let name = quoted(&layout.name);
         let statement = format!("UPDATE {name} SET {kept} = 0 WHERE {key} = ? AND {kept} = ?");
         let query = bind_id(sqlx::query(AssertSqlSafe(statement)), layout, id).bind(version);
-        self.run(connection, Self::begin(layout)).await?;
-        let done = query
-            .execute(&mut *connection)
-            .await
-            .map(drop)
-            .map_err(trouble);
-        let end = if done.is_ok() {
-            Self::COMMIT
-        } else {
-            Self::ROLLBACK
+        self.run(connection, &self.begin(layout)).await?;
+        let done = query.execute(&mut *connection).await;
+        let done = done.map(drop).map_err(trouble);
+        let end = match done {
+            Ok(()) => self.commit(),
+            Err(_) => self.rollback(),
         };
-        self.run(connection, end).await?;
+        self.run(connection, &end).await?;
         done
     }
 

@@ -12,6 +12,7 @@ mod keys;
 mod pooler;
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     str::FromStr,
     time::Duration,
@@ -194,10 +195,11 @@ impl Dialect for Postgres {
     const FLAVOUR: Flavour = Flavour::Postgres;
     const DUPLICATE: &str = "23505";
 
-    fn begin(layout: &Layout) -> &'static str {
+    fn begin(&self, layout: &Layout) -> Cow<'_, str> {
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL usersync.apply = 'on'";
         match layout.outbox {
-            Some(_) => "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL usersync.apply = 'on'",
-            None => "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL usersync.apply = 'blind'",
+            Some(_) => begin.into(),
+            None => format!("{begin}; SET LOCAL usersync.blind = 'on'").into(),
         }
     }
 
@@ -470,7 +472,7 @@ impl Dialect for Postgres {
             quoted(&layout.name),
             layout.id_cast
         );
-        let begin = Self::begin(layout);
+        let begin = AssertSqlSafe(self.begin(layout).into_owned());
         let mut transaction = connection.begin_with(begin).await.map_err(trouble)?;
         let query = self.query(AssertSqlSafe(statement)).bind(id).bind(version);
         query.execute(&mut *transaction).await.map_err(trouble)?;
@@ -652,25 +654,23 @@ fn upsert(layout: &Layout, shape: &Shape) -> String {
             false => format!("{name} = EXCLUDED.{name}, "),
         };
     }
+    let blind = match layout.outbox {
+        Some(_) => "",
+        None => "set_config('usersync.blind', 'on', true), ",
+    };
     format!(
         "INSERT INTO {} AS held ({id}, {names}{deleted}, {version}) OVERRIDING SYSTEM VALUE \
          SELECT told.i::{}, {values}told.d, told.v \
-         FROM set_config('usersync.apply', '{}', true), \
+         FROM set_config('usersync.apply', 'on', true), {blind}\
               unnest($1::text[], $2::bool[], $3::int8[]{parameters}) AS told(i, d, v{aliases}) \
          ON CONFLICT ({id}) DO UPDATE SET {assignments}{deleted} = EXCLUDED.{deleted}, {version} = EXCLUDED.{version} \
          WHERE COALESCE(held.{version}, 0) <= EXCLUDED.{version} \
          RETURNING held.{id}::text, held.{version}",
         quoted(&layout.name),
-        layout.id_cast,
-        if layout.outbox.is_some() {
-            "on"
-        } else {
-            "blind"
-        },
+        layout.id_cast
     )
 }
 
-/// Rows as they are held, by id; `more` ends the statement.
 fn is_json(cast: &str) -> bool {
     cast.ends_with("\"json\"") || cast.ends_with("\"jsonb\"")
 }

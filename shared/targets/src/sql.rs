@@ -36,7 +36,7 @@ use crate::{
 const CONCURRENCY: usize = 4;
 const BATCH: usize = 256;
 /// The table's name, unless it is told.
-const TABLE: &str = "users";
+pub(crate) const TABLE: &str = "users";
 /// How long a table is taken to be as it was: somebody may add keys and triggers.
 const FRESH: Duration = Duration::from_secs(30);
 /// A table that didn't fit is looked at again after this long, so that it may be repaired meanwhile.
@@ -215,7 +215,9 @@ impl<D: Dialect> SqlTarget<D> {
         rows: &[Row],
         how: How,
     ) -> Result<Vec<Fate>, Trouble> {
-        self.dialect.run(connection, D::begin(layout)).await?;
+        self.dialect
+            .run(connection, &self.dialect.begin(layout))
+            .await?;
         let writing = async {
             let fates = self.apply(connection, layout, rows, how).await?;
             let noted = match &layout.outbox {
@@ -229,11 +231,22 @@ impl<D: Dialect> SqlTarget<D> {
         };
         match writing.await {
             Ok((fates, false)) => {
-                self.dialect.run(connection, D::COMMIT).await?;
-                Ok(fates)
+                match self.dialect.run(connection, &self.dialect.commit()).await {
+                    Ok(()) => Ok(fates),
+                    // What the session says must not outlive the transaction.
+                    Err(trouble) if !trouble.lost => {
+                        self.dialect
+                            .run(connection, &self.dialect.rollback())
+                            .await?;
+                        Err(trouble)
+                    }
+                    Err(trouble) => Err(trouble),
+                }
             }
             Ok((_, true)) => {
-                self.dialect.run(connection, D::ROLLBACK).await?;
+                self.dialect
+                    .run(connection, &self.dialect.rollback())
+                    .await?;
                 match rows {
                     [_] => Ok(vec![Fate::Noted]),
                     // Halves are tried, until it is alone.
@@ -247,7 +260,9 @@ impl<D: Dialect> SqlTarget<D> {
             }
             Err(trouble) => {
                 if !trouble.lost {
-                    self.dialect.run(connection, D::ROLLBACK).await?;
+                    self.dialect
+                        .run(connection, &self.dialect.rollback())
+                        .await?;
                 }
                 Err(trouble)
             }

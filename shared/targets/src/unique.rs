@@ -218,6 +218,7 @@ impl KeyColumn {
             }
             Kind::Verbatim => match made_for(&self.kind) {
                 Some(make) => other(&make),
+                None if is_uuid(held) => Some(uuid()),
                 None => other(&alike),
             },
             Kind::Text if is_uuid(held) => Some(uuid()),

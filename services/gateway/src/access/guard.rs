@@ -13,7 +13,7 @@ use axum::{
 use usersync_core::signature::{Unproven, header as signed};
 
 use super::{
-    Access, BODY_BYTES, Caller, Scope,
+    Access, BODY_BYTES, Caller, Scope, browser,
     limits::{Limits, Refusal, Standing},
 };
 use crate::problem::Problem;
@@ -190,7 +190,7 @@ fn admit(access: &Access, request: &Request) -> Result<Option<Arc<Caller>>, Box<
         &access.callers,
         scope_of(request.method(), request.uri().path()),
     ) else {
-        return Ok(None);
+        return unasked(access, request).map(|()| None);
     };
     let key = bearer(request.headers()).ok_or_else(|| {
         let detail = "a key is needed: send `Authorization: Bearer KEY`";
@@ -213,6 +213,23 @@ fn admit(access: &Access, request: &Request) -> Result<Option<Arc<Caller>>, Box<
         StatusCode::FORBIDDEN,
         format!("the key of {} hasn't the scope {scope}", caller.name),
         format!("Bearer realm=\"usersync\", error=\"insufficient_scope\", scope=\"{scope}\""),
+    ))
+}
+
+/// Lets a request in that no key is asked of.
+fn unasked(access: &Access, request: &Request) -> Result<(), Box<Response>> {
+    let suspicion = match access.callers {
+        Some(_) => None,
+        None => browser::suspicion(access.local, request.headers(), request.uri()),
+    };
+    let Some(why) = suspicion else {
+        return Ok(());
+    };
+    let detail = format!(
+        "{why}, and without keys this gateway serves programs alone; make one with `usersync-gateway key new`"
+    );
+    Err(Box::new(
+        Problem::new(StatusCode::FORBIDDEN, detail).into_response(),
     ))
 }
 

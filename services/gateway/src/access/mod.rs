@@ -1,5 +1,6 @@
 //! Who may use the HTTP API, and what for. Knows nothing of what the API does.
 
+mod browser;
 mod caller;
 mod guard;
 mod limits;
@@ -84,6 +85,8 @@ impl Settings {
 pub(crate) struct Access {
     /// `None` where no key is asked for.
     callers: Option<watch::Receiver<Callers>>,
+    /// Nobody but this machine can call.
+    local: bool,
     anyone: Arc<Caller>,
     limits: Arc<Limits>,
 }
@@ -108,6 +111,7 @@ impl Access {
             tracing::warn!("http.open: everybody who reaches the API may do everything");
         }
         Ok(Self {
+            local: callers.is_none() && !settings.open,
             callers,
             anyone: Arc::new(Caller::anyone()),
             limits: Arc::new(Limits::new(settings.rates)),

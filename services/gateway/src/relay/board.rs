@@ -88,7 +88,7 @@ impl Board {
 
     /// Another gateway relays the outbox, and knows how it is.
     pub(super) fn standby(&self, source: &SourceName) {
-        self.show(source, State::Standby, Lag::default(), None, None);
+        self.unseen(source, State::Standby, None);
     }
 
     /// This gateway can't relay the outbox: what it has seen last is all that is known, if nobody else can.
@@ -104,7 +104,7 @@ impl Board {
                     ..last
                 },
             ),
-            None => self.show(source, State::Down, Lag::default(), broken, None),
+            None => self.unseen(source, State::Down, broken),
         }
     }
 
@@ -117,6 +117,19 @@ impl Board {
         put_back: Option<Timestamp>,
     ) {
         self.show(source, State::Relaying, lag, broken, put_back);
+    }
+
+    /// It hasn't looked.
+    fn unseen(&self, source: &SourceName, state: State, broken: Option<String>) {
+        let notice = Notice {
+            state,
+            oldest_seconds: 0.0,
+            failed: 0,
+            looked: Timestamp::UNIX_EPOCH,
+            broken,
+            put_back: None,
+        };
+        self.put(source, notice);
     }
 
     fn show(

@@ -94,11 +94,11 @@ fn describe() {
     );
     describe_gauge!(
         "usersync_outbox_oldest_seconds",
-        "Outbox lag: for how long the oldest of them has been waiting"
+        "Outbox lag: for how long the oldest of them has been waiting, in the gateway that relays"
     );
     describe_gauge!(
         "usersync_outbox_failed",
-        "Rows in the outbox that make no event and wait for somebody to look"
+        "Rows in the outbox that make no event and wait for somebody to look, in the gateway that relays"
     );
     describe_histogram!(
         "usersync_outbox_latency_seconds",

@@ -37,7 +37,7 @@ struct Known {
 /// How the files stand.
 #[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
 pub(crate) struct FilesStatus {
-    /// Where they are; null stands for the targets that ship.
+    /// Where they are; null where there are none.
     pub path: Option<String>,
     /// How many targets they have.
     pub targets: usize,
@@ -58,7 +58,10 @@ impl Files {
     /// # Errors
     /// Every problem found.
     pub(crate) fn read(path: Option<PathBuf>) -> anyhow::Result<Self> {
-        let entries = load(path.as_deref()).map_err(Problems)?;
+        let entries = match &path {
+            Some(path) => load(path).map_err(Problems)?,
+            None => BTreeMap::new(),
+        };
         let status = FilesStatus {
             path: path.as_ref().map(|path| path.display().to_string()),
             targets: entries.len(),
@@ -140,6 +143,13 @@ impl Files {
             let known = self.known();
             (known.entries.clone(), known.edited.clone())
         };
+        // No file says that there are no targets: it may be a directory that isn't mounted.
+        if entries.is_empty() {
+            if let Some(path) = &self.path {
+                tracing::warn!(path = %path.display(), "there are no targets in the catalogue files; those in KV stay as they are");
+            }
+            return Ok(());
+        }
         let mut names: BTreeSet<String> = registry.entries().await?.into_keys().collect();
         names.extend(entries.keys().cloned());
         for name in names {
@@ -183,7 +193,7 @@ pub(super) async fn follow(control: &Control) {
         if taken.as_ref() != Some(&seen) {
             taken = Some(seen.clone());
             let path = path.clone();
-            let read = tokio::task::spawn_blocking(move || load(Some(&path))).await;
+            let read = tokio::task::spawn_blocking(move || load(&path)).await;
             let read = read.unwrap_or_else(|_| Err(vec!["reading the files panicked".to_owned()]));
             if !files.take(read) {
                 continue;
@@ -218,19 +228,18 @@ async fn look(path: &Path) -> Signature {
 }
 
 /// Reads the files; every problem found, each naming file, target and key.
-fn load(path: Option<&Path>) -> Result<BTreeMap<String, FileEntry>, Vec<String>> {
-    let catalogue = catalogue::load(path)?;
+fn load(path: &Path) -> Result<BTreeMap<String, FileEntry>, Vec<String>> {
+    let catalogue = catalogue::load(Some(path))?;
     let mut problems = Vec::new();
     for config in catalogue.values().filter(|config| config.enabled) {
         if let Err(problem) = usersync_targets::check(config) {
-            let origin = path.map_or("shipped targets".into(), Path::to_string_lossy);
-            problems.push(format!("{origin}: {}.{problem}", config.name));
+            problems.push(format!("{}: {}.{problem}", path.display(), config.name));
         }
     }
     if !problems.is_empty() {
         return Err(problems);
     }
-    let entries = catalogue::tables(path)?.into_iter();
+    let entries = catalogue::tables(Some(path))?.into_iter();
     let entries = entries.filter_map(|(name, table)| {
         let hash = seed::hash(&name, &table)?;
         Some((name, FileEntry { table, hash }))

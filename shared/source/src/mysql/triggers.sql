@@ -11,7 +11,7 @@ CREATE TRIGGER {insert_trigger} AFTER INSERT ON {table} FOR EACH ROW
   IF (@usersync_apply IS NULL OR @usersync_apply IN ('', '0')) AND NEW.{id} IS NOT NULL THEN{own_ids}
     {noted_insert}
   -- It would write over what the application has changed and nobody has heard of yet.
-  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+  ELSEIF CAST(@usersync_apply AS BINARY) = {blind} THEN
     SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //
@@ -34,7 +34,7 @@ CREATE TRIGGER {update_trigger} AFTER UPDATE ON {table} FOR EACH ROW
         {noted_new}
       END IF;
     END IF;
-  ELSEIF CAST(@usersync_apply AS BINARY) = 'blind' THEN
+  ELSEIF CAST(@usersync_apply AS BINARY) = {blind} THEN
     SIGNAL SQLSTATE '42S99' SET MESSAGE_TEXT = 'a worker writes here that doesn''t see user_outbox';
   END IF;
 END //

@@ -35,7 +35,7 @@ pub(super) fn select(layout: &Layout) -> String {
     let id = name_quoted(&layout.id.name);
     let document = document::document(&SqliteWords, layout, "u");
     format!(
-        "SELECT CAST(u.{id} AS TEXT), CAST({document} AS BLOB), {} FROM {table} u",
+        "SELECT CAST(u.{id} AS TEXT), CAST({document} AS BLOB), {}, typeof(u.{id}) = 'blob' FROM {table} u",
         unwritable(layout)
     )
 }

@@ -21,7 +21,7 @@ use crate::{
 /// What is written is no change of the table's own, should it have an outbox. Values that don't fit are errors,
 /// whatever the server's own mode; what is written is committed, and what is read is read whole. Locks are held on the
 /// rows written only: gap locks, which the stricter default takes, make batches collide.
-const SESSION: &str = "SET @usersync_apply = 'blind', SESSION sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,\
+const SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,\
     ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION', \
     SESSION autocommit = 1, SESSION completion_type = 0, SESSION sql_safe_updates = 0, SESSION sql_big_selects = 1, \
     SESSION sql_select_limit = 18446744073709551615, SESSION unique_checks = 1, SESSION foreign_key_checks = 1, \
@@ -32,6 +32,8 @@ const ISOLATION: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED,
 pub(crate) struct MySql {
     options: MySqlConnectOptions,
     session: String,
+    /// Says that we know of no outbox of the table that is written to.
+    pub(super) blind: String,
     peer: Peer,
     way: Way,
 }
@@ -65,17 +67,30 @@ pub(crate) fn server(
     Ok(MySql {
         options: options.disable_statement_logging(),
         session: format!("{SESSION}{patience}"),
+        blind: "SET @usersync_apply = 1".to_owned(),
         peer,
         way,
     })
 }
 
 impl MySql {
+    /// The same for who writes to the table `name`.
+    pub(super) fn writing_to(self, name: &str) -> Self {
+        let table = name.rsplit('.').next().unwrap_or(name).to_lowercase();
+        let table = table.replace('\\', "\\\\").replace('\'', "''");
+        Self {
+            blind: format!("SET @usersync_apply = 'blind {table}'"),
+            ..self
+        }
+    }
+
     /// Opens a connection and its session.
     pub(super) async fn open(&self) -> Result<MySqlConnection, Trouble> {
         let mut connection = self.reach().await?;
         let session = AssertSqlSafe(self.session.as_str());
         connection.execute(session).await.map_err(trouble)?;
+        let blind = AssertSqlSafe(self.blind.as_str());
+        connection.execute(blind).await.map_err(trouble)?;
         connection.execute(ISOLATION).await.map_err(trouble)?;
         Ok(connection)
     }

@@ -124,6 +124,16 @@ impl<D: Dialect> SqlTarget<D> {
                         others.written(written.collect());
                     }
                     Err(failed) => {
+                        // Who was asked for and is ahead is through; the others come to terms with what they are by then.
+                        if let Failed::Ahead(ahead) = &failed {
+                            taken.retain(|member| {
+                                let is_ahead = member.row.id == *ahead;
+                                if is_ahead {
+                                    outcomes[member.row.index] = Some(outcome(Fate::Newer));
+                                }
+                                !is_ahead
+                            });
+                        }
                         let failed = failed.outcome::<D>(layout, &group);
                         last.extend(group.into_keys().map(|id| (id, failed.clone())));
                     }
@@ -311,14 +321,16 @@ impl<D: Dialect> SqlTarget<D> {
         }
         let lease = self.connections.lease().await;
         let mut connection = self.connection(&lease).await?;
-        self.dialect.run(&mut connection, D::begin(layout)).await?;
+        self.dialect
+            .run(&mut connection, &self.dialect.begin(layout))
+            .await?;
         let written = self
             .write_all(&mut connection, layout, plan, group, form)
             .await;
         let done = match written {
             Ok(fates) => self
                 .dialect
-                .run(&mut connection, D::COMMIT)
+                .run(&mut connection, &self.dialect.commit())
                 .await
                 .map(|()| fates)
                 .map_err(Failed::Refused),
@@ -328,7 +340,9 @@ impl<D: Dialect> SqlTarget<D> {
             if failed.lost() {
                 drop(connection);
             } else {
-                self.dialect.run(&mut connection, D::ROLLBACK).await?;
+                self.dialect
+                    .run(&mut connection, &self.dialect.rollback())
+                    .await?;
                 lease.keep(connection);
             }
         } else {
@@ -370,7 +384,13 @@ impl<D: Dialect> SqlTarget<D> {
                 fates.insert(id.clone(), Fate::Newer);
             }
         }
-        let parked = parked(layout, plan, group, &held, form)?;
+        // What somebody has in a newer version is theirs: nobody may take it from them by what is older.
+        let writing = group.keys().filter(|id| !fates.contains_key(*id));
+        let mut claims = writing.flat_map(|id| plan.claims_of(id));
+        if let Some((of, _)) = claims.find(|(of, _)| fates.contains_key(*of)) {
+            return Err(Failed::Ahead(of.clone()));
+        }
+        let parked = parked(layout, plan, group, &held, &fates, form)?;
         self.dialect.park(connection, layout, &parked).await?;
         let mut shapes: BTreeMap<(How, Shape), Vec<Row>> = BTreeMap::new();
         for (id, member) in group.iter().filter(|(id, _)| !fates.contains_key(*id)) {
@@ -415,10 +435,12 @@ fn parked(
     plan: &Plan,
     group: &BTreeMap<String, Member>,
     held: &HashMap<String, Held>,
+    fates: &HashMap<String, Fate>,
     form: Form,
 ) -> Result<Vec<Parked>, Failed> {
     let mut parked: BTreeMap<String, BTreeMap<usize, Option<String>>> = BTreeMap::new();
-    for (of, key) in group.keys().flat_map(|by| plan.claims_of(by)) {
+    let writing = group.keys().filter(|by| !fates.contains_key(*by));
+    for (of, key) in writing.flat_map(|by| plan.claims_of(by)) {
         let (Some(holder), Some(held)) = (group.get(of), held.get(of)) else {
             continue;
         };

@@ -732,6 +732,23 @@ async fn nobody_is_written_over_with_something_older() -> Result<()> {
     Ok(())
 }
 
+/// One of a batch is old, and the row is ahead of it: nobody of the same batch takes what it has.
+#[tokio::test]
+async fn what_a_newer_row_has_is_not_taken_by_who_comes_with_an_older_one_of_it() -> Result<()> {
+    for database in Database::all().await? {
+        let target = database.people("ahead", ", UNIQUE (email)").await?;
+        let newest = [with_email_of(2, 7, 2), with_email_of(3, 5, 3)];
+        all_delivered(&*target, &newest, &States::default()).await?;
+        let wanted = with_email_of(1, 6, 2);
+        let states = States::of(&[wanted.clone(), newest[0].clone(), newest[1].clone()]);
+        let outcomes = deliver(&*target, &[wanted, with_email_of(2, 6, 3)], &states).await;
+        ensure!(outcomes[1] == Outcome::AlreadyNewer, "{outcomes:?}");
+        ensure!(matches!(outcomes[0], Outcome::Conflict(_)), "{outcomes:?}");
+        emails_are(&database, "ahead", &[(2, 2), (3, 3)]).await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_differs_in_case_is_the_same_where_the_server_says_so() -> Result<()> {
     let database = Database::postgres().await?;

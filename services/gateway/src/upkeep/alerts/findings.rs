@@ -292,17 +292,15 @@ pub(super) fn is_over(
         Kind::Streams | Kind::Refill => age(Timestamp::now(), alert.since) > TOLD,
         Kind::Outbox | Kind::Rows => {
             let now = Timestamp::now();
-            let mut notices = look.relays.get(&alert.target).into_iter().flatten();
-            // Whoever can't read the outbox doesn't know whether rows in it are mended.
-            let spoken = match alert.kind {
-                Kind::Rows => notices.any(|notice| notice.state == State::Relaying),
-                _ => notices.next().is_some(),
-            };
+            let notices = look.relays.get(&alert.target);
             let last = sources.entry(alert.target.clone()).or_insert(now);
-            if spoken {
-                *last = now;
-            }
-            spoken || age(now, *last) > FORGOTTEN
+            let Some(notices) = notices.filter(|notices| !notices.is_empty()) else {
+                return age(now, *last) > FORGOTTEN;
+            };
+            *last = now;
+            // Whoever can't read the outbox doesn't know whether rows in it are mended.
+            let mut notices = notices.iter();
+            alert.kind == Kind::Outbox || notices.any(|notice| notice.state == State::Relaying)
         }
         _ => true,
     }

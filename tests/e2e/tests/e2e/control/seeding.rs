@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
 use usersync_core::subjects::{TARGETS_BUCKET, USER_STATE};
-use usersync_stack::{Stack, eventually};
+use usersync_stack::{Launch, Service, Stack, eventually, free_port, tools};
 
 use crate::support::{Api, Bus, SOON, only};
 
@@ -47,6 +47,48 @@ async fn stack(gateways: usize) -> Result<(Stack, Bus)> {
         .await?;
     let bus = Bus::connect(&stack).await?;
     Ok((stack, bus))
+}
+
+/// A gateway that somebody starts with other arguments, or before its volume is mounted.
+#[tokio::test]
+async fn a_gateway_without_targets_of_its_own_touches_none() -> Result<()> {
+    let live =
+        "[redis-cache]\nurl = \"redis://127.0.0.1:1/3\"\nmethod = \"SET\"\ntimeout = \"3s\"\n";
+    let (stack, bus) = {
+        let stack = only(format!("{}{live}", entry(1)))
+            .workers("t", 0)
+            .workers("redis-cache", 0)
+            .start()
+            .await?;
+        let bus = Bus::connect(&stack).await?;
+        (stack, bus)
+    };
+    let names = ["t", "redis-cache", "unified-auth", "user-service"];
+    let held = async || {
+        let mut held = Vec::new();
+        for name in names {
+            held.push(bus.kv_get(TARGETS_BUCKET, name).await?);
+        }
+        anyhow::Ok(held)
+    };
+    let before = held().await?;
+    ensure!(before[0].is_some() && before[1].is_some(), "{before:?}");
+    let empty = stack.dir().join("unmounted");
+    std::fs::create_dir(&empty)?;
+    let empty = empty.to_string_lossy().into_owned();
+    for (log, args) in [("bare", vec![]), ("unmounted", vec!["--targets", &empty])] {
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        let program = tools::binary("usersync-gateway", tools::Profile::own())?;
+        let launch = Launch::new(log, program, stack.dir().join(log))
+            .nats(&stack.nats, "gateway")
+            .args(["--listen", &listen])
+            .args(args);
+        let gateway = Service::spawn(launch, format!("http://{listen}"))?;
+        gateway.until_ready().await?;
+        let after = held().await?;
+        ensure!(after == before, "{log}: {after:?}");
+    }
+    Ok(())
 }
 
 #[tokio::test]
