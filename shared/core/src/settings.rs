@@ -256,7 +256,9 @@ fn references(value: &Value, key: &str, but: &str, found: &mut BTreeSet<SecretRe
         Value::String(_, text) => {
             found.extend(text.parse::<SecretRef>());
             // Some settings are paths of secrets by themselves, or have some in a URL.
-            found.extend(std::path::absolute(text).map(SecretRef::File));
+            if text.starts_with('/') || Path::new(text).is_file() {
+                found.extend(std::path::absolute(text).map(SecretRef::File));
+            }
             let url = text.parse::<Url>().ok();
             found.extend(url.iter().flat_map(secret::files_of).map(|(_, file)| file));
         }

@@ -445,10 +445,6 @@ impl Session for MySql {
             let told = sqlx::query_scalar(AssertSqlSafe(told)).bind(&name);
             let told: Option<String> = match told.fetch_one(&mut self.connection).await {
                 Ok(told) => told,
-                // A dump has left it out, and with it what the triggers call: that they are there doesn't help.
-                Err(error) if self.flavour == Flavour::MariaDb && is_routine_gone(&error) => {
-                    return Ok(Some(Vec::new()));
-                }
                 // There is no such function, or not for us: of an older version, or nobody may see anything.
                 Err(sqlx::Error::Database(_)) => return Ok(None),
                 Err(error) => return Err(SourceError::of("looking for triggers", &error)),

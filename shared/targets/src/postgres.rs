@@ -656,12 +656,12 @@ fn upsert(layout: &Layout, shape: &Shape) -> String {
     }
     let blind = match layout.outbox {
         Some(_) => "",
-        None => "set_config('usersync.blind', 'on', true), ",
+        None => "set_config('usersync.blind', 'on', true) AS blind, ",
     };
     format!(
         "INSERT INTO {} AS held ({id}, {names}{deleted}, {version}) OVERRIDING SYSTEM VALUE \
          SELECT told.i::{}, {values}told.d, told.v \
-         FROM set_config('usersync.apply', 'on', true), {blind}\
+         FROM set_config('usersync.apply', 'on', true) AS applying, {blind}\
               unnest($1::text[], $2::bool[], $3::int8[]{parameters}) AS told(i, d, v{aliases}) \
          ON CONFLICT ({id}) DO UPDATE SET {assignments}{deleted} = EXCLUDED.{deleted}, {version} = EXCLUDED.{version} \
          WHERE COALESCE(held.{version}, 0) <= EXCLUDED.{version} \
