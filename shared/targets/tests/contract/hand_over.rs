@@ -739,8 +739,9 @@ async fn what_a_newer_row_has_is_not_taken_by_who_comes_with_an_older_one_of_it(
         let target = database.people("ahead", ", UNIQUE (email)").await?;
         let newest = [with_email_of(2, 7, 2), with_email_of(3, 5, 3)];
         all_delivered(&*target, &newest, &States::default()).await?;
-        let wanted = with_email_of(1, 6, 2);
-        let states = States::of(&[wanted.clone(), newest[0].clone(), newest[1].clone()]);
+        // The third makes room for what the second was to have before.
+        let (wanted, moved) = (with_email_of(1, 6, 2), with_email_of(3, 6, 30));
+        let states = States::of(&[wanted.clone(), newest[0].clone(), moved]);
         let outcomes = deliver(&*target, &[wanted, with_email_of(2, 6, 3)], &states).await;
         ensure!(outcomes[1] == Outcome::AlreadyNewer, "{outcomes:?}");
         ensure!(matches!(outcomes[0], Outcome::Conflict(_)), "{outcomes:?}");
