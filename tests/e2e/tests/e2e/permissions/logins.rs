@@ -34,9 +34,10 @@ async fn a_worker_with_an_nkey_delivers_and_one_with_another_is_refused() -> Res
         "{{ nkey: {}, permissions: $WORKER_MAY }}",
         known.public_key()
     );
+    // Before its login is gone, with which it says what it leaves undone.
+    load.worker().stop(GRACE).await?;
     edit(&load.stack.nats, WORKER, &user)?;
     load.stack.nats.reload()?;
-    load.worker().stop(GRACE).await?;
 
     let stranger = worker_of(&load, &unknown, "unknown.nk")?;
     eventually(SOON, async || {
