@@ -12,7 +12,10 @@ use axum::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use usersync_core::admin::{self, Health};
+use usersync_core::{
+    admin::{self, Health},
+    http,
+};
 
 /// The largest body of a request, in bytes. The receiver kit has its own limit.
 const MAX_BODY: usize = 256 * 1024;
@@ -34,12 +37,9 @@ pub async fn serve(
     let routes = routes
         .layer(middleware::from_fn(count))
         .layer(DefaultBodyLimit::max(MAX_BODY));
-    admin::serve(
-        listener,
-        routes.merge(admin::router(health, metrics)),
-        shutdown,
-    )
-    .await
+    let routes = routes.merge(admin::router(health, metrics));
+    http::serve(listener, routes, shutdown).await;
+    Ok(())
 }
 
 /// Counts requests by route and status; the route is the pattern, so that ids don't become labels.

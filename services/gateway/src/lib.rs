@@ -29,7 +29,7 @@ use usersync_core::{
     admin::{self, Health},
     buckets,
     grant::Grants,
-    nats,
+    http, nats,
     registry::Registry,
     streams, subjects, telemetry,
 };
@@ -57,6 +57,14 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         .await
         .with_context(|| format!("listen: can't listen on {listen}"))?;
     tracing::info!(http.address = %listener.local_addr()?, "API, health and metrics");
+    let health_listener = match settings.health_listen {
+        Some(listen) => Some(
+            TcpListener::bind(listen)
+                .await
+                .with_context(|| format!("http.health_listen: can't listen on {listen}"))?,
+        ),
+        None => None,
+    };
     let health = Health::default();
     health.down("streams", "not created yet");
     health.down("intake", "not begun yet");
@@ -78,14 +86,16 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         shutdown.clone(),
     );
     let access = Access::begin(&settings.http, shutdown.clone())?;
-    let router = api::router(control.clone(), Arc::new(access))
-        .merge(admin::router(health.clone(), metrics));
+    let admin = admin::router(health.clone(), metrics);
+    let router = api::router(control.clone(), Arc::new(access)).merge(admin.clone());
+    let health_server =
+        health_listener.map(|listener| tokio::spawn(http::serve(listener, admin, stopped.clone())));
     let http = match &settings.https {
         Some(tls) => {
             let listener = tls.listen(listener, shutdown.clone())?;
-            tokio::spawn(admin::serve(listener, router, shutdown.clone()))
+            tokio::spawn(http::serve(listener, router, shutdown.clone()))
         }
-        None => tokio::spawn(admin::serve(listener, router, shutdown.clone())),
+        None => tokio::spawn(http::serve(listener, router, shutdown.clone())),
     };
     let micro = micro::serve(client.clone(), control.clone(), shutdown.clone());
     let micro = tokio::spawn(micro);
@@ -134,7 +144,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         tracing::warn!(error, "the NATS service did not stop cleanly");
     }
     match tokio::time::timeout(LAST_REQUESTS, http).await {
-        Ok(ended) => ended.context("the HTTP server panicked")??,
+        Ok(ended) => ended.context("the HTTP server panicked")?,
         Err(_) => {
             tracing::warn!("requests did not end in time; their clients must send them again")
         }
@@ -142,6 +152,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     nats::flush(&client).await;
     traces.end().await;
     stopped.cancel();
+    if let Some(server) = health_server {
+        server.await.context("the server of health panicked")?;
+    }
     Ok(())
 }
 

@@ -89,6 +89,8 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Who may use the HTTP API.
     pub http: access::Settings,
+    /// Where health and metrics are served too, by no TLS and to connections of their own.
+    pub(crate) health_listen: Option<SocketAddr>,
     /// By which certificate it is served, where it is by TLS.
     pub(crate) https: Option<https::Settings>,
     /// When people are told.
@@ -141,6 +143,7 @@ impl Settings {
         reader.flag("http.keys_file", flags.keys.as_ref());
         reader.flag("http.open", flags.open.then_some(true));
         let http = access::Settings::read(&mut reader, common.listen);
+        let health_listen = reader.optional("http.health_listen", "IP:PORT such as 127.0.0.1:8091");
         let https = https::Settings::read(&mut reader);
         let alerts = alerts::Settings::read(&mut reader);
         let notify = notify::Settings::read(&mut reader, &common.egress);
@@ -157,6 +160,7 @@ impl Settings {
             accept_empty_state,
             cache_bytes: cache_mib << 20,
             http,
+            health_listen,
             https,
             alerts,
             notify,

@@ -12,7 +12,7 @@ use usersync_core::{
     check::Check,
     common::Common,
     egress::Egress,
-    nats,
+    http, nats,
     registry::Registry,
     store::Store,
     streams, subjects, telemetry,
@@ -90,7 +90,7 @@ pub(crate) async fn run(
     // Health stays reachable while checks are left.
     let served = CancellationToken::new();
     let metrics = telemetry::init_metrics(common.metrics, served.clone())?;
-    let http = tokio::spawn(admin::serve(
+    let http = tokio::spawn(http::serve(
         listener,
         admin::router(health.clone(), metrics),
         served.clone(),
@@ -125,7 +125,7 @@ pub(crate) async fn run(
     }
     nats::flush(&client).await;
     served.cancel();
-    http.await.context("the health server panicked")?
+    http.await.context("the health server panicked")
 }
 
 /// Waits for what the gateway makes.

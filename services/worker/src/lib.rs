@@ -46,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 use usersync_core::{
     admin::{self, Health},
     catalogue::Catalogue,
-    nats,
+    http, nats,
     registry::Registry,
     store::Store,
     target::TargetConfig,
@@ -78,7 +78,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     // Health stays reachable while the couriers drain.
     let served = CancellationToken::new();
     let metrics = telemetry::init_metrics(settings.common.metrics, served.clone())?;
-    let http = tokio::spawn(admin::serve(
+    let http = tokio::spawn(http::serve(
         listener,
         admin::router(health.clone(), metrics),
         served.clone(),
@@ -143,7 +143,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     nats::flush(&client).await;
     traces.end().await;
     served.cancel();
-    http.await.context("the health server panicked")?
+    http.await.context("the health server panicked")
 }
 
 /// Tries every connection and says what was found.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Debug,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -12,12 +11,10 @@ use axum::{
     http::{StatusCode, header::CONTENT_TYPE},
     response::IntoResponse,
     routing::get,
-    serve::Listener,
 };
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 /// The part that is down while NATS refuses something.
 pub(crate) const PERMISSIONS: &str = "permissions";
@@ -159,25 +156,6 @@ async fn render(State(metrics): State<PrometheusHandle>) -> impl IntoResponse {
         [(CONTENT_TYPE, "text/plain; version=0.0.4")],
         metrics.render(),
     )
-}
-
-/// Serves `router` until `shutdown`, then finishes the requests under way.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve<L>(
-    listener: L,
-    router: Router,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()>
-where
-    L: Listener,
-    L::Addr: Debug,
-{
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -16,3 +16,11 @@ pub fn for_connections() -> usize {
     let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(1_024);
     usize::try_from(limit.saturating_sub(RESERVED).max(1)).unwrap_or(usize::MAX)
 }
+
+/// How many connections there may be of callers of this process: less than what is reserved where there are few.
+pub fn for_callers() -> usize {
+    let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(1_024);
+    usize::try_from(limit / 4)
+        .unwrap_or(usize::MAX)
+        .clamp(8, 2_048)
+}

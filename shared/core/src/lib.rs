@@ -20,6 +20,7 @@ pub mod fields;
 pub mod follow;
 pub mod grant;
 pub mod header_text;
+pub mod http;
 pub mod json;
 pub mod lanes;
 pub mod load;

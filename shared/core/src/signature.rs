@@ -6,6 +6,7 @@
 use std::fmt;
 
 use axum::http::HeaderMap;
+use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use standardwebhooks::{Webhook, WebhookError};
 
@@ -16,6 +17,8 @@ const MOST_SIGNATURES: usize = 16;
 
 /// The latest time of a signature, in unix seconds: far from now, and from what a sum overflows at.
 const MOST_SECONDS: i64 = 1 << 40;
+/// How far a signature's time may be from ours.
+const MOST_AGE_SECONDS: i64 = 300;
 
 /// The headers of a signed request.
 pub mod header {
@@ -80,11 +83,12 @@ impl Signatures {
         self.0.is_empty()
     }
 
-    /// Which of the secrets signed the request within the last 300 seconds; all are tried.
+    /// Whether the headers are those of a request that was signed within the last 300 seconds; by whom, only its body
+    /// tells.
     ///
     /// # Errors
-    /// When none did.
-    pub fn verify(&self, body: &[u8], headers: &HeaderMap) -> Result<usize, Unproven> {
+    /// When they aren't.
+    pub fn check_headers(headers: &HeaderMap) -> Result<(), Unproven> {
         for name in [header::ID, header::TIMESTAMP, header::SIGNATURE] {
             if headers.get_all(name).iter().count() != 1 {
                 return Err(Unproven::Header(name));
@@ -93,8 +97,12 @@ impl Signatures {
         // The library computes with any number.
         let timestamp = headers.get(header::TIMESTAMP);
         let timestamp = timestamp.and_then(|value| value.to_str().ok()?.parse::<i64>().ok());
-        if !timestamp.is_some_and(|seconds| (0..=MOST_SECONDS).contains(&seconds)) {
-            return Err(Unproven::Header(header::TIMESTAMP));
+        let timestamp = timestamp.filter(|seconds| (0..=MOST_SECONDS).contains(seconds));
+        let timestamp = timestamp.ok_or(Unproven::Header(header::TIMESTAMP))?;
+        match Timestamp::now().as_second() - timestamp {
+            age if age > MOST_AGE_SECONDS => return Err(Unproven::TooOld),
+            age if age < -MOST_AGE_SECONDS => return Err(Unproven::TooNew),
+            _ => {}
         }
         let signatures = headers.get(header::SIGNATURE).map(|value| value.as_bytes());
         let spaces = signatures
@@ -104,6 +112,15 @@ impl Signatures {
         if spaces.count() >= MOST_SIGNATURES {
             return Err(Unproven::Header(header::SIGNATURE));
         }
+        Ok(())
+    }
+
+    /// Which of the secrets signed the request within the last 300 seconds; all are tried.
+    ///
+    /// # Errors
+    /// When none did.
+    pub fn verify(&self, body: &[u8], headers: &HeaderMap) -> Result<usize, Unproven> {
+        Self::check_headers(headers)?;
         let mut outcome = Err(Unproven::Signature);
         for (index, secret) in self.0.iter().enumerate() {
             let verified = Webhook::new(secret.expose_secret())

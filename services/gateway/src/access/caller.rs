@@ -189,6 +189,15 @@ impl Callers {
         found
     }
 
+    /// Whether somebody called `name` may have signed a request with these headers.
+    pub(crate) fn may_have_signed(&self, name: &str, headers: &HeaderMap) -> Result<(), Unproven> {
+        let signs = |caller: &Arc<Caller>| caller.name == name && caller.signatures.is_some();
+        match self.0.iter().any(signs) {
+            true => Signatures::check_headers(headers),
+            false => Err(Unproven::Signature),
+        }
+    }
+
     /// Who of those called `name` has signed the request.
     pub(crate) fn signer(
         &self,

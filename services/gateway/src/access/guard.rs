@@ -3,13 +3,16 @@
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use axum::{
-    body::{Body, to_bytes},
+    body::{Body, Bytes},
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 
+use bytes::BytesMut;
+use futures_util::StreamExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use usersync_core::signature::{Unproven, header as signed};
 
 use super::{
@@ -138,31 +141,63 @@ async fn admit_signed(access: &Access, request: Request) -> Result<Admitted, Box
             "a signature is good for POST /v1/events only; send `Authorization: Bearer KEY`";
         return Err(unproven(detail.to_owned()));
     }
-    let (parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, BODY_BYTES).await else {
-        let detail = format!("the body is longer than {BODY_BYTES} bytes, or was cut off");
-        let problem = Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail);
-        return Err(Box::new(problem.into_response()));
-    };
-    let proven = match (&access.callers, message_id(&parts.headers)) {
-        (Some(callers), Some(message)) => {
-            let name = named(parts.uri.query().unwrap_or_default());
-            let callers = callers.borrow();
-            let signer = callers.signer(&name, &body, &parts.headers);
-            signer.map(|caller| (caller.clone(), message))
-        }
-        _ => Err(Unproven::Header(signed::ID)),
-    };
-    let (caller, message) = proven.map_err(|error| {
+    let doubtful = |error: Unproven| {
         unproven(format!(
             "the signature doesn't hold: {error}; check the secret, the clock, and that `?caller=NAME` names the entry with it"
         ))
-    })?;
+    };
+    let (parts, body) = request.into_parts();
+    let named = |parts: &Parts| -> Result<_, Unproven> {
+        let callers = access.callers.as_ref();
+        let callers = callers.ok_or(Unproven::Header(signed::ID))?;
+        let message = message_id(&parts.headers).ok_or(Unproven::Header(signed::ID))?;
+        let name = named(parts.uri.query().unwrap_or_default()).into_owned();
+        let may_be = callers.borrow().may_have_signed(&name, &parts.headers);
+        may_be.map(|()| (callers, name, message))
+    };
+    let (callers, name, message) = named(&parts).map_err(doubtful)?;
+    // Held until its signature is proven, or isn't.
+    let (body, _held) = unproven_body(body, &access.unproven).await?;
+    let signer = callers
+        .borrow()
+        .signer(&name, &body, &parts.headers)
+        .cloned();
+    let caller = signer.map_err(doubtful)?;
     Ok(Admitted {
         caller: Some(caller),
         message: Some(message),
         request: Request::from_parts(parts, Body::from(body)),
     })
+}
+
+/// Reads a body that anybody may have sent, as long as the bytes of all such bodies have room for it.
+async fn unproven_body(
+    body: Body,
+    room: &Arc<Semaphore>,
+) -> Result<(Bytes, OwnedSemaphorePermit), Box<Response>> {
+    let problem = |problem: Problem| Box::new(problem.into_response());
+    let full = || {
+        let detail = "too many signed requests at once; send it again";
+        let mut response = Problem::unavailable(detail).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        Box::new(response)
+    };
+    let mut held = room.clone().try_acquire_many_owned(0).map_err(|_| full())?;
+    let mut whole = BytesMut::new();
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| problem(Problem::bad_request("the body was cut off")))?;
+        if whole.len() + chunk.len() > BODY_BYTES {
+            let detail = format!("the body is longer than {BODY_BYTES} bytes");
+            return Err(problem(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)));
+        }
+        let bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+        let more = room.clone().try_acquire_many_owned(bytes);
+        held.merge(more.map_err(|_| full())?);
+        whole.extend_from_slice(&chunk);
+    }
+    Ok((whole.freeze(), held))
 }
 
 /// The caller that the query names.

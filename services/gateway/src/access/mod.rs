@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use usersync_core::settings::{Problems, Reader};
 
@@ -24,6 +24,8 @@ pub use new_key::KeyCommand;
 
 /// The largest request body, in bytes.
 pub(crate) const BODY_BYTES: usize = 8 * 1024 * 1024;
+/// The most bytes of bodies at once whose signatures aren't proven yet.
+const UNPROVEN_BYTES: usize = 64 * 1024 * 1024;
 /// How often the file with keys is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -89,6 +91,8 @@ pub(crate) struct Access {
     local: bool,
     anyone: Arc<Caller>,
     limits: Arc<Limits>,
+    /// The bytes of bodies whose signatures aren't proven yet.
+    unproven: Arc<Semaphore>,
 }
 
 impl Access {
@@ -115,6 +119,7 @@ impl Access {
             callers,
             anyone: Arc::new(Caller::anyone()),
             limits: Arc::new(Limits::new(settings.rates)),
+            unproven: Arc::new(Semaphore::new(UNPROVEN_BYTES)),
         })
     }
 }

@@ -37,6 +37,7 @@ mod secrets;
 mod services;
 mod settings;
 mod signed;
+mod strangers;
 mod support;
 mod swaps;
 mod takeover;
