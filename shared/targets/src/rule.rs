@@ -3,6 +3,7 @@
 //! Made once from a target's entry; docs/RULES.md is what people read. A rule that can't be evaluated
 //! for a user neither tells the target of them nor deletes them there: the user is refused.
 
+mod budget;
 mod document;
 mod expression;
 mod mask;

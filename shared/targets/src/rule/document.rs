@@ -1,9 +1,6 @@
 //! A state as CEL sees it: `user` and `event`, made of what an expression asks for and of nothing else.
 
-use std::{
-    collections::HashMap,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::collections::HashMap;
 
 use cel::{
     common::{
@@ -20,6 +17,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 use usersync_core::state::State;
 
+use super::budget;
+
 /// The members of `user`.
 pub(super) const USER: [&str; 7] = [
     "user_id", "username", "email", "status", "data", "deleted", "partial",
@@ -27,22 +26,17 @@ pub(super) const USER: [&str; 7] = [
 /// The members of `event`.
 pub(super) const EVENT: [&str; 4] = ["id", "type", "source", "timestamp"];
 
-/// How much of the user one evaluation may look at, in values and 64 bytes of text, counting again what
-/// a macro looks at again. A thousand times what a user has.
-pub(super) const MOST: usize = 1_000_000;
-
 /// What the names in an expression stand for.
 #[derive(Debug)]
 pub(super) struct Document<'s> {
     state: &'s State,
-    looked_at: AtomicUsize,
 }
 
 impl VariableResolver for Document<'_> {
     /// CEL asks for `user.data.plan` first, then for `user.data`, then for `user`: so a path that is
     /// there costs no more than its own value.
     fn resolve<'b>(&'b self, name: &str) -> Option<CowVal<'b, 'b>> {
-        if self.is_exhausted() {
+        if budget::is_spent() {
             return None;
         }
         let (variable, path) = match name.split_once('.') {
@@ -62,19 +56,7 @@ impl VariableResolver for Document<'_> {
 
 impl<'s> Document<'s> {
     pub(super) fn new(state: &'s State) -> Self {
-        Self {
-            state,
-            looked_at: AtomicUsize::new(0),
-        }
-    }
-
-    /// Whether no name means anything any more, for too much was asked for.
-    pub(super) fn is_exhausted(&self) -> bool {
-        self.looked_at.load(Ordering::Relaxed) > MOST
-    }
-
-    fn charge(&self, values: usize) {
-        self.looked_at.fetch_add(values, Ordering::Relaxed);
+        Self { state }
     }
 
     fn whole(
@@ -118,7 +100,7 @@ impl<'s> Document<'s> {
 
     /// JSON as CEL has it: whole numbers are `int` (above 2^63 `uint`), others `double`.
     fn value(&self, json: &'s Value) -> Box<dyn Val + 's> {
-        self.charge(1);
+        budget::spend(1);
         match json {
             Value::Null => Box::new(CelNull),
             Value::Bool(value) => Box::new(CelBool::from(*value)),
@@ -132,7 +114,7 @@ impl<'s> Document<'s> {
                 }
             }
             Value::String(value) => {
-                self.charge(value.len() / 64);
+                budget::spend(value.len() / 64);
                 text(value)
             }
             Value::Array(values) => {

@@ -2,8 +2,8 @@
 //!
 //! CEL has no loops but its macros, no clock and no input but the user. What keeps an evaluation short:
 //! an expression has at most 4 KiB, nested at most 24 deep, with at most 4 macros that run over lists;
-//! one inside of another runs over the outer one's variable only; what is looked at is counted, again
-//! and again where a macro looks again; a user has at most 256 KiB; regular expressions take linear time.
+//! one inside of another runs over the outer one's variable only; whatever repeats or grows is charged
+//! to a budget (`budget`); a user has at most 256 KiB; regular expressions take linear time.
 
 use std::sync::Arc;
 
@@ -19,7 +19,10 @@ use cel::{
 use serde_json::Value;
 use usersync_core::state::State;
 
-use super::document::{Document, EVENT, MOST, USER};
+use super::{
+    budget::{self, MOST},
+    document::{Document, EVENT, USER},
+};
 
 /// The longest expression, in bytes.
 const LONGEST: usize = 4 * 1024;
@@ -77,6 +80,7 @@ impl Language {
     pub(super) fn new() -> Result<Self, String> {
         let mut env = Env::stdlib();
         let added = env.add_extension(extensions::strings);
+        let added = added.and_then(|_| budget::declare(&mut env));
         added.map_err(|error| format!("CEL: {error}"))?;
         Ok(Self(Arc::new(env)))
     }
@@ -103,7 +107,7 @@ impl Language {
     fn parse(&self, source: &str) -> Result<Expression, Vec<String>> {
         let parser = self.0.parser().max_recursion_depth(DEEPEST as u16);
         let parsed = parser.parse_with_source_info(source);
-        let (root, places) = parsed.map_err(|errors| {
+        let (mut root, places) = parsed.map_err(|errors| {
             // Those after the first follow from it.
             let first = errors.errors.first();
             let first = first.map(|error| match error.msg.contains("Recursion limit") {
@@ -133,6 +137,7 @@ impl Language {
             problems.truncate(TOLD);
             return Err(problems);
         }
+        budget::charge(&mut root, &mut Vec::new());
         Ok(Expression {
             source: source.to_owned(),
             root,
@@ -207,6 +212,7 @@ impl<'e> Check<'e> {
                 if !self.language.knows(call) {
                     self.problem(expr, format!("`{}` is no function", call.func_name));
                 }
+                self.pattern(expr, call);
                 for argument in call.target.as_deref().into_iter().chain(&call.args) {
                     self.expression(argument, depth);
                 }
@@ -231,6 +237,24 @@ impl<'e> Check<'e> {
             }
             Expr::Literal(_) => {}
             Expr::Unspecified => self.problem(expr, "expected an expression".to_owned()),
+        }
+    }
+
+    /// A pattern is compiled once: so it is one that is there.
+    fn pattern(&mut self, expr: &IdedExpr, call: &CallExpr) {
+        if call.func_name != "matches" {
+            return;
+        }
+        let pattern = call.args.last().map(|pattern| &pattern.expr);
+        let fit = match pattern {
+            Some(Expr::Literal(LiteralValue::String(source))) => {
+                budget::pattern(source.inner()).map(drop)
+            }
+            Some(_) => Err("the pattern of `matches` has to be spelled out: '^a.*'".to_owned()),
+            None => Ok(()),
+        };
+        if let Err(problem) = fit {
+            self.problem(expr, problem);
         }
     }
 
@@ -353,14 +377,13 @@ impl Expression {
         state: &State,
         read: impl FnOnce(&dyn Val) -> Result<T, String>,
     ) -> Result<T, String> {
+        budget::begin();
         let document = Document::new(state);
         let mut context = Context::with_env(self.language.0.clone());
         context.set_variable_resolver(&document);
         let result = match cel::Value::resolve_val(&self.root, &context) {
             Ok(value) => read(value.as_ref()),
-            Err(_) if document.is_exhausted() => {
-                Err(format!("it looks at more than {MOST} values"))
-            }
+            Err(_) if budget::is_spent() => Err(format!("it takes more than {MOST} steps")),
             Err(error) => Err(self.reason(&error)),
         };
         result.map_err(|reason| match state.partial {
@@ -379,7 +402,9 @@ impl Expression {
             ExecutionError::NoSuchKey(_) => "a member is missing".to_owned(),
             ExecutionError::NoSuchOverload(call) => {
                 let types = call.argument_types().join(", ");
-                format!("`{}` can't be used on ({types})", call.function())
+                let function = call.function();
+                let function = function.strip_prefix('@').unwrap_or(function);
+                format!("`{function}` can't be used on ({types})")
             }
             ExecutionError::UndeclaredReference(name) => format!("`{name}` is unknown"),
             ExecutionError::UnexpectedType { want, .. } => format!("a value is no {want}"),
