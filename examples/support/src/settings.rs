@@ -2,9 +2,9 @@
 
 use anyhow::Context as _;
 use async_nats::jetstream;
-use secrecy::SecretString;
 use usersync_core::{admin::Health, nats, secret::SecretRef};
 use usersync_publisher::Publisher;
+use usersync_receiver::Senders;
 
 /// Flags about what is around a service.
 #[derive(Clone, Debug, clap::Args)]
@@ -64,17 +64,21 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// Fetches the secrets.
+    /// Fetches the secrets; without any, deliveries needn't be signed.
     ///
     /// # Errors
     /// When one is no reference or can't be fetched.
-    pub fn resolve(&self) -> anyhow::Result<Vec<SecretString>> {
+    pub fn resolve(&self) -> anyhow::Result<Senders> {
+        if self.references.is_empty() {
+            return Ok(Senders::Unsigned);
+        }
         let fetch = |(index, text): (usize, &String)| {
             let fetched = text
                 .parse::<SecretRef>()
                 .and_then(|reference| reference.resolve());
             fetched.with_context(|| format!("--secret number {}", index + 1))
         };
-        self.references.iter().enumerate().map(fetch).collect()
+        let secrets: anyhow::Result<_> = self.references.iter().enumerate().map(fetch).collect();
+        Ok(Senders::Signed(secrets?))
     }
 }

@@ -33,10 +33,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let health = Health::default();
-    let options = Options {
-        secrets: settings.secrets.resolve()?,
-        ..Options::default()
-    };
+    let options = Options::new(settings.secrets.resolve()?);
     let pool = database::open(
         &settings.database,
         &[replica::SCHEMA, unpublished::SCHEMA, failures::SCHEMA],

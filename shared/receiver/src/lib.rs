@@ -5,7 +5,7 @@
 //! comes in here is never published again: the kit has no connection to NATS.
 //!
 //! ```no_run
-//! use usersync_receiver::{Applied, Delivery, Options, StoreError, UserStore};
+//! use usersync_receiver::{Applied, Delivery, Options, Senders, StoreError, UserStore};
 //!
 //! struct Users;
 //!
@@ -17,8 +17,10 @@
 //!     }
 //! }
 //!
-//! # fn app() -> Result<axum::Router, usersync_receiver::InvalidSecret> {
-//! let sync = usersync_receiver::router(Users, Options::default())?;
+//! # fn app() -> Result<axum::Router, Box<dyn std::error::Error>> {
+//! let secret = std::env::var("USERSYNC_SECRET")?;
+//! let senders = Senders::Signed(vec![secret.into()]);
+//! let sync = usersync_receiver::router(Users, Options::new(senders))?;
 //! Ok(axum::Router::new().nest("/api/v1/users/sync", sync))
 //! # }
 //! ```
@@ -32,7 +34,7 @@ mod store;
 
 pub use delivery::Delivery;
 pub use problem::{Fault, Problem};
-pub use router::{GUARD_BY_VERSION, GUARD_HEADER, Options, router};
+pub use router::{GUARD_BY_VERSION, GUARD_HEADER, InvalidSenders, Options, Senders, router};
 pub use store::{Applied, HeldUser, StoreError, UserStore};
 pub use usersync_core::{
     event::{Change, EventType},

@@ -23,7 +23,7 @@ use crate::{
     delivery::{Delivery, Posted},
     digests::{self, Unanswered},
     problem::Problem,
-    signature::Senders,
+    signature::Proof,
     store::{Applied, StoreError, UserStore},
 };
 
@@ -36,20 +36,41 @@ const UNAVAILABLE: &str = "the store is unavailable; try again";
 /// How deliveries are taken.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Standard Webhooks secrets (`whsec_…`); a delivery signed with any of them is taken, so
-    /// that a secret can be replaced without a gap. None: unsigned deliveries are taken.
-    pub secrets: Vec<SecretString>,
+    /// Whose they may be.
+    pub senders: Senders,
     /// The largest body taken, in bytes.
     pub max_body: usize,
 }
 
-impl Default for Options {
-    fn default() -> Self {
+impl Options {
+    /// Deliveries of these senders, of at most 1 MiB.
+    pub fn new(senders: Senders) -> Self {
         Self {
-            secrets: Vec::new(),
+            senders,
             max_body: 1024 * 1024,
         }
     }
+}
+
+/// Whose deliveries are taken. There is no default: who takes unsigned ones has to say so.
+#[derive(Clone, Debug)]
+pub enum Senders {
+    /// Those who know one of these Standard Webhooks secrets (`whsec_…`); several, so that one can be replaced without a
+    /// gap.
+    Signed(Vec<SecretString>),
+    /// Everybody who reaches the service: it has to be out of strangers' reach.
+    Unsigned,
+}
+
+/// Why a router can't be made.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSenders {
+    /// A secret can't be used.
+    #[error(transparent)]
+    Secret(#[from] InvalidSecret),
+    /// There is none.
+    #[error("there is no secret to check signatures with: give one, or say `Senders::Unsigned`")]
+    NoSecret,
 }
 
 /// A router to nest at the path the target is configured with. `POST /` takes one user, or an array of at most 1,000,
@@ -57,13 +78,22 @@ impl Default for Options {
 /// the store has [`UserStore::page`].
 ///
 /// # Errors
-/// [`InvalidSecret`] when a secret can't be used.
-pub fn router<S: UserStore>(store: S, options: Options) -> Result<Router, InvalidSecret> {
+/// [`InvalidSenders`] when a secret can't be used, or there is none.
+pub fn router<S: UserStore>(store: S, options: Options) -> Result<Router, InvalidSenders> {
     metrics::describe_counter!(
         "usersync_receiver_deliveries_total",
         "Users and refused calls that reached a service with the receiver kit, by what became of them"
     );
-    let senders = Senders::new(&options.secrets)?;
+    let senders = match &options.senders {
+        Senders::Signed(secrets) if secrets.is_empty() => return Err(InvalidSenders::NoSecret),
+        Senders::Signed(secrets) => Proof::new(secrets)?,
+        Senders::Unsigned => {
+            tracing::warn!(
+                "unsigned deliveries are taken: whoever reaches this service can change its users"
+            );
+            Proof::new(&[])?
+        }
+    };
     let limit = DefaultBodyLimit::max(options.max_body);
     let receiver = Arc::new(Receiver {
         store,
@@ -80,7 +110,7 @@ pub fn router<S: UserStore>(store: S, options: Options) -> Result<Router, Invali
 
 struct Receiver<S> {
     store: S,
-    senders: Senders,
+    senders: Proof,
     /// Whether all users are being read: one check at a time is load enough.
     checking: AtomicBool,
 }

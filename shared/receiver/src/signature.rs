@@ -6,12 +6,12 @@ use usersync_core::signature::{InvalidSecret, Signatures, Unproven};
 use usersync_digest::Key;
 
 /// The secrets a delivery may be signed with, and the keys of digests that follow from them.
-pub(crate) struct Senders {
+pub(crate) struct Proof {
     signatures: Signatures,
     keys: Vec<Key>,
 }
 
-impl Senders {
+impl Proof {
     pub(crate) fn new(secrets: &[SecretString]) -> Result<Self, InvalidSecret> {
         let signatures = Signatures::new(secrets)?;
         let keys = secrets.iter().enumerate().map(|(index, secret)| {

@@ -7,6 +7,7 @@ mod service;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use service::{Service, now, sign};
+use usersync_receiver::{InvalidSenders, Options, Senders};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const OLD_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
@@ -85,6 +86,16 @@ async fn members_a_target_is_not_told_stay_as_they_are() {
     service.post(&told).await;
     let row = service.row("42").unwrap();
     assert_eq!((row.username.as_deref(), row.email), (Some("ann"), None));
+}
+
+#[test]
+fn who_takes_unsigned_deliveries_has_to_say_so() {
+    let made = |senders| usersync_receiver::router(service::Rows::default(), Options::new(senders));
+    let empty = made(Senders::Signed(Vec::new())).map(drop);
+    assert_eq!(empty, Err(InvalidSenders::NoSecret));
+    let short = made(Senders::Signed(vec!["whsec_c2hvcnQ=".into()])).map(drop);
+    assert!(matches!(short, Err(InvalidSenders::Secret(_))), "{short:?}");
+    assert!(made(Senders::Unsigned).is_ok());
 }
 
 #[tokio::test]

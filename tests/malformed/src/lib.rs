@@ -24,7 +24,7 @@ use usersync_core::{
     state::State,
     subjects,
 };
-use usersync_receiver::{Applied, Delivery, Options, StoreError, UserStore};
+use usersync_receiver::{Applied, Delivery, Options, Senders, StoreError, UserStore};
 
 /// The longest error that is still one: what is longer repeats what it was given.
 const LONGEST_ERROR: usize = 2_000;
@@ -153,10 +153,7 @@ pub async fn signature(input: &[u8]) {
 }
 
 fn receiver() -> Router {
-    let options = Options {
-        secrets: vec![SECRET.into()],
-        ..Options::default()
-    };
+    let options = Options::new(Senders::Signed(vec![SECRET.into()]));
     usersync_receiver::router(Unreached, options).expect("the secret is one")
 }
 

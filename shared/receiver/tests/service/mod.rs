@@ -15,7 +15,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use usersync_receiver::{
-    Applied, Change, Delivery, HeldUser, Options, StoreError, UserId, UserStore,
+    Applied, Change, Delivery, HeldUser, Options, Senders, StoreError, UserId, UserStore,
 };
 
 const PATH: &str = "/api/v1/users/sync";
@@ -31,7 +31,7 @@ pub(crate) struct Row {
 }
 
 #[derive(Clone, Default)]
-struct Rows {
+pub(crate) struct Rows {
     rows: Arc<Mutex<BTreeMap<String, Row>>>,
     /// Whether the store tells of all its users.
     pages: bool,
@@ -121,9 +121,12 @@ impl Service {
     }
 
     async fn with(secrets: &[&str], rows: Rows) -> Self {
-        let secrets = secrets.iter().map(|&secret| secret.into()).collect();
+        let senders = match secrets {
+            [] => Senders::Unsigned,
+            secrets => Senders::Signed(secrets.iter().map(|&secret| secret.into()).collect()),
+        };
         let options = Options {
-            secrets,
+            senders,
             max_body: MAX_BODY,
         };
         let app = Router::new().nest(

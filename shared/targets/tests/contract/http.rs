@@ -14,7 +14,7 @@ use axum::{Router, extract::Request, middleware, response::Response};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use usersync_receiver::{
-    Applied, Change, GUARD_HEADER, HeldUser, Options, StoreError, UserId, UserStore,
+    Applied, Change, GUARD_HEADER, HeldUser, Options, Senders, StoreError, UserId, UserStore,
 };
 use usersync_stack::Directory;
 use usersync_targets::Delivery;
@@ -144,10 +144,7 @@ impl Http {
                 place: place.clone(),
                 ..self.rows.clone()
             };
-            let options = Options {
-                secrets: vec![RIGHT.into()],
-                ..Options::default()
-            };
+            let options = Options::new(Senders::Signed(vec![RIGHT.into()]));
             app = app.nest(
                 &format!("/{place}"),
                 usersync_receiver::router(rows, options)?,
