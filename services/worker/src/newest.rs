@@ -107,7 +107,7 @@ fn parse(user_id: &UserId, payload: &[u8], headers: Option<&HeaderMap>) -> Newes
             let reason = format!("can't read a state: {newer}");
             Newest::Failed(Outcome::Fault(Failure::new(reason)))
         }
-        Err(broken @ (Unreadable::NoState(_) | Unreadable::OfAnother)) => {
+        Err(broken @ (Unreadable::NoState(_) | Unreadable::Beyond | Unreadable::OfAnother)) => {
             let reason = format!("what USER_STATE holds is no state: {broken}");
             Newest::Failed(Outcome::Permanent(Failure::new(reason)))
         }

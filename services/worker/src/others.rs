@@ -82,7 +82,9 @@ async fn state_of(route: &Route, user: &UserId) -> Result<State, Meant> {
         let failure = Failure::new(format!("can't read a state: {unreadable}"));
         match unreadable {
             Unreadable::Newer(_) => Meant::Unavailable(failure),
-            Unreadable::NoState(_) | Unreadable::OfAnother => Meant::Refused(failure, 0),
+            Unreadable::NoState(_) | Unreadable::Beyond | Unreadable::OfAnother => {
+                Meant::Refused(failure, 0)
+            }
         }
     })
 }

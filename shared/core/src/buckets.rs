@@ -102,7 +102,16 @@ pub async fn missing_buckets(
     Ok(missing)
 }
 
-/// Creates the buckets that are missing.
+/// Buckets that several write to, each keys of its own. A put with `Nats-Rollup: all` would remove everybody's keys; what it
+/// takes from `nats kv purge` there, `nats kv del` does.
+const SHARED: [&str; 4] = [
+    subjects::BREAKERS_BUCKET,
+    subjects::CHECKS_BUCKET,
+    subjects::RELAYS_BUCKET,
+    subjects::WORKERS_BUCKET,
+];
+
+/// Creates the buckets that are missing, and has those that are shared refuse rollups.
 ///
 /// # Errors
 /// When the server refuses.
@@ -112,6 +121,16 @@ pub async fn ensure_buckets(jetstream: &jetstream::Context, replicas: usize) -> 
         let created = jetstream.create_key_value(config).await;
         created.with_context(|| format!("creating the bucket {name}"))?;
         tracing::info!(bucket = name, "created");
+    }
+    for name in SHARED {
+        let stream = jetstream.get_stream(format!("KV_{name}")).await;
+        let stream = stream.with_context(|| format!("asking for the bucket {name}"))?;
+        let mut config = stream.cached_info().config.clone();
+        if config.allow_rollup {
+            config.allow_rollup = false;
+            let updated = jetstream.update_stream(&config).await;
+            updated.with_context(|| format!("updating the bucket {name}"))?;
+        }
     }
     Ok(())
 }

@@ -21,6 +21,9 @@ pub struct Epoch {
 #[error("an epoch is written as NUMBER-TEXT, such as 1-9f3ac2d10b44")]
 pub struct InvalidEpoch;
 
+/// The highest ordinal. A stream isn't made anew so often, and after each there is room for more.
+const MOST: u64 = u32::MAX as u64;
+
 impl Epoch {
     /// A new one with this ordinal.
     pub fn begin(ordinal: u64) -> Self {
@@ -42,10 +45,10 @@ impl FromStr for Epoch {
 
     fn from_str(text: &str) -> Result<Self, InvalidEpoch> {
         let (ordinal, random) = text.split_once('-').ok_or(InvalidEpoch)?;
-        let ordinal = ordinal.parse().map_err(|_| InvalidEpoch)?;
+        let ordinal: u64 = ordinal.parse().map_err(|_| InvalidEpoch)?;
         let fits =
             (1..=32).contains(&random.len()) && random.bytes().all(|b| b.is_ascii_alphanumeric());
-        match fits && ordinal > 0 {
+        match fits && (1..=MOST).contains(&ordinal) {
             true => Ok(Self {
                 ordinal,
                 random: random.to_owned(),

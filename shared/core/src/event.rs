@@ -133,12 +133,36 @@ pub struct Event {
 
 /// Why a document is no valid event, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}{reason}", if pointer.is_empty() { String::new() } else { format!("{pointer}: ") })]
+#[error("{}{reason}", shown(pointer))]
 pub struct InvalidEvent {
     /// JSON Pointer (RFC 6901) to the offending member; empty for the whole document.
     pub pointer: Cow<'static, str>,
     /// What is wrong and what is expected; never quotes the value.
     pub reason: Cow<'static, str>,
+}
+
+/// A pointer for logs, which hold no data of users: names of members may be some from the third on, or where they are no
+/// names.
+fn shown(pointer: &str) -> String {
+    let is_name = |part: &str| {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        (1..=64).contains(&part.len()) && part.bytes().all(fits)
+    };
+    let mut parts = pointer.split('/').skip(1);
+    let known: Vec<&str> = parts
+        .by_ref()
+        .take(2)
+        .take_while(|part| is_name(part))
+        .collect();
+    let shown: String = known.iter().map(|part| format!("/{part}")).collect();
+    match (
+        shown.as_str(),
+        pointer.split('/').skip(1).count() > known.len(),
+    ) {
+        ("", false) => String::new(),
+        (_, false) => format!("{shown}: "),
+        (_, true) => format!("{shown}/…: "),
+    }
 }
 
 impl InvalidEvent {
@@ -618,5 +642,22 @@ mod tests {
                 .reason
                 .contains("at most")
         );
+    }
+
+    #[test]
+    fn an_error_shows_no_names_that_may_be_data() {
+        for (pointer, shown) in [
+            ("", "wrong"),
+            ("/user_id", "/user_id: wrong"),
+            ("/data/plan", "/data/plan: wrong"),
+            ("/data/emails/ann@private.example", "/data/emails/…: wrong"),
+            ("/data/ann@private.example", "/data/…: wrong"),
+            ("/data/emails/ann/0", "/data/emails/…: wrong"),
+            ("/ann~1bob", "/…: wrong"),
+            ("/", "/…: wrong"),
+        ] {
+            let invalid = InvalidEvent::new(pointer, "wrong");
+            assert_eq!(invalid.to_string(), shown, "{pointer}");
+        }
     }
 }

@@ -91,6 +91,9 @@ pub enum Unreadable {
     /// It is no state.
     #[error("line {} column {}", .0.line(), .0.column())]
     NoState(serde_json::Error),
+    /// Nothing can come after its version or its sequence.
+    #[error("its version or event_seq is none that a clock or a stream can have")]
+    Beyond,
     /// Its `user_id` isn't that of its subject.
     #[error("its user_id isn't that of its subject")]
     OfAnother,
@@ -100,6 +103,12 @@ pub enum Unreadable {
     )]
     Newer(u32),
 }
+
+/// The highest version: the year 3000 in unix microseconds. A clock may be wrong, but a version after it has to fit a
+/// column of any target.
+const MOST_VERSION: u64 = 32_503_680_000_000_000;
+/// The highest sequence of an event: no stream counts so far.
+const MOST_SEQ: u64 = 1 << 53;
 
 /// The one member that every format has.
 #[derive(Deserialize)]
@@ -116,6 +125,9 @@ impl State {
     pub fn read(payload: &[u8]) -> Result<Self, Unreadable> {
         match json::read::<Self>(payload) {
             Ok(state) if state.format > FORMAT => Err(Unreadable::Newer(state.format)),
+            Ok(state) if state.version > MOST_VERSION || state.event_seq > MOST_SEQ => {
+                Err(Unreadable::Beyond)
+            }
             Ok(state) => Ok(state),
             Err(error) => match json::read::<Versioned>(payload) {
                 Ok(newer) if newer.format > FORMAT => Err(Unreadable::Newer(newer.format)),

@@ -28,7 +28,7 @@ pub fn unless_newer(user_id: &UserId, payload: &[u8]) -> Result<Option<State>, U
     match read(user_id, payload) {
         Ok(state) => Ok(Some(state)),
         Err(newer @ Unreadable::Newer(_)) => Err(newer),
-        Err(Unreadable::NoState(_) | Unreadable::OfAnother) => Ok(None),
+        Err(Unreadable::NoState(_) | Unreadable::Beyond | Unreadable::OfAnother) => Ok(None),
     }
 }
 

@@ -40,6 +40,8 @@ use crate::problem::Problem;
 const SOURCE: &str = "usersync";
 /// How long intake may take to merge that event.
 const MERGED: Duration = Duration::from_secs(60);
+/// How long to wait for events of others before it.
+const OTHERS: Duration = Duration::from_secs(10);
 /// How long targets are waited for; who takes longer is reported as pending.
 const DELIVERED: Duration = Duration::from_secs(5);
 /// How often is looked whether something waited for has happened.
@@ -143,6 +145,10 @@ impl Erase {
             .stream_sequence
             < seq
         {
+            // Another user's event may hold the others up for long; this one's state tells, once those before it had time.
+            if since.elapsed() > OTHERS && self.contains(control, seq).await? {
+                break;
+            }
             anyhow::ensure!(
                 since.elapsed() < MERGED,
                 "intake hasn't merged event {seq} after {} s: see /readyz of the gateways, then ask for the erasure again",
@@ -154,6 +160,12 @@ impl Erase {
             sleep(LOOK).await;
         }
         Ok(true)
+    }
+
+    /// Whether the user's state contains the event.
+    async fn contains(&self, control: &Control, seq: u64) -> anyhow::Result<bool> {
+        let state = erasure::newest(control, &self.user_id).await?;
+        Ok(state.is_some_and(|state| state.erased && state.event_seq >= seq))
     }
 
     /// Overwrites the user's dead letters of versions below `version`: one of that version says that the erasure failed.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{context::PublishErrorKind, message::PublishMessage};
 use usersync_core::subjects::{self, FORMER_REFUSED_EVENTS, USER_DEAD};
 
 use super::{
@@ -42,10 +42,15 @@ pub(crate) async fn bring_over(control: &Control) -> anyhow::Result<u64> {
             };
             let message = PublishMessage::build()
                 .payload(found.payload)
-                .headers(found.headers);
+                .headers(found.headers)
+                .expected_last_subject_sequence(0);
             let subject = subjects::refused_event(seq);
             let stored = control.jetstream.send_publish(subject, message).await?;
-            stored.await.context("bringing over a refused event")?;
+            match stored.await {
+                // It was brought over before.
+                Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {}
+                stored => drop(stored.context("bringing over a refused event")?),
+            }
             done.push(found.seq);
         }
         brought += done.len() as u64;

@@ -2,7 +2,7 @@
 
 use async_nats::{
     HeaderMap,
-    jetstream::{self, Message, message::PublishMessage},
+    jetstream::{self, Message, context::PublishErrorKind, message::PublishMessage},
 };
 use usersync_core::{
     event::InvalidEvent,
@@ -69,9 +69,15 @@ pub(super) async fn store(
         payload.truncate(most);
     }
     let letter = PublishMessage::build().payload(payload).headers(headers);
-    jetstream
+    // An event that comes again is there already. In its place the server would put the new one, and leave the bytes of
+    // the former on the disk, where no erasure finds them.
+    let letter = letter.expected_last_subject_sequence(0);
+    let stored = jetstream
         .send_publish(subjects::refused_event(seq), letter)
         .await?
-        .await?;
-    Ok(())
+        .await;
+    match stored {
+        Err(error) if error.kind() != PublishErrorKind::WrongLastSequence => Err(error.into()),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }

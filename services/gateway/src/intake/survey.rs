@@ -5,7 +5,7 @@ use std::{
     pin::pin,
     sync::{
         OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -72,6 +72,8 @@ pub(super) struct Ground {
     pub intact: Intact,
     /// Whether a user had more events than a state remembers.
     crowded: AtomicBool,
+    /// A sequence that USER_EVENTS has reached.
+    reached: AtomicU64,
     lost: OnceLock<Lost>,
     ended: CancellationToken,
 }
@@ -194,6 +196,7 @@ impl Survey {
             },
             intact: Intact::new(self.states.clone(), &mark.states),
             crowded: AtomicBool::new(false),
+            reached: AtomicU64::new(mark.events.last_seq),
             lost: OnceLock::new(),
             ended: CancellationToken::new(),
         };
@@ -410,6 +413,16 @@ impl Ground {
     pub(super) async fn lost(&self) -> Lost {
         self.ended.cancelled().await;
         self.lost.get().cloned().unwrap_or(Lost::States)
+    }
+
+    /// A sequence that USER_EVENTS has reached, and may have passed.
+    pub(super) fn reached(&self) -> u64 {
+        self.reached.load(Ordering::Relaxed)
+    }
+
+    /// USER_EVENTS has reached `seq`.
+    pub(super) fn reach(&self, seq: u64) {
+        self.reached.fetch_max(seq, Ordering::Relaxed);
     }
 
     /// A user has more events than a state remembers.

@@ -18,7 +18,7 @@ use usersync_core::{
     event::{Event, InvalidEvent},
     state::{self, Applied, Position, State, Unreadable},
     stored_state,
-    subjects::{self, header},
+    subjects::{self, USER_EVENTS, header},
     trace::TraceContext,
     user_id::UserId,
 };
@@ -153,6 +153,9 @@ async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [A
             origin = Origin::Leader;
             continue;
         };
+        if let (Some(state), Some(last)) = (&mut state, arrivals.last()) {
+            mend_seq(desk, ground, state, last.at.seq).await;
+        }
         let now_us = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default();
         let before = state.as_ref().map(|state| state.version);
         let apply = |arrival: &Arrival| {
@@ -237,11 +240,41 @@ async fn parsed(desk: &Desk, user_id: &UserId, base: &Stored) -> Result<Option<S
             tokio::time::sleep(UPGRADE).await;
             Err(newer)
         }
-        Err(broken @ (Unreadable::NoState(_) | Unreadable::OfAnother)) => {
+        Err(broken @ (Unreadable::NoState(_) | Unreadable::Beyond | Unreadable::OfAnother)) => {
             // Only a foreign writer can have stored it; a user.created puts it right.
             tracing::error!(user.id = %user_id, error = %broken, "USER_STATE holds something that is no state; starting anew");
             Ok(None)
         }
+    }
+}
+
+/// Gives a state that says it contains events which don't exist yet the sequence before those that came up to `last`:
+/// they would be taken for known until the stream is that far.
+async fn mend_seq(desk: &Desk, ground: &Ground, state: &mut State, last: u64) {
+    let current = ground.history.epochs.current();
+    let is_ahead = |reached: u64| state.event_seq > last.max(reached);
+    let epoch = state.epoch.as_ref();
+    let is_current = epoch.map_or(current.ordinal() == 1, |epoch| epoch == current);
+    if !is_current || !is_ahead(ground.reached()) {
+        return;
+    }
+    let reached = loop {
+        match desk.jetstream.get_stream(USER_EVENTS).await {
+            Ok(events) => break events.cached_info().state.last_sequence,
+            Err(error) => {
+                tracing::warn!(%error, "can't look at USER_EVENTS; trying again");
+                tokio::time::sleep(PATIENCE).await;
+            }
+        }
+    };
+    ground.reach(reached);
+    if is_ahead(reached) {
+        tracing::error!(
+            user.id = %state.user_id, event_seq = state.event_seq, last_sequence = reached,
+            "a state says that it contains events which aren't there yet; what comes now counts as newer"
+        );
+        // Other turns of this user are over, so nothing of it after these events is contained.
+        state.event_seq = 0;
     }
 }
 

@@ -120,6 +120,7 @@ pub(super) fn written(event: &Event, message_id: String) -> Result<Ready, String
 }
 
 fn parse(text: &[u8]) -> Result<Value, String> {
+    let text = json::unmarked(text);
     let value = json::value(text).map_err(|error| not_json(&error).to_string())?;
     let checked = check_integers(text, &value, Beyond::AllButDoubles);
     checked.map_err(|invalid| invalid.to_string())?;

@@ -74,7 +74,7 @@ async fn disable(
         }
         // An operator who has enabled it again has the last word, until it says so again.
         let changed = match breaker.revision {
-            Some(revision) => stored.revision > revision,
+            Some(revision) => stored.revision != revision,
             // By two clocks: as good as it gets with a worker that doesn't say the revision.
             None => stored.time > said,
         };

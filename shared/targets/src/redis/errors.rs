@@ -97,8 +97,15 @@ fn coded<'a>(code: &'a str, said: &str) -> &'a str {
         }
         // Redis 6 says it only within the text of a script's error.
         "ERR" if said.contains("READONLY ") => "READONLY",
-        _ => code,
+        _ if is_code(code) => code,
+        _ => "an error without a code",
     }
+}
+
+/// Whether a word is what servers begin an error with. What else comes first may be anything, of any length.
+fn is_code(word: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    (1..=32).contains(&word.len()) && word.bytes().all(fits)
 }
 
 /// The same of an error of the driver.
@@ -241,6 +248,21 @@ mod tests {
             "MISCONF Redis is configured to save RDB snapshots",
         ] {
             assert!(matches!(text(code), Outcome::Down(_)), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_first_word_that_is_no_code_is_told_to_nobody() {
+        let long = "C".repeat(300_000);
+        for said in ["REDISMAILann@x text", "jane@example.com", &long, ""] {
+            let answer = redis::Value::BulkString(said.as_bytes().to_vec());
+            let Outcome::Transient(failure) = classify(answer) else {
+                panic!("{said:.40} isn't tried again");
+            };
+            assert_eq!(
+                failure.reason,
+                "Redis refused the write: an error without a code"
+            );
         }
     }
 

@@ -132,3 +132,48 @@ async fn intake_stops_and_names_the_way_back_when_older_events_are_gone() {
     assert_eq!(user.data["late"], true);
     assert!(intake.size(USER_STATE).await.0 > 0);
 }
+
+/// A state that says what no stream and no clock can have said costs its user nothing but what was in it, and nobody else anything.
+#[tokio::test]
+async fn states_that_say_what_can_not_be_hold_up_nobody() {
+    let mut intake = Intake::start().await;
+    let forged = [
+        ("1", "version", json!(u64::MAX)),
+        ("2", "event_seq", json!(1_000_000_000_000_u64)),
+        ("3", "event_seq", json!(u64::MAX)),
+        ("4", "epoch", json!("18446744073709551614-aaaaaaaaaaaa")),
+    ];
+    for (user, _, _) in &forged {
+        let created = json!({"user_id": user, "username": "before"});
+        intake.publish_json("user.created", created).await;
+    }
+    let update = async |intake: &Intake, user: &str, round: u64| {
+        let updated = json!({"user_id": user, "email": "new@x", "data": {"round": round}});
+        intake.publish_json("user.updated", updated).await;
+    };
+    for round in [1, 2] {
+        intake.all_taken_in().await;
+        for (user, member, value) in &forged {
+            let message = intake.state_message(user).await.unwrap();
+            let mut state: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+            state[member] = value.clone();
+            let body = state.to_string();
+            intake.publish(&format!("user.state.{user}"), body).await;
+        }
+        if round == 2 {
+            intake.stack.gateways[0].stop(GRACE).await.unwrap();
+            intake.stack.gateways[0].restart().await.unwrap();
+        }
+        for (user, _, _) in &forged {
+            update(&intake, user, round).await;
+        }
+        for (user, member, value) in &forged {
+            let state = intake.state(user).await;
+            let state = serde_json::to_value(state).unwrap();
+            assert_eq!(state["data"]["round"], round, "{user} {state}");
+            assert_eq!(state["email"], "new@x", "{user} {state}");
+            assert_ne!(state[member], *value, "{user} {state}");
+        }
+    }
+    assert_eq!(intake.get("/readyz").await.status, 200);
+}

@@ -6,7 +6,7 @@
 use async_nats::jetstream::message::PublishMessage;
 use serde_json::json;
 use usersync_core::event::{MAX_EVENT_BYTES, MAX_EVENT_ITEMS, MAX_EVENT_MEMBERS};
-use usersync_core::subjects::{self, USER_EVENTS, USER_REFUSED, header};
+use usersync_core::subjects::{self, INTAKE, USER_EVENTS, USER_REFUSED, header};
 
 use crate::intake::{Intake, header_of};
 
@@ -415,4 +415,24 @@ async fn what_jetstream_wrote_is_no_event() {
         assert!(reason.contains(name), "{reason}");
     }
     assert!(intake.state_message("42").await.is_none());
+}
+
+#[tokio::test]
+async fn an_event_that_is_refused_again_is_kept_once() {
+    let intake = Intake::start().await;
+    let seq = intake.publish("user.created", r#"{"user_id":null}"#).await;
+    intake.all_taken_in().await;
+    let first = intake.dead_letters().await;
+    assert_eq!(first.len(), 1);
+    // As after a gateway that died before it acknowledged.
+    let events = intake.stream(USER_EVENTS).await;
+    events.reset_consumer(INTAKE, Some(seq)).await.unwrap();
+    intake
+        .publish_json("user.created", json!({"user_id": 1}))
+        .await;
+    intake.all_taken_in().await;
+    // In its place another copy would have another sequence, and the bytes of the first would stay on the disk.
+    let again = intake.dead_letters().await;
+    assert_eq!((again.len(), again[0].sequence), (1, first[0].sequence));
+    assert_eq!(intake.size(USER_REFUSED).await.1, first[0].sequence);
 }

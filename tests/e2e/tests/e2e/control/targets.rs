@@ -438,6 +438,8 @@ async fn a_target_that_is_gone_is_disabled_once_with_one_alert() -> Result<()> {
     };
     let ahead = at(revision - 1, "2100-01-01T00:00:00Z");
     bus.kv_put(BREAKERS_BUCKET, "t.w1", &ahead).await?;
+    let never = at(revision + 1_000, "2100-01-01T00:00:00Z");
+    bus.kv_put(BREAKERS_BUCKET, "t.w2", &never).await?;
     let behind = at(
         api.target("u").await?["revision"]
             .as_u64()

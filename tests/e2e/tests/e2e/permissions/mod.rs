@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use async_nats::jetstream::{self, consumer::pull};
+use async_nats::jetstream::{self, consumer::pull, message::PublishMessage};
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
 use usersync_stack::{
@@ -532,6 +532,34 @@ async fn each_role_may_what_it_needs_and_nothing_else() -> Result<()> {
     );
     assert_eq!(after, before);
     assert_eq!(bus.count("USER_STATE").await?, states);
+    Ok(())
+}
+
+/// `Nats-Rollup: all` removes everything else in a stream: a worker may write keys of its target, and remove no other's.
+#[tokio::test]
+async fn a_worker_of_one_target_rolls_up_nothing() -> Result<()> {
+    let stack = stack().await?;
+    let bus = Bus::connect(&stack).await?;
+    let shop = connect(&stack.nats, SHOP).await?;
+    let theirs = jetstream::new(shop.client.clone());
+    for bucket in ["user_workers", "user_breakers"] {
+        bus.kv_put(bucket, "audit.w9", r#"{"state":"open"}"#)
+            .await?;
+        for rollup in ["all", "sub"] {
+            let message = PublishMessage::build().header("Nats-Rollup", rollup);
+            let message = message.payload("{}".into());
+            let subject = format!("$KV.{bucket}.shop.me");
+            let stored = theirs.send_publish(subject, message).await?.await;
+            ensure!(stored.is_err(), "{bucket}: {stored:?}");
+        }
+        let own = format!("$KV.{bucket}.shop.me");
+        theirs.publish(own, "{}".into()).await?.await?;
+        let left = bus.kv_get(bucket, "audit.w9").await?;
+        ensure!(
+            left.is_some(),
+            "{bucket} has lost the key of another target"
+        );
+    }
     Ok(())
 }
 

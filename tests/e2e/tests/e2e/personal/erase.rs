@@ -334,3 +334,23 @@ async fn who_registers_again_meanwhile_is_somebody_new_and_stays() -> Result<()>
     })
     .await
 }
+
+#[tokio::test]
+async fn an_event_of_another_that_can_not_be_merged_holds_up_no_erasure() -> Result<()> {
+    let stack = only("").start().await?;
+    let bus = Bus::connect(&stack).await?;
+    for user in [1, 2] {
+        let event = json!({"user_id": user, "username": format!("{NAME}-{user}")});
+        bus.publish("user.created", event).await?;
+    }
+    bus.until_taken_in().await?;
+    // As a newer gateway writes it.
+    let mut newer = bus.state(1).await?;
+    newer["format"] = json!(99);
+    bus.put_state(&newer).await?;
+    bus.publish("user.updated", json!({"user_id": 1, "email": EMAIL}))
+        .await?;
+    let erasure = erase(&Api::of(&stack).await?, 2).await?;
+    assert_eq!(erasure["events"], 1, "{erasure}");
+    Ok(())
+}
