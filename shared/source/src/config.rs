@@ -98,6 +98,9 @@ pub struct SourceConfig {
     pub columns: BTreeMap<String, Member>,
     /// Columns that are left out although they suggest themselves.
     pub without: BTreeSet<String>,
+    /// The column that says of a row that usersync has deleted its user there, where the table is a target too. Where it isn't
+    /// named it is `sync_deleted`, if there is `sync_version` beside it.
+    pub deleted: Option<String>,
     /// Whether it is written to although it replicates from another server: two primaries of MySQL or MariaDB.
     pub follows: bool,
     /// Whether the gateway relays its outbox.
@@ -143,6 +146,7 @@ impl SourceConfig {
             id: "id".to_owned(),
             columns: BTreeMap::new(),
             without: BTreeSet::new(),
+            deleted: None,
             follows: false,
             outbox: true,
             relay: OutboxConfig::default(),
@@ -340,6 +344,7 @@ fn source(entry: Map<String, Value>) -> Result<SourceConfig, Vec<String>> {
             .problems
             .push("id: expected the name of a column".to_owned());
     }
+    config.deleted = entry.take("deleted", "the name of a column");
     if let Some(follows) = entry.take("follows", "true or false") {
         config.follows = follows;
     }
@@ -386,7 +391,7 @@ fn source(entry: Map<String, Value>) -> Result<SourceConfig, Vec<String>> {
         entry.problems.push(format!("secret: {error}"));
     }
     let unknown = entry.left.keys().map(|key| {
-        format!("{key}: is no setting of a source; expected url, secret, tls, table, id, columns, follows, outbox, poll_min, poll_max, retention or check")
+        format!("{key}: is no setting of a source; expected url, secret, tls, table, id, columns, deleted, follows, outbox, poll_min, poll_max, retention or check")
     });
     entry.problems.extend(unknown);
     match entry.problems.is_empty() {

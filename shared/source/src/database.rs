@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use crate::{
     About, Failure, Kind, Lag, Layout, OutboxRow, Server, SourceConfig, SourceError, Stamp,
     TableName, UserRow,
+    layout::deleted_mark,
     mysql::MySql,
     postgres::Postgres,
     session::{Answering, FORMAT, MOST_COUNTED, Session},
@@ -115,7 +116,8 @@ impl Database {
         let (table, id) = (self.config.table.clone(), self.config.id.clone());
         let live = within(PATIENCE, "looking at the table", self.session.look(&table)).await?;
         let (columns, without) = (&self.config.columns, &self.config.without);
-        Layout::fit(&table, &id, columns, without, all, live.as_ref())
+        let deleted = self.config.deleted.as_deref();
+        Layout::fit(&table, &id, columns, without, deleted, all, live.as_ref())
     }
 
     pub(crate) async fn run(&mut self, script: &str) -> Result<(), SourceError> {
@@ -476,7 +478,14 @@ impl Database {
                 live.name == **name && live.kind == *kind && sort(&live.shown) == sort(shown)
             })
         };
+        let mark = deleted_mark(&now, self.config.deleted.as_deref());
         match mapped.find(|column| !is_there(column)) {
+            None if mark.is_some() != layout.deleted.is_some() => {
+                Err(SourceError::Refused(format!(
+                    "`{}` has become a target's table, or is none any more: it is looked at anew",
+                    layout.table
+                )))
+            }
             None => Ok(()),
             Some((name, _, shown)) => Err(SourceError::Refused(format!(
                 "column `{name}` of `{}` isn't {shown} any more: the table was changed, and is looked at anew",

@@ -88,6 +88,8 @@ pub struct Layout {
     pub id: LiveColumn,
     /// The mapped columns, by member.
     pub columns: Vec<Column>,
+    /// The column that is true where usersync has deleted the user: such a row is none (ADR 49).
+    pub deleted: Option<LiveColumn>,
     /// What whoever installs the outbox should know: columns that are left out, changes that no trigger sees.
     pub remarks: Vec<String>,
 }
@@ -102,6 +104,7 @@ impl Layout {
         id: &str,
         columns: &BTreeMap<String, Member>,
         without: &BTreeSet<String>,
+        deleted: Option<&str>,
         all: bool,
         live: Option<&Live>,
     ) -> Result<Self, SourceError> {
@@ -140,6 +143,12 @@ impl Layout {
             }
             Some(_) => {}
         }
+        let mark = deleted_mark(&live.columns, deleted);
+        if let (Some(name), None) = (deleted, &mark) {
+            problems.push(format!(
+                "table `{table}` has no column `{name}` (setting `deleted`) that this login can see and that is true or false"
+            ));
+        }
         let mut wanted: Vec<(String, Member)> = columns.clone().into_iter().collect();
         let left_out = |name: &str| without.iter().any(|out| out.eq_ignore_ascii_case(name));
         let free = |name: &str, member: &Member| {
@@ -152,6 +161,8 @@ impl Layout {
         wanted.extend(more.filter(|(name, member)| free(name, member)));
         let mut remarks = live.remarks.clone();
         if all {
+            let ours = |name: &str| mark.is_some() && (name == DELETED || name == VERSION);
+            let left_out = |name: &str| left_out(name) || ours(name);
             let (more, others) = further(live, id, &wanted, &left_out);
             wanted.extend(more);
             remarks.extend(others);
@@ -221,6 +232,7 @@ impl Layout {
             },
             id: key.clone(),
             columns: fitted,
+            deleted: mark,
             remarks,
         })
     }
@@ -268,6 +280,21 @@ fn is_uuid(id: &str) -> bool {
         _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
     };
     id.len() == 36 && id.bytes().enumerate().all(fits)
+}
+
+/// What the columns of a target are called where its entry doesn't say.
+const DELETED: &str = "sync_deleted";
+const VERSION: &str = "sync_version";
+
+/// The column that says that usersync has deleted a row's user: the one named, or the one that targets have.
+pub(crate) fn deleted_mark(columns: &[LiveColumn], named: Option<&str>) -> Option<LiveColumn> {
+    let column = |name: &str| columns.iter().find(|column| column.name == name);
+    let mark = match named {
+        Some(name) => column(name),
+        None => column(VERSION).and_then(|_| column(DELETED)),
+    };
+    let decides = |column: &&LiveColumn| matches!(column.kind, Kind::Boolean | Kind::Integer);
+    mark.filter(decides).cloned()
 }
 
 /// The name of every outbox.
@@ -359,7 +386,7 @@ mod tests {
             .map(|(column, member)| (column, member.parse().unwrap()));
         let without = without.into_iter().map(|(column, _)| column);
         let without = without.collect();
-        let layout = Layout::fit(&table, id, &columns.collect(), &without, all, live);
+        let layout = Layout::fit(&table, id, &columns.collect(), &without, None, all, live);
         let shown = |column: &Column| format!("{}={}", column.name, column.member);
         match layout {
             Ok(layout) => Ok(layout.columns.iter().map(shown).collect()),
@@ -503,6 +530,7 @@ mod tests {
                     shown: shown.to_owned(),
                 },
                 columns: Vec::new(),
+                deleted: None,
                 remarks: Vec::new(),
             };
             assert_eq!(layout.can_hold(id), expected, "{id} in {shown}");

@@ -789,7 +789,7 @@ impl Session for MySql {
         most: u32,
     ) -> Result<Vec<UserRow>, SourceError> {
         let id = name_quoted(&layout.id.name);
-        let behind = after.map_or_else(String::new, |_| format!("WHERE u.{id} > ? "));
+        let behind = after.map_or_else(String::new, |_| format!("AND u.{id} > ? "));
         let (select, blank) = select(layout);
         let statement = format!("{select} {behind}ORDER BY u.{id} LIMIT {most}");
         let mut query = sqlx::query(AssertSqlSafe(statement));
@@ -812,7 +812,7 @@ impl Session for MySql {
         let places = vec!["?"; ids.len()].join(", ");
         let id = name_quoted(&layout.id.name);
         let (select, blank) = select(layout);
-        let statement = format!("{select} WHERE u.{id} IN ({places})");
+        let statement = format!("{select} AND u.{id} IN ({places})");
         let mut query = sqlx::query(AssertSqlSafe(statement));
         for id in ids {
             query = bind_id(query, layout, id);

@@ -455,6 +455,7 @@ pub fn shipped() -> [(&'static str, String); 4] {
             ..text("id")
         },
         columns: columns.clone().map(column).into(),
+        deleted: None,
         remarks: Vec::new(),
     };
     let users = layout(None);

@@ -621,7 +621,7 @@ impl Session for Postgres {
     ) -> Result<Vec<UserRow>, SourceError> {
         let id = name_quoted(&layout.id.name);
         let behind = after.map_or_else(String::new, |_| {
-            format!("WHERE u.{id} > $1::{} ", layout.id.shown)
+            format!("AND u.{id} > $1::{} ", layout.id.shown)
         });
         let (select, blank) = select(layout);
         let statement = format!("{select} {behind}ORDER BY u.{id} LIMIT {most}");
@@ -642,7 +642,7 @@ impl Session for Postgres {
         let id = name_quoted(&layout.id.name);
         let (select, blank) = select(layout);
         let shown = &layout.id.shown;
-        let statement = format!("{select} WHERE u.{id} = ANY(CAST($1::text[] AS {shown}[]))");
+        let statement = format!("{select} AND u.{id} = ANY(CAST($1::text[] AS {shown}[]))");
         let failed = |error| SourceError::of("reading users", &error);
         let rows = sqlx::query(AssertSqlSafe(statement)).bind(ids);
         let rows = rows.fetch_all(&mut self.connection).await.map_err(failed)?;

@@ -462,8 +462,8 @@ impl Session for Sqlite {
         let odd = odd.filter(|last| Some(last.told.as_str()) == after && last.is_odd());
         let behind = match (after, &odd) {
             (None, _) => String::new(),
-            (Some(_), Some(last)) if !last.is_blob => format!("WHERE u.{id} > CAST(? AS TEXT) "),
-            (Some(_), _) => format!("WHERE u.{id} > ? "),
+            (Some(_), Some(last)) if !last.is_blob => format!("AND u.{id} > CAST(? AS TEXT) "),
+            (Some(_), _) => format!("AND u.{id} > ? "),
         };
         let statement = format!("{} {behind}ORDER BY u.{id} LIMIT {most}", select(layout));
         let mut query = sqlx::query(AssertSqlSafe(statement));
@@ -499,7 +499,7 @@ impl Session for Sqlite {
         }
         let places = vec!["?"; ids.len()].join(", ");
         let id = name_quoted(&layout.id.name);
-        let statement = format!("{} WHERE u.{id} IN ({places})", select(layout));
+        let statement = format!("{} AND u.{id} IN ({places})", select(layout));
         let mut query = sqlx::query(AssertSqlSafe(statement));
         for id in ids {
             query = bind_id(query, layout, id);

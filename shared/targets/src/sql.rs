@@ -279,6 +279,7 @@ impl<D: Dialect> SqlTarget<D> {
         outcomes: &mut [Option<Outcome>],
         taken: &mut Vec<Member>,
     ) -> Result<(), Trouble> {
+        let rows = &*self.without_strangers(layout, rows, how, outcomes).await?;
         let portions = portions::of(rows, Row::size);
         let mut pending: Vec<Cow<'_, [Row]>> = portions.into_iter().map(Cow::Borrowed).collect();
         pending.reverse();
@@ -309,6 +310,29 @@ impl<D: Dialect> SqlTarget<D> {
             }
         }
         Ok(())
+    }
+
+    /// The rows that are to be written. In a table that is the application's own, nobody who isn't there is deleted: the row that
+    /// would say so is no user of the application's, and in the way of one who comes under that id (ADR 49).
+    async fn without_strangers<'r>(
+        &self,
+        layout: &Layout,
+        rows: &'r [Row],
+        how: How,
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<Cow<'r, [Row]>, Trouble> {
+        let deleted: Vec<Row> = rows.iter().filter(|row| row.deleted).cloned().collect();
+        if layout.outbox.is_none() || how != How::Upsert || deleted.is_empty() {
+            return Ok(Cow::Borrowed(rows));
+        }
+        let held = self.read(layout, &deleted).await?;
+        let is_stranger = |row: &Row| row.deleted && !held.contains_key(&row.id);
+        for row in rows.iter().filter(|row| is_stranger(row)) {
+            // There is no row with a version, so nothing refuses an older one that comes late.
+            outcomes[row.index] = Some(Outcome::Delivered { guarded: false });
+        }
+        let rows = rows.iter().filter(|row| !is_stranger(row));
+        Ok(Cow::Owned(rows.cloned().collect()))
     }
 
     /// Where triggers may have changed what was written: nobody is delivered whose row holds something else.

@@ -222,9 +222,20 @@ pub(super) fn select(layout: &Layout) -> (String, Blank) {
         told.push_str(&value(column));
     }
     (
-        format!("SELECT {told} FROM {} u", quoted(&layout.table)),
+        format!(
+            "SELECT {told} FROM {} u WHERE {}",
+            quoted(&layout.table),
+            is_row(layout)
+        ),
         blank,
     )
+}
+
+/// Whether a row is one of the application's.
+fn is_row(layout: &Layout) -> String {
+    layout.deleted.as_ref().map_or("TRUE".to_owned(), |mark| {
+        format!("COALESCE(u.{} + 0, 0) = 0", name_quoted(&mark.name))
+    })
 }
 
 /// A column as a text. The session's time zone is UTC.

@@ -58,7 +58,20 @@ pub(super) fn select(layout: &Layout) -> (String, Blank) {
     for column in columns {
         told.push_str(&format!(", {}::text", value(column)));
     }
-    (format!("SELECT {told} FROM {table} u"), blank)
+    let select = format!("SELECT {told} FROM {table} u WHERE {}", is_row(layout));
+    (select, blank)
+}
+
+/// Whether a row is one of the application's.
+fn is_row(layout: &Layout) -> String {
+    let Some(mark) = &layout.deleted else {
+        return "true".to_owned();
+    };
+    let name = name_quoted(&mark.name);
+    match mark.kind {
+        Kind::Boolean => format!("u.{name} IS NOT TRUE"),
+        _ => format!("COALESCE(u.{name}, 0) = 0"),
+    }
 }
 
 /// A column as what can be told as a text; the session says how (`SESSION`).

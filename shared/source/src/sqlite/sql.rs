@@ -35,9 +35,17 @@ pub(super) fn select(layout: &Layout) -> String {
     let id = name_quoted(&layout.id.name);
     let document = document::document(&SqliteWords, layout, "u");
     format!(
-        "SELECT CAST(u.{id} AS TEXT), CAST({document} AS BLOB), {}, typeof(u.{id}) = 'blob' FROM {table} u",
-        unwritable(layout)
+        "SELECT CAST(u.{id} AS TEXT), CAST({document} AS BLOB), {}, typeof(u.{id}) = 'blob' FROM {table} u WHERE {}",
+        unwritable(layout),
+        is_row(layout)
     )
+}
+
+/// Whether a row is one of the application's.
+fn is_row(layout: &Layout) -> String {
+    layout.deleted.as_ref().map_or("TRUE".to_owned(), |mark| {
+        format!("u.{} IS NOT TRUE", name_quoted(&mark.name))
+    })
 }
 
 /// Names the column of a value that JSON has no form for, whatever its type says: bytes, and numbers without an end.

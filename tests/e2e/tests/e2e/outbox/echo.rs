@@ -170,6 +170,58 @@ async fn who_came_again_is_not_disabled(main: Main) -> Result<()> {
 }
 
 #[tokio::test]
+async fn who_was_deleted_stays_so_where_the_table_of_mariadb_is_a_target() -> Result<()> {
+    who_was_deleted_stays_so(Main::mariadb().await?).await
+}
+
+#[tokio::test]
+async fn who_was_deleted_stays_so_where_the_table_of_postgres_is_a_target() -> Result<()> {
+    who_was_deleted_stays_so(Main::postgres().await?).await
+}
+
+/// One whom the application deletes, and one who is deleted elsewhere: the first leaves no row that is in the way, and the row
+/// of the second is none that makes a user.
+async fn who_was_deleted_stays_so(main: Main) -> Result<()> {
+    let entry = people(&main.access()).replace("on_delete = \"disable\"\n", "");
+    let stack = both_ways_by(&main, entry).await?;
+    let bus = Bus::connect(&stack).await?;
+    main.run("INSERT INTO people (uid, email) VALUES (1, 'one'), (2, 'two'), (3, 'three')")
+        .await?;
+    main.until_published().await?;
+    bus.until_taken_in().await?;
+    bus.until_settled("people").await?;
+    main.run("DELETE FROM people WHERE uid = 1").await?;
+    bus.publish("user.deleted", json!({"user_id": 2})).await?;
+    main.until_published().await?;
+    bus.until_taken_in().await?;
+    delivered(&main, &bus, "uid = 2 AND email IS NULL AND sync_deleted").await?;
+    let left = main.number("SELECT COUNT(*) FROM people WHERE uid = 1");
+    ensure!(left.await? == 0, "usersync made a row of its own");
+
+    main.scheduler("load", Some(&stack.nats), &["load"]).await?;
+    let check = ["check", "--once", "--target", "gateway"];
+    main.scheduler("check", Some(&stack.nats), &check).await?;
+    for user in [1, 2] {
+        let state = bus.state_after_intake(user).await?;
+        ensure!(state["deleted"] == true, "{state}");
+    }
+    main.run("INSERT INTO people (uid, email) VALUES (1, 'again')")
+        .await?;
+    main.until_published().await?;
+    let state = bus.state_after_intake(1).await?;
+    ensure!(
+        state["deleted"] == false && state["email"] == "again",
+        "{state}"
+    );
+    delivered(
+        &main,
+        &bus,
+        "uid = 1 AND email = 'again' AND NOT sync_deleted",
+    )
+    .await
+}
+
+#[tokio::test]
 async fn whoever_does_not_see_the_outbox_in_mariadb_writes_over_nothing() -> Result<()> {
     nothing_is_written_over_unseen(Main::mariadb().await?).await
 }
@@ -255,10 +307,14 @@ fn people(access: &str) -> String {
 
 /// The table `people` as source and target of a stack.
 async fn both_ways(main: &Main) -> Result<Stack> {
+    both_ways_by(main, people(&main.access())).await
+}
+
+async fn both_ways_by(main: &Main, entry: String) -> Result<Stack> {
     main.run(SYNC).await?;
     main.install().await?;
     let settings = main.settings();
-    only(people(&main.access()))
+    only(entry)
         .gateway_args(["--config".as_ref(), settings.as_os_str()])
         .start()
         .await
