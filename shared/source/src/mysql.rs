@@ -20,8 +20,8 @@ use crate::{
     SourceError, TableName, UserRow,
     layout::{ABOUT, OUTBOX},
     session::{
-        Answering, Installed, MOST_COUNTED, MOST_PAYLOAD, PassedOn, Session, Trigger, until_much,
-        user_row,
+        Answering, Installed, MOST_COUNTED, MOST_PAYLOAD, PassedOn, Session, Trigger,
+        notes_another_id, until_much, user_row,
     },
 };
 use sql::{
@@ -48,6 +48,8 @@ pub(crate) struct MySql {
     connection: MySqlConnection,
     flavour: Flavour,
     table: TableName,
+    /// The column with the user's id, as the settings name it.
+    id: String,
     outbox: String,
     about: String,
     /// Whether the outbox is one of an older version, without notes.
@@ -98,6 +100,7 @@ impl MySql {
             connection,
             flavour: Flavour::of(&version),
             table: config.table.clone(),
+            id: config.id.clone(),
             outbox: quoted(&config.table.beside(OUTBOX)),
             about: quoted(&config.table.beside(ABOUT)),
             old: false,
@@ -433,7 +436,7 @@ impl Session for MySql {
             .map_err(|error| SourceError::of("looking for triggers", &error))?;
         let ours = |(name, told): (String, Option<String>)| {
             told.filter(|_| names.contains(&name))
-                .map(|told| trigger(table, name, &told, self.flavour))
+                .map(|told| trigger(table, &self.id, name, &told, self.flavour))
         };
         let seen: Vec<Trigger> = seen.into_iter().filter_map(ours).collect();
         if !seen.is_empty() || self.may_see_triggers(table).await? {
@@ -449,7 +452,7 @@ impl Session for MySql {
                 Err(sqlx::Error::Database(_)) => return Ok(None),
                 Err(error) => return Err(SourceError::of("looking for triggers", &error)),
             };
-            found.extend(told.map(|told| trigger(table, name, &told, self.flavour)));
+            found.extend(told.map(|told| trigger(table, &self.id, name, &told, self.flavour)));
         }
         self.with_their_procedure(table, found).await
     }
@@ -874,14 +877,15 @@ fn standin(table: &TableName, name: &str) -> String {
 }
 
 /// A trigger, of the table it is on, unless that is the users', and what it does.
-fn trigger(table: &TableName, name: String, told: &str, flavour: Flavour) -> Trigger {
+fn trigger(table: &TableName, id: &str, name: String, told: &str, flavour: Flavour) -> Trigger {
     let (on, statement) = told.split_once('\n').unwrap_or((told, ""));
     let is_there = on.is_empty() || on == table.name;
+    let current = statement.trim_start().starts_with(flavour.version());
     Trigger {
         name,
         elsewhere: (!is_there).then(|| on.to_owned()),
-        disabled: None,
-        current: statement.trim_start().starts_with(flavour.version()),
+        disabled: notes_another_id(statement, id).filter(|_| current),
+        current,
     }
 }
 

@@ -20,8 +20,8 @@ use crate::{
     SourceError, TableName, UserRow,
     layout::{ABOUT, OUTBOX},
     session::{
-        Answering, Installed, MOST_COUNTED, MOST_PAYLOAD, PassedOn, Session, Trigger, until_much,
-        user_row,
+        Answering, Installed, MOST_COUNTED, MOST_PAYLOAD, PassedOn, Session, Trigger,
+        notes_another_id, until_much, user_row,
     },
 };
 use sql::{ALL, FUNCTIONS, VERSION, name_quoted, quoted, select};
@@ -64,6 +64,8 @@ pub(crate) struct Postgres {
     /// When we began to connect.
     began: Instant,
     ears: Option<PgListener>,
+    /// The column with the user's id, as the settings name it.
+    id: String,
     outbox: String,
     about: String,
     /// Whether the outbox is one of an older version, without notes.
@@ -106,6 +108,7 @@ impl Postgres {
             options,
             began,
             ears: None,
+            id: config.id.clone(),
             outbox: quoted(&config.table.beside(OUTBOX)),
             about: quoted(&config.table.beside(ABOUT)),
             old: false,
@@ -279,7 +282,7 @@ impl Session for Postgres {
         let triggers = "SELECT t.tgname::text, c.relname::text, COALESCE(t.tgrelid = to_regclass($1), false), \
                COALESCE((SELECT min(k.tgrelid::regclass::text) FROM pg_trigger k WHERE k.tgname = t.tgname AND k.tgenabled IN ('D', 'R') \
                  AND (k.oid = t.oid OR k.tgrelid IN (SELECT relid FROM pg_partition_tree(t.tgrelid)))), ''), \
-               p.prosrc LIKE '%' || $2 || '%' \
+               p.prosrc LIKE '%' || $2 || '%', p.prosrc \
              FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid \
              WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgname = ANY($3) \
                AND c.relnamespace = COALESCE(to_regnamespace($4), \
@@ -292,18 +295,27 @@ impl Session for Postgres {
             .bind(names)
             .bind(table.schema.as_deref().map(name_quoted))
             .bind(&self.outbox);
-        let triggers: Vec<(String, String, bool, String, bool)> = triggers
+        let triggers: Vec<(String, String, bool, String, bool, String)> = triggers
             .fetch_all(&mut self.connection)
             .await
             .map_err(failed)?;
         let replica = self.triggers_are_off().await?;
-        let trigger = |(name, on, is_there, disabled, current): (_, String, bool, String, _)| {
+        let trigger = |(name, on, is_there, disabled, current, text): (
+            _,
+            String,
+            bool,
+            String,
+            _,
+            String,
+        )| {
             let disabled = (!disabled.is_empty())
                 .then(|| format!("it is disabled on `{disabled}` (ALTER TABLE … ENABLE TRIGGER)"));
             Trigger {
                 name,
                 elsewhere: (!is_there).then_some(on),
-                disabled: disabled.or_else(|| replica.clone()),
+                disabled: disabled
+                    .or_else(|| replica.clone())
+                    .or_else(|| notes_another_id(&text, &self.id).filter(|_| current)),
                 current,
             }
         };

@@ -239,6 +239,26 @@ pub(crate) struct Trigger {
     pub current: bool,
 }
 
+/// Why a trigger with this text doesn't do what the settings say, if so. Rows are looked for by the column that they name:
+/// by another one than the trigger notes, one user's row would be taken for another's.
+pub(crate) fn notes_another_id(text: &str, id: &str) -> Option<String> {
+    let (text, id) = (text.to_lowercase(), id.to_lowercase());
+    let names_one = text.contains("old.") || text.contains("new.");
+    let names_ours = ["old.", "new."].into_iter().any(|row| {
+        let named = |quote: &str| {
+            let quoted = id.replace(quote, &quote.repeat(2));
+            text.contains(&format!("{row}{quote}{quoted}{quote}"))
+        };
+        named("`") || named("\"")
+    });
+    (names_one && !names_ours).then(|| {
+        format!(
+            "it notes another column than `{id}`: name the one with the user's id in the source's `id`, or run \
+             `usersync-scheduler outbox install` for this one"
+        )
+    })
+}
+
 /// Which session of the server answers, where a connection has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Answering {

@@ -20,7 +20,10 @@ use crate::{
     About, Failure, Kind, Lag, Layout, Live, LiveColumn, OutboxRow, Payload, SourceConfig,
     SourceError, TableName, UserRow,
     layout::{ABOUT, OUTBOX},
-    session::{Installed, MOST_COUNTED, MOST_PAYLOAD, PassedOn, Session, Trigger, until_much},
+    session::{
+        Installed, MOST_COUNTED, MOST_PAYLOAD, PassedOn, Session, Trigger, notes_another_id,
+        until_much,
+    },
 };
 pub(crate) use sql::{TRIGGERS, script};
 use sql::{list, name_quoted, select};
@@ -38,6 +41,8 @@ pub(crate) struct Sqlite {
     /// The last id that a page had.
     last: Option<Last>,
     path: PathBuf,
+    /// The column with the user's id, as the settings name it.
+    id: String,
     /// Device and number of the file.
     file: (u64, u64),
     /// Held while this process relays.
@@ -63,6 +68,7 @@ impl Sqlite {
             connection: connection.map_err(|error| SourceError::of(&opening, &error))?,
             last: None,
             path,
+            id: config.id.clone(),
             file,
             lock: None,
         })
@@ -197,18 +203,18 @@ impl Session for Sqlite {
     }
 
     async fn triggers(&mut self, table: &TableName) -> Result<Option<Vec<Trigger>>, SourceError> {
-        let triggers = "SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'user\\_outbox\\_%' ESCAPE '\\'";
+        let triggers = "SELECT name, tbl_name, COALESCE(sql, '') FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'user\\_outbox\\_%' ESCAPE '\\'";
         let triggers = sqlx::query_as(triggers).fetch_all(&mut self.connection);
-        let triggers: Vec<(String, String)> = triggers
+        let triggers: Vec<(String, String, String)> = triggers
             .await
             .map_err(|error| SourceError::of("looking for triggers", &error))?;
         let ours = triggers
             .into_iter()
-            .filter(|(name, _)| TRIGGERS.contains(&name.as_str()));
-        let trigger = |(name, on): (String, String)| Trigger {
+            .filter(|(name, ..)| TRIGGERS.contains(&name.as_str()));
+        let trigger = |(name, on, text): (String, String, String)| Trigger {
             name,
             elsewhere: (!on.eq_ignore_ascii_case(&table.name)).then_some(on),
-            disabled: None,
+            disabled: notes_another_id(&text, &self.id),
             current: true,
         };
         Ok(Some(ours.map(trigger).collect()))

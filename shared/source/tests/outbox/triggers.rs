@@ -412,6 +412,36 @@ async fn whoever_renames_the_column_of_the_id_goes_on_writing() -> Result<()> {
     Ok(())
 }
 
+/// A row is looked for by the column that the settings name: by another than the triggers note it would be somebody else's.
+#[tokio::test]
+async fn triggers_that_note_another_column_than_the_settings_name_are_seen() -> Result<()> {
+    let mut places = mysql_and_mariadb().await?;
+    places.extend([Place::postgres().await?, Place::sqlite()?]);
+    for place in places {
+        let (config, mut database) = people(&place).await?;
+        let mut client = place.client().await?;
+        client
+            .run(
+                "ALTER TABLE people ADD legacy INT; CREATE UNIQUE INDEX by_legacy ON people (legacy)",
+            )
+            .await?;
+        is_good(&mut database).await?;
+        let mut other = config.clone();
+        other.id = "legacy".to_owned();
+        let mut relay = Database::connect(&other).await?;
+        is_broken(&mut relay, "it notes another column than `legacy`").await?;
+        ensure!(
+            !relay.standing().await?.installed,
+            "it is taken for installed"
+        );
+        relay.install(false).await?;
+        is_good(&mut relay).await?;
+        is_broken(&mut database, "it notes another column than `uid`").await?;
+        place.clean(&config).await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn two_statements_are_two_however_they_are_sent() -> Result<()> {
     for place in mysql_and_mariadb().await? {
