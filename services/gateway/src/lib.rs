@@ -293,7 +293,7 @@ async fn check_sources(settings: &Settings) -> Vec<String> {
     for (name, config) in settings.sources.iter().filter(|(_, config)| config.outbox) {
         let look = async {
             let mut database = Database::connect(config).await?;
-            let layout = database.layout(false).await?;
+            let layout = database.readable().await?;
             database.page(&layout, None, 1).await?;
             database.standing().await
         };

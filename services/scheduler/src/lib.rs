@@ -60,7 +60,7 @@ pub async fn check(settings: &Settings) -> anyhow::Result<()> {
         Err(error) => failed.push(format!("{error:#}")),
     }
     for (name, config) in &settings.sources {
-        let look = async { Database::connect(config).await?.layout(false).await };
+        let look = async { Database::connect(config).await?.readable().await };
         match look.await.with_context(|| format!("source {name}")) {
             Ok(layout) => {
                 tracing::info!(source = %name, table = %layout.table, "the source answers")

@@ -50,7 +50,7 @@ async fn look(
 ) -> Result<std::convert::Infallible, SourceError> {
     let mut database = Database::connect(config).await?;
     loop {
-        database.layout(false).await?;
+        database.readable().await?;
         health.up(part);
         *said = false;
         tokio::time::sleep(EVERY).await;

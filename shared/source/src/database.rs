@@ -108,6 +108,16 @@ impl Database {
         async move { Self::open(&config).await?.begun().await }
     }
 
+    /// The mapping that rows are read by.
+    ///
+    /// # Errors
+    /// Those of [`Self::layout`], and when an outbox notes another column than the settings name as the id.
+    pub async fn readable(&mut self) -> Result<Layout, SourceError> {
+        let layout = self.layout(false).await?;
+        self.refuse_another_id().await?;
+        Ok(layout)
+    }
+
     /// The mapping of the settings, as it fits the table; `all` also takes columns nobody named.
     ///
     /// # Errors

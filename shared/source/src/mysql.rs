@@ -881,10 +881,12 @@ fn trigger(table: &TableName, id: &str, name: String, told: &str, flavour: Flavo
     let (on, statement) = told.split_once('\n').unwrap_or((told, ""));
     let is_there = on.is_empty() || on == table.name;
     let current = statement.trim_start().starts_with(flavour.version());
+    let mistaken = notes_another_id(statement, id).filter(|_| current);
     Trigger {
         name,
         elsewhere: (!is_there).then(|| on.to_owned()),
-        disabled: notes_another_id(statement, id).filter(|_| current),
+        of_another_id: mistaken.is_some(),
+        disabled: mistaken,
         current,
     }
 }

@@ -167,10 +167,24 @@ impl Database {
         }
     }
 
+    /// Refuses triggers that note another column than the one rows are looked for by.
+    ///
+    /// # Errors
+    /// When they do, or the database can't be asked.
+    pub(crate) async fn refuse_another_id(&mut self) -> Result<(), SourceError> {
+        let table = self.config.table.clone();
+        let triggers = self.session.triggers(&table);
+        let triggers = within(PATIENCE, "looking for triggers", triggers).await?;
+        match triggers.and_then(|triggers| another_id(&triggers)) {
+            Some(why) => Err(SourceError::Refused(why)),
+            None => Ok(()),
+        }
+    }
+
     /// Whether changes of users are noted: why not all of them are, or why that isn't known.
     ///
     /// # Errors
-    /// When the database can't be asked.
+    /// When the database can't be asked, or they are noted by another column than the settings name as the id.
     pub async fn watch(&mut self) -> Result<Watched, SourceError> {
         let table = self.config.table.clone();
         let server = self.config.server()?;
@@ -185,6 +199,9 @@ impl Database {
         let Some(triggers) = triggers else {
             return Ok(Watched::Unknown(UNSEEN.to_owned()));
         };
+        if let Some(why) = another_id(&triggers) {
+            return Err(SourceError::Refused(why));
+        }
         let idle = idle(server, &triggers);
         // One of a version that had only payloads is to be renewed anyway.
         if !idle.is_empty() && self.about().await?.is_none() {
@@ -368,6 +385,13 @@ pub enum Watched {
 /// Why triggers can't be told of.
 const UNSEEN: &str = "whether the triggers are there can't be seen: `usersync-scheduler outbox install` makes the function \
      user_outbox_trigger, which the relay's user needs the right to execute (GRANT EXECUTE ON FUNCTION)";
+
+/// Why rows must not be read by the id that the settings name, if so.
+fn another_id(triggers: &[Trigger]) -> Option<String> {
+    let found = triggers.iter().find(|trigger| trigger.of_another_id)?;
+    let why = found.disabled.as_deref().unwrap_or_default();
+    Some(format!("the trigger {}: {why}", found.name))
+}
 
 /// Our triggers, as far as they note nothing.
 fn idle(server: Server, triggers: &[Trigger]) -> Vec<String> {

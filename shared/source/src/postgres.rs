@@ -310,12 +310,12 @@ impl Session for Postgres {
         )| {
             let disabled = (!disabled.is_empty())
                 .then(|| format!("it is disabled on `{disabled}` (ALTER TABLE … ENABLE TRIGGER)"));
+            let mistaken = notes_another_id(&text, &self.id).filter(|_| current);
             Trigger {
                 name,
+                of_another_id: mistaken.is_some(),
                 elsewhere: (!is_there).then_some(on),
-                disabled: disabled
-                    .or_else(|| replica.clone())
-                    .or_else(|| notes_another_id(&text, &self.id).filter(|_| current)),
+                disabled: disabled.or_else(|| replica.clone()).or(mistaken),
                 current,
             }
         };

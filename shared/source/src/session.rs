@@ -235,6 +235,8 @@ pub(crate) struct Trigger {
     pub elsewhere: Option<String>,
     /// Why it doesn't do anything, if so.
     pub disabled: Option<String>,
+    /// Whether it notes another column than the settings name as the id.
+    pub of_another_id: bool,
     /// Whether it is as this program makes it.
     pub current: bool,
 }

@@ -213,6 +213,7 @@ impl Session for Sqlite {
             .filter(|(name, ..)| TRIGGERS.contains(&name.as_str()));
         let trigger = |(name, on, text): (String, String, String)| Trigger {
             name,
+            of_another_id: notes_another_id(&text, &self.id).is_some(),
             elsewhere: (!on.eq_ignore_ascii_case(&table.name)).then_some(on),
             disabled: notes_another_id(&text, &self.id),
             current: true,

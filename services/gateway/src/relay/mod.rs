@@ -264,7 +264,7 @@ impl Relay {
 
     /// What is to be known before the first row is published.
     async fn source(&self, database: &mut Database) -> Result<Source, SourceError> {
-        let layout = database.layout(false).await?;
+        let layout = database.readable().await?;
         let mut about = database.about().await?;
         let mut ledger = None;
         if let Some(of) = &about {

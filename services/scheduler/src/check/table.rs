@@ -82,7 +82,7 @@ impl Table {
     ) -> anyhow::Result<Self> {
         let source = || format!("source {name}");
         let mut database = Database::connect(config).await.with_context(source)?;
-        let layout = database.layout(false).await.with_context(source)?;
+        let layout = database.readable().await.with_context(source)?;
         let outbox = match config.outbox {
             true => database.standing().await.with_context(source)?.is_there,
             false => false,

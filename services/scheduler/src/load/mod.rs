@@ -99,7 +99,7 @@ async fn load_all(
     let source = || format!("source {}", work.name);
     let connect = || Database::connect(&work.source);
     let mut database = connect().await.with_context(source)?;
-    let layout = database.layout(false).await.with_context(source)?;
+    let layout = database.readable().await.with_context(source)?;
     let again = connect().await.with_context(source)?;
     let client = nats::connect(settings, "usersync-scheduler", &Health::default()).await?;
     let context = jetstream::context::ContextBuilder::new().timeout(nats::REQUEST_TIMEOUT);

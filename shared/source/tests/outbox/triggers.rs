@@ -429,14 +429,29 @@ async fn triggers_that_note_another_column_than_the_settings_name_are_seen() -> 
         let mut other = config.clone();
         other.id = "legacy".to_owned();
         let mut relay = Database::connect(&other).await?;
-        is_broken(&mut relay, "it notes another column than `legacy`").await?;
+        for refused in [relay.watch().await.err(), relay.readable().await.err()] {
+            let refused = refused.context("it is read")?.to_string();
+            ensure!(
+                refused.contains("it notes another column than `legacy`"),
+                "{refused}"
+            );
+        }
         ensure!(
             !relay.standing().await?.installed,
             "it is taken for installed"
         );
         relay.install(false).await?;
         is_good(&mut relay).await?;
-        is_broken(&mut database, "it notes another column than `uid`").await?;
+        let refused = database
+            .readable()
+            .await
+            .err()
+            .context("it is read")?
+            .to_string();
+        ensure!(
+            refused.contains("it notes another column than `uid`"),
+            "{refused}"
+        );
         place.clean(&config).await?;
     }
     Ok(())
