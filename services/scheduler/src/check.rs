@@ -48,6 +48,8 @@ const NO_SOURCE: &str = "the states can't be checked: no main database is config
      file (--config) with [sources.NAME], as the gateway has it (docs/OUTBOX.md)";
 /// The id of the row that stands for one that a target can't hold: no user has it.
 const REFUSED: &str = " refused";
+/// How much of an id that can't be one is shown, in characters.
+const SHOWN: usize = 64;
 /// Users looked at again at once.
 const CHUNK: usize = 512;
 /// Users who differ and are waited for at the end of a check, at most; more are only counted.
@@ -61,6 +63,22 @@ const SOON: Duration = Duration::from_millis(200);
 const LATER: Duration = Duration::from_secs(3);
 /// How often a paused check looks whether it may go on.
 const PAUSED: Duration = Duration::from_secs(1);
+
+/// An id that no user can have, in characters that one can: a question mark for each of the others.
+fn legible(id: &str) -> UserId {
+    let shown = |letter: char| {
+        if letter.is_ascii_graphic() {
+            letter
+        } else {
+            '?'
+        }
+    };
+    let shown: String = id.chars().map(shown).take(SHOWN).collect();
+    match shown.as_str() {
+        "" => UserId::Text("?".into()),
+        shown => UserId::Text(shown.into()),
+    }
+}
 
 /// How a check ended.
 pub(crate) enum End {
@@ -294,8 +312,12 @@ impl Check<'_> {
                 match difference.id.parse() {
                     Ok(user) if self.request.covers(&user) => users.push(user),
                     Ok(_) => {}
-                    // Nobody of ours has such an id.
-                    Err(_) => self.report.found.entry(Class::Orphan).or_default().users += 1,
+                    // Nobody of ours has such an id, so no delivery can name the row: somebody has to look for it.
+                    Err(_) => {
+                        self.report
+                            .note(Class::Orphan, &legible(&difference.id), false);
+                        self.report.cannot_repair(Class::Orphan);
+                    }
                 }
             }
             self.look(sides, users).await?;

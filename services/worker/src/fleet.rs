@@ -5,6 +5,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -16,6 +18,7 @@ use usersync_core::{
     admin::Health,
     egress::Egress,
     registry::{Entries, Registry},
+    secret::SecretRef,
     streams, subjects,
     target::{TargetConfig, TargetName},
 };
@@ -33,6 +36,8 @@ const AGAIN: Duration = Duration::from_millis(250);
 const HANDING_OVER: Duration = Duration::from_secs(1);
 /// How long to wait before trying a target again that can't be set up, for a secret that is missing say.
 const SET_UP_AGAIN: Duration = Duration::from_secs(5);
+/// How often the files with a target's secrets are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The routes being served, for those who ask about them.
 #[derive(Clone, Default)]
@@ -215,6 +220,7 @@ impl Fleet {
                 continue;
             };
             self.board.serves(&name, revision);
+            let files = SecretFiles::of(&config).await;
             match set_up(&config, &self.egress) {
                 Ok((rule, driver)) => {
                     let (jetstream, states) = (self.jetstream.clone(), states.clone());
@@ -227,7 +233,12 @@ impl Fleet {
                         .unwrap_or_else(|| Memory::new(&self.crew, &name, route.config.timeout));
                     let served = self.serve(route.clone(), known, stop.clone());
                     let follow = async {
-                        changed(&mut wanted, &shutdown).await;
+                        tokio::select! {
+                            _ = changed(&mut wanted, &shutdown) => {}
+                            () = files.changed() => {
+                                tracing::info!(target = %name, "a file with one of its secrets has changed; connecting anew");
+                            }
+                        }
                         stop.cancel();
                     };
                     let (known, ()) = tokio::join!(served, follow);
@@ -292,6 +303,50 @@ fn set_up(config: &TargetConfig, egress: &Egress) -> Result<(Rule, Box<dyn Targe
     let rule = Rule::compile(config, &egress.secrets).map_err(|error| error.to_string())?;
     let driver = usersync_targets::connect(config, egress).map_err(|error| error.to_string())?;
     Ok((rule, driver))
+}
+
+/// The files that hold a target's secrets, as they were before the secrets were read.
+struct SecretFiles(Vec<(PathBuf, Option<Stamp>)>);
+
+/// What tells a file from what it was: device, number, length, and when it was written.
+type Stamp = (u64, u64, u64, i64, i64);
+
+impl SecretFiles {
+    async fn of(config: &TargetConfig) -> Self {
+        let mut files = Vec::new();
+        for (_, reference) in config.references() {
+            if let SecretRef::File(path) = reference {
+                let stamp = stamp(&path).await;
+                files.push((path, stamp));
+            }
+        }
+        Self(files)
+    }
+
+    /// Waits until one of them is another, or is written anew. One that is gone is being replaced.
+    async fn changed(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            for (path, before) in &self.0 {
+                let now = stamp(path).await;
+                if now.is_some() && now != *before {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn stamp(path: &Path) -> Option<Stamp> {
+    let found = tokio::fs::metadata(path).await.ok()?;
+    let (device, number) = (found.dev(), found.ino());
+    Some((
+        device,
+        number,
+        found.len(),
+        found.mtime(),
+        found.mtime_nsec(),
+    ))
 }
 
 /// Waits for another entry; false at shutdown.

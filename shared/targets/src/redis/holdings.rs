@@ -151,12 +151,12 @@ impl Reader {
     }
 }
 
-/// What `GET` answers; what is no text is no document.
+/// What `GET` answers; what is no text is an empty one, which is no document either.
 pub(super) fn document(answer: Answer) -> Result<Option<Vec<u8>>, RedisError> {
     match answer {
         Ok(Value::Nil) => Ok(None),
         Ok(value) => Ok(redis::from_redis_value(value)?),
-        Err(error) if error.code() == Some("WRONGTYPE") => Ok(None),
+        Err(error) if error.code() == Some("WRONGTYPE") => Ok(Some(Vec::new())),
         Err(error) => Err(error),
     }
 }

@@ -253,7 +253,38 @@ impl RedisTarget {
                 Err(error) => Standing::Unknown(failed(&error)),
             };
         }
+        if let Place::Alone(connection) = &place {
+            self.tell_others(connection, batch, &mut standings).await?;
+        }
         Ok(standings)
+    }
+
+    /// Of who seems to be missing, what is no text is told apart: MGET answers nothing for it, and no delivery takes its place.
+    async fn tell_others(
+        &self,
+        connection: &MultiplexedConnection,
+        batch: &[Delivery],
+        standings: &mut [Standing],
+    ) -> Result<(), RedisError> {
+        let mut asked = redis::pipe();
+        let missing = batch.iter().zip(standings);
+        let missing: Vec<_> = missing
+            .filter(|(_, standing)| **standing == Standing::Missing)
+            .map(|(delivery, standing)| {
+                asked.cmd("TYPE").arg(key::document(&delivery.user_id));
+                standing
+            })
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let types: Vec<String> = asked.query_async(&mut connection.clone()).await?;
+        for (standing, found) in missing.into_iter().zip(types) {
+            if found != "none" && found != "string" {
+                *standing = compare_other();
+            }
+        }
+        Ok(())
     }
 
     /// `call`, which may begin with connecting, for as long as a call may take.
@@ -540,9 +571,17 @@ fn compare(document: Option<&[u8]>, delivery: &Delivery, ids: Ids) -> Standing {
             // It is ours alone and written as a whole: what else is in it was put there by somebody.
             match is_told && !document::is_written(document, delivery, ids) {
                 true => Standing::Different("a member it was not told of".into()).aged(older),
+                // Whoever isn't there has no document. One that says that its user is deleted is somebody's work.
+                false if standing == Standing::Missing => {
+                    Standing::Different("it says that the user is deleted".into())
+                }
                 false => standing,
             }
         }
-        (Some(Err(_)), _) => Standing::Different("what is there is no document".into()),
+        (Some(Err(_)), _) => compare_other(),
     }
+}
+
+fn compare_other() -> Standing {
+    Standing::Different("what is there is no document".into())
 }

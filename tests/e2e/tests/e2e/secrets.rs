@@ -1,11 +1,14 @@
 //! Which secrets an entry may name: those that somebody granted to targets, and never one of the process.
 
+use std::fs;
+
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use usersync_core::subjects::TARGETS_BUCKET;
-use usersync_stack::eventually;
+use usersync_stack::{Directory, eventually};
 
 use crate::{
     readiness::Asked,
@@ -129,4 +132,43 @@ async fn an_entry_that_names_what_it_was_not_granted_fails_alone() -> Result<()>
     let call = call.await?;
     ensure!(call.header("x-note").is_empty(), "{:?}", call.headers);
     asked.until_well().await
+}
+
+/// The target takes another token than before, then the file has it: nobody restarts anything.
+#[tokio::test]
+async fn a_secret_that_is_rotated_in_its_file_is_taken_while_the_breaker_is_open() -> Result<()> {
+    let dir = Directory::temporary()?;
+    let file = dir.path().join("token");
+    fs::write(&file, "old-token")?;
+    let (accepted, accepts) = watch::channel("Bearer old-token");
+    let recorder = Recorder::start(move |call| {
+        let known = call.header("authorization") == *accepts.borrow();
+        async move { answer(if known { 200 } else { 401 }) }
+    })
+    .await?;
+    let more = format!(
+        "auth = {{ bearer = \"file:{}\" }}\nbreaker = {{ probe = \"100ms\", probe_cap = \"200ms\" }}\n",
+        file.display()
+    );
+    let stack = only(recorder.target("t", &more)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    bus.publish("user.created", json!({"user_id": 1, "username": "one"}))
+        .await?;
+    bus.until_settled("t").await?;
+
+    accepted.send_replace("Bearer new-token");
+    let began = Timestamp::now();
+    bus.publish("user.updated", json!({"user_id": 1, "username": "two"}))
+        .await?;
+    let worker = Asked::of(&stack.workers["t"][0]);
+    worker
+        .until_wrong(200, "t", "nothing is delivered", began)
+        .await?;
+    // As Kubernetes replaces it.
+    fs::write(dir.path().join("next"), "new-token")?;
+    fs::rename(dir.path().join("next"), &file)?;
+    worker.until_well().await?;
+    bus.until_settled("t").await?;
+    ensure!(recorder.holds(1)["username"] == "two");
+    Ok(())
 }

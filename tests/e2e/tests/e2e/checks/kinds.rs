@@ -5,7 +5,7 @@ use neo4rs::{ConfigBuilder, Graph, query};
 use redis::AsyncTypedCommands as _;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection, SqliteConnection};
-use usersync_core::check::Stage;
+use usersync_core::check::{Class, Stage};
 use usersync_stack::{
     ArcadeDbServer, Directory, Launch, MariaDbServer, PostgresServer, Stack, tools,
 };
@@ -259,4 +259,25 @@ async fn in_a_graph() -> Result<()> {
         graph.run(query(statement).param("ids", ids(from))).await?;
     }
     finds_and_repairs(&bus, "crm", [EACH; 4]).await
+}
+
+/// No delivery can name such a row, so the report does.
+#[tokio::test]
+async fn an_orphan_whose_id_nobody_can_have_is_named() -> Result<()> {
+    let dir = Directory::temporary()?;
+    let server = MariaDbServer::start(dir.path()).await?;
+    let entry = table(&dir, &server.url(), MariaDbServer::PASSWORD).await?;
+    let entry = entry.replace("every = \"0s\"", "every = \"0s\", orphan = \"repair\"");
+    let stack = only(entry).schedulers(1).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    let mut client = MySqlConnection::connect(&server.url_with_password()).await?;
+    let odd = "INSERT INTO users (id, username, sync_deleted, sync_version) VALUES ('zz top', 'who', FALSE, 1)";
+    sqlx::query(odd).execute(&mut client).await?;
+    let report = check(&bus, "crm", json!({})).await?;
+    let found = &report.found[&Class::Orphan];
+    ensure!(
+        (found.users, found.unrepairable) == (1, 1) && found.sample == ["zz?top".parse()?],
+        "{report:?}"
+    );
+    Ok(())
 }

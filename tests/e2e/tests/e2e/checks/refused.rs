@@ -123,6 +123,7 @@ async fn whom_redis_has_forgotten_is_told_and_what_it_was_not_told_is_drift() ->
     ensure!(check(&bus, "redis-cache", json!({})).await?.is_alike());
     let client = redis::Client::open(stack.redis.url())?;
     let mut redis = client.get_multiplexed_async_connection().await?;
+    let mut connection = redis.clone();
     redis.del("user:3").await?;
     let held = redis.get("user:4").await?.context("4 isn't there")?;
     redis
@@ -131,18 +132,33 @@ async fn whom_redis_has_forgotten_is_told_and_what_it_was_not_told_is_drift() ->
             held.replace("\"n\":1", "\"n\":1,\"role\":\"admin\""),
         )
         .await?;
+    // Neither is gone: one says so of itself, one is no text.
+    let said = redis.get("user:5").await?.context("5 isn't there")?;
+    let buried = said.replacen("\"user_id\"", "\"deleted\":true,\"user_id\"", 1);
+    redis.set("user:5", buried).await?;
+    redis.del("user:6").await?;
+    redis::cmd("RPUSH")
+        .arg(&["user:6", "x"])
+        .query_async::<()>(&mut connection)
+        .await?;
     let report = check(&bus, "redis-cache", json!({})).await?;
-    ensure!(counts(&report) == [0, 0, 1, 0], "{report:?}");
+    ensure!(counts(&report) == [0, 0, 3, 0], "{report:?}");
     let (expired, different) = (&report.expired, &report.found[&Class::Different]);
+    let mut sample = different.sample.clone();
+    sample.sort();
     ensure!(
-        expired.sample == [3.into()] && different.sample == [4.into()],
+        expired.sample == [3.into()] && sample == [4.into(), 5.into(), 6.into()],
         "{report:?}"
     );
     bus.until_settled("redis-cache").await?;
     ensure!(redis.get("user:4").await?.as_ref() == Some(&held) || different.repaired == 1);
     let left = check(&bus, "redis-cache", json!({})).await?;
     ensure!(
-        counts(&left) == [0; 4] && left.expired.users == 1,
+        counts(&left) == [0, 0, 1, 0] && left.expired.users == 1,
+        "{left:?}"
+    );
+    ensure!(
+        left.found[&Class::Different].sample == [6.into()],
         "{left:?}"
     );
     stack.stop().await
