@@ -82,7 +82,7 @@ pub(crate) async fn publish(
         }
         _ if report.drifted() > 0 => {
             tracing::warn!(target, against, users, found, seconds, stage = ?report.stage, "copies differ");
-            raise(scheduler, report).await?;
+            raise(scheduler, request, report).await?;
         }
         _ => {
             let alike = report.is_alike();
@@ -114,7 +114,7 @@ async fn store(scheduler: &Scheduler, request: &Request, report: &Report) -> any
     Ok(())
 }
 
-async fn raise(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
+async fn raise(scheduler: &Scheduler, request: &Request, report: &Report) -> anyhow::Result<()> {
     let (target, drifted) = (&report.target, report.drifted());
     let found = report.found.iter();
     let reason = format!(
@@ -136,7 +136,12 @@ async fn raise(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
         )
     };
     alert::tell(&scheduler.jetstream, Kind::Drift, target, |newest| {
-        newest.raised().is_none().then(|| alert.clone())
+        match newest.raised() {
+            None => Some(alert.clone()),
+            // What is found of some says nothing of all.
+            Some(_) if !request.is_of_all() => None,
+            Some(before) => alert.in_place_of(before),
+        }
     })
     .await
 }

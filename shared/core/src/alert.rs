@@ -75,6 +75,10 @@ pub struct Alert {
     /// Since when it is so.
     #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
+    /// When what it says was last brought up to date; of one that is raised, and was told as it was then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub updated: Option<Timestamp>,
     /// Until when it was so; only of a resolved one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -136,6 +140,7 @@ impl Alert {
             status: Status::Raised,
             severity: kind.severity(),
             since,
+            updated: None,
             until: None,
             summary: summary.into(),
             runbook: runbook.of(kind),
@@ -148,10 +153,30 @@ impl Alert {
         }
     }
 
+    /// What this one says, of `before`, which is raised; `None` where that says it already. Nobody is told anew.
+    pub fn in_place_of(&self, before: &Self) -> Option<Self> {
+        let updated = Self {
+            id: before.id.clone(),
+            since: before.since,
+            updated: before.updated,
+            ..self.clone()
+        };
+        (updated != *before).then(|| Self {
+            updated: Some(Timestamp::now()),
+            ..updated
+        })
+    }
+
+    /// Whether what it says is younger than its being raised: then nobody is told.
+    pub fn is_update(&self) -> bool {
+        self.status == Status::Raised && self.updated.is_some()
+    }
+
     /// The same, resolved now.
     pub fn resolved(&self) -> Self {
         Self {
             status: Status::Resolved,
+            updated: None,
             until: Some(Timestamp::now()),
             ..self.clone()
         }

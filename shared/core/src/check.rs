@@ -452,6 +452,12 @@ impl Report {
             && self.expired.is_empty()
     }
 
+    /// How many users differ whose repair nobody has asked for.
+    pub fn left(&self) -> u64 {
+        let left = |found: &Found| found.users.saturating_sub(found.repaired);
+        self.found.values().map(left).sum()
+    }
+
     /// How many users differ.
     pub fn drifted(&self) -> u64 {
         self.found.values().map(|found| found.users).sum()

@@ -43,6 +43,7 @@ Examples:
   usersync-gateway status
   usersync-gateway --nats-url nats://nats:4222 status --watch
   usersync-gateway status --json | jq '.targets[] | select(.state != \"ok\")'
+  usersync-gateway status --exit-code || echo 'somebody should look'
 
 Colours are for terminals only, and not where NO_COLOR is set.")]
 pub struct StatusCommand {
@@ -52,13 +53,17 @@ pub struct StatusCommand {
     /// Print what GET /v1/status answers, in one line
     #[arg(long)]
     json: bool,
+    /// Fail unless every target and every source is `ok`, and no event was refused; a target that somebody has paused is no
+    /// matter
+    #[arg(long, conflicts_with = "watch")]
+    exit_code: bool,
 }
 
 impl StatusCommand {
     /// Asks, and prints the answer; with `--watch` until `stop`.
     ///
     /// # Errors
-    /// When no gateway answers, and nobody watches for one.
+    /// When no gateway answers, and nobody watches for one; with `--exit-code` when something is to be looked after.
     pub(crate) async fn run(&self, common: &Common, stop: CancellationToken) -> anyhow::Result<()> {
         // As the operator, unless the settings say otherwise: a gateway may not ask gateways.
         let mut settings = common.nats.clone();
@@ -70,9 +75,14 @@ impl StatusCommand {
             return Ok(());
         };
         let client = connected?.client();
+        let mut wrong = Vec::new();
         let shown = match (self.watch, self.json || !terminal::is_there()) {
             (false, _) => match stop.run_until_cancelled(ask(&client)).await {
-                Some(status) => self.print(&status?),
+                Some(status) => {
+                    let status = status?;
+                    wrong = status.wrong();
+                    self.print(&status)
+                }
                 None => Ok(()),
             },
             (true, true) => self.go_on(&client, &stop).await,
@@ -80,8 +90,12 @@ impl StatusCommand {
         };
         match shown {
             // Whoever reads has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            shown => shown.context("writing to standard output"),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            shown => shown.context("writing to standard output")?,
+        }
+        match self.exit_code && !wrong.is_empty() {
+            true => bail!("not everything is ok: {}", wrong.join(", ")),
+            false => Ok(()),
         }
     }
 

@@ -250,8 +250,9 @@ fn line(target: &TargetStatus, now: Timestamp) -> Line {
         | Condition::Down
         | Condition::NoWorker
         | Condition::Failing => Urgency::Bad,
-        Condition::Behind | Condition::Paused => Urgency::Poor,
-        Condition::Ok if dead => Urgency::Poor,
+        Condition::Behind | Condition::Paused | Condition::DeadLetters | Condition::Drift => {
+            Urgency::Poor
+        }
         Condition::Ok => Urgency::Well,
     };
     Line {

@@ -21,6 +21,9 @@ use usersync_core::{
 use super::{Control, breakers, fits, nats, no_target, targets::probe};
 use crate::{problem::Problem, upkeep::seed};
 
+/// What the note says of an entry that was disabled because its target is gone.
+pub(crate) const GONE_FOR_GOOD: &str = "it answered that it is gone for good";
+
 /// How often a write is tried when others write the same entry.
 const TRIES: usize = 5;
 

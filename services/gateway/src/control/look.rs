@@ -126,7 +126,8 @@ impl Target {
     /// Attempts per second, one per user, over the last minute.
     pub(crate) fn rate(&self) -> f64 {
         let rates = self.answers.iter().map(|answer| answer.attempts_per_second);
-        rates.sum()
+        // The sum of none is -0.0.
+        rates.sum::<f64>() + 0.0
     }
 
     /// The share of them that failed; `None` when there were none.

@@ -9,6 +9,7 @@ use usersync_core::{check::Stage, dead_letter::Class, registry::Entry, target::T
 use super::{
     Control,
     breakers::Breaker,
+    changes,
     look::{Look, Target},
     standing::Queue,
 };
@@ -110,9 +111,9 @@ pub(crate) struct TargetStatus {
 pub(crate) enum Condition {
     /// There never was an entry for it that could be used.
     Invalid,
-    /// Somebody has disabled it, or it said that it is gone.
+    /// Somebody has disabled it.
     Paused,
-    /// It says that it is gone.
+    /// It said that it is gone, and was disabled for that.
     Gone,
     /// A breaker is not closed: it can't be reached, or refuses us.
     Down,
@@ -122,6 +123,10 @@ pub(crate) enum Condition {
     Failing,
     /// Something has been waiting for more than a minute.
     Behind,
+    /// Users were given up, and nobody has looked after them.
+    DeadLetters,
+    /// The last check found users who differ, and hasn't repaired all of them.
+    Drift,
     /// Nothing is wrong.
     Ok,
 }
@@ -146,6 +151,9 @@ pub(crate) struct LastCheck {
     pub started: Timestamp,
     /// Users who differed.
     pub drifted: u64,
+    /// Those of them who still do.
+    #[serde(default)]
+    pub left: u64,
     /// Users who could not be compared, for the target can't be told of them.
     #[serde(default)]
     pub refused: u64,
@@ -180,6 +188,7 @@ fn of(target: &Target, look: &Look) -> TargetStatus {
         stage: report.stage,
         started: report.started,
         drifted: report.drifted(),
+        left: report.left(),
         refused: report.refused.users,
     });
     let mut status = TargetStatus {
@@ -223,21 +232,44 @@ impl SourceStatus {
     }
 }
 
+impl Status {
+    /// What somebody should look after.
+    pub(crate) fn wrong(&self) -> Vec<String> {
+        let fine =
+            |target: &&TargetStatus| !matches!(target.state, Condition::Ok | Condition::Paused);
+        let targets = self.targets.iter().filter(fine);
+        let targets = targets.map(|target| format!("target {}", target.target));
+        let noted = |source: &&SourceStatus| source.state != Relayed::Ok || source.failed > 0;
+        let sources = self.sources.iter().filter(noted);
+        let sources = sources.map(|source| format!("source {}", source.source));
+        let refused = (self.events_refused > 0).then(|| "refused events".to_owned());
+        targets.chain(sources).chain(refused).collect()
+    }
+}
+
 impl TargetStatus {
     fn condition(&self, entry: &Entry) -> Condition {
         let Some(config) = &entry.config else {
             return Condition::Invalid;
         };
         match self.breaker.as_str() {
-            _ if !config.enabled => Condition::Paused,
             "gone" => Condition::Gone,
+            _ if !config.enabled && is_gone(config.note.as_deref()) => Condition::Gone,
+            _ if !config.enabled => Condition::Paused,
             "open" | "half-open" => Condition::Down,
             _ if self.workers == 0 => Condition::NoWorker,
             _ if self.error_rate >= Some(FAILING) => Condition::Failing,
             _ if self.oldest_seconds > BEHIND.as_secs_f64() => Condition::Behind,
+            _ if self.dead_letters > 0 => Condition::DeadLetters,
+            _ if self.last_check.is_some_and(|check| check.left > 0) => Condition::Drift,
             _ => Condition::Ok,
         }
     }
+}
+
+/// Whether an entry's note says that it was disabled for that.
+fn is_gone(note: Option<&str>) -> bool {
+    note.is_some_and(|note| note.contains(changes::GONE_FOR_GOOD))
 }
 
 /// The state of the breaker that is furthest from closed.

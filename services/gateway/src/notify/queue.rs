@@ -159,7 +159,7 @@ impl<'a> Queue<'a> {
                 return answer(&message, AckKind::Ack).await;
             }
         };
-        if !channel.scope.has(&alert) {
+        if alert.is_update() || !channel.scope.has(&alert) {
             return answer(&message, AckKind::Ack).await;
         }
         if self.held.is_empty() {

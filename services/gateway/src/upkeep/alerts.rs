@@ -89,6 +89,9 @@ impl Settings {
     }
 }
 
+/// How long what an alert says may be outdated while it is raised.
+const FRESH: Duration = Duration::from_secs(5 * 60);
+
 /// What this gateway knows of alerts.
 pub(super) struct Alerts {
     settings: Settings,
@@ -136,13 +139,22 @@ impl Alerts {
             let first = *self.seen.entry(key.clone()).or_insert(now);
             let since = finding.since.unwrap_or(first);
             let newest = self.newest.get(&key);
-            if newest.is_some_and(|newest| newest.raised().is_some())
-                || age(now, since) < finding.patience
-            {
+            let raised = newest.and_then(Newest::raised);
+            if raised.is_none() && age(now, since) < finding.patience {
                 continue;
             }
             let (kind, target) = (finding.kind, &finding.target);
             let alert = Alert::raised(kind, target, since, finding.summary, &self.runbook);
+            let alert = match raised {
+                None => alert,
+                Some(before) if age(now, before.updated.unwrap_or(before.since)) < FRESH => {
+                    continue;
+                }
+                Some(before) => match alert.in_place_of(before) {
+                    Some(updated) => updated,
+                    None => continue,
+                },
+            };
             // One that somebody else stores first is read with the next look.
             let follows = newest.map_or(0, |newest| newest.seq);
             alert.publish(&control.jetstream, follows).await?;

@@ -82,7 +82,8 @@ async fn disable(
             return Ok(());
         }
         let note = format!(
-            "disabled on {said}: it answered that it is gone for good ({})",
+            "disabled on {said}: {} ({})",
+            changes::GONE_FOR_GOOD,
             reason.unwrap_or("410 Gone")
         );
         // Before it is disabled, so that a gateway that dies in between is followed by one that does both.

@@ -48,6 +48,21 @@ async fn finds_and_repairs(bus: &Bus, target: &str, expected: [u64; 4]) -> Resul
         again.stage == Stage::Done && again.users >= USERS - EACH,
         "{again:?}"
     );
+    // The alert says what is so now, and is the one that was raised.
+    if expected[3] > 0 {
+        let told = crate::alerts::history(bus, "drift", target).await?;
+        let (first, last) = (told.first(), told.last());
+        let (first, last) = (first.context("no alert")?, last.context("no alert")?);
+        ensure!(
+            first["id"] == last["id"] && first["updated"].is_null(),
+            "{told:?}"
+        );
+        ensure!(
+            last["stage"] == "done" && last["updated"].is_string(),
+            "{told:?}"
+        );
+        ensure!(last["found"] == json!({"orphan": expected[3]}), "{told:?}");
+    }
     // Orphans are reported and left alone unless the target's policy says otherwise.
     ensure!(counts(&again) == [0, 0, 0, expected[3]], "{again:?}");
     Ok(())

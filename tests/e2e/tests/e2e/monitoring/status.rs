@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use usersync_stack::{Stack, eventually, tools};
 
-use crate::support::{Api, Bus, Recorder, SOON, answer, only};
+use crate::support::{Api, Bus, Call, Recorder, SOON, answer, only};
 
 /// What `usersync-gateway status` prints for the operator, or another role of nats.conf that has its own inbox.
 async fn shown(stack: &Stack, role: &str, args: &[&str]) -> Result<String> {
@@ -40,7 +40,11 @@ async fn the_status_tells_of_each_target_what_is_wrong_with_it() -> Result<()> {
     let failing = Recorder::start(async |_| answer(503)).await?;
     let patient = "retry = { base = \"10m\", cap = \"20m\" }";
     let nobody = "[down]\nurl = \"http://127.0.0.1:9/\"\n[paused]\nurl = \"http://127.0.0.1:9/\"\nenabled = false\n";
+    let spoilt =
+        Recorder::start(async |call: Call| answer(if call.user() == "1" { 422 } else { 200 }))
+            .await?;
     let catalogue = fine.target("fine", "")
+        + &spoilt.target("spoilt", "")
         + &refusing.target("refusing", "")
         + &failing.target("failing", patient)
         + &fine.target("lonely", "")
@@ -57,6 +61,7 @@ async fn the_status_tells_of_each_target_what_is_wrong_with_it() -> Result<()> {
         for (target, state) in [
             ("fine", "ok"),
             ("refusing", "failing"),
+            ("spoilt", "dead-letters"),
             ("failing", "failing"),
             ("lonely", "no-worker"),
             ("down", "down"),
@@ -116,6 +121,11 @@ async fn the_status_tells_of_each_target_what_is_wrong_with_it() -> Result<()> {
     for other in [&asked, &printed] {
         assert_eq!(names(other), names(&status));
         assert_eq!(of(other, "refusing")?["dead_letters"], 3);
+    }
+    let asked_for = shown(&stack, "operator", &["--exit-code"]).await;
+    let error = asked_for.err().context("all is well")?.to_string();
+    for wrong in ["target spoilt", "target lonely"] {
+        ensure!(error.contains(wrong) && !error.contains("fine"), "{error}");
     }
     let line = screen.lines().find(|line| line.starts_with("lonely"));
     assert!(
