@@ -3,7 +3,10 @@
 //!
 //! Pure: told what calls came to and what time it is, it says what may be done.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -23,6 +26,9 @@ pub(crate) enum State {
     /// The target says that it is gone for good: nothing is tried until somebody resets this.
     Gone,
 }
+
+/// How many users whose delivery failed are remembered.
+const MOST_REMEMBERED: usize = 20_000;
 
 /// Why it opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +78,10 @@ pub(crate) struct Breaker {
     /// Calls within the window: when, and whether it failed.
     calls: VecDeque<(Instant, bool)>,
     failed_calls: u32,
+    /// Calls that have succeeded.
+    successes: u64,
+    /// Users whose last delivery failed, and how many calls had succeeded when it first did.
+    failed: HashMap<UserId, u64>,
     /// When it opened, or a delivery last failed since.
     tried_at: Instant,
     /// When an open breaker looks again.
@@ -92,6 +102,8 @@ impl Breaker {
             refused: Vec::new(),
             calls: VecDeque::new(),
             failed_calls: 0,
+            successes: 0,
+            failed: HashMap::new(),
             tried_at: now,
             probe_at: now,
         }
@@ -123,6 +135,40 @@ impl Breaker {
         (self.state == State::Open).then_some(self.probe_at)
     }
 
+    /// Whether the user's last delivery failed, as far as is remembered.
+    pub(crate) fn has_failed(&self, user: &UserId) -> bool {
+        self.failed.contains_key(user)
+    }
+
+    /// Whether the user's deliveries fail while those of others succeed: the target has trouble with this user, and works.
+    pub(crate) fn is_poison(&self, user: &UserId) -> bool {
+        let since = self.failed.get(user);
+        since.is_some_and(|since| self.successes - since >= u64::from(self.config.faults))
+    }
+
+    /// Remembers whose delivery has failed.
+    fn remember_users<'a>(&mut self, outcomes: impl Iterator<Item = (&'a UserId, &'a Outcome)>) {
+        let mut succeeded = false;
+        for (user, outcome) in outcomes {
+            match outcome {
+                Outcome::Delivered { .. } | Outcome::AlreadyNewer => {
+                    succeeded = true;
+                    if !self.failed.is_empty() {
+                        self.failed.remove(user);
+                    }
+                }
+                Outcome::Transient(_) => {
+                    if self.failed.len() >= MOST_REMEMBERED {
+                        self.failed.clear();
+                    }
+                    self.failed.entry(user.clone()).or_insert(self.successes);
+                }
+                _ => {}
+            }
+        }
+        self.successes += u64::from(succeeded);
+    }
+
     /// Takes note of one call: the outcome of every user in it.
     pub(crate) fn called<'a>(
         &mut self,
@@ -132,6 +178,18 @@ impl Breaker {
         let Some(call) = Call::of(outcomes.clone().map(|(_, outcome)| outcome)) else {
             return;
         };
+        let is_poison = call == Call::Failed
+            && outcomes.clone().all(|(user, outcome)| {
+                matches!(outcome, Outcome::Transient(_)) && self.is_poison(user)
+            });
+        self.remember_users(outcomes.clone());
+        if is_poison {
+            // It says nothing of the target, not even when everybody else has been tried.
+            if self.state == State::HalfOpen && self.cause == Cause::Failing {
+                self.close();
+            }
+            return;
+        }
         let reason = outcomes.clone().find_map(|(_, outcome)| match outcome {
             Outcome::Transient(failure)
             | Outcome::Permanent(failure)
@@ -406,6 +464,68 @@ mod tests {
             assert_eq!(bench.breaker.state(), State::Open);
             bench
         }
+    }
+
+    impl Bench {
+        /// One user's call fails, or doesn't.
+        fn of(&mut self, user: u64, outcome: &Outcome) -> State {
+            let user = UserId::from(user);
+            self.breaker
+                .called([(&user, outcome)].into_iter(), self.now);
+            self.breaker.state()
+        }
+
+        /// The target is probed, and answers.
+        fn half_open(&mut self) {
+            self.now += Duration::from_secs(3);
+            self.breaker.answered();
+        }
+    }
+
+    #[test]
+    fn users_who_fail_while_others_do_not_keep_it_open_no_longer() {
+        let mut bench = Bench::new();
+        let poison = 1..=300;
+        for user in poison.clone().take(20) {
+            bench.of(user, &transient());
+        }
+        assert_eq!(bench.breaker.state(), State::Open);
+        // As long as nobody succeeds it may be an outage.
+        for _ in 0..10 {
+            bench.half_open();
+            assert_eq!(bench.of(7, &transient()), State::Open);
+        }
+        for healthy in 1_001..=1_003 {
+            bench.half_open();
+            assert!(!bench.breaker.has_failed(&healthy.into()));
+            assert_eq!(bench.of(healthy, &OK), State::Closed);
+            for user in poison.clone() {
+                bench.of(user, &transient());
+            }
+        }
+        // By now each of them has failed beside three others' success.
+        bench.half_open();
+        bench.of(1_004, &OK);
+        for _ in 0..3 {
+            for user in poison.clone() {
+                assert!(bench.breaker.is_poison(&user.into()), "{user}");
+                assert_eq!(bench.of(user, &transient()), State::Closed);
+                assert_eq!(bench.breaker.ruling(&transient()), Ruling::Settle);
+            }
+        }
+        // They hide no outage.
+        for user in 2_000..2_020 {
+            bench.of(user, &transient());
+        }
+        assert_eq!(bench.breaker.state(), State::Open);
+        bench.half_open();
+        assert_eq!(bench.of(2_000, &transient()), State::Open);
+        // Where nobody else is left to try, they are tried, and spend their attempts.
+        bench.half_open();
+        assert_eq!(bench.of(1, &transient()), State::Closed);
+        // One who has succeeded is as good as any.
+        bench.of(1, &OK);
+        assert!(!bench.breaker.has_failed(&1.into()));
     }
 
     #[test]

@@ -301,12 +301,30 @@ impl Courier {
         } else {
             Prefer::Urgent
         };
-        let items = self.take(users, prefer);
+        let state = self.route.breaker().state();
+        let items = match state {
+            State::HalfOpen => self.take_decider(prefer).into_iter().collect(),
+            _ => self.take(users, prefer),
+        };
         if items.is_empty() {
             Err(None)
         } else {
             Ok(items)
         }
+    }
+
+    /// The user whose delivery decides whether the target is back: rather one whose last didn't fail, and last of all one who
+    /// fails while others don't.
+    fn take_decider(&mut self, prefer: Prefer) -> Option<Item> {
+        let route = self.route.clone();
+        let breaker = route.breaker();
+        let (user_id, tasks) = self
+            .lanes
+            .take_fit(prefer, |user| !breaker.has_failed(user))
+            .or_else(|| self.lanes.take_fit(prefer, |user| !breaker.is_poison(user)))
+            .or_else(|| self.lanes.take(prefer))?;
+        self.repairs -= repairs(&tasks);
+        Some(Item { user_id, tasks })
     }
 
     /// Up to `most` users who are not busy, with everything queued for them.
@@ -324,7 +342,9 @@ impl Courier {
 
     /// How many states, and how many repairs, may be asked for.
     fn room(&self, idle: bool) -> (usize, usize) {
-        match self.route.breaker().state() {
+        let breaker = self.route.breaker();
+        let is_fresh = |user: &UserId| !breaker.has_failed(user);
+        match breaker.state() {
             State::Closed => {
                 let room = self.capacity.saturating_sub(self.lanes.queued());
                 // Half the room is for live states, however many repairs wait.
@@ -333,9 +353,11 @@ impl Courier {
                     room.min((self.capacity / 2).saturating_sub(self.repairs)),
                 )
             }
-            // Somebody is needed for the call that decides, and not always the one who failed it.
+            // Somebody is needed for the call that decides, and rather one who hasn't failed.
             State::HalfOpen | State::Open
-                if idle && self.lanes.ready() < 2 && self.lanes.queued() < self.capacity =>
+                if idle
+                    && self.lanes.queued() < self.capacity
+                    && (self.lanes.ready() < 2 || !self.lanes.has_fit(is_fresh)) =>
             {
                 (1, 1)
             }

@@ -77,6 +77,44 @@ impl<T> Lanes<T> {
         }
     }
 
+    /// The same of the first user who is `fit`, in either queue; what is asked for seldom, for it looks through both.
+    pub fn take_fit(
+        &mut self,
+        prefer: Prefer,
+        fit: impl Fn(&UserId) -> bool,
+    ) -> Option<(UserId, Vec<T>)> {
+        let queues = match prefer {
+            Prefer::Urgent => [true, false],
+            Prefer::Waiting => [false, true],
+        };
+        let urgent = queues
+            .into_iter()
+            .find(|urgent| self.first(*urgent, &fit).is_some())?;
+        let place = self.first(urgent, &fit)?;
+        let queue = if urgent {
+            &mut self.urgent
+        } else {
+            &mut self.waiting
+        };
+        let user = queue.remove(place)?;
+        queue.push_front(user);
+        self.take_from(urgent)
+    }
+
+    /// Whether a user who is `fit` could be taken.
+    pub fn has_fit(&self, fit: impl Fn(&UserId) -> bool) -> bool {
+        self.first(true, &fit).is_some() || self.first(false, &fit).is_some()
+    }
+
+    fn first(&self, urgent: bool, fit: impl Fn(&UserId) -> bool) -> Option<usize> {
+        let queue = if urgent { &self.urgent } else { &self.waiting };
+        let is_ready = |user: &UserId| {
+            let lane = self.lanes.get(user);
+            lane.is_some_and(|lane| !lane.busy && !lane.items.is_empty())
+        };
+        queue.iter().position(|user| fit(user) && is_ready(user))
+    }
+
     fn take_from(&mut self, urgent: bool) -> Option<(UserId, Vec<T>)> {
         let queue = if urgent {
             &mut self.urgent

@@ -431,3 +431,37 @@ async fn a_rate_limit_holds() -> Result<()> {
     assert!(range.contains(&span), "300 users took {span:?}");
     Ok(())
 }
+
+/// Enough that, at first, nothing tells it from an outage.
+#[tokio::test]
+async fn many_users_who_always_fail_keep_nobody_else_waiting_and_are_given_up() -> Result<()> {
+    const POISON: u64 = 60;
+    let recorder = Recorder::start(async |call: Call| {
+        let poison = call.user().parse::<u64>().is_ok_and(|user| user <= POISON);
+        answer(if poison { 500 } else { 200 })
+    })
+    .await?;
+    let more = "retry = { max_deliver = 4, base = \"200ms\", factor = 1.0, cap = \"200ms\" }\n";
+    let stack = only(recorder.target("t", more)).start().await?;
+    let bus = Bus::connect(&stack).await?;
+    let event = |user: u64| ("user.created", json!({"user_id": user, "username": "u"}));
+    bus.publish_all((1..=POISON).map(event)).await?;
+    let (kind, first) = event(1_000);
+    bus.publish(kind, first).await?;
+    for user in 1_001..=1_010 {
+        eventually(SOON, async || {
+            ensure!(recorder.holds(user - 1)["username"] == "u", "{user} waits");
+            Ok(())
+        })
+        .await?;
+        let (kind, next) = event(user);
+        bus.publish(kind, next).await?;
+    }
+    eventually(SOON, async || {
+        let letters = bus.count(USER_DEAD).await?;
+        ensure!(letters == POISON, "{letters} of {POISON} were given up");
+        Ok(())
+    })
+    .await?;
+    bus.until_settled("t").await
+}
