@@ -16,6 +16,7 @@ use usersync_core::{
 use super::{
     Control,
     dead_letters::Choice,
+    erase::overwrite,
     jobs::Record,
     scan::{self, Found, PAGE, Query},
 };
@@ -198,21 +199,26 @@ pub(super) async fn ask_for(
     Ok(count)
 }
 
-/// Removes letters, but for those that newer ones have taken the place of; answers how many.
+/// Removes letters, but for those that newer ones have taken the place of; answers how many. Each is deleted: one that a marker
+/// takes the place of is back when the server is killed after the marker has expired (nats-server#8505). Workers follow what
+/// comes, not what goes, so a marker tells them.
 pub(super) async fn clear(
     control: &Control,
     tasks: impl IntoIterator<Item = Task>,
 ) -> anyhow::Result<u64> {
+    let dead = control.stream(USER_DEAD).await?;
+    let tasks: Vec<Task> = tasks.into_iter().collect();
+    let seqs = tasks.iter().map(|task| task.seq).collect();
+    let count = overwrite(&dead, seqs).await?;
     let mut sent = Vec::new();
     for task in tasks {
         let subject = subjects::dead_letter(&task.target, &task.user_id);
-        let clearing = dead_letter::clearing(task.seq);
+        let clearing = dead_letter::clearing(0);
         sent.push(control.jetstream.send_publish(subject, clearing).await?);
     }
-    let mut count = 0;
     for cleared in sent {
         match cleared.await {
-            Ok(_) => count += 1,
+            Ok(_) => {}
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {}
             Err(error) => return Err(error.into()),
         }

@@ -187,21 +187,15 @@ impl Erase {
             let outdated = |found: &Found| {
                 let older = dead_letter::version_of(&found.headers) < version;
                 let (target, user_id) = subjects::of_dead_letter(&found.subject)?;
-                let seq = found.seq;
-                (older && !dead_letter::is_cleared(&found.headers)).then_some((
-                    seq,
-                    Task {
-                        target,
-                        user_id,
-                        seq: 0,
-                    },
-                ))
+                (older && !dead_letter::is_cleared(&found.headers)).then_some(Task {
+                    target,
+                    user_id,
+                    seq: found.seq,
+                })
             };
-            let (seqs, gone): (Vec<_>, Vec<_>) = page.found.iter().filter_map(outdated).unzip();
-            erasure.dead_letters += seqs.len() as u64;
+            let gone: Vec<Task> = page.found.iter().filter_map(outdated).collect();
+            erasure.dead_letters += gone.len() as u64;
             if !self.dry_run {
-                overwrite(&dead, seqs).await?;
-                // Workers follow what comes, not what goes.
                 bulk::clear(control, gone).await?;
             }
         }
@@ -371,18 +365,22 @@ fn creates(found: &Found) -> bool {
     envelope.kind == Some(EventType::Created) && Event::parse(&found.payload, envelope).is_ok()
 }
 
-/// Deletes messages so that the server overwrites their bytes; those that are gone already are no error.
-pub(super) async fn overwrite(stream: &Stream<()>, seqs: Vec<u64>) -> anyhow::Result<()> {
+/// Deletes messages so that the server overwrites their bytes; those that are gone already are no error. Answers how many
+/// were there.
+pub(super) async fn overwrite(stream: &Stream<()>, seqs: Vec<u64>) -> anyhow::Result<u64> {
     let overwritten = seqs.into_iter().map(async |seq| {
         let Err(error) = stream.delete_message(seq).await else {
-            return Ok(());
+            return Ok(1);
         };
         match stream.get_raw_message(seq).await {
-            Err(gone) if gone.kind() == RawMessageErrorKind::NoMessageFound => Ok(()),
+            Err(gone) if gone.kind() == RawMessageErrorKind::NoMessageFound => Ok(0),
             _ => Err(error).with_context(|| format!("overwriting message {seq}")),
         }
     });
     let mut overwritten = stream::iter(overwritten).buffer_unordered(AT_ONCE);
-    while overwritten.try_next().await?.is_some() {}
-    Ok(())
+    let mut count = 0;
+    while let Some(one) = overwritten.try_next().await? {
+        count += one;
+    }
+    Ok(count)
 }

@@ -444,3 +444,34 @@ async fn refused_events_are_listed_shown_and_discarded() -> Result<()> {
     assert_eq!(rest["matched"], 2);
     Ok(())
 }
+
+#[tokio::test]
+async fn what_was_discarded_stays_away_when_the_server_is_killed() -> Result<()> {
+    let mut stack = only("[t]\nurl = \"http://127.0.0.1:1/x\"")
+        .workers("t", 0)
+        .start()
+        .await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    store(&bus, "t", 1..=4).await?;
+    let path = "/v1/dead-letters/discard";
+    for user in [1, 3] {
+        let asked = api
+            .post(path, json!({"target": "t", "user_id": user}))
+            .await?;
+        assert_eq!(asked["discarded"], 1, "{asked}");
+    }
+    // The marks are gone, too.
+    eventually(SOON, async || {
+        let left = bus.count(USER_DEAD).await?;
+        ensure!(left == 2, "{left} are left");
+        Ok(())
+    })
+    .await?;
+    stack.nats.restart().await?;
+    eventually(SOON, async || {
+        let left = api.get("/v1/dead-letters").await?;
+        ensure!(users(&left) == [2, 4], "{left}");
+        Ok(())
+    })
+    .await
+}
