@@ -242,10 +242,16 @@ pub async fn check(settings: &Settings, name: &str) -> anyhow::Result<jetstream:
     let jetstream = jetstream::new(client);
     let account = jetstream.query_account().await;
     account.with_context(|| match refused.get() {
-        Some(refused) => format!(
-            "NATS at {url} refuses what {name} needs ({refused}): nats.user has to be the role of this program, see nats.conf and \
-             docs/SECURITY.md"
-        ),
+        Some(refused) => {
+            let role = match name {
+                "usersync-status" => "operator or viewer",
+                _ => "the role of this program",
+            };
+            format!(
+                "NATS at {url} refuses what {name} needs ({refused}): nats.user has to be {role}, see nats.conf and \
+                 docs/SECURITY.md"
+            )
+        }
         None => format!(
             "NATS at {url} answers, but JetStream doesn't; start it with this project's nats.conf"
         ),

@@ -419,9 +419,10 @@ impl Database {
             Err(SourceError::Value(_)) => {}
             read => {
                 // Afterwards: what was read from a primary is true, whatever it has become since.
+                let read = read.map_err(|error| error.with_grant(layout))?;
                 self.refuse_copy().await?;
                 self.refuse_change(layout).await?;
-                return read;
+                return Ok(read);
             }
         }
         // One of them can't be read: who it is shows when they are asked for one by one.
@@ -464,7 +465,7 @@ impl Database {
                         document: Err(reason.clone()),
                     }));
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.with_grant(layout)),
             }
         }
         self.refuse_copy().await?;

@@ -2,7 +2,7 @@
 
 use usersync_core::tls;
 
-use crate::layout::OUTBOX;
+use crate::{Layout, layout::OUTBOX};
 
 /// What went wrong with a source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +70,30 @@ impl SourceError {
         match value {
             true => Self::Value(text),
             false => Self::Unavailable(text),
+        }
+    }
+}
+
+impl SourceError {
+    /// The same, with what to grant where PostgreSQL says of a table only that it may not be read: a right to some of its columns
+    /// isn't one to it.
+    pub(crate) fn with_grant(self, layout: &Layout) -> Self {
+        match self {
+            Self::Unavailable(said) if said.contains("(42501)") => {
+                let columns = layout.columns.iter().map(|column| column.name.as_str());
+                let mark = layout.deleted.iter().map(|column| column.name.as_str());
+                let columns: Vec<_> = [layout.id.name.as_str()]
+                    .into_iter()
+                    .chain(columns)
+                    .chain(mark)
+                    .collect();
+                Self::Unavailable(format!(
+                    "{said}: GRANT SELECT ({}) ON {} to this login",
+                    columns.join(", "),
+                    layout.table
+                ))
+            }
+            other => other,
         }
     }
 }
