@@ -46,6 +46,8 @@ pub const SETTINGS: &[&str] = &[
 ];
 /// How often it is tried to be the next to speak of an alert.
 const TRIES: usize = 5;
+/// For how long what an alert says is brought up to date: the stream keeps a message for 30 days.
+const UPDATED_FOR_SECONDS: i64 = 29 * 24 * 60 * 60;
 /// How many alerts are read at once.
 const READS: usize = 16;
 
@@ -153,7 +155,8 @@ impl Alert {
         }
     }
 
-    /// What this one says, of `before`, which is raised; `None` where that says it already. Nobody is told anew.
+    /// What this one says, of `before`, which is raised; `None` where that says it already. Nobody is told anew, so one that is
+    /// old stays as it is until the stream forgets it: then it is raised again, and told.
     pub fn in_place_of(&self, before: &Self) -> Option<Self> {
         let updated = Self {
             id: before.id.clone(),
@@ -161,8 +164,10 @@ impl Alert {
             updated: before.updated,
             ..self.clone()
         };
-        (updated != *before).then(|| Self {
-            updated: Some(Timestamp::now()),
+        let now = Timestamp::now();
+        let is_old = now.duration_since(before.since).as_secs() > UPDATED_FOR_SECONDS;
+        (updated != *before && !is_old).then(|| Self {
+            updated: Some(now),
             ..updated
         })
     }

@@ -468,9 +468,9 @@ fn an_evaluation_that_takes_too_much_ends() {
             panic!("{filter} is decided");
         };
         assert!(reason.contains(expected), "{filter}: {reason}");
-        // Nothing is optimised here: that is a tenth of it, or less.
+        // Nothing is optimised here, and others may be at work: it takes some hundred milliseconds.
         assert!(
-            started.elapsed().as_secs() < 2,
+            started.elapsed().as_secs() < 10,
             "{filter}: {:?}",
             started.elapsed()
         );
