@@ -166,7 +166,7 @@ impl Alert {
         };
         let now = Timestamp::now();
         let is_old = now.duration_since(before.since).as_secs() > UPDATED_FOR_SECONDS;
-        (updated != *before && !is_old).then(|| Self {
+        (updated != *before && !is_old).then_some(Self {
             updated: Some(now),
             ..updated
         })
