@@ -30,6 +30,15 @@ pub(crate) enum State {
 /// How many users whose delivery failed are remembered.
 const MOST_REMEMBERED: usize = 20_000;
 
+/// A user whose last delivery failed.
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    /// How many calls had succeeded when it last did.
+    successes: u64,
+    /// How often it has failed after others had succeeded since its failure before.
+    beside: u32,
+}
+
 /// Why it opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
@@ -80,8 +89,10 @@ pub(crate) struct Breaker {
     failed_calls: u32,
     /// Calls that have succeeded.
     successes: u64,
-    /// Users whose last delivery failed, and how many calls had succeeded when it first did.
-    failed: HashMap<UserId, u64>,
+    /// Users whose last delivery here failed.
+    failed: HashMap<UserId, Failing>,
+    /// When a call last succeeded.
+    succeeded_at: Option<Instant>,
     /// When it opened, or a delivery last failed since.
     tried_at: Instant,
     /// When an open breaker looks again.
@@ -104,6 +115,7 @@ impl Breaker {
             failed_calls: 0,
             successes: 0,
             failed: HashMap::new(),
+            succeeded_at: None,
             tried_at: now,
             probe_at: now,
         }
@@ -140,14 +152,25 @@ impl Breaker {
         self.failed.contains_key(user)
     }
 
-    /// Whether the user's deliveries fail while those of others succeed: the target has trouble with this user, and works.
+    /// Whether the user's deliveries fail again and again beside those of others that succeed: the target has trouble with this
+    /// user, and works.
     pub(crate) fn is_poison(&self, user: &UserId) -> bool {
-        let since = self.failed.get(user);
-        since.is_some_and(|since| self.successes - since >= u64::from(self.config.faults))
+        let failing = self.failed.get(user);
+        failing.is_some_and(|failing| failing.beside >= self.config.faults)
+    }
+
+    /// Whether a call has succeeded lately.
+    fn works(&self, now: Instant) -> bool {
+        let since = self.succeeded_at.map(|at| now.duration_since(at));
+        since.is_some_and(|since| since <= self.config.window)
     }
 
     /// Remembers whose delivery has failed.
-    fn remember_users<'a>(&mut self, outcomes: impl Iterator<Item = (&'a UserId, &'a Outcome)>) {
+    fn remember_users<'a>(
+        &mut self,
+        outcomes: impl Iterator<Item = (&'a UserId, &'a Outcome)>,
+        now: Instant,
+    ) {
         let mut succeeded = false;
         for (user, outcome) in outcomes {
             match outcome {
@@ -161,12 +184,26 @@ impl Breaker {
                     if self.failed.len() >= MOST_REMEMBERED {
                         self.failed.clear();
                     }
-                    self.failed.entry(user.clone()).or_insert(self.successes);
+                    let successes = self.successes;
+                    let first = Failing {
+                        successes,
+                        beside: 0,
+                    };
+                    let failing = self.failed.entry(user.clone()).or_insert(first);
+                    if failing.successes < successes {
+                        failing.successes = successes;
+                        failing.beside += 1;
+                    }
                 }
+                // It says something else of this user.
+                _ if !self.failed.is_empty() => drop(self.failed.remove(user)),
                 _ => {}
             }
         }
-        self.successes += u64::from(succeeded);
+        if succeeded {
+            self.successes += 1;
+            self.succeeded_at = Some(now);
+        }
     }
 
     /// Takes note of one call: the outcome of every user in it.
@@ -179,15 +216,13 @@ impl Breaker {
             return;
         };
         let is_poison = call == Call::Failed
+            && self.works(now)
             && outcomes.clone().all(|(user, outcome)| {
                 matches!(outcome, Outcome::Transient(_)) && self.is_poison(user)
             });
-        self.remember_users(outcomes.clone());
-        if is_poison {
-            // It says nothing of the target, not even when everybody else has been tried.
-            if self.state == State::HalfOpen && self.cause == Cause::Failing {
-                self.close();
-            }
+        self.remember_users(outcomes.clone(), now);
+        // It says nothing of the target.
+        if is_poison && self.state == State::Closed {
             return;
         }
         let reason = outcomes.clone().find_map(|(_, outcome)| match outcome {
@@ -495,7 +530,7 @@ mod tests {
             bench.half_open();
             assert_eq!(bench.of(7, &transient()), State::Open);
         }
-        for healthy in 1_001..=1_003 {
+        for healthy in 1_001..=1_004 {
             bench.half_open();
             assert!(!bench.breaker.has_failed(&healthy.into()));
             assert_eq!(bench.of(healthy, &OK), State::Closed);
@@ -503,9 +538,9 @@ mod tests {
                 bench.of(user, &transient());
             }
         }
-        // By now each of them has failed beside three others' success.
+        // By now each of them has failed after others' success three times.
         bench.half_open();
-        bench.of(1_004, &OK);
+        assert_eq!(bench.of(1_005, &OK), State::Closed);
         for _ in 0..3 {
             for user in poison.clone() {
                 assert!(bench.breaker.is_poison(&user.into()), "{user}");
@@ -520,12 +555,58 @@ mod tests {
         assert_eq!(bench.breaker.state(), State::Open);
         bench.half_open();
         assert_eq!(bench.of(2_000, &transient()), State::Open);
-        // Where nobody else is left to try, they are tried, and spend their attempts.
         bench.half_open();
-        assert_eq!(bench.of(1, &transient()), State::Closed);
+        assert_eq!(bench.of(1, &transient()), State::Open);
         // One who has succeeded is as good as any.
         bench.of(1, &OK);
         assert!(!bench.breaker.has_failed(&1.into()));
+    }
+
+    #[test]
+    fn where_nobody_succeeds_any_more_even_they_count() {
+        let mut bench = Bench::new();
+        for round in 0..5 {
+            bench.of(1_000 + round, &OK);
+            for user in 1..=30 {
+                bench.of(user, &transient());
+            }
+            if bench.breaker.state() != State::Closed {
+                bench.half_open();
+            }
+        }
+        assert_eq!(bench.of(2_000, &OK), State::Closed);
+        assert!(bench.breaker.is_poison(&1.into()));
+        bench.now += Duration::from_secs(11);
+        for user in 1..=30 {
+            bench.of(user, &transient());
+        }
+        assert_eq!(bench.breaker.state(), State::Open);
+        // One old failure beside others' success makes nobody poison.
+        let mut bench = Bench::new();
+        bench.of(1, &transient());
+        for user in 10..20 {
+            bench.of(user, &OK);
+        }
+        bench.of(1, &transient());
+        assert!(!bench.breaker.is_poison(&1.into()));
+    }
+
+    #[test]
+    fn whoever_fails_while_it_refuses_everybody_opens_it_again() {
+        let mut bench = Bench::new();
+        for user in 1..=5 {
+            for healthy in 100..105 {
+                bench.of(healthy, &OK);
+                bench.of(user, &transient());
+            }
+        }
+        for user in 200..220 {
+            bench.of(user, &permanent());
+        }
+        assert_eq!(bench.breaker.state(), State::Open);
+        bench.half_open();
+        assert!(bench.breaker.is_poison(&1.into()));
+        assert_eq!(bench.of(1, &transient()), State::Open);
     }
 
     #[test]

@@ -45,6 +45,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(250);
 /// How long telling of all that is queued may take: who isn't told of comes again, which costs an attempt.
 const ALIVE: Duration = Duration::from_secs(1);
+/// While the breaker is open, so many who have failed are held before no more are asked for.
+const MOST_FAILED: usize = 1_000;
 /// The least room for queued tasks: what a fast target takes while the next messages are pulled.
 const LEAST_QUEUED: usize = 1_024;
 /// The most: what is queued is kept alive, and handed back when the worker stops.
@@ -357,7 +359,8 @@ impl Courier {
             State::HalfOpen | State::Open
                 if idle
                     && self.lanes.queued() < self.capacity
-                    && (self.lanes.ready() < 2 || !self.lanes.has_fit(is_fresh)) =>
+                    && (self.lanes.ready() < 2
+                        || (self.lanes.ready() < MOST_FAILED && !self.lanes.has_fit(is_fresh))) =>
             {
                 (1, 1)
             }

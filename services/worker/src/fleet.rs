@@ -4,7 +4,8 @@
 //! before a new one begins, so that order per user holds.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, hash_map::DefaultHasher},
+    hash::{Hash as _, Hasher as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -12,6 +13,7 @@ use std::{
 };
 
 use async_nats::jetstream::{self, stream::Stream};
+use secrecy::ExposeSecret as _;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
@@ -306,7 +308,15 @@ fn set_up(config: &TargetConfig, egress: &Egress) -> Result<(Rule, Box<dyn Targe
 }
 
 /// The files that hold a target's secrets, as they were before the secrets were read.
-struct SecretFiles(Vec<(PathBuf, Option<Stamp>)>);
+struct SecretFiles(Vec<SecretFile>);
+
+struct SecretFile {
+    reference: SecretRef,
+    path: PathBuf,
+    stamp: Option<Stamp>,
+    /// Of what it holds; none where that can't be read as a secret, such as a long certificate.
+    hash: Option<u64>,
+}
 
 /// What tells a file from what it was: device, number, length, and when it was written.
 type Stamp = (u64, u64, u64, i64, i64);
@@ -315,26 +325,46 @@ impl SecretFiles {
     async fn of(config: &TargetConfig) -> Self {
         let mut files = Vec::new();
         for (_, reference) in config.references() {
-            if let SecretRef::File(path) = reference {
-                let stamp = stamp(&path).await;
-                files.push((path, stamp));
+            if let SecretRef::File(path) = &reference {
+                files.push(SecretFile {
+                    path: path.clone(),
+                    stamp: stamp(path).await,
+                    hash: hash(&reference),
+                    reference,
+                });
             }
         }
         Self(files)
     }
 
-    /// Waits until one of them is another, or is written anew. One that is gone is being replaced.
-    async fn changed(&self) {
+    /// Waits until one of them holds something else. One that is gone, or isn't as it was a moment ago, is being replaced.
+    async fn changed(mut self) {
+        let mut seen: Vec<_> = self.0.iter().map(|file| file.stamp).collect();
         loop {
             tokio::time::sleep(LOOK).await;
-            for (path, before) in &self.0 {
-                let now = stamp(path).await;
-                if now.is_some() && now != *before {
-                    return;
+            for (file, seen) in self.0.iter_mut().zip(&mut seen) {
+                let now = stamp(&file.path).await;
+                let is_still = std::mem::replace(seen, now) == now;
+                if now.is_none() || now == file.stamp || !is_still {
+                    continue;
+                }
+                file.stamp = now;
+                match hash(&file.reference) {
+                    // The same again.
+                    found @ Some(_) if found == file.hash => {}
+                    _ => return,
                 }
             }
         }
     }
+}
+
+/// Of what a reference leads to; nobody else sees it.
+fn hash(reference: &SecretRef) -> Option<u64> {
+    let held = reference.resolve().ok()?;
+    let mut hasher = DefaultHasher::new();
+    held.expose_secret().hash(&mut hasher);
+    Some(hasher.finish())
 }
 
 async fn stamp(path: &Path) -> Option<Stamp> {

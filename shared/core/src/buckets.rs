@@ -118,9 +118,14 @@ const SHARED: [&str; 4] = [
 pub async fn ensure_buckets(jetstream: &jetstream::Context, replicas: usize) -> anyhow::Result<()> {
     for config in missing_buckets(jetstream, replicas).await? {
         let name = config.bucket.clone();
-        let created = jetstream.create_key_value(config).await;
-        created.with_context(|| format!("creating the bucket {name}"))?;
-        tracing::info!(bucket = name, "created");
+        match jetstream.create_key_value(config).await {
+            Ok(_) => tracing::info!(bucket = name, "created"),
+            // Another gateway was faster, and has changed it since.
+            Err(_) if jetstream.get_stream(format!("KV_{name}")).await.is_ok() => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("creating the bucket {name}"));
+            }
+        }
     }
     for name in SHARED {
         let stream = jetstream.get_stream(format!("KV_{name}")).await;

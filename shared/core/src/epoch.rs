@@ -21,8 +21,11 @@ pub struct Epoch {
 #[error("an epoch is written as NUMBER-TEXT, such as 1-9f3ac2d10b44")]
 pub struct InvalidEpoch;
 
-/// The highest ordinal. A stream isn't made anew so often, and after each there is room for more.
-const MOST: u64 = u32::MAX as u64;
+/// The highest ordinal that can be read. A stream isn't made anew so often, and after any that a state may have
+/// ([`Epoch::is_likely`]) there is room for more.
+const MOST: u64 = 1 << 62;
+/// The highest that a state may have.
+const MOST_LIKELY: u64 = u32::MAX as u64;
 
 impl Epoch {
     /// A new one with this ordinal.
@@ -32,6 +35,11 @@ impl Epoch {
             ordinal,
             random: random[random.len() - 12..].to_owned(),
         }
+    }
+
+    /// Whether a stream can have been made anew so often.
+    pub fn is_likely(&self) -> bool {
+        self.ordinal <= MOST_LIKELY
     }
 
     /// Which one it is, from 1 on.

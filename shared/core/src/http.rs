@@ -3,19 +3,30 @@
 
 use std::{
     collections::BTreeMap,
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Request, serve::Listener};
+use axum::{
+    Router,
+    body::{Body, Bytes, HttpBody},
+    extract::Request,
+    serve::Listener,
+};
+use hyper::body::{Frame, SizeHint};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
@@ -24,7 +35,7 @@ use crate::descriptors;
 /// How long a new connection may take until its first request is there.
 const FIRST: Duration = Duration::from_secs(10);
 /// How long a connection is kept without a request.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(120);
 /// The same from shutdown on.
 const LAST: Duration = Duration::from_secs(1);
 /// The most that is read of a request before somebody asks for its body, so its headers too, in bytes.
@@ -94,7 +105,7 @@ impl Connections {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.connections.len() >= self.most {
             let idle = || open.connections.iter().filter(|(_, one)| one.is_idle());
-            let silent = idle().find(|(_, one)| !one.asked.load(Ordering::Relaxed));
+            let silent = idle().find(|(_, one)| !one.has_asked());
             let number = *silent.or_else(|| idle().next())?.0;
             let displaced = open.connections.remove(&number)?;
             displaced.displaced.cancel();
@@ -116,6 +127,10 @@ impl Activity {
     fn is_idle(&self) -> bool {
         self.requests.load(Ordering::Relaxed) == 0
     }
+
+    fn has_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
 }
 
 /// A request under way.
@@ -135,6 +150,39 @@ impl Drop for UnderWay {
     }
 }
 
+/// The body of an answer: its request is under way until all of it is written, or nobody reads it any more.
+struct Answer {
+    body: Body,
+    _under_way: UnderWay,
+    ended: watch::Sender<()>,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.ended.send_replace(());
+    }
+}
+
 impl Connection {
     /// Answers its requests; returns its number when it is closed.
     async fn serve<I>(self, io: I, router: Router, shutdown: CancellationToken) -> u64
@@ -142,16 +190,22 @@ impl Connection {
         I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
         let activity = self.activity.clone();
-        let (ended, mut requests) = tokio::sync::watch::channel(());
+        let (ended, mut requests) = watch::channel(());
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             let under_way = UnderWay::begin(&activity);
             let ended = ended.clone();
             let router = router.clone();
             async move {
                 let response = router.oneshot(request.map(Body::new)).await;
-                drop(under_way);
-                ended.send_replace(());
-                response
+                response.map(|response| {
+                    response.map(|body| {
+                        Body::new(Answer {
+                            body,
+                            _under_way: under_way,
+                            ended,
+                        })
+                    })
+                })
             }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -163,7 +217,7 @@ impl Connection {
             .max_concurrent_streams(MOST_STREAMS);
         let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
         let mut patience = std::pin::pin!(sleep_until(Instant::now() + FIRST));
-        let mut ending = false;
+        let (mut ending, mut stuck) = (false, false);
         loop {
             tokio::select! {
                 // What went wrong is the caller's business, who is told by HTTP, or gone.
@@ -174,10 +228,22 @@ impl Connection {
                     serving.as_mut().graceful_shutdown();
                     patience.as_mut().reset(Instant::now() + LAST);
                 }
-                Ok(()) = requests.changed(), if !ending => patience.as_mut().reset(Instant::now() + IDLE),
+                Ok(()) = requests.changed(), if !ending => {
+                    stuck = false;
+                    patience.as_mut().reset(Instant::now() + IDLE);
+                }
                 () = patience.as_mut() => {
-                    if self.activity.is_idle() {
+                    let idle = self.activity.is_idle();
+                    // Silent from the first, or with an answer that nobody reads.
+                    if (idle && (ending || !self.activity.has_asked())) || (!idle && stuck) {
                         break;
+                    }
+                    if idle {
+                        // Who asks just now is answered, or told that it wasn't.
+                        ending = true;
+                        serving.as_mut().graceful_shutdown();
+                    } else if !ending {
+                        stuck = true;
                     }
                     patience.as_mut().reset(Instant::now() + if ending { LAST } else { IDLE });
                 }

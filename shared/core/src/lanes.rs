@@ -87,10 +87,9 @@ impl<T> Lanes<T> {
             Prefer::Urgent => [true, false],
             Prefer::Waiting => [false, true],
         };
-        let urgent = queues
-            .into_iter()
-            .find(|urgent| self.first(*urgent, &fit).is_some())?;
-        let place = self.first(urgent, &fit)?;
+        let mut queues = queues.into_iter();
+        let (urgent, place) =
+            queues.find_map(|urgent| Some((urgent, self.first(urgent, &fit)?)))?;
         let queue = if urgent {
             &mut self.urgent
         } else {

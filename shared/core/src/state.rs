@@ -92,7 +92,7 @@ pub enum Unreadable {
     #[error("line {} column {}", .0.line(), .0.column())]
     NoState(serde_json::Error),
     /// Nothing can come after its version or its sequence.
-    #[error("its version or event_seq is none that a clock or a stream can have")]
+    #[error("its version, event_seq or epoch is none that a clock or a stream can have")]
     Beyond,
     /// Its `user_id` isn't that of its subject.
     #[error("its user_id isn't that of its subject")]
@@ -125,15 +125,21 @@ impl State {
     pub fn read(payload: &[u8]) -> Result<Self, Unreadable> {
         match json::read::<Self>(payload) {
             Ok(state) if state.format > FORMAT => Err(Unreadable::Newer(state.format)),
-            Ok(state) if state.version > MOST_VERSION || state.event_seq > MOST_SEQ => {
-                Err(Unreadable::Beyond)
-            }
+            Ok(state) if state.is_beyond() => Err(Unreadable::Beyond),
             Ok(state) => Ok(state),
             Err(error) => match json::read::<Versioned>(payload) {
                 Ok(newer) if newer.format > FORMAT => Err(Unreadable::Newer(newer.format)),
                 _ => Err(Unreadable::NoState(error)),
             },
         }
+    }
+
+    /// Whether nothing could come after it.
+    fn is_beyond(&self) -> bool {
+        let epoch = self.epoch.as_ref();
+        self.version > MOST_VERSION
+            || self.event_seq > MOST_SEQ
+            || epoch.is_some_and(|epoch| !epoch.is_likely())
     }
 
     /// What v0.1.0 remembers of events becomes what we do. It named no sources: they are taken to be of the source of

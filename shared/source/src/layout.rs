@@ -161,7 +161,8 @@ impl Layout {
         wanted.extend(more.filter(|(name, member)| free(name, member)));
         let mut remarks = live.remarks.clone();
         if all {
-            let ours = |name: &str| mark.is_some() && (name == DELETED || name == VERSION);
+            let is_mark = |name: &str| mark.as_ref().is_some_and(|mark| mark.name == name);
+            let ours = |name: &str| is_mark(name) || (mark.is_some() && name == VERSION);
             let left_out = |name: &str| left_out(name) || ours(name);
             let (more, others) = further(live, id, &wanted, &left_out);
             wanted.extend(more);

@@ -1,6 +1,6 @@
 //! Lets a request in, or says why not: by a key before anything of its body is read, or by the signature of its body.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -12,7 +12,10 @@ use axum::{
 
 use bytes::BytesMut;
 use futures_util::StreamExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
 use usersync_core::signature::{Unproven, header as signed};
 
 use super::{
@@ -21,6 +24,9 @@ use super::{
 };
 use crate::problem::Problem;
 
+/// How long a body whose signature isn't proven may take, beside a second for each so many bytes.
+const UNPROVEN_PATIENCE: Duration = Duration::from_secs(3);
+const UNPROVEN_PER_SECOND: f64 = 1024.0 * 1024.0;
 /// The longest id of a signed request: with the caller's name before it and a place behind it, it is an event's id.
 const MOST_ID_CHARS: usize = 80;
 /// The longest with its colons escaped.
@@ -186,7 +192,17 @@ async fn unproven_body(
     let mut held = room.clone().try_acquire_many_owned(0).map_err(|_| full())?;
     let mut whole = BytesMut::new();
     let mut chunks = body.into_data_stream();
-    while let Some(chunk) = chunks.next().await {
+    let began = Instant::now();
+    let late = |_| {
+        let detail = "the body comes too slowly; without a key it has to come at once";
+        problem(Problem::new(StatusCode::REQUEST_TIMEOUT, detail))
+    };
+    loop {
+        let so_far = Duration::from_secs_f64(whole.len() as f64 / UNPROVEN_PER_SECOND);
+        let deadline = began + UNPROVEN_PATIENCE + so_far;
+        let Some(chunk) = timeout_at(deadline, chunks.next()).await.map_err(late)? else {
+            break;
+        };
         let chunk = chunk.map_err(|_| problem(Problem::bad_request("the body was cut off")))?;
         if whole.len() + chunk.len() > BODY_BYTES {
             let detail = format!("the body is longer than {BODY_BYTES} bytes");

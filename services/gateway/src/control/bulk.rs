@@ -209,7 +209,8 @@ pub(super) async fn clear(
     let dead = control.stream(USER_DEAD).await?;
     let tasks: Vec<Task> = tasks.into_iter().collect();
     let seqs = tasks.iter().map(|task| task.seq).collect();
-    let count = overwrite(&dead, seqs).await?;
+    // Those that are gone are marked, whatever becomes of the others.
+    let count = overwrite(&dead, seqs).await;
     let mut sent = Vec::new();
     for task in tasks {
         let subject = subjects::dead_letter(&task.target, &task.user_id);
@@ -223,5 +224,5 @@ pub(super) async fn clear(
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(count)
+    count
 }

@@ -2,7 +2,10 @@
 
 use async_nats::{
     HeaderMap,
-    jetstream::{self, Message, context::PublishErrorKind, message::PublishMessage},
+    jetstream::{
+        self, Message, context::PublishErrorKind, message::PublishMessage,
+        stream::LastRawMessageErrorKind,
+    },
 };
 use usersync_core::{
     event::InvalidEvent,
@@ -68,16 +71,33 @@ pub(super) async fn store(
         headers.insert(header::TRUNCATED, payload.len().to_string());
         payload.truncate(most);
     }
+    let stored_payload = payload.clone();
     let letter = PublishMessage::build().payload(payload).headers(headers);
     // An event that comes again is there already. In its place the server would put the new one, and leave the bytes of
     // the former on the disk, where no erasure finds them.
     let letter = letter.expected_last_subject_sequence(0);
-    let stored = jetstream
-        .send_publish(subjects::refused_event(seq), letter)
-        .await?
-        .await;
-    match stored {
-        Err(error) if error.kind() != PublishErrorKind::WrongLastSequence => Err(error.into()),
-        Ok(_) | Err(_) => Ok(()),
+    let subject = subjects::refused_event(seq);
+    loop {
+        let sent = jetstream
+            .send_publish(subject.clone(), letter.clone())
+            .await?;
+        match sent.await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() != PublishErrorKind::WrongLastSequence => {
+                return Err(error.into());
+            }
+            Err(_) => {}
+        }
+        let refused = jetstream.get_stream_no_info(subjects::USER_REFUSED).await?;
+        let there = match refused.get_last_raw_message_by_subject(&subject).await {
+            Ok(there) => there,
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if there.payload == stored_payload {
+            return Ok(());
+        }
+        // One of a stream that is no more, whose sequences come again.
+        refused.delete_message(there.sequence).await?;
     }
 }

@@ -154,7 +154,10 @@ async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [A
             continue;
         };
         if let (Some(state), Some(last)) = (&mut state, arrivals.last()) {
-            mend_seq(desk, ground, state, last.at.seq).await;
+            tokio::select! {
+                () = mend_seq(desk, ground, state, last.at.seq) => {}
+                _ = ground.lost() => return Merged::Lost,
+            }
         }
         let now_us = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default();
         let before = state.as_ref().map(|state| state.version);

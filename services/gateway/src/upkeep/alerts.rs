@@ -90,7 +90,7 @@ impl Settings {
 }
 
 /// How long what an alert says may be outdated while it is raised.
-const FRESH: Duration = Duration::from_secs(5 * 60);
+const FRESH: Duration = Duration::from_secs(60 * 60);
 
 /// What this gateway knows of alerts.
 pub(super) struct Alerts {

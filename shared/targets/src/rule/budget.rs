@@ -28,8 +28,10 @@ pub(super) const MOST: usize = 100_000;
 const LONGEST_TEXT: usize = 256 * 1024;
 /// The largest compiled pattern, in bytes.
 const LARGEST_PATTERN: usize = 256 * 1024;
+/// The steps of compiling one.
+const COMPILING: usize = 10_000;
 /// How many compiled patterns a thread keeps.
-const PATTERNS: usize = 256;
+const PATTERNS: usize = 64;
 
 /// Before a macro runs: its list, and the steps of its body.
 const LOOP: &str = "@loop";
@@ -378,6 +380,7 @@ fn matches<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, Executio
         if let Some(pattern) = compiled.get(source) {
             return Ok(pattern.is_match(this));
         }
+        take(COMPILING, NAME)?;
         let pattern = pattern(source).map_err(|_| failed(NAME))?;
         let found = pattern.is_match(this);
         if compiled.len() >= PATTERNS {
