@@ -881,7 +881,7 @@ fn trigger(table: &TableName, id: &str, name: String, told: &str, flavour: Flavo
     let (on, statement) = told.split_once('\n').unwrap_or((told, ""));
     let is_there = on.is_empty() || on == table.name;
     let current = statement.trim_start().starts_with(flavour.version());
-    let mistaken = notes_another_id(statement, id).filter(|_| current);
+    let mistaken = notes_another_id(statement, id).filter(|_| current && is_there);
     Trigger {
         name,
         elsewhere: (!is_there).then(|| on.to_owned()),

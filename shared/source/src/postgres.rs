@@ -310,7 +310,7 @@ impl Session for Postgres {
         )| {
             let disabled = (!disabled.is_empty())
                 .then(|| format!("it is disabled on `{disabled}` (ALTER TABLE … ENABLE TRIGGER)"));
-            let mistaken = notes_another_id(&text, &self.id).filter(|_| current);
+            let mistaken = notes_another_id(&text, &self.id).filter(|_| current && is_there);
             Trigger {
                 name,
                 of_another_id: mistaken.is_some(),

@@ -211,12 +211,16 @@ impl Session for Sqlite {
         let ours = triggers
             .into_iter()
             .filter(|(name, ..)| TRIGGERS.contains(&name.as_str()));
-        let trigger = |(name, on, text): (String, String, String)| Trigger {
-            name,
-            of_another_id: notes_another_id(&text, &self.id).is_some(),
-            elsewhere: (!on.eq_ignore_ascii_case(&table.name)).then_some(on),
-            disabled: notes_another_id(&text, &self.id),
-            current: true,
+        let trigger = |(name, on, text): (String, String, String)| {
+            let is_there = on.eq_ignore_ascii_case(&table.name);
+            let mistaken = notes_another_id(&text, &self.id).filter(|_| is_there);
+            Trigger {
+                name,
+                elsewhere: (!is_there).then_some(on),
+                of_another_id: mistaken.is_some(),
+                disabled: mistaken,
+                current: true,
+            }
         };
         Ok(Some(ours.map(trigger).collect()))
     }
