@@ -103,12 +103,13 @@ async fn bodies_whose_signature_is_not_proven_have_room_together() -> Result<()>
         waiting.push(stream);
     }
     let mut last = connection(&guarded.stack).await?;
-    let headers = signed("crm", Timestamp::now().as_second(), 100);
-    let half = format!("{headers}{}", " ".repeat(50));
+    let headers = signed("crm", Timestamp::now().as_second(), BODY);
+    let half = format!("{headers}{}", " ".repeat(BODY / 2));
     eventually(SOON, async || {
         // Until all that the others have sent is read.
         let mut late = connection(&guarded.stack).await?;
-        late.write_all(half.as_bytes()).await?;
+        // Who is refused reads no more.
+        let _ = timeout(SOON, late.write_all(half.as_bytes())).await?;
         let answer = answered(&mut late).await?;
         ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         ensure!(answer.contains("retry-after: 1"), "{answer}");
@@ -125,7 +126,7 @@ async fn bodies_whose_signature_is_not_proven_have_room_together() -> Result<()>
         let answer = answered(&mut stream).await?;
         ensure!(answer.starts_with("HTTP/1.1 401"), "{answer}");
     }
-    last.write_all(half.as_bytes()).await?;
+    last.write_all(headers.as_bytes()).await?;
     // One that doesn't come is waited for no longer than it would have been.
     let answer = answered(&mut last).await?;
     ensure!(answer.starts_with("HTTP/1.1 408"), "{answer}");
