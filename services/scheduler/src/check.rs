@@ -233,8 +233,11 @@ impl Check<'_> {
 
     async fn target(&mut self, name: TargetName) -> anyhow::Result<()> {
         let entry = self.scheduler.registry.entry(&name).await?;
-        let config = entry.and_then(|entry| entry.config);
-        let config = config.with_context(|| format!("there is no target {name}"))?;
+        let entry = entry.with_context(|| format!("there is no target {name}"))?;
+        let problem = entry.problem.unwrap_or_default();
+        let config = entry
+            .config
+            .with_context(|| format!("the entry of {name} can't be used: {problem}"))?;
         ensure!(
             config.enabled,
             "the target is disabled, so nothing is delivered to it"
@@ -314,9 +317,8 @@ impl Check<'_> {
                     Ok(_) => {}
                     // Nobody of ours has such an id, so no delivery can name the row: somebody has to look for it.
                     Err(_) => {
-                        self.report
-                            .note(Class::Orphan, &legible(&difference.id), false);
-                        self.report.cannot_repair(Class::Orphan);
+                        let shown = legible(&difference.id);
+                        self.note_left(sides.check(), Class::Orphan, &shown, false);
                     }
                 }
             }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream;
 use clap::Args;
 use futures_util::StreamExt;
@@ -15,14 +15,16 @@ use usersync_core::{
     admin::Health,
     check::{Checked, LeftOut, Report, Request, Stage},
     common::Common,
-    nats, subjects,
+    nats,
+    registry::Registry,
+    subjects,
     user_id::UserId,
 };
 
 use crate::{
     check::{self, End, Journal, Progress},
     claim::Claim,
-    reports,
+    reports::{self, For},
     scheduler::{self, Scheduler, Sources},
 };
 
@@ -39,6 +41,7 @@ Examples:
   usersync-scheduler check --target redis-cache --dry-run
   usersync-scheduler check --target postgres --once --json
   usersync-scheduler check --target unified-auth --user 42
+  usersync-scheduler check --target redis-cache --dry-run --exit-code || echo 'copies differ'
   usersync-scheduler --config usersync.toml check --target gateway --once")]
 pub struct Check {
     /// The target to check, or gateway: the states, against the main database
@@ -65,6 +68,9 @@ pub struct Check {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    /// Fail also when somebody is left who differs or can't be compared
+    #[arg(long)]
+    exit_code: bool,
 }
 
 fn user(text: &str) -> Result<UserId, usersync_core::user_id::InvalidUserId> {
@@ -91,6 +97,7 @@ impl Check {
             approved: self.approve,
         };
         let checking = async {
+            self.known(&jetstream).await?;
             match self.once {
                 true => {
                     self.here(jetstream, sources, common, &request, stop.clone())
@@ -111,12 +118,33 @@ impl Check {
         };
         std::io::stdout().write_all(text.as_bytes())?;
         match report.stage {
+            Stage::Done | Stage::Running if self.exit_code && !report.is_clean() => {
+                bail!(
+                    "not all copies at {} are what they are meant to be",
+                    self.target
+                )
+            }
             Stage::Done | Stage::Running => Ok(()),
             Stage::Braked => {
                 bail!("too many users differ: nothing more was changed; see --approve")
             }
             Stage::Failed => bail!("the check failed: {}", report.error.unwrap_or_default()),
         }
+    }
+
+    /// Refuses a target that nobody has put.
+    async fn known(&self, jetstream: &jetstream::Context) -> anyhow::Result<()> {
+        let Checked::Target(name) = &self.target else {
+            return Ok(());
+        };
+        let registry = Registry::open(jetstream, usersync_targets::check).await;
+        let registry = registry.context("looking for the target; start usersync-gateway first")?;
+        let known = registry.entry(name).await?.is_some();
+        ensure!(
+            known,
+            "there is no target {name}; `nats req usersync.targets.list ''` names them"
+        );
+        Ok(())
     }
 
     /// Checks in this process, beside the schedulers that run.
@@ -143,7 +171,7 @@ impl Check {
         let end = claim.during(work, entries, RENEW, kept).await?;
         match end {
             End::Done(report) => {
-                reports::publish(&scheduler, request, &report).await?;
+                reports::publish(&scheduler, request, &report, For::Caller).await?;
                 claim.end().await?;
                 Ok(*report)
             }
@@ -289,6 +317,18 @@ fn left_out(report: &Report) -> String {
             some_of(sample)
         );
     }
+    let LeftOut {
+        users,
+        sample,
+        because,
+    } = &report.accepted;
+    if *users > 0 {
+        text += &format!(
+            "{users} differ, which is accepted: {} ({})\n",
+            some_of(sample),
+            because.as_deref().unwrap_or_default()
+        );
+    }
     text
 }
 
@@ -321,6 +361,12 @@ mod tests {
         report.expired.note(&7.into(), None);
         assert!(!table(&report).contains("all alike"));
         report.expired = LeftOut::default();
+        report
+            .accepted
+            .note(&7.into(), Some("`check.orphan` is `ignore`"));
+        assert!(table(&report).contains("1 differ, which is accepted: 7"));
+        assert!(!table(&report).contains("all alike") && report.is_clean());
+        report.accepted = LeftOut::default();
         report.stage = Stage::Failed;
         report.error = Some("there is no target crm".to_owned());
         let failed = table(&report);

@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use usersync_core::{
-    check::Request,
+    check::{Checked, Request},
     feed::{Feed, Source},
     streams::ACK_WAIT,
     subjects::{self, CHECKER, USER_CHECK},
@@ -16,7 +16,7 @@ use usersync_core::{
 use crate::{
     check::{self, End, Journal, Progress},
     claim::Claim,
-    reports,
+    reports::{self, For},
     scheduler::Scheduler,
 };
 
@@ -117,6 +117,17 @@ async fn serve(
             return Ok(AckKind::Term);
         }
     };
+    let known = match target.parse() {
+        Ok(Checked::Target(name)) => scheduler.registry.entry(&name).await?.is_some(),
+        known => known.is_ok(),
+    };
+    if !known {
+        tracing::error!(
+            target,
+            "there is no such target; the request for a check is dropped"
+        );
+        return Ok(AckKind::Term);
+    }
     let claim = Claim::take(&scheduler.jetstream, target, &scheduler.id, &request).await?;
     let Some(mut claim) = claim else {
         return Ok(AckKind::Nak(Some(AGAIN)));
@@ -132,7 +143,7 @@ async fn serve(
         .await?;
     match end {
         End::Done(report) => {
-            reports::publish(scheduler, &request, &report).await?;
+            reports::publish(scheduler, &request, &report, For::Everybody).await?;
             claim.end().await?;
             Ok(AckKind::Ack)
         }

@@ -28,16 +28,26 @@ pub(crate) async fn show(scheduler: &Scheduler, request: &Request, progress: &Pr
     }
 }
 
-/// Where the report of a check goes: one of some users never takes the place of the one of all.
+/// Who has a check done, and so whom its alerts would be for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// Everybody who looks after the target: a schedule, or an operator who asked the schedulers.
+    Everybody,
+    /// Somebody who waits for the answer.
+    Caller,
+}
+
+/// Where the report of a check goes: one of some users, or a dry run, never takes the place of the one of all.
 pub(crate) fn subject(target: &str, request: &Request) -> String {
-    match request.is_of_all() {
-        true => subjects::check_result(target),
-        false => subjects::check_result_of_some(target),
+    match (request.is_of_all(), request.dry_run) {
+        (true, false) => subjects::check_result(target),
+        (true, true) => subjects::check_result_of_dry_run(target),
+        (false, _) => subjects::check_result_of_some(target),
     }
 }
 
-/// Stores the report of a check that has ended, counts it, and raises the alert if there is drift, or resolves it if a
-/// check of all users has found none.
+/// Stores the report of a check that has ended, and counts it. One that is telling resolves the alert if it has found
+/// nobody, and raises it for everybody if it has.
 ///
 /// # Errors
 /// When it can't be stored.
@@ -45,6 +55,7 @@ pub(crate) async fn publish(
     scheduler: &Scheduler,
     request: &Request,
     report: &Report,
+    whom: For,
 ) -> anyhow::Result<()> {
     store(scheduler, request, report).await?;
     count(request, report);
@@ -82,7 +93,9 @@ pub(crate) async fn publish(
         }
         _ if report.drifted() > 0 => {
             tracing::warn!(target, against, users, found, seconds, stage = ?report.stage, "copies differ");
-            raise(scheduler, request, report).await?;
+            if request.is_telling() && whom == For::Everybody {
+                raise(scheduler, report).await?;
+            }
         }
         _ => {
             let alike = report.is_alike();
@@ -114,7 +127,7 @@ async fn store(scheduler: &Scheduler, request: &Request, report: &Report) -> any
     Ok(())
 }
 
-async fn raise(scheduler: &Scheduler, request: &Request, report: &Report) -> anyhow::Result<()> {
+async fn raise(scheduler: &Scheduler, report: &Report) -> anyhow::Result<()> {
     let (target, drifted) = (&report.target, report.drifted());
     let found = report.found.iter();
     let reason = format!(
@@ -135,14 +148,15 @@ async fn raise(scheduler: &Scheduler, request: &Request, report: &Report) -> any
             &scheduler.runbook,
         )
     };
-    alert::tell(&scheduler.jetstream, Kind::Drift, target, |newest| {
-        match newest.raised() {
+    alert::tell(
+        &scheduler.jetstream,
+        Kind::Drift,
+        target,
+        |newest| match newest.raised() {
             None => Some(alert.clone()),
-            // What is found of some says nothing of all.
-            Some(_) if !request.is_of_all() => None,
             Some(before) => alert.in_place_of(before),
-        }
-    })
+        },
+    )
     .await
 }
 
@@ -173,7 +187,7 @@ fn count(request: &Request, report: &Report) {
         .increment(report.refused.users);
     histogram!("usersync_check_seconds", "target" => target.clone()).record(report.seconds);
     // What is found of some says nothing of all.
-    if request.is_of_all() && matches!(report.stage, Stage::Done | Stage::Braked) {
+    if request.is_telling() && matches!(report.stage, Stage::Done | Stage::Braked) {
         let now = Timestamp::now().as_second() as f64;
         gauge!("usersync_last_check_timestamp_seconds", "target" => target.clone()).set(now);
         gauge!("usersync_last_check_refused", "target" => target.clone())

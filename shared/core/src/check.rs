@@ -112,8 +112,10 @@ pub struct Check {
 pub enum Policy {
     /// The target is told the newest state again; of an orphan, that the user is gone.
     Repair,
-    /// The report says so, and nothing else happens.
+    /// The report and an alert say so, and nothing else happens.
     Report,
+    /// The report counts it as `accepted`, and it is no drift.
+    Ignore,
 }
 
 impl Default for Check {
@@ -253,6 +255,11 @@ impl Request {
         self.user_id.is_none() && self.from.is_none() && self.to.is_none()
     }
 
+    /// Whether the report says how a target stands: of all users, and with the repairs that follow.
+    pub fn is_telling(&self) -> bool {
+        self.is_of_all() && !self.dry_run
+    }
+
     /// Whether `user` is in the range of ids asked for.
     pub fn covers(&self, user: &UserId) -> bool {
         let Self { from, to, .. } = self;
@@ -332,6 +339,9 @@ pub struct Report {
     /// Users who aren't there because the target forgets everybody after a time: no drift.
     #[serde(default, skip_serializing_if = "LeftOut::is_empty")]
     pub expired: LeftOut,
+    /// Users who differ in a way that the target's `check` says to ignore: no drift.
+    #[serde(default, skip_serializing_if = "LeftOut::is_empty")]
+    pub accepted: LeftOut,
     /// Bytes of digests and lists that were read.
     pub bytes: u64,
     /// Why it failed, or what to do.
@@ -413,6 +423,7 @@ impl Report {
             unusable_because: None,
             refused: LeftOut::default(),
             expired: LeftOut::default(),
+            accepted: LeftOut::default(),
             bytes: 0,
             error: None,
         }
@@ -450,6 +461,16 @@ impl Report {
             && self.unusable == 0
             && self.refused.is_empty()
             && self.expired.is_empty()
+            && self.accepted.is_empty()
+    }
+
+    /// Whether nobody is left who differs or can't be compared, but for those who may.
+    pub fn is_clean(&self) -> bool {
+        self.stage == Stage::Done
+            && self.left() == 0
+            && self.pending == 0
+            && self.unusable == 0
+            && self.refused.is_empty()
     }
 
     /// How many users differ whose repair nobody has asked for.

@@ -147,6 +147,11 @@ pub fn check_result(target: &str) -> String {
     format!("user.check.result.{target}")
 }
 
+/// What the last dry run of a check of all users found, which changes nothing that others look at.
+pub fn check_result_of_dry_run(target: &str) -> String {
+    format!("user.check.result.{target}~dry")
+}
+
 /// What the last check of a target found that was to look at some users only. No target has `~` in its name.
 pub fn check_result_of_some(target: &str) -> String {
     format!("user.check.result.{target}~some")

@@ -59,6 +59,7 @@ fn every_subject_is_documented() {
         subjects::check,
         subjects::check_schedule,
         subjects::check_result,
+        subjects::check_result_of_dry_run,
         subjects::check_result_of_some,
     ] {
         built.insert(check("<target>"));

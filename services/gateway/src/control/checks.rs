@@ -1,6 +1,6 @@
 //! Consistency checks: asked for, held and looked at here; schedulers do them.
 
-use async_nats::jetstream::stream::DirectGetErrorKind;
+use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use axum::http::StatusCode;
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
@@ -116,18 +116,28 @@ pub(crate) async fn ask(
 
 pub(crate) async fn show(control: &Control, of: Show) -> Result<Report, Problem> {
     let stream = control.stream(USER_CHECK).await?;
-    let subject = match of.some {
-        true => subjects::check_result_of_some(of.target.as_ref()),
-        false => subjects::check_result(of.target.as_ref()),
+    let name = of.target.as_ref();
+    let newest = match of.some {
+        true => report_at(&stream, subjects::check_result_of_some(name)).await?,
+        false => {
+            let telling = report_at(&stream, subjects::check_result(name)).await?;
+            let dry_run = report_at(&stream, subjects::check_result_of_dry_run(name)).await?;
+            let reports = [telling, dry_run].into_iter().flatten();
+            reports.max_by_key(|report| report.started)
+        }
     };
+    newest.ok_or_else(|| {
+        let detail = format!("{} has not been checked yet", of.target);
+        Problem::not_found(detail)
+    })
+}
+
+async fn report_at(stream: &Stream<()>, subject: String) -> Result<Option<Report>, Problem> {
     match stream.direct_get_last_for_subject(subject).await {
-        Ok(message) => {
-            serde_json::from_slice(&message.payload).map_err(|_| unreadable(&message.subject))
-        }
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
-            let detail = format!("{} has not been checked yet", of.target);
-            Err(Problem::not_found(detail))
-        }
+        Ok(message) => serde_json::from_slice(&message.payload)
+            .map(Some)
+            .map_err(|_| unreadable(&message.subject)),
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
         Err(error) => Err(nats(error)),
     }
 }
@@ -149,10 +159,9 @@ pub(crate) async fn list(control: &Control) -> Result<Reports, Problem> {
     let mut checks = Vec::new();
     for (subject, _) in found {
         let name = subject.rsplit('.').next().unwrap_or_default();
-        if let Ok(target) = name.parse() {
-            let some = false;
-            match show(control, Show { target, some }).await {
-                Ok(report) => checks.push(report),
+        if name.parse::<Checked>().is_ok() {
+            match report_at(&stream, subject.clone()).await {
+                Ok(report) => checks.extend(report),
                 // Who asks for it is told; of all others there is something to say.
                 Err(problem) if problem.status == StatusCode::INTERNAL_SERVER_ERROR => {
                     tracing::debug!(subject, "a report can't be read");

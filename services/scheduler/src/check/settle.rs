@@ -2,7 +2,7 @@
 
 use futures_util::future::try_join_all;
 use usersync_core::{
-    check::{Class, Policy, Stage},
+    check::{Check as Policies, Class, Policy, Stage},
     user_id::UserId,
 };
 
@@ -49,10 +49,8 @@ impl Check<'_> {
                 !braked && repairs(*class) && **remedy != Remedy::Impossible
             });
         for (user, class, remedy) in noted {
-            self.report.note(class, user, false);
-            if *remedy == Remedy::Impossible {
-                self.report.cannot_repair(class);
-            }
+            let possible = *remedy != Remedy::Impossible;
+            self.note_left(check, class, user, possible);
         }
         for some in mended.chunks(WINDOW) {
             self.mend(sides.name(), some).await?;
@@ -65,6 +63,25 @@ impl Check<'_> {
             ));
         }
         Ok(())
+    }
+
+    /// Notes somebody who is left as they are.
+    pub(super) fn note_left(
+        &mut self,
+        policies: &Policies,
+        class: Class,
+        user: &UserId,
+        possible: bool,
+    ) {
+        if policies.policy(class) == Policy::Ignore {
+            let because = format!("`check.{class}` is `ignore`");
+            self.report.accepted.note(user, Some(&because));
+            return;
+        }
+        self.report.note(class, user, false);
+        if !possible {
+            self.report.cannot_repair(class);
+        }
     }
 
     /// Has some repaired, and notes them. Who they are is stored before.

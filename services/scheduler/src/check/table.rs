@@ -278,9 +278,15 @@ impl<'a> Pass<'a> {
         let table = tables.get(at)?;
         let mut check = table.config.check.clone();
         // An orphan is in none of them, so all have to agree that it is to go.
-        let reports = |table: &Table| table.config.check.orphan == Policy::Report;
-        if tables.iter().any(reports) {
-            check.orphan = Policy::Report;
+        let says = |policy| {
+            tables
+                .iter()
+                .any(|table| table.config.check.orphan == policy)
+        };
+        for milder in [Policy::Ignore, Policy::Report] {
+            if says(milder) {
+                check.orphan = milder;
+            }
         }
         let pass = Self {
             scheduler,

@@ -201,7 +201,7 @@ impl Load {
     async fn decide(&mut self, part: &mut Part, row: Row, event: Event) -> anyhow::Result<()> {
         match part.look(&row, || load::digest_of_row(&event, &self.members)) {
             Seen::Equal => self.report.equal += 1,
-            Seen::Nowhere if self.dry_run => self.report.created += 1,
+            Seen::Nowhere | Seen::Gone if self.dry_run => self.report.created += 1,
             Seen::Other if self.dry_run => self.report.changed += 1,
             Seen::Nowhere => {
                 let user = Contest::of(row, &event);
@@ -209,7 +209,7 @@ impl Load {
                     .publish(user, event, None, 0, &self.members)
                     .await?;
             }
-            Seen::Other => self.contested.add(Contest::of(row, &event)),
+            Seen::Other | Seen::Gone => self.contested.add(Contest::of(row, &event)),
         }
         self.settle(false).await
     }

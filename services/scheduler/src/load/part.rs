@@ -52,6 +52,8 @@ pub(super) enum Seen {
     Equal,
     /// It has others.
     Other,
+    /// It says deleted, or nothing that can be read.
+    Gone,
 }
 
 impl Parts {
@@ -159,6 +161,7 @@ impl Part {
         }
         known.seen = true;
         match known.digest.is_some_and(|known| known.get() == digest()) {
+            _ if !known.lives => Seen::Gone,
             true => Seen::Equal,
             false => Seen::Other,
         }
@@ -282,7 +285,8 @@ mod tests {
             found.sort_by_key(|(user, _)| *user);
             for (user, seen) in &found {
                 let expected = match user {
-                    3 | 5 => Seen::Other,
+                    3 => Seen::Other,
+                    5 => Seen::Gone,
                     7 => Seen::Nowhere,
                     _ => Seen::Equal,
                 };

@@ -1,5 +1,6 @@
 //! The consistency check: every difference is found and repaired, and nothing that isn't one is reported.
 
+mod accepted;
 mod kinds;
 mod one_by_one;
 mod pairs;
@@ -32,12 +33,14 @@ fn created(user: u64) -> (&'static str, Value) {
 
 /// Asks for a check and waits for its report.
 pub(crate) async fn check(bus: &Bus, target: &str, request: Value) -> Result<Report> {
-    // What is found of some doesn't take the place of what was found of all.
+    // What is found of some, or by a dry run, doesn't take the place of what was found of all.
     let of_some = ["user_id", "from", "to"]
         .iter()
         .any(|key| request.get(key).is_some());
     let reported = if of_some {
         format!("{target}~some")
+    } else if request["dry_run"] == true {
+        format!("{target}~dry")
     } else {
         target.to_owned()
     };
