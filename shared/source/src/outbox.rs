@@ -190,8 +190,8 @@ impl Database {
         let server = self.config.server()?;
         if self.is_orphaned(&table).await? {
             return Ok(Watched::Broken(format!(
-                "every write to `{table}` fails: {ORPHANED}; run `usersync-scheduler outbox install`, which makes them anew for the account \
-                 in its url (docs/OUTBOX.md)"
+                "every write to `{table}` fails: {ORPHANED}, unless an older version has renewed them since; run \
+                 `usersync-scheduler outbox install`, which makes all of it anew for the account in its url (docs/OUTBOX.md)"
             )));
         }
         let triggers = self.session.triggers(&table);

@@ -160,16 +160,18 @@ impl Postgres {
             let refusal = self.peer.sql_refusal(&error);
             refusal.unwrap_or_else(|| trouble(error))
         };
+        let (host, port) = (options.get_host().to_owned(), options.get_port());
+        let place = |trouble: Trouble| trouble.reaching(&host, port, options.get_database());
         if options.get_socket().is_some() || options.get_host().starts_with('/') {
             self.way.check_local().map_err(Blocked::from)?;
             return options.connect().await.map_err(trouble);
         }
-        let addresses = self.way.to(options.get_host(), options.get_port()).await?;
+        let addresses = self.way.to(&host, port).await?;
         if matches!(options.get_ssl_mode(), PgSslMode::VerifyFull) {
-            return options.connect().await.map_err(trouble);
+            return options.connect().await.map_err(trouble).map_err(place);
         }
         let connected = first(addresses, |host| options.clone().host(host)).await;
-        connected.map_err(trouble)
+        connected.map_err(trouble).map_err(place)
     }
 
     /// With the certificates as they are now.

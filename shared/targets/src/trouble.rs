@@ -100,6 +100,13 @@ impl Trouble {
         self
     }
 
+    /// The same, with the address that was to be reached, and the database there.
+    pub(crate) fn reaching(mut self, host: &str, port: u16, database: Option<&str>) -> Self {
+        let database = database.unwrap_or_default();
+        self.failure.reason = format!("{} ({host}:{port}/{database})", self.failure.reason).into();
+        self
+    }
+
     /// A call took too long.
     pub(crate) fn late() -> Self {
         Self {

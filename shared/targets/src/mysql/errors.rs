@@ -36,6 +36,16 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
         };
     };
     let blame = blame(error.number(), error.code());
+    if let (1142 | 1143, Some(commands)) = (error.number(), denied(error.message())) {
+        let said = format!(
+            "{SERVER}: the user in the url may not do {commands} there: GRANT it (docs/TARGETS.md) (error {})",
+            error.number()
+        );
+        return Trouble::unreachable(Failure {
+            code: error.code().map(|code| code.to_owned().into()),
+            ..Failure::new(said)
+        });
+    }
     let reason = match blame {
         Blame::Row => "the user doesn't fit the table",
         Blame::Conflict => "another user's row has a value that must be unique",
@@ -61,6 +71,13 @@ pub(super) fn trouble(error: sqlx::Error) -> Trouble {
         foreign: false,
         lost: matches!(blame, Blame::Server | Blame::Demoted),
     }
+}
+
+/// The commands that the server says we may not use: `INSERT, UPDATE` in `INSERT, UPDATE command denied to user …`.
+fn denied(said: &str) -> Option<&str> {
+    let (commands, _) = said.split_once(" command denied")?;
+    let is_one = |letter: char| letter.is_ascii_uppercase() || matches!(letter, ' ' | ',');
+    (commands.len() <= 64 && commands.chars().all(is_one)).then_some(commands)
 }
 
 /// The same with the name of the column, where the server tells it behind the value.

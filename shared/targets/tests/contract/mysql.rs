@@ -292,6 +292,46 @@ async fn a_password_that_takes_tls_is_said_to_and_an_offline_server_is_down() ->
     Ok(())
 }
 
+#[tokio::test]
+async fn what_a_login_may_not_do_and_where_is_named() -> Result<()> {
+    for peer in MySql::all().await? {
+        connect(&peer, "users", json!({}))?.init().await?;
+        for statement in [
+            "CREATE USER 'reader'@'%' IDENTIFIED BY 'of-a-test'",
+            "GRANT SELECT ON users.users TO 'reader'@'%'",
+        ] {
+            peer.run(statement).await?;
+        }
+        let as_reader = |place: &str, has_password: bool| {
+            let mut entry = peer.entry(place, has_password);
+            entry["url"] = peer.server.url().replace("usersync@", "reader@").into();
+            open(entry, json!({}))
+        };
+        let fault = |outcome: Outcome| match outcome {
+            Outcome::Fault(failure) => Ok(failure.reason.to_string()),
+            other => anyhow::bail!("{other:?}"),
+        };
+        let write = one(&*as_reader("users", true)?, user("1", 5, "ann")).await;
+        let write = fault(write)?;
+        ensure!(
+            write.contains("may not do ") && write.contains("UPDATE") && write.contains("GRANT"),
+            "{write}"
+        );
+        let made = as_reader("others", true)?.init().await;
+        let made = made.err().context("it was made")?.reason.to_string();
+        ensure!(made.contains("may not do CREATE there"), "{made}");
+        let stranger = one(&*as_reader("users", false)?, user("1", 5, "ann")).await;
+        let stranger = fault(stranger)?;
+        let place = peer.server.url();
+        let place = place.split('@').nth(1).unwrap_or_default();
+        ensure!(
+            stranger.contains("1045") && stranger.ends_with(&format!("({place})")),
+            "{stranger}"
+        );
+    }
+    Ok(())
+}
+
 /// In MariaDB JSON is a text with a check, and who has a right to the table alone sees no list of checks.
 #[tokio::test]
 async fn json_is_json_for_who_has_a_right_to_the_table_alone() -> Result<()> {
