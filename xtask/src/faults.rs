@@ -25,6 +25,8 @@ impl Faults {
             "usersync-gateway",
             "usersync-worker",
             "usersync-scheduler",
+            "user-service",
+            "unified-auth",
             "usersync-faults",
         ];
         let profile = Profile::own();

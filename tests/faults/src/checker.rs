@@ -96,6 +96,11 @@ impl Checker {
             .count() as u64
     }
 
+    /// How many of these events the stream has.
+    pub(crate) fn taken(&self, forged: &[String]) -> u64 {
+        forged.len() as u64 - self.lost(forged)
+    }
+
     /// Who is wrong at which target; those in `but` are left out at the HTTP targets.
     async fn look(
         &mut self,
@@ -114,11 +119,7 @@ impl Checker {
         let (main, redis, crm, shop, graph) = copies?;
         let mut wrong = Vec::new();
         for user in users.clone() {
-            let should = match World::is_of_main(user) {
-                true => main.get(&user),
-                false => self.people.get(user),
-            };
-            let whole = should.filter(|person| !person.deleted);
+            let whole = self.should(&main, user);
             let part = whole.map(in_columns);
             for target in TARGETS {
                 let (holds, should) = match target {
@@ -140,7 +141,32 @@ impl Checker {
                 }
             }
         }
+        for example in &world.examples {
+            let held = example.holds(users).await?;
+            for user in users.clone() {
+                let holds = held.get(&user).cloned();
+                let should = self.should(&main, user).cloned();
+                if holds != should {
+                    let target = example.name;
+                    wrong.push(Wrong {
+                        target,
+                        user,
+                        holds,
+                        should,
+                    });
+                }
+            }
+        }
         Ok(wrong)
+    }
+
+    /// What there should be of a user, unless they are gone.
+    fn should<'a>(&'a self, main: &'a BTreeMap<u64, Person>, user: u64) -> Option<&'a Person> {
+        let person = match World::is_of_main(user) {
+            true => main.get(&user),
+            false => self.people.get(user),
+        };
+        person.filter(|person| !person.deleted)
     }
 
     /// Looks until everybody is right, or `deadline` is over: then who is wrong.

@@ -42,6 +42,8 @@ pub(crate) struct Fault {
     pub(crate) repeated: bool,
     /// This many after the first user: at the HTTP targets that user is refused for good.
     pub(crate) poisoned: Option<u64>,
+    /// Whether this machine lets it be done; an error says why not.
+    pub(crate) needs: fn() -> Result<()>,
 }
 
 impl Fault {
@@ -59,7 +61,14 @@ impl Fault {
             burst: false,
             repeated: false,
             poisoned: None,
+            needs: || Ok(()),
         }
+    }
+
+    /// It is left out where this machine lacks something.
+    pub(crate) const fn needing(mut self, needs: fn() -> Result<()>) -> Self {
+        self.needs = needs;
+        self
     }
 
     pub(crate) const fn told(mut self, alerts: &'static [&'static str]) -> Self {

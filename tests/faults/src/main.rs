@@ -1,21 +1,27 @@
 //! `usersync-faults`: breaks real servers and our own processes under load, one fault after the other, and has an
 //! independent checker judge what is left.
 //!
-//! `world` runs everything, NATS on a `disk` that can be filled, `load` writes and knows what was acknowledged, `list` breaks, `receiver`, `tls` and `proxy` misbehave,
-//! `merge` is the published contract written a second time, `checker` compares, `report` shows. Only `usersync-stack`, which
-//! starts processes, is shared with other tests.
+//! `world` runs everything, NATS on a `disk` that can be filled or an `image` that loses its power, and for a while
+//! the `examples`; `load` writes and knows what was acknowledged; `list` breaks; `receiver`, `tls`, `proxy`, `names`
+//! and `forger` misbehave; `backup` is the main database's; `merge` is the published contract written a second time,
+//! `checker` compares, `report` shows. Only `usersync-stack`, which starts processes, is shared with other tests.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "a command-line program: figures on standard output, progress on standard error"
 )]
 
+mod backup;
 mod checker;
 mod disk;
+mod examples;
 mod fault;
+mod forger;
+mod image;
 mod list;
 mod load;
 mod merge;
+mod names;
 mod proxy;
 mod receiver;
 mod report;
@@ -24,7 +30,7 @@ mod world;
 
 use std::{collections::BTreeSet, io::IsTerminal as _, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use tokio::time::Instant;
 
@@ -225,6 +231,8 @@ impl Suite {
         let (back, _) = world.plain.wrongs(users.clone());
         let rows = checker::regressed_rows(world, &users).await?;
         self.tell(&wrong);
+        let forged = self.checker.taken(&self.world.forged);
+        self.world.end_examples().await?;
         Ok(Row {
             number: fault.number,
             name: fault.name,
@@ -232,7 +240,7 @@ impl Suite {
             acknowledged: written.events.len() as u64,
             commits: written.commits,
             lost: self.checker.lost(&written.events),
-            wrong: wrong.len() as u64,
+            wrong: wrong.len() as u64 + forged,
             regressed: regressed + rows,
             unguarded: back,
             changed,
@@ -278,5 +286,16 @@ fn chosen(only: &[String], but: &[String]) -> Result<Vec<Fault>> {
     }
     let is_in = |names: &[String], fault: &Fault| names.iter().any(|name| name == fault.name);
     let wanted = |fault: &Fault| (only.is_empty() || is_in(only, fault)) && !is_in(but, fault);
-    Ok(all.into_iter().filter(wanted).collect())
+    let (mut able, mut left_out) = (Vec::new(), 0);
+    for fault in all.into_iter().filter(wanted) {
+        match (fault.needs)() {
+            Ok(()) => able.push(fault),
+            Err(error) => {
+                eprintln!("left out: {}, for {error:#}", fault.name);
+                left_out += 1;
+            }
+        }
+    }
+    ensure!(!able.is_empty() || left_out == 0, "nothing is left to do");
+    Ok(able)
 }

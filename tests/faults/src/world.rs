@@ -15,7 +15,14 @@ use usersync_stack::{
     Routes, Service, Stack, StackBuilder, eventually, tools,
 };
 
-use crate::{disk::Disk, fault::Broker, proxy::Proxy, receiver::Receiver};
+use crate::{
+    disk::Disk,
+    examples::Example,
+    fault::Broker,
+    names::{HOST, Names},
+    proxy::Proxy,
+    receiver::Receiver,
+};
 
 /// Tries again soon, for as long as a fault lasts.
 const HASTY: &str = "timeout = \"3s\"\nretry = { max_deliver = 100, base = \"200ms\", factor = 1.5, cap = \"1s\" }\n\
@@ -30,6 +37,7 @@ const MAIN: &str = "CREATE DATABASE main; USE main; \
                     CREATE TABLE people (uid BIGINT PRIMARY KEY, username VARCHAR(255), email VARCHAR(255), n BIGINT)";
 const SOURCE: &str = "table = \"people\"\nid = \"uid\"\n\
                       columns = { username = \"username\", email = \"email\", n = \"data.n\" }\n\
+                      check = { orphan = \"repair\" }\n\
                       [egress]\nallow = [\"public\", \"loopback\"]\n";
 /// Notes whoever goes back to an older version.
 const WATCH: &str = "CREATE TABLE regressed (id BIGINT, was BIGINT, now BIGINT);
@@ -73,6 +81,12 @@ pub(crate) struct World {
     pub(crate) first: u64,
     /// What NATS' store is on, where that may be filled.
     pub(crate) disk: Option<Disk>,
+    /// More targets, for as long as a fault is judged.
+    pub(crate) examples: Vec<Example>,
+    /// The ids of events that nobody may take.
+    pub(crate) forged: Vec<String>,
+    /// Who says where `plain` is, where workers can be led to ask.
+    pub(crate) names: Option<Names>,
     /// The settings with the main database.
     settings: PathBuf,
     directory: Directory,
@@ -108,8 +122,9 @@ impl World {
             fs::write(&file, text)?;
             Ok(format!("secret = \"file:{}\"", file.display()))
         };
-        let http = |name: &str, line: &Proxy, scheme: &str, more: &str| {
-            let url = format!("{scheme}://127.0.0.1:{}/users", line.port());
+        let names = Names::start(dir).await.ok();
+        let http = |name: &str, scheme: &str, host: &str, line: &Proxy, more: &str| {
+            let url = format!("{scheme}://{host}:{}/users", line.port());
             format!("[{name}]\nurl = \"{url}\"\nread_url = \"{url}/{{id}}\"\n{more}\n{HASTY}\n")
         };
         let secured = format!(
@@ -126,9 +141,10 @@ impl World {
             &bolt.url(),
             &secret("bolt", ArcadeDbServer::PASSWORD)?,
         );
+        let host = names.as_ref().map_or("127.0.0.1", |_| HOST);
         let catalogue = [
-            http("guarded", &guarded_line, "https", &secured),
-            http("plain", &plain_line, "http", ""),
+            http("guarded", "https", "127.0.0.1", &guarded_line, &secured),
+            http("plain", "http", host, &plain_line, ""),
             format!("[redis-cache]\nrefill = true\n{HASTY}\n"),
             database("crm", &crm, &secret("crm", PostgresServer::PASSWORD)?),
             database("shop", &mariadb.url(), &in_mariadb),
@@ -161,6 +177,9 @@ impl World {
         let mut builder = builder()
             .dir(&home)
             .gateway_args(["--config".as_ref(), settings.as_os_str()]);
+        if let Some(names) = &names {
+            builder = builder.binaries(names.programs());
+        }
         let mut lines = Vec::new();
         if broker == Broker::Cluster {
             let mut routes = Routes::direct()?;
@@ -189,6 +208,9 @@ impl World {
             routes: lines,
             first: 1,
             disk,
+            examples: Vec::new(),
+            forged: Vec::new(),
+            names,
             settings,
             directory,
         })
@@ -250,12 +272,21 @@ impl World {
     }
 
     /// Has the gateway asked something, as an operator does; an answer that is an error is one.
-    pub(crate) async fn ask(&self, subject: &'static str, body: &'static str) -> Result<()> {
+    pub(crate) async fn ask(&self, subject: &'static str, body: &str) -> Result<()> {
         let client = self.jetstream.client();
-        let asked = client.request(subject, body.into()).await?;
+        let asked = client.request(subject, body.to_owned().into()).await?;
         let headers = asked.headers.as_ref();
         let failed = headers.and_then(|headers| headers.get("Nats-Service-Error"));
         ensure!(failed.is_none(), "{subject}: {failed:?}");
+        Ok(())
+    }
+
+    /// Ends the targets that were there for a while.
+    pub(crate) async fn end_examples(&mut self) -> Result<()> {
+        self.forged.clear();
+        for example in std::mem::take(&mut self.examples) {
+            example.end(self).await?;
+        }
         Ok(())
     }
 

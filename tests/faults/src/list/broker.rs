@@ -7,6 +7,7 @@ use usersync_stack::{Signal, eventually, http};
 
 use crate::{
     fault::{Fault, a_while},
+    image::Image,
     world::{SOON, World},
 };
 
@@ -37,7 +38,14 @@ pub(crate) const FAULTS: &[Fault] = &[
     Fault::new(26, "disk-full", |world, dice| {
         Box::pin(disk_full(world, dice))
     }),
+    Fault::new(27, "power-cut", |world, dice| {
+        Box::pin(power_cut(world, dice))
+    })
+    .needing(Image::is_possible),
 ];
+
+/// What the shipped `nats.conf` says, and what keeps everything that was acknowledged.
+const SYNC: [&str; 2] = ["sync_interval: \"100ms\"", "sync_interval: \"always\""];
 
 async fn killed(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
     for _ in 0..2 {
@@ -115,6 +123,31 @@ async fn disk_full(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
     fs::remove_file(filled)?;
     world.stack.nats.restart().await?;
     told.context("the gateway says that it is ready while nothing can be stored")
+}
+
+/// Twice, while everything is synced before it is acknowledged. Then the store is where it was, synced as
+/// before.
+async fn power_cut(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    let nats = &mut world.stack.nats;
+    let conf = nats.conf().to_owned();
+    let store = conf.with_file_name("nats");
+    let shipped = fs::read_to_string(&conf)?;
+    let synced = shipped.replacen(SYNC[0], SYNC[1], 1);
+    ensure!(synced != shipped, "nats.conf doesn't say {}", SYNC[0]);
+    nats.stop(SOON).await?;
+    fs::write(&conf, synced)?;
+    let mut image = Image::over(&store, &conf.with_extension("image"))?;
+    nats.restart().await?;
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(dice.u64(300..1_500))).await;
+        image.cut(nats.kill9()).await?;
+        nats.restart().await?;
+    }
+    tokio::time::sleep(Duration::from_millis(dice.u64(300..1_500))).await;
+    nats.stop(SOON).await?;
+    fs::write(&conf, shipped)?;
+    image.put_back()?;
+    nats.restart().await
 }
 
 async fn too_large(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {

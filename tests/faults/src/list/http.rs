@@ -2,11 +2,13 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use tokio::time::Instant;
 use usersync_stack::Certificates;
 
 use crate::{
     fault::{Fault, a_while},
+    names::{Names, Says},
     proxy::Line,
     receiver::Manners,
     world::{SECRETS, SOON, World},
@@ -102,6 +104,20 @@ pub(crate) const FAULTS: &[Fault] = &[
         Box::pin(replaced(world, dice))
     })
     .told(&["breaker"]),
+    Fault::new(86, "name-hangs", |world, dice| {
+        Box::pin(unknown(world, dice, Says::Nothing))
+    })
+    .needing(Names::is_possible),
+    Fault::new(87, "name-gone", |world, dice| {
+        Box::pin(unknown(world, dice, Says::NoSuchName))
+    })
+    .needing(Names::is_possible)
+    .told(&["breaker"]),
+    Fault::new(88, "name-rebinds", |world, dice| {
+        Box::pin(rebinds(world, dice))
+    })
+    .needing(Names::is_possible)
+    .told(&["breaker"]),
 ];
 
 const fn poisoned(mut fault: Fault) -> Fault {
@@ -179,6 +195,45 @@ async fn replaced(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
         worker.stop(SOON).await?;
         worker.restart().await?;
     }
+    Ok(())
+}
+
+/// Nobody can say where the service without a guard is; nobody reaches it, once no connection is left.
+async fn unknown(world: &mut World, dice: &mut fastrand::Rng, says: Says) -> Result<()> {
+    let names = world.names.as_ref().context("there is no DNS server")?;
+    let asked = names.asked();
+    names.say(says);
+    world.plain_line.reset();
+    for _ in 0..3 {
+        a_while(dice).await;
+    }
+    ensure!(names.asked() > asked, "nobody asked where it is");
+    names.say(Says::Right);
+    Ok(())
+}
+
+/// The name leads where no target may be: always, then every other time, then beside the right address. Meanwhile
+/// everybody is told it again, by new connections.
+async fn rebinds(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    let names = world.names.as_ref().context("there is no DNS server")?;
+    let line = &world.plain_line;
+    // The first one for so long that people are told.
+    for (says, seconds) in [(Says::Forbidden, 8), (Says::InTurn, 4), (Says::Both, 4)] {
+        names.say(says);
+        let calling = async {
+            let repair = r#"{"target":"plain","all":true}"#;
+            world.ask("usersync.repair.start", repair).await?;
+            let end = Instant::now() + Duration::from_secs(seconds);
+            while Instant::now() < end {
+                line.reset();
+                tokio::time::sleep(Duration::from_millis(dice.u64(100..300))).await;
+            }
+            Ok(())
+        };
+        names.watched(line.port(), calling).await?;
+    }
+    names.say(Says::Right);
+    line.reset();
     Ok(())
 }
 

@@ -1,11 +1,14 @@
 //! The main database: put back to an earlier time, and robbed of more users than anybody means to delete.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use sqlx::AssertSqlSafe;
-use usersync_stack::eventually;
+use sqlx::{AssertSqlSafe, MySqlPool};
+use usersync_stack::{eventually, http};
 
 use crate::{
+    backup::Backup,
     fault::{Fault, a_while},
     world::{SOON, World},
 };
@@ -17,6 +20,10 @@ pub(crate) const FAULTS: &[Fault] = &[
     .told(&["outbox"]),
     Fault::new(101, "outbox-emptied", |world, dice| {
         Box::pin(emptied(world, dice))
+    })
+    .told(&["outbox"]),
+    Fault::new(102, "backup-restored", |world, dice| {
+        Box::pin(restored(world, dice))
     })
     .told(&["outbox"]),
 ];
@@ -79,4 +86,95 @@ async fn emptied(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
         .await?;
     a_while(dice).await;
     Ok(())
+}
+
+/// Users change, come and go after a backup was taken, and then it is restored. Changes count at once. An operator
+/// loads everybody as they are there now, and has a check delete who came after the backup.
+async fn restored(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
+    let main = world.main_client()?;
+    let (first, last) = (world.first + 550, world.first + 559);
+    let come = world.first + 600;
+    let before = format!(
+        "INSERT INTO people SELECT seq, 'before', 'before@example.com', 1 FROM seq_{first}_to_{last}"
+    );
+    run(&main, before).await?;
+    until_told(world, first, last, last - first + 1).await?;
+    tokio::time::sleep(Duration::from_millis(dice.u64(..500))).await;
+    let backup = Backup::take(&main).await?;
+    run(&main, format!("DELETE FROM people WHERE uid = {first}")).await?;
+    rename(&main, first + 1, "lost").await?;
+    run(&main, format!("INSERT INTO people (uid) VALUES ({come})")).await?;
+    until_told(world, first, first, 0).await?;
+    until_named(world, first + 1, "lost").await?;
+    until_told(world, come, come, 1).await?;
+    tokio::time::sleep(Duration::from_millis(dice.u64(..500))).await;
+    backup.restore(&main).await?;
+    rename(&main, first + 2, "since").await?;
+    until_named(world, first + 2, "since").await?;
+    until_alert(world).await?;
+    a_while(dice).await;
+    // What the database has lost stays as it was published, until somebody loads it.
+    until_told(world, come, come, 1).await?;
+    until_named(world, first + 1, "lost").await?;
+    if dice.bool() {
+        // Its outbox is older now than one that was relayed.
+        backup.restore(&main).await?;
+        rename(&main, first + 3, "again").await?;
+        until_ready(world, false).await?;
+        let anew = ["outbox", "install", "--new-epoch"];
+        world.scheduler("install-anew", &anew).await?;
+        until_ready(world, true).await?;
+    }
+    world
+        .scheduler("load", &["load", "--source", "main"])
+        .await?;
+    // Others live by events alone.
+    let [from, to] = [500, 999].map(|at| (world.first + at).to_string());
+    let check = "check --target gateway --once --from".split(' ');
+    let check: Vec<_> = check.chain([&*from, "--to", &to]).collect();
+    world.scheduler("check-states", &check).await
+}
+
+/// Until the gateway says that it is ready, or that it isn't.
+async fn until_ready(world: &World, is_ready: bool) -> Result<()> {
+    let gateway = format!("{}/readyz", world.stack.gateways[0].url());
+    eventually(SOON, async || {
+        let asked = http::client().get(&gateway).timeout(SOON).send();
+        let status = asked.await?.status();
+        ensure!((status == 200) == is_ready, "{status}");
+        Ok(())
+    })
+    .await
+}
+
+async fn run(main: &MySqlPool, statement: String) -> Result<()> {
+    sqlx::raw_sql(AssertSqlSafe(statement))
+        .execute(main)
+        .await?;
+    Ok(())
+}
+
+async fn rename(main: &MySqlPool, user: u64, name: &str) -> Result<()> {
+    run(
+        main,
+        format!("UPDATE people SET username = '{name}' WHERE uid = {user}"),
+    )
+    .await
+}
+
+/// Until a user has that name in Redis.
+async fn until_named(world: &World, user: u64, name: &str) -> Result<()> {
+    let client = redis::Client::open(world.stack.redis.url())?;
+    let connection = client.get_multiplexed_async_connection().await?;
+    eventually(SOON, async || {
+        let mut connection = connection.clone();
+        let held: Option<String> = redis::cmd("GET")
+            .arg(format!("user:{user}"))
+            .query_async(&mut connection)
+            .await?;
+        let held: Value = serde_json::from_str(&held.unwrap_or_default())?;
+        ensure!(held["username"] == name, "user {user} is {held}");
+        Ok(())
+    })
+    .await
 }
