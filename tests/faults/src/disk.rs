@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use usersync_stack::Directory;
 
 /// Room for every load.
 const SIZE: &str = "size=2g";
@@ -16,6 +17,15 @@ const SIZE: &str = "size=2g";
 pub(crate) struct Disk(PathBuf);
 
 impl Disk {
+    /// Whether this machine lets us mount one.
+    ///
+    /// # Errors
+    /// When it doesn't, with the reason.
+    pub(crate) fn is_possible() -> Result<()> {
+        let directory = Directory::temporary()?;
+        Self::mount(&directory.path().join("mounted")).map(drop)
+    }
+
     /// Mounts one at `folder`, which it makes.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use usersync_stack::{Signal, eventually, http};
 
 use crate::{
+    disk::Disk,
     fault::{Fault, a_while},
     image::Image,
     world::{SOON, World},
@@ -37,7 +38,8 @@ pub(crate) const FAULTS: &[Fault] = &[
     }),
     Fault::new(26, "disk-full", |world, dice| {
         Box::pin(disk_full(world, dice))
-    }),
+    })
+    .needing(Disk::is_possible),
     Fault::new(27, "power-cut", |world, dice| {
         Box::pin(power_cut(world, dice))
     })
@@ -107,9 +109,7 @@ async fn side_streams(world: &mut World, dice: &mut fastrand::Rng) -> Result<()>
 /// Nothing is acknowledged, and the gateway says that it isn't ready; whoever makes room starts nats-server again.
 async fn disk_full(world: &mut World, dice: &mut fastrand::Rng) -> Result<()> {
     let disk = world.disk.as_ref();
-    let disk = disk.context(
-        "NATS has no disk of its own: mounting one takes root; leave it out with --but disk-full",
-    )?;
+    let disk = disk.context("NATS has no disk of its own")?;
     let filled = disk.fill()?;
     let gateway = format!("{}/readyz", world.stack.gateways[0].url());
     let told = eventually(SOON, async || {
