@@ -245,14 +245,7 @@ impl Settings {
             SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         );
         let sources = usersync_source::read(&mut reader);
-        reader.leave(&[
-            "target",
-            "streams.replicas",
-            "intake.accept_empty_state",
-            "intake.cache_mib",
-            "http",
-            "traces",
-        ]);
+        reader.leave(&["target", "streams", "intake", "http", "traces"]);
         reader.leave(alert::SETTINGS);
         let work = flags
             .command

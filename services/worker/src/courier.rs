@@ -534,6 +534,11 @@ impl Courier {
 
     /// What is seen from outside, and the delivery log.
     async fn report(&self, under_way: usize) {
+        let newer = format!("states for {}", self.route.config.name);
+        match self.route.newer() {
+            Some(reason) => self.health.waiting(&newer, format!("users wait: {reason}")),
+            None => self.health.gone(&newer),
+        }
         let meters = &self.route.meters;
         meters.concurrency.set(self.pace.limit() as f64);
         meters.in_hand.set((self.lanes.queued() + under_way) as f64);

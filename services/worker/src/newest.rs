@@ -23,6 +23,8 @@ pub(crate) enum Newest {
     Nothing,
     /// The newest state can't be had now, or not at all.
     Failed(Outcome),
+    /// A newer version of usersync has written it.
+    Newer(Failure),
 }
 
 /// The newest state of every item, in order.
@@ -102,10 +104,8 @@ fn parse(user_id: &UserId, payload: &[u8], headers: Option<&HeaderMap>) -> Newes
             let header = |name: &str| Some(headers?.get(name)?.as_str());
             Newest::State(Box::new(state), TraceContext::read(header))
         }
-        // It waits for a worker that understands it.
         Err(newer @ Unreadable::Newer(_)) => {
-            let reason = format!("can't read a state: {newer}");
-            Newest::Failed(Outcome::Fault(Failure::new(reason)))
+            Newest::Newer(Failure::new(format!("can't read a state: {newer}")))
         }
         Err(broken @ (Unreadable::NoState(_) | Unreadable::Beyond | Unreadable::OfAnother)) => {
             let reason = format!("what USER_STATE holds is no state: {broken}");

@@ -180,6 +180,10 @@ async fn prepare(route: &Route, items: Vec<Item>) -> (Vec<Called>, Vec<(Item, u6
                 ended.push((item, 0, Ending::Outcome(outcome)));
                 continue;
             }
+            Newest::Newer(failure) => {
+                ended.push((item, 0, Ending::Newer(failure)));
+                continue;
+            }
         };
         let (version, stored_us) = (state.version, state.event.stored_us);
         let mut delivery = match route.rule.apply(state) {

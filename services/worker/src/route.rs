@@ -1,14 +1,17 @@
 //! What everything that serves one target shares.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use async_nats::jetstream::{self, stream::Stream};
 use tokio::time::Instant;
 use usersync_core::target::TargetConfig;
-use usersync_targets::{Rule, Target};
+use usersync_targets::{Failure, Rule, Target};
 use usersync_traces::Traces;
 
 use crate::{
@@ -18,8 +21,12 @@ use crate::{
     meters::Meters,
     recent::Recent,
     results::Results,
+    settle,
     unchanged::Unchanged,
 };
+
+/// After how long without a state that only a newer worker can read there is none any more.
+const FORGOTTEN: Duration = settle::UPGRADE.saturating_mul(6);
 
 /// One target as one worker serves it.
 pub(crate) struct Route {
@@ -54,6 +61,8 @@ pub(crate) struct Route {
     /// Whether a delivery was ever guarded by the target, and whether one ever wasn't.
     guarded: AtomicBool,
     unguarded: AtomicBool,
+    /// When a state was seen last that only a newer worker can read, and why.
+    newer: Mutex<Option<(Instant, Failure)>>,
 }
 
 impl Route {
@@ -79,6 +88,7 @@ impl Route {
             filled_from_us: AtomicU64::new(0),
             guarded: AtomicBool::new(false),
             unguarded: AtomicBool::new(false),
+            newer: Mutex::default(),
             config,
             rule,
             driver,
@@ -90,6 +100,20 @@ impl Route {
 
     pub(crate) fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a state can't be read by this version; whether that is news.
+    pub(crate) fn saw_newer(&self, failure: &Failure) -> bool {
+        let mut newer = self.newer.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = newer.replace((Instant::now(), failure.clone()));
+        last.is_none_or(|(at, _)| at.elapsed() > FORGOTTEN)
+    }
+
+    /// Why users wait for a newer worker, while some do.
+    pub(crate) fn newer(&self) -> Option<String> {
+        let newer = self.newer.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, failure) = newer.as_ref()?;
+        (at.elapsed() <= FORGOTTEN).then(|| failure.to_string())
     }
 
     pub(crate) fn unchanged(&self) -> MutexGuard<'_, Unchanged> {

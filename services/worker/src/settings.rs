@@ -106,13 +106,7 @@ impl Settings {
         );
         let names = reader.get("target", Names(Vec::new()), "names of targets");
         let traces = usersync_traces::Settings::read(&mut reader);
-        reader.leave(&[
-            "streams.replicas",
-            "intake.accept_empty_state",
-            "intake.cache_mib",
-            "http",
-            "sources",
-        ]);
+        reader.leave(&["streams", "intake", "http", "sources"]);
         reader.leave(alert::SETTINGS);
         let given: Option<PathBuf> = reader.optional("targets", "a path");
         reader.finish()?;

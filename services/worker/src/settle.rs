@@ -18,6 +18,9 @@ use crate::{hand_back, others, parcel::unix_us, results::Line, route::Route, tas
 /// server grants for that must last longer than a cluster takes to find a leader.
 const UNSTORED: Duration = Duration::from_secs(30);
 
+/// When a message comes again whose state only a newer worker can read.
+pub(crate) const UPGRADE: Duration = Duration::from_secs(5);
+
 /// How the work on one user ended.
 #[derive(Debug)]
 pub(crate) enum Ending {
@@ -29,6 +32,8 @@ pub(crate) enum Ending {
     Unchanged { since: u64 },
     /// The target isn't meant to hear of this.
     Skipped(Skip),
+    /// A newer version of usersync has written the state: it waits for a worker that understands it.
+    Newer(Failure),
 }
 
 /// What is to be done with a message.
@@ -67,6 +72,7 @@ pub(crate) async fn settle(
         Ending::Skipped(why) => (&route.meters.out_of_scope, why.as_str()),
         Ending::Outcome(Outcome::Delivered { .. }) => (&route.meters.delivered, "delivered"),
         Ending::Outcome(Outcome::AlreadyNewer) => (&route.meters.already_newer, "already_newer"),
+        Ending::Newer(failure) => return Box::pin(put_off(route, item, failure)).await,
         // Rare, and large: on the heap it doesn't weigh on every success.
         Ending::Outcome(outcome) => {
             return Box::pin(failed(route, item, version, outcome, took)).await;
@@ -91,6 +97,25 @@ pub(crate) async fn settle(
     }
     acknowledge(item.messages(), AckKind::Ack).await;
     None
+}
+
+/// Lets what `item` is about wait for a newer worker, however long that takes: before the server has handed out a message as
+/// often as it may, a repair takes its place, which starts anew.
+async fn put_off(route: &Route, item: &Item, failure: &Failure) -> Option<Duration> {
+    let (target, retry, attempts) = (&route.config.name, &route.config.retry, item.attempts());
+    if route.saw_newer(failure) {
+        tracing::error!(%target, user.id = %item.user_id, error = %failure, "users wait for a newer worker");
+    }
+    route
+        .failures()
+        .failed(&item.user_id, 0, attempts, failure, UPGRADE);
+    let kind = match attempts > retry.max_deliver {
+        true if hand_back::ask(route, &item.user_id).await.is_ok() => AckKind::Ack,
+        true => AckKind::Nak(Some(UNSTORED)),
+        false => AckKind::Nak(Some(UPGRADE)),
+    };
+    acknowledge(item.messages(), kind).await;
+    Some(UPGRADE)
 }
 
 /// Asks for `users` to be delivered again, for whom they waited may have made room.

@@ -90,6 +90,7 @@ fn described() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(events::publish))
         .routes(routes!(users::show))
         .routes(routes!(users::tasks))
+        .routes(routes!(users::why))
         .routes(routes!(users::erase))
         .routes(routes!(targets::list))
         .routes(routes!(targets::schema))

@@ -4,20 +4,21 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::State,
+    extract::{Path, State, rejection::PathRejection},
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use usersync_core::state::State as UserState;
+use usersync_core::{state::State as UserState, target::TargetName};
 
-use super::extract::{Params, User};
+use super::extract::{Params, User, parse_user};
 use crate::{
     control::{
         Control,
         erase::{self, Erase},
         jobs::{Job, JobState},
         users::{self, ById, Tasks},
+        why::{self, OfUser, Why},
     },
     problem::Problem,
 };
@@ -59,6 +60,35 @@ pub(super) async fn tasks(
     User(user_id): User,
 ) -> Result<Json<Tasks>, Problem> {
     Ok(Json(users::tasks(&control, ById { user_id }).await?))
+}
+
+/// Why a target has of a user what it has
+///
+/// From the newest event over the rule, the breaker and the last attempt to the last check, with the answer in one sentence.
+#[utoipa::path(get, operation_id = "users.why", path = "/v1/users/{id}/targets/{target}", tag = "users",
+    params(
+        ("id" = String, Path, description = "The user's id, percent-encoded"),
+        ("target" = TargetName, Path, description = "The target's name"),
+    ),
+    responses(
+        (status = 200, description = "Why", body = Why),
+        (status = 400, description = "No user id, or no target's name", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "No event has named this user, or there is no such target", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "The target's entry can't be used", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "NATS can't be asked", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn why(
+    State(control): State<Arc<Control>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+) -> Result<Json<Why>, Problem> {
+    let Path((user_id, target)) =
+        path.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    let target: Result<TargetName, _> = target.parse();
+    let of = OfUser {
+        user_id: parse_user(&user_id)?,
+        target: target.map_err(|error| Problem::bad_request(error.to_string()))?,
+    };
+    Ok(Json(why::why(&control, of).await?))
 }
 
 /// How to erase.

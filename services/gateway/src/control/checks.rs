@@ -132,6 +132,15 @@ pub(crate) async fn show(control: &Control, of: Show) -> Result<Report, Problem>
     })
 }
 
+/// The report of the last check of all users that was no dry run.
+pub(super) async fn telling(
+    control: &Control,
+    target: &Checked,
+) -> Result<Option<Report>, Problem> {
+    let stream = control.stream(USER_CHECK).await?;
+    report_at(&stream, subjects::check_result(target.as_ref())).await
+}
+
 async fn report_at(stream: &Stream<()>, subject: String) -> Result<Option<Report>, Problem> {
     match stream.direct_get_last_for_subject(subject).await {
         Ok(message) => serde_json::from_slice(&message.payload)

@@ -104,7 +104,9 @@ pub(super) async fn standing(control: &Control, erase: &Erase) -> anyhow::Result
             }
             _ if erase.dry_run => (Gone::Pending, None),
             (Some(_), Some(task)) => match task.status {
-                Status::Synced => (Gone::Erased, None),
+                // A deleted user is in every scope.
+                Status::Synced | Status::OutOfScope => (Gone::Erased, None),
+                Status::Ignored => (Gone::NotPossible, task.rule.because.clone()),
                 Status::Dead => {
                     let why = task.error.as_deref().unwrap_or("no reason is known");
                     let reason = format!("given up: {why}; mend it and replay the dead letter");

@@ -16,6 +16,7 @@ pub(crate) mod former_refused;
 pub(crate) mod jobs;
 pub(crate) mod letters;
 pub(crate) mod look;
+pub(crate) mod meant;
 mod presences;
 pub(crate) mod preview;
 pub(crate) mod refused;
@@ -26,6 +27,7 @@ pub(crate) mod standing;
 pub(crate) mod status;
 pub(crate) mod targets;
 pub(crate) mod users;
+pub(crate) mod why;
 mod workers;
 
 use std::{sync::Arc, time::Duration};

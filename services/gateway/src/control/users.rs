@@ -21,9 +21,11 @@ use usersync_core::{
 };
 
 use super::{
-    Control,
+    Control, aside,
     breakers::{self, Breaker},
-    dead_letters, nats, presences,
+    dead_letters,
+    meant::{self, Meant, Told},
+    nats, presences,
     standing::{Queue, queues},
     workers,
 };
@@ -77,6 +79,22 @@ pub(crate) struct Task {
     /// When it is tried again, as far as is known.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub next_attempt: Option<Timestamp>,
+    /// What holds up a delivery that is `pending` or `retrying`, as far as is known.
+    pub waiting: Option<Waiting>,
+    /// What the target is meant to have, by the rule of its entry.
+    pub rule: Meant,
+}
+
+/// What holds up deliveries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Waiting {
+    /// The target is disabled.
+    Paused,
+    /// Its breaker isn't closed.
+    BreakerOpen,
+    /// No worker of the target answers.
+    NoWorker,
 }
 
 /// Why something is delivered.
@@ -91,7 +109,7 @@ pub(crate) enum Priority {
 
 /// How a task stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Status {
     /// The target has it.
     Synced,
@@ -104,6 +122,10 @@ pub(crate) enum Status {
     Retrying,
     /// It was given up: see its dead letter.
     Dead,
+    /// The filter isn't true of the user: the target is told nothing, or has been told that they are gone.
+    OutOfScope,
+    /// The user is deleted, and the target isn't told of that.
+    Ignored,
 }
 
 /// What a worker knows of a user.
@@ -170,7 +192,16 @@ pub(crate) fn shown(user_id: &UserId, state: Bytes) -> Bytes {
 
 /// How every target stands with a user.
 pub(crate) async fn tasks(control: &Control, by: ById) -> Result<Tasks, Problem> {
-    let message = state(control, &by).await?;
+    tasks_at(control, &by, None).await
+}
+
+/// How the target `only` stands with a user, or every target.
+pub(super) async fn tasks_at(
+    control: &Control,
+    by: &ById,
+    only: Option<&TargetName>,
+) -> Result<Tasks, Problem> {
+    let message = state(control, by).await?;
     let user = &by.user_id;
     let newest = stored_state::read(user, &message.payload).map_err(nats)?;
     let live = queues(&control.stream(USER_STATE).await?).await?;
@@ -178,6 +209,19 @@ pub(crate) async fn tasks(control: &Control, by: ById) -> Result<Tasks, Problem>
     let letters = existing(control, USER_DEAD, &subjects::dead_letters_for(user)).await?;
     let breakers = breakers::all(control).await?;
     let entries = control.registry().await?.entries().await?;
+    let configs: Vec<_> = entries
+        .into_values()
+        .filter_map(|entry| entry.config)
+        .filter(|config| only.is_none_or(|only| config.name == *only))
+        .collect();
+    let (rules, grants, state) = (
+        configs.clone(),
+        control.egress.secrets.clone(),
+        newest.clone(),
+    );
+    // The keys of masks are read from files.
+    let meant = aside(move || meant::by_target(&rules, &grants, &state)).await;
+    let meant = meant.map_err(Problem::unprocessable)?;
     let known = Known {
         control,
         state: &newest,
@@ -188,8 +232,8 @@ pub(crate) async fn tasks(control: &Control, by: ById) -> Result<Tasks, Problem>
         letters: &letters,
         breakers: &breakers,
     };
-    let configs = entries.into_values().filter_map(|entry| entry.config);
-    let targets = join_all(configs.map(|config| known.task(config))).await;
+    let tasks = configs.into_iter().zip(meant);
+    let targets = join_all(tasks.map(|(config, meant)| known.task(config, meant))).await;
     let mut targets: Vec<Task> = targets.into_iter().collect::<Result<_, _>>()?;
     // Last, so that what has been proven meanwhile counts.
     let unproven = presences::unproven(control).await?;
@@ -220,7 +264,7 @@ struct Known<'a> {
 }
 
 impl Known<'_> {
-    async fn task(&self, config: Arc<TargetConfig>) -> Result<Task, Problem> {
+    async fn task(&self, config: Arc<TargetConfig>, rule: Meant) -> Result<Task, Problem> {
         let (name, user) = (&config.name, &self.state.user_id);
         let version = self.state.version;
         let mut task = Task {
@@ -228,14 +272,23 @@ impl Known<'_> {
             target: name.clone(),
             enabled: config.enabled,
             priority: Priority::Live,
-            status: Status::Synced,
+            status: match rule.in_scope {
+                true if rule.outcome == Told::Nothing => Status::Ignored,
+                true => Status::Synced,
+                false => Status::OutOfScope,
+            },
             version,
             attempts: 0,
             error: None,
             created: self.stored,
             updated: self.stored,
             next_attempt: None,
+            waiting: None,
+            rule,
         };
+        if task.rule.outcome == Told::Nothing {
+            return Ok(task);
+        }
         let repair = subjects::repair(name, user);
         let repair = match self.repairs.contains(&repair) {
             true => self.repair(&repair).await?,
@@ -274,12 +327,26 @@ impl Known<'_> {
             task.next_attempt = memory.next_attempt;
             let seen = memory.last_failure.or(memory.first_failure);
             task.updated = seen.unwrap_or(task.updated);
-            return Ok(task);
-        }
-        if repair.is_some() || !self.long_done(&config, queue, &answers) {
+        } else if repair.is_some() || !self.long_done(&config, queue, &answers) {
             task.status = Status::Pending;
         }
+        if matches!(task.status, Status::Pending | Status::Retrying) {
+            task.waiting = self.waiting(&config, &answers);
+        }
         Ok(task)
+    }
+
+    /// What holds up the deliveries of a target whose workers said this.
+    fn waiting(&self, config: &TargetConfig, answers: &[Memory]) -> Option<Waiting> {
+        let breaks = |breaker: &Breaker| breaker.target == config.name;
+        if !config.enabled {
+            return Some(Waiting::Paused);
+        }
+        if answers.is_empty() {
+            return Some(Waiting::NoWorker);
+        }
+        let open = self.breakers.iter().any(breaks);
+        open.then_some(Waiting::BreakerOpen)
     }
 
     /// Whether a state above the ack floor must have been dealt with: something older is still being

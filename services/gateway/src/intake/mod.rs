@@ -119,6 +119,7 @@ impl Intake {
             known: known::within(self.cache_bytes),
             traces: self.traces.clone(),
             meters: meters(),
+            health: self.health.clone(),
         });
         let (mut pin, mut said, mut expected) = (None, String::new(), Expected::default());
         while !shutdown.is_cancelled() {

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use metrics::{Counter, Histogram};
 use usersync_core::{
+    admin::Health,
     event::{Event, InvalidEvent},
     state::{self, Applied, Position, State, Unreadable},
     stored_state,
@@ -39,6 +40,8 @@ const GROWTH: usize = 192;
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How long before a state is looked at again that only a newer program can read.
 const UPGRADE: Duration = Duration::from_secs(5);
+/// The part of this gateway that waits for that.
+pub(super) const NEWER: &str = "states";
 
 /// What all turns share.
 pub(super) struct Desk {
@@ -49,6 +52,7 @@ pub(super) struct Desk {
     pub known: Known,
     pub traces: Traces,
     pub meters: Meters,
+    pub health: Health,
 }
 
 /// What intake counts.
@@ -147,12 +151,17 @@ enum Kept {
 
 async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [Arrival]) -> Merged {
     let mut origin = Origin::Cache;
+    // Whether only a newer gateway can read the state.
+    let mut waits = false;
     loop {
         let base = base(desk, user_id, &mut origin).await;
         let Ok(mut state) = parsed(desk, user_id, &base).await else {
-            origin = Origin::Leader;
+            (origin, waits) = (Origin::Leader, true);
             continue;
         };
+        if std::mem::take(&mut waits) {
+            desk.health.gone(NEWER);
+        }
         if let (Some(state), Some(last)) = (&mut state, arrivals.last()) {
             tokio::select! {
                 () = mend_seq(desk, ground, state, last.at.seq) => {}
@@ -240,6 +249,8 @@ async fn parsed(desk: &Desk, user_id: &UserId, base: &Stored) -> Result<Option<S
         Err(newer @ Unreadable::Newer(_)) => {
             tracing::error!(user.id = %user_id, error = %newer, "can't merge into a state; trying again");
             desk.known.remove(user_id);
+            let reason = format!("events wait: can't merge into a state: {newer}");
+            desk.health.waiting(NEWER, reason);
             tokio::time::sleep(UPGRADE).await;
             Err(newer)
         }

@@ -22,7 +22,7 @@ use crate::{
     api::extract::parse,
     control::{
         Control, alerts, breakers, changes, checks, dead_letters, erase, jobs, preview, refused,
-        repairs, status, targets, users,
+        repairs, status, targets, users, why,
     },
     problem::Problem,
 };
@@ -146,6 +146,12 @@ fn operations() -> Vec<Operation> {
             "targets",
             r#"{"user_id":42}"#,
             |control, by| async move { users::tasks(&control, by).await },
+        ),
+        operation(
+            "users",
+            "why",
+            r#"{"user_id":42,"target":"t"}"#,
+            |control, of| async move { why::why(&control, of).await },
         ),
         operation(
             "users",

@@ -68,6 +68,45 @@ impl Ended {
     }
 }
 
+/// What ships, with everything in it that is commented out.
+fn every_setting() -> String {
+    let shipped = tools::repository().join("deploy/usersync.toml");
+    let shipped = fs::read_to_string(shipped).unwrap();
+    let uncommented = |line: &str| match line.strip_prefix("# ") {
+        Some(setting) if setting.starts_with('[') || setting.contains(" = ") => setting.to_owned(),
+        _ => line.to_owned(),
+    };
+    shipped
+        .lines()
+        .map(|line| uncommented(line) + "\n")
+        .collect()
+}
+
+#[tokio::test]
+async fn one_file_with_every_setting_serves_all_programs() {
+    let dir = Directory::temporary().unwrap();
+    let file = dir.path().join("usersync.toml");
+    let all = every_setting();
+    assert!(all.contains("\nduplicate_window = ") && all.contains("\n[sources.main]"));
+    // Nobody is asked: that is another problem, which keeps --check from looking for NATS.
+    fs::write(
+        &file,
+        all.replace("cache_mib = 64", "cache_mib = 64\nnothing = 1"),
+    )
+    .unwrap();
+    for name in ["usersync-gateway", "usersync-worker", "usersync-scheduler"] {
+        let args = ["--check", "--config", file.to_str().unwrap()];
+        let ended = run(binary(name, &dir, &args)).await;
+        let strange: Vec<_> = ended
+            .said
+            .lines()
+            .filter(|line| line.contains("is no setting"))
+            .collect();
+        let expected = usize::from(name == "usersync-gateway");
+        assert_eq!(strange.len(), expected, "{name}: {}", ended.said);
+    }
+}
+
 #[tokio::test]
 async fn the_streams_are_printed_as_json_all_or_one() {
     let dir = Directory::temporary().unwrap();

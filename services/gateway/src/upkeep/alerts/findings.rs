@@ -98,7 +98,7 @@ impl Settings {
             found.push(of_all(Kind::Dead, self.dead, summary));
         }
         if look.oldest_event > self.intake {
-            let summary = "no gateway merges events into states: they are taken in and wait";
+            let summary = "events are taken in and aren't merged into states; /readyz of the gateways says why";
             let waiting = of_all(Kind::Intake, self.intake, summary.to_owned());
             found.push(waiting.since(before(now, look.oldest_event)));
         }

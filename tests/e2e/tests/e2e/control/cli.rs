@@ -86,7 +86,7 @@ async fn every_command_of_the_page_does_what_it_says() -> Result<()> {
     let endpoints = answer("micro info usersync")[0]["endpoints"]
         .as_array()
         .map(Vec::len);
-    assert_eq!(endpoints, Some(33));
+    assert_eq!(endpoints, Some(34));
     for part in ["users.show", "last-for user.state.42"] {
         let data = &answer(part)["data"];
         assert_eq!(data, &json!({"phone": "555", "city": "Ulm"}), "{part}");

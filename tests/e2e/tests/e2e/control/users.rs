@@ -163,3 +163,115 @@ async fn what_workers_remember_of_failures_is_shown() -> Result<()> {
     assert_eq!(task["next_attempt"], "2026-01-01T00:01:00Z");
     Ok(())
 }
+
+/// What `usersync.users.why` says of a user at a target.
+async fn why(api: &Api, user: u64, target: &str) -> Result<serde_json::Value> {
+    let by_nats = api
+        .request(
+            "usersync.users.why",
+            json!({"user_id": user, "target": target}),
+        )
+        .await
+        .map_err(|problem| anyhow::anyhow!("{problem:?}"))?;
+    let by_http = api
+        .get(&format!("/v1/users/{user}/targets/{target}"))
+        .await?;
+    let (status, waiting) = (&by_http["task"]["status"], &by_http["task"]["waiting"]);
+    let same = *status == by_nats["task"]["status"] && *waiting == by_nats["task"]["waiting"];
+    ensure!(same, "{by_http} {by_nats}");
+    Ok(by_nats)
+}
+
+#[tokio::test]
+async fn why_a_user_is_not_at_a_target_has_one_answer() -> Result<()> {
+    let recorder = Recorder::start(async |_| answer(200)).await?;
+    let url = recorder.url();
+    let gold = "filter = \"user.data.plan == 'gold'\"";
+    let stack = only(format!(
+        "[gold]\nurl = \"{url}/gold\"\n{gold}\n\
+         [golden]\nurl = \"{url}/golden\"\n{gold}\non_out_of_scope = \"ignore\"\non_delete = \"ignore\"\n\
+         [paused]\nurl = \"{url}/paused\"\nenabled = false\n\
+         [lonely]\nurl = \"{url}/lonely\"\n\
+         [broken]\nurl = \"http://127.0.0.1:9/broken\"\nbreaker = {{ faults = 1 }}\n"
+    ));
+    let stack = stack.workers("lonely", 0).start().await?;
+    let (api, bus) = (Api::of(&stack).await?, Bus::connect(&stack).await?);
+    for (user, plan) in [(1, "gold"), (2, "free")] {
+        let event = json!({"user_id": user, "id": format!("e-{user}"), "data": {"plan": plan}});
+        bus.publish("user.created", event).await?;
+    }
+    for target in ["gold", "golden"] {
+        bus.until_settled(target).await?;
+    }
+    let expected = [
+        (
+            1,
+            "gold",
+            "synced",
+            json!(null),
+            "has taken the newest state",
+        ),
+        (
+            2,
+            "gold",
+            "out_of_scope",
+            json!(null),
+            "user.data.plan == 'gold'` isn't true",
+        ),
+        (
+            2,
+            "golden",
+            "out_of_scope",
+            json!(null),
+            "on_out_of_scope is `ignore`",
+        ),
+        (
+            1,
+            "paused",
+            "pending",
+            json!("paused"),
+            "the target is paused",
+        ),
+        (
+            1,
+            "lonely",
+            "pending",
+            json!("no-worker"),
+            "no worker of the target answers",
+        ),
+    ];
+    for (user, target, status, waiting, answer) in &expected {
+        let why = why(&api, *user, target).await?;
+        let task = &why["task"];
+        ensure!(
+            task["status"] == *status && task["waiting"] == *waiting,
+            "{why}"
+        );
+        let said = why["answer"].as_str().unwrap_or_default();
+        ensure!(said.contains(answer), "{said}");
+        ensure!(why["event"]["id"] == format!("e-{user}"), "{why}");
+    }
+    eventually(SOON, async || {
+        let why = why(&api, 1, "broken").await?;
+        let said = why["answer"].as_str().unwrap_or_default();
+        ensure!(why["task"]["waiting"] == "breaker-open", "{why}");
+        ensure!(
+            said.contains("the breaker of the target is open: "),
+            "{said}"
+        );
+        Ok(())
+    })
+    .await?;
+    bus.publish("user.deleted", json!({"user_id": 1})).await?;
+    bus.until_settled("golden").await?;
+    let gone = why(&api, 1, "golden").await?;
+    ensure!(
+        gone["task"]["status"] == "ignored" && gone["deleted"] == true,
+        "{gone}"
+    );
+    let nowhere = api
+        .call(Method::GET, "/v1/users/1/targets/none", &[], None)
+        .await?;
+    ensure!(nowhere.status == 404, "{}", nowhere.status);
+    Ok(())
+}

@@ -1,6 +1,7 @@
 //! From v0.1.0 to today: its programs beside ours while users are changed, and what it left behind.
 
 mod beside;
+mod newer;
 mod outbox;
 mod recorded;
 
