@@ -32,6 +32,12 @@ pub(crate) struct Mark {
     pub last_event: Timestamp,
     /// How USER_STATE was.
     pub states: Extent,
+    /// The nats-server that was asked; each start makes another id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// Up to which event states are being made again, while they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaking: Option<u64>,
     /// What has happened to the streams last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incident: Option<Incident>,
@@ -91,19 +97,31 @@ pub(super) struct Newest {
     seq: u64,
     /// When USER_EVENTS stored it, in unix microseconds.
     pub stored_us: u64,
+    /// When USER_STATE stored the state that says so.
+    pub told: Timestamp,
 }
 
 impl Newest {
     /// Takes in what one state contains.
-    pub(super) fn see(&mut self, epoch: Option<Epoch>, seq: u64, stored_us: u64) {
+    pub(super) fn see(&mut self, epoch: Option<Epoch>, seq: u64, stored_us: u64, told: Timestamp) {
         let ordinal = |epoch: &Option<Epoch>| epoch.as_ref().map_or(1, Epoch::ordinal);
         if (ordinal(&epoch), seq) > (ordinal(&self.epoch), self.seq) {
             *self = Self {
                 epoch,
                 seq,
                 stored_us,
+                told,
             };
         }
+    }
+
+    /// Whether the states that were looked at are of this epoch.
+    pub(super) fn is_of(&self, epoch: &Epoch) -> bool {
+        self.seq > 0
+            && self
+                .epoch
+                .as_ref()
+                .map_or(epoch.ordinal() == 1, |own| own == epoch)
     }
 
     pub(super) fn seq(&self) -> u64 {
@@ -121,6 +139,8 @@ pub(super) struct Found {
     /// The epoch that the metadata of USER_EVENTS names.
     pub named: Option<Epoch>,
     pub events: Extent,
+    /// Whether other events have the sequences that known ones had: a stream that went back has grown since.
+    pub is_another: bool,
     /// The newest event that states contain which the mark doesn't know of.
     pub newest: Newest,
 }
@@ -181,6 +201,10 @@ pub(super) fn decide(known: Option<&Mark>, found: &Found) -> Decision {
         "states are of a later epoch than USER_EVENTS".to_owned()
     } else if last < was || lineage != known.epochs {
         format!("USER_EVENTS went back: it ends at {last}, and was at {was} before")
+    } else if found.is_another {
+        format!(
+            "USER_EVENTS went back and has grown since: it ends at {last}, and its events up to {was} aren't what they were"
+        )
     } else {
         return Decision::GoOn(lineage);
     };
@@ -240,6 +264,8 @@ impl Mark {
             events: Extent::of(events),
             last_event: last_event(events),
             states,
+            server: None,
+            remaking: None,
             incident: None,
             crowded: None,
         }
@@ -273,6 +299,8 @@ mod tests {
             events: extent("monday", last_seq),
             last_event: Timestamp::UNIX_EPOCH,
             states: extent("monday", 9),
+            server: None,
+            remaking: None,
             incident: None,
             crowded: None,
         }
@@ -282,6 +310,7 @@ mod tests {
         Found {
             named: named.cloned(),
             events,
+            is_another: false,
             newest: Newest::default(),
         }
     }
@@ -356,11 +385,15 @@ mod tests {
         let known = mark(100);
         let first = known.epochs.current().clone();
         let mut found = found(Some(&first), extent("monday", 120));
-        found.newest.see(Some(first), 120, 5);
+        found.newest.see(Some(first), 120, 5, Timestamp::UNIX_EPOCH);
         assert_eq!(decided(Some(&known), &found), ("on", 1));
-        found.newest.see(found.newest.epoch.clone(), 130, 6);
+        found
+            .newest
+            .see(found.newest.epoch.clone(), 130, 6, Timestamp::UNIX_EPOCH);
         assert_eq!(decided(Some(&known), &found), ("behind", 2));
-        found.newest.see(Some(Epoch::begin(6)), 1, 7);
+        found
+            .newest
+            .see(Some(Epoch::begin(6)), 1, 7, Timestamp::UNIX_EPOCH);
         assert_eq!(decided(Some(&known), &found), ("behind", 7));
     }
 
@@ -368,15 +401,17 @@ mod tests {
     fn without_a_mark_the_states_tell_whether_the_stream_went_back() {
         let mut first = found(None, extent("monday", 100));
         assert_eq!(decided(None, &first), ("on", 1));
-        first.newest.see(None, 100, 5);
+        first.newest.see(None, 100, 5, Timestamp::UNIX_EPOCH);
         assert_eq!(decided(None, &first), ("on", 1));
-        first.newest.see(None, 101, 5);
+        first.newest.see(None, 101, 5, Timestamp::UNIX_EPOCH);
         assert_eq!(decided(None, &first), ("anew", 2));
         let epoch = Epoch::begin(4);
         let mut lost = found(Some(&epoch), extent("monday", 100));
-        lost.newest.see(Some(epoch.clone()), 100, 5);
+        lost.newest
+            .see(Some(epoch.clone()), 100, 5, Timestamp::UNIX_EPOCH);
         assert_eq!(decided(None, &lost), ("on", 4));
-        lost.newest.see(Some(Epoch::begin(5)), 7, 5);
+        lost.newest
+            .see(Some(Epoch::begin(5)), 7, 5, Timestamp::UNIX_EPOCH);
         assert_eq!(decided(None, &lost), ("anew", 6));
     }
 }

@@ -168,7 +168,8 @@ impl Intake {
                 }
                 Ended::Lost(lost) => {
                     tracing::info!(reason = %lost, "intake session ended");
-                    if let Lost::States | Lost::Events = lost {
+                    // A server that was away may have lost what is known of it.
+                    if let Lost::States | Lost::Events | Lost::Stopped(_) = lost {
                         desk.known.clear();
                     }
                     expected.states = ground.intact.least();

@@ -17,11 +17,11 @@ use async_nats::{
         self,
         consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
         kv::UpdateErrorKind,
-        stream::{Info, Stream},
+        stream::{Info, RawMessageErrorKind, Stream},
     },
 };
 use futures_util::StreamExt;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ use usersync_core::{
     epoch::{Epoch, Epochs},
     json,
     nats::REQUEST_TIMEOUT,
-    pull::MOST_OCTETS,
+    pull::{MOST_OCTETS, connects},
     state::History,
     streams,
     subjects::INTAKE,
@@ -47,6 +47,13 @@ const EVERY: Duration = Duration::from_secs(1);
 const FETCHED: usize = 1_000;
 /// How long the server keeps a consumer that nobody reads any more.
 const FORGOTTEN: Duration = Duration::from_secs(30);
+
+/// How long before the last event that is known of a nats-server that was started anew may have lost what it had: more than
+/// `sync_interval` as nats.conf has it, and than a mark is old.
+const SYNCED: SignedDuration = SignedDuration::from_secs(10);
+
+/// How far the clocks of nats-servers may be apart.
+const APART: SignedDuration = SignedDuration::from_secs(5);
 
 /// Who looks.
 pub(super) struct Survey {
@@ -74,6 +81,8 @@ pub(super) struct Ground {
     crowded: AtomicBool,
     /// A sequence that USER_EVENTS has reached.
     reached: AtomicU64,
+    /// How often this client had been connected when the streams were looked at.
+    pub connects: u64,
     lost: OnceLock<Lost>,
     ended: CancellationToken,
 }
@@ -106,8 +115,14 @@ impl Survey {
     pub(super) async fn stand_by(&self, expected: &Expected) -> anyhow::Result<()> {
         let (known, _) = self.marks().await?.read().await?;
         let (states, events) = (self.states_info().await?, self.events_info().await?);
+        let rewind = self.rewind(known.as_ref(), &events).await?;
         let least = known.map(|known| known.least().max(expected.states));
-        if let Mending::FromEvents { first, .. } = self.mending(least, &states, &events).await? {
+        let mending = self.mending(least, &states, &events).await?;
+        let from = match mending {
+            Mending::FromEvents { first, .. } => Some(first),
+            Mending::Nothing | Mending::GoOn { .. } => rewind,
+        };
+        if let Some(first) = from {
             let consumer = self.events.consumer_info(INTAKE).await?;
             let mut groups = consumer.priority_groups.iter();
             if !groups.any(|group| group.pinned_client_id.is_some()) {
@@ -123,6 +138,7 @@ impl Survey {
     /// # Errors
     /// Those of [`Self::stand_by`], and when another gateway does the same.
     pub(super) async fn begin(&self, expected: &Expected) -> anyhow::Result<(Ground, Watch)> {
+        let connects = connects(&self.jetstream);
         let marks = self.marks().await?;
         let (known, revision) = marks.read().await?;
         let least = known.as_ref();
@@ -134,7 +150,7 @@ impl Survey {
             _ => 1,
         };
         let mut newest = self.newest_since(from).await?;
-        newest.see(expected.epoch.clone(), 0, 0);
+        newest.see(expected.epoch.clone(), 0, 0, Timestamp::UNIX_EPOCH);
         // After the states: none of them contains an event that isn't seen here.
         let events = self.events_info().await?;
         let mending = self.mending(least, &states, &events).await?;
@@ -142,6 +158,7 @@ impl Survey {
         let found = Found {
             named: named.and_then(|epoch| epoch.parse().ok()),
             events: Extent::of(&events),
+            is_another: self.is_another(known.as_ref(), &newest, &events).await?,
             newest,
         };
         let (epochs, what) = match mark::decide(known.as_ref(), &found) {
@@ -162,6 +179,8 @@ impl Survey {
             }
         };
         let mut mark = Mark::new(epochs, &events, extent);
+        let rewind = self.rewind(known.as_ref(), &events).await?;
+        let known_remaking = known.as_ref().and_then(|known| known.remaking);
         (mark.incident, mark.crowded) =
             known.map_or((None, None), |known| (known.incident, known.crowded));
         if let Some(what) = what {
@@ -176,9 +195,18 @@ impl Survey {
             tracing::error!(reason = what, "USER_STATE is not what it was");
             mark.incident = Some(Incident::now(what.as_str()));
         }
+        mark.remaking = known_remaking;
         if let Mending::FromEvents { first, .. } = mending {
             self.events.reset_consumer(INTAKE, Some(first)).await?;
+            mark.remaking = Some(mark.events.last_seq);
+        } else if let Some(from) = rewind {
+            tracing::warn!(
+                event.seq = from,
+                "nats-server was started anew and may have lost what it had not synced: the last events are merged again"
+            );
+            self.events.reset_consumer(INTAKE, Some(from)).await?;
         }
+        mark.server = Some(self.server());
         let written = marks.write(&mark, revision).await;
         let revision = written.context("another gateway looks at the streams, too")?;
         let current = mark.epochs.current();
@@ -197,6 +225,7 @@ impl Survey {
             intact: Intact::new(self.states.clone(), &mark.states),
             crowded: AtomicBool::new(false),
             reached: AtomicU64::new(mark.events.last_seq),
+            connects,
             lost: OnceLock::new(),
             ended: CancellationToken::new(),
         };
@@ -208,6 +237,78 @@ impl Survey {
             revision,
         };
         Ok((ground, watch))
+    }
+
+    /// Whether USER_EVENTS has other events where it had those that are known: it was restored, or its server has lost some,
+    /// and it has grown since.
+    async fn is_another(
+        &self,
+        known: Option<&Mark>,
+        newest: &Newest,
+        events: &Info,
+    ) -> anyhow::Result<bool> {
+        let Some(known) = known else {
+            return Ok(false);
+        };
+        if let Some(stored) = self.stored_at(known.events.last_seq).await?
+            && stored != known.last_event
+        {
+            return Ok(true);
+        }
+        // A state is stored after the event that it contains, by the clock of another server where there are several.
+        let apart = match events.config.num_replicas {
+            0 | 1 => SignedDuration::ZERO,
+            _ => APART,
+        };
+        if !newest.is_of(known.epochs.current()) {
+            return Ok(false);
+        }
+        let stored = self.stored_at(newest.seq()).await?;
+        Ok(stored.is_some_and(|stored| stored > newest.told + apart))
+    }
+
+    /// When USER_EVENTS stored this event; `None` where it isn't there any more, or never was.
+    async fn stored_at(&self, seq: u64) -> anyhow::Result<Option<Timestamp>> {
+        if seq == 0 {
+            return Ok(None);
+        }
+        match self.events.get_raw_message(seq).await {
+            Ok(message) => {
+                let nanos = message.time.unix_timestamp_nanos();
+                Ok(Some(Timestamp::from_nanosecond(nanos)?))
+            }
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(error).context("USER_EVENTS can't be read"),
+        }
+    }
+
+    /// Which nats-server answers.
+    fn server(&self) -> String {
+        self.jetstream.client().server_info().server_id
+    }
+
+    /// From which event on they are to be merged again, after nats-server was started anew: it may have lost states whose
+    /// events it knows to be acknowledged, for it syncs each stream by itself. To merge an event twice changes nothing.
+    /// `None` where there is nothing to do; with replicas another server has what one has lost.
+    async fn rewind(&self, known: Option<&Mark>, events: &Info) -> anyhow::Result<Option<u64>> {
+        let Some(known) = known else {
+            return Ok(None);
+        };
+        let same = known
+            .server
+            .as_ref()
+            .is_none_or(|server| *server == self.server());
+        if same || events.config.num_replicas > 1 {
+            return Ok(None);
+        }
+        let floor = self.events.consumer_info(INTAKE).await?;
+        let floor = floor.ack_floor.stream_sequence;
+        let from = match known.remaking {
+            Some(_) => 1,
+            None => self.first_since(known.last_event - SYNCED).await?,
+        };
+        let from = from.max(events.state.first_sequence).max(1);
+        Ok((from <= floor).then_some(from))
     }
 
     async fn marks(&self) -> anyhow::Result<Marks> {
@@ -314,12 +415,15 @@ impl Survey {
                 let message = timeout(REQUEST_TIMEOUT, messages.next()).await;
                 let message = message.context("USER_STATE: no answer")?;
                 let message = message.context("USER_STATE: reading ended")??;
-                left = message.info().map_err(anyhow::Error::from_boxed)?.pending;
+                let info = message.info().map_err(anyhow::Error::from_boxed)?;
+                left = info.pending;
+                let told = Timestamp::from_nanosecond(info.published.unix_timestamp_nanos())?;
                 if let Ok(contained) = json::read::<Contained>(&message.payload) {
                     newest.see(
                         contained.epoch,
                         contained.event_seq,
                         contained.event.stored_us,
+                        told,
                     );
                 }
             }
@@ -334,9 +438,21 @@ impl Survey {
         let merged = i64::try_from(newest.stored_us).unwrap_or_default() + 1;
         let after = known
             .max(Timestamp::from_microsecond(merged)?)
-            .as_nanosecond()
-            + 1;
-        let start_time = datetime::from_nanos(after).map_err(anyhow::Error::from_boxed)?;
+            .checked_add(SignedDuration::from_nanos(1))?;
+        let first = self.first_since(after).await?;
+        let floor = self
+            .events
+            .consumer_info(INTAKE)
+            .await?
+            .ack_floor
+            .stream_sequence;
+        Ok(first.max(floor + 1))
+    }
+
+    /// The first event that was stored then or later; behind the last one where there is none.
+    async fn first_since(&self, start: Timestamp) -> anyhow::Result<u64> {
+        let start = start.max(Timestamp::UNIX_EPOCH).as_nanosecond();
+        let start_time = datetime::from_nanos(start).map_err(anyhow::Error::from_boxed)?;
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartTime { start_time },
             headers_only: true,
@@ -357,13 +473,7 @@ impl Survey {
             }
         }
         self.events.delete_consumer(&info.name).await?;
-        let floor = self
-            .events
-            .consumer_info(INTAKE)
-            .await?
-            .ack_floor
-            .stream_sequence;
-        Ok(first.max(floor + 1))
+        Ok(first)
     }
 
     /// Writes the epoch into the metadata of a stream, where a backup takes it along.
@@ -465,6 +575,12 @@ impl Watch {
         }
         if events.config.duplicate_window != ground.history.window {
             return Err(Lost::Window(events.config.duplicate_window));
+        }
+        if let Some(until) = mark.remaking
+            && let Ok(consumer) = self.events.consumer_info(INTAKE).await
+            && consumer.ack_floor.stream_sequence >= until
+        {
+            mark.remaking = None;
         }
         if ground.crowded.swap(false, Ordering::Relaxed) {
             mark.crowded = Some(Timestamp::now());

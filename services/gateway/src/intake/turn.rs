@@ -17,6 +17,7 @@ use metrics::{Counter, Histogram};
 use usersync_core::{
     admin::Health,
     event::{Event, InvalidEvent},
+    pull::{Stopped, connects},
     state::{self, Applied, Position, State, Unreadable},
     stored_state,
     subjects::{self, USER_EVENTS, header},
@@ -155,6 +156,11 @@ async fn merge(desk: &Desk, ground: &Ground, user_id: &UserId, arrivals: &mut [A
     let mut waits = false;
     loop {
         let base = base(desk, user_id, &mut origin).await;
+        // What was read, or is known, may be gone by now: the next session looks.
+        if connects(&desk.jetstream) != ground.connects {
+            ground.lose(Lost::Stopped(Stopped::Reconnected));
+            return Merged::Lost;
+        }
         let Ok(mut state) = parsed(desk, user_id, &base).await else {
             (origin, waits) = (Origin::Leader, true);
             continue;

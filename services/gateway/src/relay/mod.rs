@@ -517,7 +517,8 @@ impl Relay {
         let joined = source.failed.join(&mut noted.rows);
         let last = noted.rows.iter().max_by_key(|row| row.id);
         let last = last.map(OutboxRow::stamp);
-        let plan = plan::plan(noted.rows, &mut noted.found, &source.held);
+        let marked = source.layout.deleted.is_some();
+        let plan = plan::plan(noted.rows, &mut noted.found, &source.held, marked);
         self.brake(database, source, &plan).await?;
         // What came back has a note behind these: both are read anew, together.
         let under_way = under_way.filter(|_| plan.held.is_empty() && !joined);

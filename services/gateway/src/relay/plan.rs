@@ -45,11 +45,22 @@ pub(super) struct Plan {
     pub failed: Vec<Failure>,
     /// Rows to be looked at once more: a deletion whose user is there again. The note of that is there now, too.
     pub held: Vec<i64>,
+    /// Whether rows may be there that stand for nobody: of users who were deleted elsewhere (ADR 49).
+    marked: bool,
 }
 
-/// Plans the events of `rows`, which come in the order of their ids; `held` are those that were looked at before.
-pub(super) fn plan(rows: Vec<OutboxRow>, found: &mut Found, held: &HashSet<i64>) -> Plan {
-    let mut plan = Plan::default();
+/// Plans the events of `rows`, which come in the order of their ids; `held` are those that were looked at before. Where rows
+/// of deleted users are `marked`, one that is replaced may have been such a row: then the user comes.
+pub(super) fn plan(
+    rows: Vec<OutboxRow>,
+    found: &mut Found,
+    held: &HashSet<i64>,
+    marked: bool,
+) -> Plan {
+    let mut plan = Plan {
+        marked,
+        ..Plan::default()
+    };
     let mut users: HashMap<String, Vec<OutboxRow>> = HashMap::new();
     for row in rows {
         if row.payload.is_some() {
@@ -123,6 +134,7 @@ impl Plan {
     fn tell_row(&mut self, notes: Vec<OutboxRow>, document: Vec<u8>) {
         let kind = match came_by(&notes) {
             Some(_) => EventType::Created,
+            None if self.marked && notes.iter().any(is_insertion) => EventType::Created,
             None => EventType::Updated,
         };
         self.tell(notes, What::Row { kind, document });
@@ -149,6 +161,10 @@ impl Plan {
         let ids = notes.iter().map(|note| note.id);
         self.silent.extend(ids.filter(|other| *other != id));
     }
+}
+
+fn is_insertion(note: &OutboxRow) -> bool {
+    note.change() == Some(RowChange::Inserted)
 }
 
 /// Whether a note says that its user has gone, and no other one of the same statement that it came back: so says
@@ -212,7 +228,7 @@ mod tests {
         let notes = notes.map(|((event, tx), id)| note(id, event, *tx));
         let row = row.map(|row| row.map(|text| text.into()).map_err(str::to_owned));
         let mut found: Found = row.map(|row| ("7".to_owned(), row)).into_iter().collect();
-        plan(notes.collect(), &mut found, held)
+        plan(notes.collect(), &mut found, held, false)
     }
 
     fn shown(plan: Plan) -> Vec<String> {
@@ -267,8 +283,19 @@ mod tests {
         let mut notes = [note(1, "user.deleted", 1), note(2, "user.created", 1)];
         notes.iter_mut().for_each(|note| note.tx = None);
         let mut found = Found::from([("7".to_owned(), Ok(Vec::new()))]);
-        let plan = plan(notes.into(), &mut found, &HashSet::new());
+        let plan = plan(notes.into(), &mut found, &HashSet::new(), false);
         assert_eq!(shown(plan), ["gone 1", "created 2"]);
+    }
+
+    #[test]
+    fn a_row_that_is_replaced_may_have_been_of_a_deleted_user() {
+        let notes = [note(1, "D", 1), note(2, "I", 1), note(3, "U", 2)];
+        let of = |marked| {
+            let mut found = Found::from([("7".to_owned(), Ok(Vec::new()))]);
+            shown(plan(notes.to_vec(), &mut found, &HashSet::new(), marked))
+        };
+        assert_eq!(of(true), ["created 3+1+2"]);
+        assert_eq!(of(false), ["updated 3+1+2"]);
     }
 
     #[test]
@@ -321,7 +348,7 @@ mod tests {
         let mut rows = vec![note(1, "U", 1), note(2, "user.updated", 2), note(3, "U", 3)];
         rows[1].payload = Some(Payload::TooLarge);
         let mut found = Found::from([("7".to_owned(), Ok(Vec::new()))]);
-        let plan = plan(rows, &mut found, &HashSet::new());
+        let plan = plan(rows, &mut found, &HashSet::new(), false);
         assert_eq!(shown(plan), ["payload 2", "updated 3+1"]);
     }
 }

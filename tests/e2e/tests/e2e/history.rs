@@ -171,6 +171,36 @@ async fn a_gateway_that_died_before_it_wrote_its_mark_is_known_by_the_states() {
     until_all_say(&intake, "f").await;
 }
 
+/// What was restored may have more events than there were before anybody compares it.
+#[tokio::test]
+async fn a_restored_stream_that_has_grown_past_what_was_known_is_another() {
+    for mark_is_old in [false, true] {
+        let mut intake = Intake::start().await;
+        history(&intake).await;
+        let backup = Backup::of(&intake.jetstream, USER_EVENTS).await.unwrap();
+        let bucket = intake.jetstream.get_key_value("user_epochs").await.unwrap();
+        let mark = bucket.get("intake").await.unwrap().unwrap();
+        say(&intake, "d").await;
+        intake.all_taken_in().await;
+        if mark_is_old {
+            // Only the states know of the last events.
+            intake.stack.gateways[0].kill9().await;
+            bucket.put("intake", mark).await.unwrap();
+        } else {
+            intake.stack.gateways[0].stop(GRACE).await.unwrap();
+        }
+        intake.jetstream.delete_stream(USER_EVENTS).await.unwrap();
+        backup.restore(&intake.jetstream).await.unwrap();
+        for value in ["e", "f"] {
+            say(&intake, value).await;
+        }
+        intake.stack.gateways[0].restart().await.unwrap();
+        until_all_say(&intake, "f").await;
+        alerted(&intake, "USER_EVENTS went back and has grown since").await;
+        assert!(epoch(&intake).await.starts_with("2-"));
+    }
+}
+
 #[tokio::test]
 async fn states_that_vanish_under_a_running_gateway_are_made_again() {
     for how in ["deleted", "purged", "emptied by half"] {
