@@ -254,6 +254,7 @@ impl Courier {
         route.meters.breaker_state.set(0);
         route.meters.in_hand.set(0);
         self.health.gone(target.as_ref());
+        self.health.gone(&self.newer());
         tracing::info!(%target, "drained");
         (self.memory, is_through)
     }
@@ -532,9 +533,14 @@ impl Courier {
         self.shown = state;
     }
 
+    /// The part of this worker's health that says that users wait for a newer worker.
+    fn newer(&self) -> String {
+        format!("states for {}", self.route.config.name)
+    }
+
     /// What is seen from outside, and the delivery log.
     async fn report(&self, under_way: usize) {
-        let newer = format!("states for {}", self.route.config.name);
+        let newer = self.newer();
         match self.route.newer() {
             Some(reason) => self.health.waiting(&newer, format!("users wait: {reason}")),
             None => self.health.gone(&newer),

@@ -154,6 +154,8 @@ impl Intake {
                 merge_events(&mut session, &desk, &ground, &voucher, watching, &shutdown).await
             };
             self.active.set(0.0);
+            // Whoever merges next says so again.
+            self.health.gone(turn::NEWER);
             match ended {
                 Ended::Stopped => {
                     // The next gateway finds all of it in the mark.

@@ -457,7 +457,8 @@ async fn many_users_who_always_fail_keep_nobody_else_waiting_and_are_given_up() 
         let (kind, next) = event(user);
         bus.publish(kind, next).await?;
     }
-    eventually(SOON, async || {
+    // Attempts are made while the breaker is closed: how long that takes depends on the machine.
+    eventually(LATER, async || {
         let letters = bus.count(USER_DEAD).await?;
         ensure!(letters == POISON, "{letters} of {POISON} were given up");
         Ok(())

@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection, SqliteConnection};
 use usersync_core::check::{Class, Stage};
 use usersync_stack::{
-    ArcadeDbServer, Directory, Launch, MariaDbServer, PostgresServer, Stack, tools,
+    ArcadeDbServer, Directory, Launch, MariaDbServer, PostgresServer, Stack, eventually, tools,
 };
 
 use super::{check, counts, created};
@@ -50,18 +50,23 @@ async fn finds_and_repairs(bus: &Bus, target: &str, expected: [u64; 4]) -> Resul
     );
     // The alert says what is so now, and is the one that was raised.
     if expected[3] > 0 {
-        let told = crate::alerts::history(bus, "drift", target).await?;
-        let (first, last) = (told.first(), told.last());
-        let (first, last) = (first.context("no alert")?, last.context("no alert")?);
-        ensure!(
-            first["id"] == last["id"] && first["updated"].is_null(),
-            "{told:?}"
-        );
-        ensure!(
-            last["stage"] == "done" && last["updated"].is_string(),
-            "{told:?}"
-        );
-        ensure!(last["found"] == json!({"orphan": expected[3]}), "{told:?}");
+        // It is told after the report.
+        eventually(SOON, async || {
+            let told = crate::alerts::history(bus, "drift", target).await?;
+            let (first, last) = (told.first(), told.last());
+            let (first, last) = (first.context("no alert")?, last.context("no alert")?);
+            ensure!(
+                first["id"] == last["id"] && first["updated"].is_null(),
+                "{told:?}"
+            );
+            ensure!(
+                last["stage"] == "done" && last["updated"].is_string(),
+                "{told:?}"
+            );
+            ensure!(last["found"] == json!({"orphan": expected[3]}), "{told:?}");
+            Ok(())
+        })
+        .await?;
     }
     // Orphans are reported and left alone unless the target's policy says otherwise.
     ensure!(counts(&again) == [0, 0, 0, expected[3]], "{again:?}");
