@@ -98,22 +98,23 @@ impl MySql {
     /// Connects to an address that was looked at; by name where the server must prove that it is that name's.
     async fn reach(&self) -> Result<MySqlConnection, Trouble> {
         let options = self.certified()?;
+        let (host, port) = (options.get_host(), options.get_port());
         let trouble = |error| {
+            // That names the place.
             let refusal = self.peer.sql_refusal(&error);
-            refusal.unwrap_or_else(|| trouble(error))
+            let place = |trouble: Trouble| trouble.reaching(host, port, options.get_database());
+            refusal.unwrap_or_else(|| place(trouble(error)))
         };
-        let (host, port) = (options.get_host().to_owned(), options.get_port());
-        let place = |trouble: Trouble| trouble.reaching(&host, port, options.get_database());
         if options.get_socket().is_some() {
             self.way.check_local().map_err(Blocked::from)?;
             return options.connect().await.map_err(trouble);
         }
-        let addresses = self.way.to(&host, port).await?;
+        let addresses = self.way.to(host, port).await?;
         if matches!(options.get_ssl_mode(), MySqlSslMode::VerifyIdentity) {
-            return options.connect().await.map_err(trouble).map_err(place);
+            return options.connect().await.map_err(trouble);
         }
         let connected = first(addresses, |host| options.clone().host(host)).await;
-        connected.map_err(trouble).map_err(place)
+        connected.map_err(trouble)
     }
 
     /// With the certificates as they are now.

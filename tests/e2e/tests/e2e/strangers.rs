@@ -22,6 +22,8 @@ use crate::{
 const MANY: usize = 2_300;
 /// A whole body, in bytes.
 const BODY: usize = 8 << 20;
+/// How long an answer takes that waits for nothing.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// The entry of a caller that signs.
 const CRM: &str = "[http.keys.crm]\nsecrets = [\"env:CRM_SECRET\"]\nscopes = [\"publish\"]\n";
 const SECRET: (&str, &str) = (
@@ -110,7 +112,8 @@ async fn bodies_whose_signature_is_not_proven_have_room_together() -> Result<()>
         let mut late = connection(&guarded.stack).await?;
         // Who is refused reads no more.
         let _ = timeout(SOON, late.write_all(half.as_bytes())).await?;
-        let answer = answered(&mut late).await?;
+        // Who is let in is waited for, until the others are given up.
+        let answer = timeout(AT_ONCE, answered(&mut late)).await??;
         ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         ensure!(answer.contains("retry-after: 1"), "{answer}");
         Ok(())
