@@ -277,8 +277,15 @@ impl Survey {
                 let nanos = message.time.unix_timestamp_nanos();
                 Ok(Some(Timestamp::from_nanosecond(nanos)?))
             }
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(error).context("USER_EVENTS can't be read"),
+            Err(error) => match error.kind() {
+                RawMessageErrorKind::NoMessageFound => Ok(None),
+                // Its headers may be none that can be read: that must not keep anybody from merging.
+                RawMessageErrorKind::Other => {
+                    tracing::warn!(event.seq = seq, %error, "can't tell when an event was stored");
+                    Ok(None)
+                }
+                _ => Err(error).context("USER_EVENTS can't be read"),
+            },
         }
     }
 
