@@ -122,6 +122,10 @@ async fn serve(
         known => known.is_ok(),
     };
     if !known {
+        // A replica that lags may not know yet of a target that was just put.
+        if message.info().is_ok_and(|info| info.delivered == 1) {
+            return Ok(AckKind::Nak(Some(AGAIN)));
+        }
         tracing::error!(
             target,
             "there is no such target; the request for a check is dropped"

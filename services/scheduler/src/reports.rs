@@ -107,7 +107,7 @@ pub(crate) async fn publish(
                 alike,
                 "checked: nobody differs"
             );
-            if request.is_of_all() {
+            if request.is_telling() {
                 let resolved = |newest: &alert::Newest| newest.raised().map(Alert::resolved);
                 alert::tell(&scheduler.jetstream, Kind::Drift, target, resolved).await?;
             }

@@ -270,7 +270,6 @@ impl Pull {
 }
 
 /// How often the client has connected.
-/// How often this client was connected: another number says that the connection was lost meanwhile.
 pub fn connects(jetstream: &jetstream::Context) -> u64 {
     jetstream
         .client()

@@ -14,6 +14,7 @@ use usersync_core::{
 use super::{
     Control,
     erase::Erase,
+    meant::Told,
     users::{self, ById, Status},
 };
 
@@ -104,9 +105,11 @@ pub(super) async fn standing(control: &Control, erase: &Erase) -> anyhow::Result
             }
             _ if erase.dry_run => (Gone::Pending, None),
             (Some(_), Some(task)) => match task.status {
-                // A deleted user is in every scope.
-                Status::Synced | Status::OutOfScope => (Gone::Erased, None),
-                Status::Ignored => (Gone::NotPossible, task.rule.because.clone()),
+                // Whoever came again since, and is none of the target's.
+                Status::OutOfScope | Status::Ignored if task.rule.outcome == Told::Nothing => {
+                    (Gone::NotPossible, task.rule.because.clone())
+                }
+                Status::Synced | Status::OutOfScope | Status::Ignored => (Gone::Erased, None),
                 Status::Dead => {
                     let why = task.error.as_deref().unwrap_or("no reason is known");
                     let reason = format!("given up: {why}; mend it and replay the dead letter");

@@ -40,7 +40,7 @@ pub(crate) enum Told {
 impl Meant {
     /// What the rule of `config` makes of `state`.
     pub(super) fn of(config: &Arc<TargetConfig>, grants: &Grants, state: State) -> Self {
-        let deleted = state.deleted;
+        let (deleted, erased) = (state.deleted, state.erased);
         let verdict = match Rule::compile(config, grants) {
             Ok(rule) => rule.apply(state),
             Err(error) => {
@@ -69,6 +69,9 @@ impl Meant {
                 Some(format!(
                     "the filter `{filter}` isn't true of the user, and on_out_of_scope is `{then}`"
                 ))
+            }
+            _ if erased && outcome == Told::Delete => {
+                Some("the user was erased, so the target is told to delete them".to_owned())
             }
             _ if deleted => {
                 let then = words(config.on_delete);

@@ -238,7 +238,9 @@ pub(super) async fn tasks_at(
     // Last, so that what has been proven meanwhile counts.
     let unproven = presences::unproven(control).await?;
     for task in &mut targets {
-        if task.status == Status::Synced && unproven.contains(&task.target) {
+        let told = task.rule.outcome != Told::Nothing
+            && matches!(task.status, Status::Synced | Status::OutOfScope);
+        if told && unproven.contains(&task.target) {
             task.status = Status::Unproven;
         }
     }
@@ -318,7 +320,11 @@ impl Known<'_> {
         let failed = answers
             .iter()
             .filter(|memory| memory.attempts > 0)
-            .filter(|memory| memory.version.is_none_or(|tried| tried >= version))
+            .filter(|memory| {
+                memory
+                    .version
+                    .is_none_or(|tried| tried == 0 || tried >= version)
+            })
             .max_by_key(|memory| memory.attempts);
         if let Some(memory) = failed {
             task.status = Status::Retrying;

@@ -12,7 +12,9 @@ use usersync_core::{
 use super::{
     Control,
     breakers::{self, Breaker},
-    checks, nats,
+    checks,
+    meant::Told,
+    nats,
     users::{self, ById, Status, Task, Waiting},
 };
 use crate::problem::Problem;
@@ -103,6 +105,9 @@ fn answer(task: &Task, breakers: &[Breaker]) -> String {
     let because = task.rule.because.as_deref().unwrap_or_default();
     let reason = |error: &Option<String>| error.clone().unwrap_or_else(|| "unknown".to_owned());
     let what = match task.status {
+        Status::Synced if task.rule.outcome == Told::Refused => {
+            format!("the rule has no answer for the user here: {because}")
+        }
         Status::Synced if because.is_empty() => "the target has taken the newest state".to_owned(),
         Status::Synced => format!("the target has been told: {because}"),
         Status::OutOfScope | Status::Ignored => because.to_owned(),

@@ -35,9 +35,9 @@ pub(crate) struct Mark {
     /// The nats-server that was asked; each start makes another id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
-    /// Up to which event states are being made again, while they are.
+    /// Up to which event all were merged long enough ago for that to be synced (ADR 50).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remaking: Option<u64>,
+    pub merged: Option<u64>,
     /// What has happened to the streams last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incident: Option<Incident>,
@@ -265,7 +265,7 @@ impl Mark {
             last_event: last_event(events),
             states,
             server: None,
-            remaking: None,
+            merged: None,
             incident: None,
             crowded: None,
         }
@@ -300,7 +300,7 @@ mod tests {
             last_event: Timestamp::UNIX_EPOCH,
             states: extent("monday", 9),
             server: None,
-            remaking: None,
+            merged: None,
             incident: None,
             crowded: None,
         }

@@ -8,11 +8,13 @@
 mod intact;
 mod known;
 mod mark;
+mod past;
 mod refusal;
 mod session;
 mod survey;
 mod turn;
 mod vouch;
+mod watch;
 
 use std::{sync::Arc, time::Duration};
 
@@ -40,9 +42,10 @@ use usersync_traces::{Span, SpanKind, Traces};
 use crate::Settings;
 pub(crate) use mark::{Mark, Marks};
 use session::{InOrder, Lost, Pinned, Session};
-use survey::{Expected, Ground, Survey, Watch};
+use survey::{Expected, Ground, Survey};
 use turn::{Arrival, Desk, Meters};
 use vouch::Voucher;
+use watch::Watch;
 
 /// Turns under way at once.
 const TURNS: usize = 2_000;

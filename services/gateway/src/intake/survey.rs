@@ -1,27 +1,19 @@
 //! Looks at both streams before a session begins and every second while it goes on: they are those they were, and
 //! nothing of them is gone. What is mended here is mended before anything merges; see `mark` for what is compared.
 
-use std::{
-    pin::pin,
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use anyhow::Context as _;
-use async_nats::{
-    datetime,
-    jetstream::{
-        self,
-        consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
-        kv::UpdateErrorKind,
-        stream::{Info, RawMessageErrorKind, Stream},
-    },
+use async_nats::jetstream::{
+    self,
+    consumer::{DeliverPolicy, PullConsumer, pull},
+    stream::{Info, Stream},
 };
 use futures_util::StreamExt;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -38,24 +30,16 @@ use usersync_core::{
 use super::{
     intact::{Intact, Least},
     mark::{self, Decision, EPOCH, Extent, Found, Incident, Mark, Marks, Newest},
+    past::reading,
     session::Lost,
+    watch::Watch,
 };
 
-/// How often the streams are looked at.
-const EVERY: Duration = Duration::from_secs(1);
 /// Messages asked for at once.
 const FETCHED: usize = 1_000;
-/// How long the server keeps a consumer that nobody reads any more.
-const FORGOTTEN: Duration = Duration::from_secs(30);
-
-/// How long before the last event that is known of a nats-server that was started anew may have lost what it had: more than
-/// `sync_interval` as nats.conf has it, and than a mark is old.
-const SYNCED: SignedDuration = SignedDuration::from_secs(10);
-
-/// How far the clocks of nats-servers may be apart.
-const APART: SignedDuration = SignedDuration::from_secs(5);
 
 /// Who looks.
+#[derive(Clone)]
 pub(super) struct Survey {
     pub jetstream: jetstream::Context,
     pub events: Stream<()>,
@@ -85,15 +69,6 @@ pub(super) struct Ground {
     pub connects: u64,
     lost: OnceLock<Lost>,
     ended: CancellationToken,
-}
-
-/// Renews the mark while a session goes on.
-pub(super) struct Watch {
-    events: Stream<()>,
-    states: Stream<()>,
-    marks: Marks,
-    mark: Mark,
-    revision: u64,
 }
 
 /// What follows from states that are missing.
@@ -161,44 +136,20 @@ impl Survey {
             is_another: self.is_another(known.as_ref(), &newest, &events).await?,
             newest,
         };
-        let (epochs, what) = match mark::decide(known.as_ref(), &found) {
-            Decision::GoOn(epochs) => (epochs, None),
-            Decision::Anew { ordinal, what } => {
-                (Epochs::beginning_with(Epoch::begin(ordinal)), Some(what))
-            }
-            Decision::Behind {
-                lineage,
-                ordinal,
-                what,
-            } => {
-                let known = known
-                    .as_ref()
-                    .map_or(Timestamp::UNIX_EPOCH, |known| known.last_event);
-                let from = self.first_after(known, &found.newest).await?;
-                (lineage.and_then(ordinal, from), Some(what))
-            }
-        };
+        let (epochs, incident) = self.epochs(known.as_ref(), &found).await?;
         let mut mark = Mark::new(epochs, &events, extent);
         let rewind = self.rewind(known.as_ref(), &events).await?;
-        let known_remaking = known.as_ref().and_then(|known| known.remaking);
-        (mark.incident, mark.crowded) =
-            known.map_or((None, None), |known| (known.incident, known.crowded));
-        if let Some(what) = what {
-            let what = format!(
-                "{what}. A new epoch begins: what comes now counts as newer than every state. Compare the states with the \
-                 main databases (`nats pub user.check.gateway ''`): events that are gone can be seen there only"
-            );
-            tracing::error!(epoch = %mark.epochs.current(), reason = what, "USER_EVENTS is not what it was");
-            mark.incident = Some(Incident::now(what));
+        if let Some(known) = known {
+            (mark.incident, mark.crowded, mark.merged) =
+                (known.incident, known.crowded, known.merged);
         }
+        mark.incident = incident.or(mark.incident);
         if let Mending::FromEvents { what, .. } | Mending::GoOn { what } = &mending {
             tracing::error!(reason = what, "USER_STATE is not what it was");
             mark.incident = Some(Incident::now(what.as_str()));
         }
-        mark.remaking = known_remaking;
         if let Mending::FromEvents { first, .. } = mending {
             self.events.reset_consumer(INTAKE, Some(first)).await?;
-            mark.remaking = Some(mark.events.last_seq);
         } else if let Some(from) = rewind {
             tracing::warn!(
                 event.seq = from,
@@ -206,6 +157,8 @@ impl Survey {
             );
             self.events.reset_consumer(INTAKE, Some(from)).await?;
         }
+        let floor = self.floor().await?;
+        mark.merged = mark.merged.map(|merged| merged.min(floor));
         mark.server = Some(self.server());
         let written = marks.write(&mark, revision).await;
         let revision = written.context("another gateway looks at the streams, too")?;
@@ -229,93 +182,36 @@ impl Survey {
             lost: OnceLock::new(),
             ended: CancellationToken::new(),
         };
-        let watch = Watch {
-            events: self.events.clone(),
-            states: self.states.clone(),
-            marks,
-            mark,
-            revision,
-        };
-        Ok((ground, watch))
+        Ok((ground, Watch::new(self.clone(), marks, mark, revision)))
     }
 
-    /// Whether USER_EVENTS has other events where it had those that are known: it was restored, or its server has lost some,
-    /// and it has grown since.
-    async fn is_another(
+    /// The epochs to go on with, and what people are told where a new one begins.
+    async fn epochs(
         &self,
         known: Option<&Mark>,
-        newest: &Newest,
-        events: &Info,
-    ) -> anyhow::Result<bool> {
-        let Some(known) = known else {
-            return Ok(false);
-        };
-        if let Some(stored) = self.stored_at(known.events.last_seq).await?
-            && stored != known.last_event
-        {
-            return Ok(true);
-        }
-        // A state is stored after the event that it contains, by the clock of another server where there are several.
-        let apart = match events.config.num_replicas {
-            0 | 1 => SignedDuration::ZERO,
-            _ => APART,
-        };
-        if !newest.is_of(known.epochs.current()) {
-            return Ok(false);
-        }
-        let stored = self.stored_at(newest.seq()).await?;
-        Ok(stored.is_some_and(|stored| stored > newest.told + apart))
-    }
-
-    /// When USER_EVENTS stored this event; `None` where it isn't there any more, or never was.
-    async fn stored_at(&self, seq: u64) -> anyhow::Result<Option<Timestamp>> {
-        if seq == 0 {
-            return Ok(None);
-        }
-        match self.events.get_raw_message(seq).await {
-            Ok(message) => {
-                let nanos = message.time.unix_timestamp_nanos();
-                Ok(Some(Timestamp::from_nanosecond(nanos)?))
+        found: &Found,
+    ) -> anyhow::Result<(Epochs, Option<Incident>)> {
+        let (epochs, what) = match mark::decide(known, found) {
+            Decision::GoOn(epochs) => return Ok((epochs, None)),
+            Decision::Anew { ordinal, what } => {
+                (Epochs::beginning_with(Epoch::begin(ordinal)), what)
             }
-            Err(error) => match error.kind() {
-                RawMessageErrorKind::NoMessageFound => Ok(None),
-                // Its headers may be none that can be read: that must not keep anybody from merging.
-                RawMessageErrorKind::Other => {
-                    tracing::warn!(event.seq = seq, %error, "can't tell when an event was stored");
-                    Ok(None)
-                }
-                _ => Err(error).context("USER_EVENTS can't be read"),
-            },
-        }
-    }
-
-    /// Which nats-server answers.
-    fn server(&self) -> String {
-        self.jetstream.client().server_info().server_id
-    }
-
-    /// From which event on they are to be merged again, after nats-server was started anew: it may have lost states whose
-    /// events it knows to be acknowledged, for it syncs each stream by itself. To merge an event twice changes nothing.
-    /// `None` where there is nothing to do; with replicas another server has what one has lost.
-    async fn rewind(&self, known: Option<&Mark>, events: &Info) -> anyhow::Result<Option<u64>> {
-        let Some(known) = known else {
-            return Ok(None);
+            Decision::Behind {
+                lineage,
+                ordinal,
+                what,
+            } => {
+                let known = known.map_or(Timestamp::UNIX_EPOCH, |known| known.last_event);
+                let from = self.first_after(known, &found.newest, found.is_another);
+                (lineage.and_then(ordinal, from.await?), what)
+            }
         };
-        let same = known
-            .server
-            .as_ref()
-            .is_none_or(|server| *server == self.server());
-        if same || events.config.num_replicas > 1 {
-            return Ok(None);
-        }
-        let floor = self.events.consumer_info(INTAKE).await?;
-        let floor = floor.ack_floor.stream_sequence;
-        let from = match known.remaking {
-            Some(_) => 1,
-            None => self.first_since(known.last_event - SYNCED).await?,
-        };
-        let from = from.max(events.state.first_sequence).max(1);
-        Ok((from <= floor).then_some(from))
+        let what = format!(
+            "{what}. A new epoch begins: what comes now counts as newer than every state. Compare the states with the \
+             main databases (`nats pub user.check.gateway ''`): events that are gone can be seen there only"
+        );
+        tracing::error!(epoch = %epochs.current(), reason = what, "USER_EVENTS is not what it was");
+        Ok((epochs, Some(Incident::now(what))))
     }
 
     async fn marks(&self) -> anyhow::Result<Marks> {
@@ -439,50 +335,6 @@ impl Survey {
         Ok(newest)
     }
 
-    /// The first sequence of USER_EVENTS that is none of before: stored later than anything that was known, and not
-    /// acknowledged in the consumer that was restored with it.
-    async fn first_after(&self, known: Timestamp, newest: &Newest) -> anyhow::Result<u64> {
-        let merged = i64::try_from(newest.stored_us).unwrap_or_default() + 1;
-        let after = known
-            .max(Timestamp::from_microsecond(merged)?)
-            .checked_add(SignedDuration::from_nanos(1))?;
-        let first = self.first_since(after).await?;
-        let floor = self
-            .events
-            .consumer_info(INTAKE)
-            .await?
-            .ack_floor
-            .stream_sequence;
-        Ok(first.max(floor + 1))
-    }
-
-    /// The first event that was stored then or later; behind the last one where there is none.
-    async fn first_since(&self, start: Timestamp) -> anyhow::Result<u64> {
-        let start = start.max(Timestamp::UNIX_EPOCH).as_nanosecond();
-        let start_time = datetime::from_nanos(start).map_err(anyhow::Error::from_boxed)?;
-        let config = pull::Config {
-            deliver_policy: DeliverPolicy::ByStartTime { start_time },
-            headers_only: true,
-            ..reading()
-        };
-        let consumer: PullConsumer = self.events.create_consumer(config).await?;
-        let info = consumer.cached_info();
-        let mut first = self.events.get_info().await?.state.last_sequence + 1;
-        if info.num_pending > 0 {
-            let messages = consumer.fetch().max_messages(1).messages().await?;
-            let message = timeout(REQUEST_TIMEOUT, pin!(messages).next()).await;
-            if let Some(message) = message.context("USER_EVENTS: no answer")? {
-                let message = message.map_err(anyhow::Error::from_boxed)?;
-                first = message
-                    .info()
-                    .map_err(anyhow::Error::from_boxed)?
-                    .stream_sequence;
-            }
-        }
-        self.events.delete_consumer(&info.name).await?;
-        Ok(first)
-    }
-
     /// Writes the epoch into the metadata of a stream, where a backup takes it along.
     async fn name_epoch(&self, stream: &Stream<()>, epoch: &Epoch) -> anyhow::Result<()> {
         // Read just before: somebody may edit it.
@@ -491,17 +343,6 @@ impl Survey {
         let updated = self.jetstream.update_stream(&config).await;
         updated.with_context(|| format!("naming the epoch in the metadata of {}", config.name))?;
         Ok(())
-    }
-}
-
-/// A consumer that is read once and acknowledges nothing.
-fn reading() -> pull::Config {
-    pull::Config {
-        ack_policy: AckPolicy::None,
-        inactive_threshold: FORGOTTEN,
-        memory_storage: true,
-        num_replicas: 1,
-        ..pull::Config::default()
     }
 }
 
@@ -542,70 +383,13 @@ impl Ground {
         self.reached.fetch_max(seq, Ordering::Relaxed);
     }
 
+    /// Whether a user had more events than a state remembers, since this was asked last.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.crowded.swap(false, Ordering::Relaxed)
+    }
+
     /// A user has more events than a state remembers.
     pub(super) fn crowd(&self) {
         self.crowded.store(true, Ordering::Relaxed);
     }
-}
-
-impl Watch {
-    /// Looks every second, until the streams aren't what they were.
-    pub(super) async fn run(&mut self, ground: &Ground) -> Lost {
-        loop {
-            tokio::time::sleep(EVERY).await;
-            if let Ok(Err(lost)) = timeout(REQUEST_TIMEOUT, self.look(ground)).await {
-                return lost;
-            }
-        }
-    }
-
-    /// Looks once. What can't be asked now is asked next time: a session doesn't live without its streams anyway.
-    pub(super) async fn look(&mut self, ground: &Ground) -> Result<(), Lost> {
-        let least = ground.intact.least();
-        // States first: none of them contains an event that isn't seen after them.
-        let Ok(states) = self.states.get_info().await else {
-            return Ok(());
-        };
-        if !ground.intact.is_so(&states, least) {
-            return Err(Lost::States);
-        }
-        let Ok(events) = self.events.get_info().await else {
-            return Ok(());
-        };
-        let mut mark = self.mark.clone();
-        (mark.states, mark.events) = (Extent::of(&states), Extent::of(&events));
-        mark.last_event = mark::last_event(&events);
-        let named = events.config.metadata.get(EPOCH).cloned();
-        let same = named.is_none_or(|named| named == mark.epochs.current().to_string());
-        if !same || !self.mark.events.can_become(&mark.events) {
-            return Err(Lost::Events);
-        }
-        if events.config.duplicate_window != ground.history.window {
-            return Err(Lost::Window(events.config.duplicate_window));
-        }
-        if let Some(until) = mark.remaking
-            && let Ok(consumer) = self.events.consumer_info(INTAKE).await
-            && consumer.ack_floor.stream_sequence >= until
-        {
-            mark.remaking = None;
-        }
-        if ground.crowded.swap(false, Ordering::Relaxed) {
-            mark.crowded = Some(Timestamp::now());
-        }
-        if mark == self.mark {
-            return Ok(());
-        }
-        match self.marks.write(&mark, self.revision).await {
-            Ok(revision) => (self.mark, self.revision) = (mark, revision),
-            Err(error) if is_overtaken(&error) => return Err(Lost::Pin),
-            Err(error) => tracing::debug!(error = format!("{error:#}"), "can't renew the mark"),
-        }
-        Ok(())
-    }
-}
-
-/// Whether somebody else has written the mark.
-fn is_overtaken(error: &anyhow::Error) -> bool {
-    let error = error.downcast_ref::<jetstream::kv::UpdateError>();
-    error.is_some_and(|error| error.kind() == UpdateErrorKind::WrongLastRevision)
 }

@@ -277,16 +277,10 @@ impl<'a> Pass<'a> {
     ) -> Option<(Self, &'a Table)> {
         let table = tables.get(at)?;
         let mut check = table.config.check.clone();
-        // An orphan is in none of them, so all have to agree that it is to go.
-        let says = |policy| {
-            tables
-                .iter()
-                .any(|table| table.config.check.orphan == policy)
-        };
-        for milder in [Policy::Ignore, Policy::Report] {
-            if says(milder) {
-                check.orphan = milder;
-            }
+        // An orphan is in none of them, so all have to agree on what follows.
+        let same = |other: &Table| other.config.check.orphan == check.orphan;
+        if !tables.iter().all(same) {
+            check.orphan = Policy::Report;
         }
         let pass = Self {
             scheduler,

@@ -201,6 +201,27 @@ async fn a_restored_stream_that_has_grown_past_what_was_known_is_another() {
     }
 }
 
+/// It syncs each stream by itself: what it knows to be acknowledged may be in no state any more.
+#[tokio::test]
+async fn what_a_server_that_was_started_anew_has_lost_is_merged_again() {
+    let mut intake = Intake::start().await;
+    history(&intake).await;
+    let before = intake.state_message("0").await.unwrap().payload;
+    say(&intake, "d").await;
+    until_all_say(&intake, "d").await;
+    intake.stack.gateways[0].stop(GRACE).await.unwrap();
+    intake.publish("user.state.0", before).await;
+    // By itself that is an older state, and its event is acknowledged.
+    intake.stack.gateways[0].restart().await.unwrap();
+    let event = json!({"user_id": 1, "data": {"other": 1}});
+    intake.publish_json("user.updated", event).await;
+    intake.all_taken_in().await;
+    assert_eq!(intake.state("0").await.data["k"], "c");
+
+    intake.stack.nats.restart().await.unwrap();
+    until_all_say(&intake, "d").await;
+}
+
 #[tokio::test]
 async fn states_that_vanish_under_a_running_gateway_are_made_again() {
     for how in ["deleted", "purged", "emptied by half"] {

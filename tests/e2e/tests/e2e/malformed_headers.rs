@@ -1,6 +1,6 @@
 //! Headers that are none, from clients that write them by hand: what has them is refused, and nothing else is held up.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 use usersync_core::subjects::{USER_EVENTS, USER_REFUSED};
-use usersync_stack::Stack;
+use usersync_stack::{Stack, eventually};
 
 use crate::support::{Bus, Recorder, SOON, answer, only};
 
@@ -77,7 +77,7 @@ impl Raw {
 #[tokio::test]
 async fn malformed_headers_are_refused_and_hold_nothing_up() -> Result<()> {
     let recorder = Recorder::start(async |_| answer(200)).await?;
-    let stack = only(recorder.target("audit", "")).start().await?;
+    let mut stack = only(recorder.target("audit", "")).start().await?;
     let bus = Bus::connect(&stack).await?;
     let mut publisher = Raw::connect(&stack, "publisher").await?;
     for (user, block) in BLOCKS.iter().enumerate() {
@@ -129,5 +129,22 @@ async fn malformed_headers_are_refused_and_hold_nothing_up() -> Result<()> {
             .find(|line| lost.iter().any(|lost| line.contains(lost)));
         ensure!(line.is_none(), "{}: {line:?}", service.name());
     }
+
+    // A session begins although the last event that is known has none that can be read.
+    let event = json!({"user_id": 1, "username": "nobody"}).to_string();
+    publisher.publish("user.created", BLOCKS[1], &event).await?;
+    let last = bus.count(USER_EVENTS).await?;
+    eventually(SOON, async || {
+        let mark = bus.kv_get("user_epochs", "intake").await?;
+        let mark = mark.context("no mark")?;
+        ensure!(mark["events"]["last_seq"] == last, "{mark}");
+        Ok(())
+    })
+    .await?;
+    stack.gateways[0].restart().await?;
+    let event = json!({"user_id": 1_000, "data": {"n": 2}});
+    bus.publish("user.updated", event).await?;
+    let state = bus.state_after_intake(1_000).await?;
+    ensure!(state["data"]["n"] == 2, "{state}");
     stack.stop().await
 }

@@ -3,7 +3,10 @@
 use anyhow::{Result, ensure};
 use redis::AsyncTypedCommands as _;
 use serde_json::json;
-use usersync_core::check::Stage;
+use usersync_core::{
+    check::Stage,
+    subjects::{CHECKER, USER_CHECK},
+};
 use usersync_stack::{Directory, Launch, Stack, eventually, tools};
 
 use super::{check, counts, created, report};
@@ -122,9 +125,16 @@ async fn a_check_of_a_target_that_is_none_is_refused() -> Result<()> {
     }
     bus.publish("user.check.rediscache", json!({})).await?;
     bus.publish("user.check.Redis_Cache", json!({})).await?;
-    // They are done in order, so the first two are through.
     let last = check(&bus, "redis-cache", json!({})).await?;
     ensure!(last.stage == Stage::Done, "{last:?}");
+    eventually(SOON, async || {
+        let requests = bus.jetstream().get_stream_no_info(USER_CHECK).await?;
+        let left = requests.consumer_info(CHECKER).await?;
+        let left = left.num_pending + left.num_ack_pending as u64;
+        ensure!(left == 0, "{left} requests wait");
+        Ok(())
+    })
+    .await?;
     for none in ["rediscache", "Redis_Cache"] {
         ensure!(report(&bus, none).await?.is_none(), "{none}");
     }
